@@ -1,0 +1,146 @@
+"""Architecture descriptions: one declarative JSON file per model family, its schema, and its lookup.
+
+A description says where a family keeps its prunable structure. One rule covers every weight that a group
+touches: axis length = parts x units x block. `structure.py` checks each name and shape against a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optin_cli.errors import ArchitectureError, did_you_mean
+
+FOLDER = Path(__file__).parent
+OUTPUTS_FILE = FOLDER / "outputs.json"
+
+OutputKind = Literal["categorical", "bernoulli", "real"]
+Layout = Literal["BTC", "BHWC", "BCHW"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SliceRule(_Strict):
+    """Parameters (paths relative to the block) of which one axis carries the units.
+
+    A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
+    does not exist is an error unless `optional`.
+    """
+
+    parameters: list[str] = Field(min_length=1)
+    axis: int
+    parts: int = Field(1, ge=1)
+    optional: bool = False
+
+
+class EmptyRule(_Strict):
+    """How a module computes once its group has no unit left and its own forward cannot run.
+
+    The module then returns a zero-wide tensor, passed through its child `consumer` (giving the bias) and,
+    with `norm`, through residual and normalisation; as a tuple of `returns` items unless 0.
+    """
+
+    module: str
+    consumer: str | None = None
+    norm: str | None = None
+    returns: int = Field(0, ge=0)
+
+
+class GroupRule(_Strict):
+    """One prunable axis of a block."""
+
+    kind: Literal["head", "neuron", "channel"]
+    consumer: str
+    block: int | str = 1
+    slices: list[SliceRule] = Field(min_length=1)
+    set_units: list[str] = []
+    set_width: list[str] = []
+    mixer: str | None = None
+    empty: EmptyRule | None = None
+
+
+class StackRule(_Strict):
+    """An ordered run of blocks; `*` in `blocks` stands for the index of a module list."""
+
+    name: str
+    blocks: str
+    layout: Layout = "BTC"
+    groups: list[GroupRule] = Field(min_length=1)
+
+
+class Architecture(_Strict):
+    """A model family."""
+
+    family: str
+    library: Literal["transformers"]
+    model_types: list[str] = Field(min_length=1)
+    stacks: list[StackRule] = Field(min_length=1)
+
+
+class OutputRule(_Strict):
+    """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
+
+    `over` is "classes" when the last axis is the distribution (per token if there is a token axis), and
+    "tokens" when the distribution runs over the positions of the sequence.
+    """
+
+    name: str
+    kind: OutputKind
+    over: Literal["classes", "tokens"] = "classes"
+    kind_by_problem_type: dict[str, OutputKind] = {}
+
+
+class HeadRule(_Strict):
+    """A kind of model head, by transformers' auto class, and what it puts out."""
+
+    outputs: list[OutputRule] = Field(min_length=1)
+
+
+def parse_architecture(path: Path) -> Architecture:
+    """Read and validate one description; every problem in it is reported at once."""
+    try:
+        return Architecture.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArchitectureError(f"The architecture file {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
+        raise ArchitectureError(
+            f"{path} is not a valid architecture description:\n" + "\n".join(lines),
+            hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
+        ) from error
+
+
+@functools.cache
+def known_architectures() -> dict[str, Architecture]:
+    """Every shipped description, by model type."""
+    files = sorted(p for p in FOLDER.glob("*.json") if p != OUTPUTS_FILE)
+    return {kind: a for a in map(parse_architecture, files) for kind in a.model_types}
+
+
+def find_architecture(model_type: str) -> Architecture:
+    """The description of a model type.
+
+    Raises:
+        ArchitectureError: no shipped file describes it; names the closest and how to describe one.
+    """
+    known = known_architectures()
+    if model_type not in known:
+        raise ArchitectureError(
+            f"No architecture description covers model type {model_type!r}.",
+            hint=f"{did_you_mean(model_type, known)} A family is described by one JSON file: copy the nearest "
+            f"one ({FOLDER.name}/*.json in the package), adapt its paths, and pass --architecture my.json.",
+        )
+    return known[model_type]
+
+
+@functools.cache
+def known_heads() -> dict[str, HeadRule]:
+    """What each kind of model head puts out, by transformers' auto class name."""
+    raw = json.loads(OUTPUTS_FILE.read_text(encoding="utf-8"))
+    return {name: HeadRule.model_validate(rule) for name, rule in raw.items()}

@@ -1,0 +1,281 @@
+"""Every file a stage writes: pydantic models of their content, and atomic, hashed reading and writing.
+
+Nothing here imports torch, so that stages without a model (search, inspect) start at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from optin_cli.errors import ArtifactError
+
+Options = dict[str, JsonValue]
+
+
+class Frozen(BaseModel):
+    """Immutable record; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Source(Frozen):
+    """What an artifact was made from: a display name and the sha256 of its content."""
+
+    name: str
+    sha256: str
+
+
+class Artifact(Frozen):
+    """Common head of every artifact. Holds no timestamps and no machine paths: equal runs, equal bytes."""
+
+    kind: ClassVar[str]
+    optin_version: str
+    options: Options
+    inputs: dict[str, Source]
+
+    def dump(self) -> str:
+        """Indented JSON text ending in a newline, lists of numbers on one line each."""
+        return to_json(self.model_dump(mode="json", by_alias=True)) + "\n"
+
+
+class Totals(Frozen):
+    """Whole-model cost. MACs are multiply-accumulates of matrix products, convolutions and attention."""
+
+    macs: int
+    parameters: int
+    bytes: int
+
+
+class GroupCost(Frozen):
+    """One prunable axis: how many units it has and what each of them costs."""
+
+    kind: str
+    block: str
+    units: int
+    unit_macs: float
+    unit_parameters: int
+
+
+class Workload(Frozen):
+    """The input shape that MACs are stated for."""
+
+    batch_size: int = 1
+    seq_len: int
+
+
+class Profile(Artifact):
+    """`optin profile`: cost of the whole model and of each group's units."""
+
+    kind: ClassVar[str] = "profile"
+    schema_: Literal["optin.profile/1"] = Field("optin.profile/1", alias="schema")
+    family: str
+    architecture: str
+    workload: Workload
+    totals: Totals
+    groups: dict[str, GroupCost]
+
+
+class GroupScores(GroupCost):
+    """A scored group: its costs and how its importance was estimated."""
+
+    estimator: str
+    samples: int
+
+
+class ScoresHeader(Artifact):
+    """`optin score`: JSON header of the scores file, beside one float32 importance vector per group."""
+
+    kind: ClassVar[str] = "scores"
+    schema_: Literal["optin.scores/1"] = Field("optin.scores/1", alias="schema")
+    family: str
+    architecture: str
+    criterion: str
+    workload: Workload
+    totals: Totals
+    groups: dict[str, GroupScores]
+
+
+class GroupMask(Frozen):
+    """Kept unit indices of one group, ascending."""
+
+    units: int = Field(ge=1)
+    kept: list[int]
+
+    @model_validator(mode="after")
+    def _check(self) -> GroupMask:
+        outside = [u for u in self.kept if not 0 <= u < self.units]
+        if outside:
+            raise ValueError(f"index {outside[0]} is out of range: the group has units 0 to {self.units - 1}")
+        if len(set(self.kept)) != len(self.kept):
+            twice = next(u for u in self.kept if self.kept.count(u) > 1)
+            raise ValueError(f"index {twice} is listed more than once")
+        if sorted(self.kept) != self.kept:
+            raise ValueError("kept indices must be in ascending order")
+        return self
+
+
+class Budget(Frozen):
+    """What was asked, and what the mask reaches, as shares of the whole model (0 to 1)."""
+
+    asked: dict[str, float]
+    reached: dict[str, float]
+
+
+class Mask(Artifact):
+    """`optin search`: the kept units of every group under a budget."""
+
+    kind: ClassVar[str] = "mask"
+    schema_: Literal["optin.mask/1"] = Field("optin.mask/1", alias="schema")
+    workload: Workload
+    budget: Budget
+    importance_lost: float
+    groups: dict[str, GroupMask]
+
+
+class Certificate(Frozen):
+    """Largest absolute differences between outputs, over a probe batch.
+
+    `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by plain
+    transformers without optin; `masked` compares the cut model with the masked original.
+    """
+
+    probe: str
+    loader: str
+    outputs: list[str]
+    reloaded: float
+    masked: float | None
+    tolerance: float
+
+
+class Manifest(Artifact):
+    """`optin prune`: what the folder `optin.json` lies in was cut from, how, and the proof that it loads."""
+
+    kind: ClassVar[str] = "manifest"
+    schema_: Literal["optin.manifest/1"] = Field("optin.manifest/1", alias="schema")
+    family: str
+    architecture: str
+    model_class: str
+    auto_class: str
+    workload: Workload
+    budget: Budget
+    before: Totals
+    after: Totals
+    groups: dict[str, GroupMask]
+    plan: dict[str, JsonValue]
+    certificate: Certificate
+    versions: dict[str, str]
+
+
+class Measure(Frozen):
+    """A named number."""
+
+    name: str
+    value: float
+
+
+class Latency(Frozen):
+    """Median wall time of one forward pass."""
+
+    batch_size: int
+    seq_len: int
+    runs: int
+    device: str
+    threads: int
+    median_ms: float
+    samples_per_second: float
+
+
+class Comparison(Frozen):
+    """The evaluated model beside another on the same samples; ratios are this / other."""
+
+    name: str
+    metric: Measure | None
+    drop: float | None
+    agreement: float | None
+    kl: float | None
+    macs_ratio: float
+    parameters_ratio: float
+    bytes_ratio: float
+    latency_ratio: float | None
+
+
+class Evaluation(Artifact):
+    """`optin eval`: task metric, size and speed of a checkpoint."""
+
+    kind: ClassVar[str] = "eval"
+    schema_: Literal["optin.eval/1"] = Field("optin.eval/1", alias="schema")
+    task: str | None
+    split: str
+    samples: int
+    metric: Measure | None
+    metrics: dict[str, float]
+    standard_error: float | None
+    workload: Workload
+    totals: Totals
+    latency: Latency | None
+    against: Comparison | None
+
+
+A = TypeVar("A", bound=Artifact)
+
+KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation)
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON whose lists of plain numbers stay on one line, so that masks can be read and edited."""
+
+    def render(node: Any, indent: str) -> str:
+        deeper = indent + "  "
+        if isinstance(node, Mapping) and node:
+            rows = ",\n".join(f"{deeper}{json.dumps(str(k))}: {render(v, deeper)}" for k, v in node.items())
+            return "{\n" + rows + "\n" + indent + "}"
+        if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
+            return "[\n" + ",\n".join(deeper + render(item, deeper) for item in node) + "\n" + indent + "]"
+        return json.dumps(node, ensure_ascii=False, allow_nan=False)
+
+    return render(value, "")
+
+
+def parse(kind: type[A], content: str | bytes, name: str) -> A:
+    """Validate JSON text as an artifact of `kind`; all problems are reported together, with their places."""
+    try:
+        raw = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{name} is not valid JSON: {error}.", hint=f"Expected a {kind.kind} file.") from error
+    return validate(kind, raw, name)
+
+
+def validate(kind: type[A], raw: Any, name: str) -> A:
+    """Validate a decoded JSON document as an artifact of `kind`."""
+    expected = str(kind.model_fields["schema_"].default)
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != expected:
+        made_by = {str(k.model_fields["schema_"].default): k.kind for k in KINDS}.get(str(found), None)
+        what = f"a {made_by} file" if made_by else "not an optin artifact of that kind"
+        raise ArtifactError(
+            f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r})."
+        )
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(p) for p in e['loc']) or '(root)'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise ArtifactError(f"{name} is not a valid {kind.kind} file:\n" + "\n".join(lines)) from error
+
+
+def require_source(artifact: Artifact, artifact_name: str, role: str, found: Source) -> None:
+    """Refuse an artifact that was made from another `role` (checkpoint, scores, …) than the one given."""
+    made_from = artifact.inputs.get(role)
+    if made_from is None or made_from.sha256 != found.sha256:
+        origin = f"{made_from.name} (sha256 {made_from.sha256[:12]})" if made_from else "something unnamed"
+        raise ArtifactError(
+            f"{artifact_name} was made from {role} {origin}, "
+            f"but {found.name} (sha256 {found.sha256[:12]}) was given.",
+            hint=f"Pass the {role} it was made from, or make the {artifact.kind} again from {found.name}.",
+        )

@@ -1,0 +1,75 @@
+"""The one exception family: what is wrong, what was expected, what to do next, and the exit status."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Process exit statuses of every command."""
+
+    DONE = 0
+    FAILURE = 1
+    USAGE = 2
+    GATE = 3
+    INTERRUPTED = 130
+
+
+class OptinError(Exception):
+    """A failure a user can act on.
+
+    `message` names the thing, what was found and what was expected; `hint` says what to do next.
+    """
+
+    status: Exit = Exit.FAILURE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OptinError):
+    """Options that contradict each other or lie outside their range."""
+
+    status = Exit.USAGE
+
+
+class CheckpointError(OptinError):
+    """A checkpoint that cannot be read, is incomplete, or cannot be written."""
+
+
+class ArchitectureError(OptinError):
+    """A model that no architecture description fits, or a description that does not fit its model."""
+
+
+class DataError(OptinError):
+    """Calibration or evaluation data that is missing, empty or of the wrong form."""
+
+
+class ArtifactError(OptinError):
+    """An artifact that is unreadable, invalid, or made from other inputs than those given."""
+
+
+class BudgetError(OptinError):
+    """A budget that no mask can meet."""
+
+
+class CertificateError(OptinError):
+    """A cut checkpoint whose reloaded outputs differ from those of the model it was cut from."""
+
+
+class GateError(OptinError):
+    """A quality gate that was measured and not met."""
+
+    status = Exit.GATE
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Hint that names the nearest known names first, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    lead = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"{lead}Known: {', '.join(names)}."

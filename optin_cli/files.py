@@ -1,0 +1,149 @@
+"""Paths in, bytes out: hashing, and writes that appear whole or not at all.
+
+A file or folder is written under a temporary name beside its target and renamed when complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from optin_cli.errors import ArtifactError, OptinError
+
+STDIO = "-"
+
+
+class OutputError(OptinError):
+    """An output that cannot be written."""
+
+
+def sha256_of(*contents: Path | bytes) -> str:
+    """Hex sha256 over the given files and byte strings, in order."""
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, bytes):
+            digest.update(content)
+            continue
+        with content.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_bytes(path: str | Path, what: str) -> bytes:
+    """Content of a file, or of standard input for "-".
+
+    Raises:
+        ArtifactError: the file is missing, is a folder, or cannot be read.
+    """
+    if str(path) == STDIO:
+        content = sys.stdin.buffer.read()
+        if not content:
+            raise ArtifactError(f"Standard input is empty; expected a {what} file.")
+        return content
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; expected a {what} file.") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read as a {what} file: {error.strerror}.") from error
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse an existing output, or one whose folder cannot take it, before any time is spent."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
+    parent = path.parent
+    if not parent.exists():
+        raise OutputError(f"The folder {parent} does not exist, so {path.name} cannot be written into it.")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} is not a folder that can be written to.")
+
+
+@contextlib.contextmanager
+def explained_os_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(
+                f"No space is left on the disk while writing {path}.",
+                hint="Free some space or write elsewhere with -o; nothing was left behind.",
+            ) from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any failure."""
+    check_output(path, force=force)
+    with explained_os_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
+
+    With `force`, an existing folder is set aside first and deleted only after the new one is in place.
+    """
+    check_output(path, force=force)
+    with explained_os_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        aside = temporary.with_suffix(".old")
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            if path.exists():
+                path.replace(aside)
+            temporary.replace(path)
+        except BaseException:
+            if aside.exists() and not path.exists():
+                aside.replace(path)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if aside.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
+    """Write text atomically, or to standard output for "-"."""
+    if str(path) == STDIO:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    with atomic_file(Path(path), force=force) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | Path, content: bytes, *, force: bool = False) -> None:
+    """Write bytes atomically, or to standard output for "-"."""
+    if str(path) == STDIO:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    with atomic_file(Path(path), force=force) as temporary:
+        temporary.write_bytes(content)
