@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optin_cli.errors import ArchitectureError, did_you_mean
 
@@ -52,6 +52,14 @@ class EmptyRule(_Strict):
     returns: int = Field(0, ge=0)
 
 
+class SelectRule(_Strict):
+    """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers."""
+
+    module: str
+    argument: str
+    axis: int
+
+
 class GroupRule(_Strict):
     """One prunable axis of a block."""
 
@@ -62,6 +70,7 @@ class GroupRule(_Strict):
     set_units: list[str] = []
     set_width: list[str] = []
     mixer: str | None = None
+    select: list[SelectRule] = []
     empty: EmptyRule | None = None
 
 
@@ -75,12 +84,19 @@ class StackRule(_Strict):
 
 
 class Architecture(_Strict):
-    """A model family."""
+    """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same."""
 
     family: str
     library: Literal["transformers"]
     model_types: list[str] = Field(min_length=1)
-    stacks: list[StackRule] = Field(min_length=1)
+    stacks: list[StackRule] = []
+    stacks_of: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Architecture:
+        if bool(self.stacks) == bool(self.stacks_of):
+            raise ValueError("give either stacks or stacks_of")
+        return self
 
 
 class OutputRule(_Strict):
@@ -105,7 +121,7 @@ class HeadRule(_Strict):
 def parse_architecture(path: Path) -> Architecture:
     """Read and validate one description; every problem in it is reported at once."""
     try:
-        return Architecture.model_validate_json(path.read_bytes())
+        architecture = Architecture.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ArchitectureError(f"The architecture file {path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
@@ -114,6 +130,16 @@ def parse_architecture(path: Path) -> Architecture:
             f"{path} is not a valid architecture description:\n" + "\n".join(lines),
             hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
         ) from error
+    if architecture.stacks_of is None:
+        return architecture
+    shared = FOLDER / f"{architecture.stacks_of}.json"
+    if not shared.exists():
+        names = (p.stem for p in FOLDER.glob("*.json") if p != OUTPUTS_FILE)
+        raise ArchitectureError(
+            f"{path} takes its stacks from {architecture.stacks_of!r}, which is not described.",
+            hint=did_you_mean(architecture.stacks_of, names),
+        )
+    return architecture.model_copy(update={"stacks": parse_architecture(shared).stacks})
 
 
 @functools.cache

@@ -1,0 +1,67 @@
+"""A model, groups and per-unit gates in; a context in which each consumer's input is scaled by its gates.
+
+Masking a unit multiplies its columns of the consumer's input by 0, which equals cutting it whatever the
+activation before. Gates may differ per row of the batch and may require gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from optin_cli.structure import Group, Structure
+
+Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+
+def gate_units(x: torch.Tensor, gates: torch.Tensor, block: int) -> torch.Tensor:
+    """Scale each unit's columns.
+
+    Args:
+        x: (rows, ..., units * block), the consumer's input.
+        gates: (units,) for all rows alike, or (rows, units).
+        block: columns a unit.
+    """
+    if block > 1:
+        gates = gates.repeat_interleave(block, dim=-1)
+    if gates.dim() == 2:
+        gates = gates.reshape(gates.shape[0], *([1] * (x.dim() - 2)), gates.shape[-1])
+    return x * gates
+
+
+def _hook(gates: torch.Tensor, block: int) -> Hook:
+    def scale(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (gate_units(inputs[0], gates, block), *inputs[1:])
+
+    return scale
+
+
+@contextlib.contextmanager
+def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[None]:
+    """Scale the consumers' inputs of `groups` by their gates; the hooks are removed whatever happens."""
+    handles = []
+    try:
+        for group, gates in groups.items():
+            consumer = model.get_submodule(group.consumer)
+            handles.append(consumer.register_forward_pre_hook(_hook(gates, group.block)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]]) -> Iterator[None]:
+    """Run the model as if only the `kept` units (by group name) existed."""
+    parameter = next(model.parameters())
+    gates = {}
+    for group in structure.groups:
+        if group.name in kept:
+            gate = torch.zeros(group.units, device=parameter.device, dtype=parameter.dtype)
+            gate[kept[group.name]] = 1.0
+            gates[group] = gate
+    with gated(model, gates):
+        yield

@@ -1,0 +1,75 @@
+"""A stock model and a cut plan in; the same model with the planned shapes out, ready for the cut weights.
+
+This file is self-contained on purpose (torch only): `prune` ships its text beside the weights, so that a cut
+checkpoint loads with plain transformers and `trust_remote_code=True`, without optin installed.
+"""
+
+import inspect
+import types
+
+import torch
+from torch import nn
+
+
+def apply_plan(model, plan):
+    """Give `model` the shapes, attributes and emptied modules of a cut plan. Weights are left to be loaded.
+
+    Args:
+        model: a module whose base model lies at `plan["root"]`, or is that base model itself.
+        plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
+            "select": [{"module", "argument", "axis", "index"}],
+            "empty": [{"module", "consumer", "norm", "returns"}]}.
+    """
+    root = plan["root"] + "." if plan["root"] else ""
+    inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
+
+    def locate(path):
+        owner, _, leaf = (path if inside else path.removeprefix(root)).rpartition(".")
+        return model.get_submodule(owner), leaf
+
+    for path, shape in plan["parameters"].items():
+        owner, leaf = locate(path)
+        old = getattr(owner, leaf)
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+        if isinstance(owner, nn.Linear) and leaf == "weight":
+            owner.out_features, owner.in_features = shape
+    for path, value in plan["attributes"].items():
+        owner, leaf = locate(path)
+        setattr(owner, leaf, value)
+    for rule in plan["select"]:
+        owner, leaf = locate(rule["module"])
+        _select(getattr(owner, leaf), rule)
+    for rule in plan["empty"]:
+        owner, leaf = locate(rule["module"])
+        _empty(getattr(owner, leaf), rule)
+    return model
+
+
+def _select(module, rule):
+    """Keep only the entries of one argument that belong to the units the module still has."""
+    signature = inspect.signature(module.forward)
+
+    def choose(_module, args, kwargs):
+        bound = signature.bind(*args, **kwargs)
+        value = bound.arguments.get(rule["argument"])
+        if value is not None:
+            index = torch.tensor(rule["index"], device=value.device)
+            bound.arguments[rule["argument"]] = value.index_select(rule["axis"], index)
+        return bound.args, bound.kwargs
+
+    module.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+def _empty(module, rule):
+    """Replace the forward of a module that has no unit left by what it then computes: its bias, or nothing."""
+
+    def forward(self, hidden_states, *_args, **_kwargs):
+        out = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
+        if rule["consumer"]:
+            out = getattr(self, rule["consumer"])(out)
+        if rule["norm"]:
+            out = getattr(self, rule["norm"])(hidden_states + out)
+        return (out, *[None] * (rule["returns"] - 1)) if rule["returns"] else out
+
+    module.forward = types.MethodType(forward, module)

@@ -1,0 +1,224 @@
+"""A model and its architecture description in; its groups, blocks and outputs out, every name and shape checked.
+
+Sizes are read from the tensors themselves, so a checkpoint that was already cut is described as it is now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from optin_cli.architectures import Architecture, EmptyRule, GroupRule, HeadRule, Layout, OutputRule, SelectRule, SliceRule
+from optin_cli.errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One parameter of which `axis` is laid out as parts x units x block."""
+
+    parameter: str
+    axis: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prunable axis: `units` units of `block` columns each, side by side in the consumer's input.
+
+    All paths are full in-memory paths in the model.
+    """
+
+    name: str
+    kind: str
+    block_name: str
+    units: int
+    block: int
+    consumer: str
+    slices: tuple[Slice, ...]
+    set_units: tuple[str, ...]
+    set_width: tuple[str, ...]
+    mixer: str | None
+    select: tuple[SelectRule, ...]
+    empty: EmptyRule | None
+
+    @property
+    def width(self) -> int:
+        """Columns of the consumer's input."""
+        return self.units * self.block
+
+
+@dataclass(frozen=True)
+class Block:
+    """A point of the trajectory: the module whose output is compared, and that output's layout."""
+
+    name: str
+    path: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be pruned in a model and what is compared to judge it."""
+
+    family: str
+    blocks: tuple[Block, ...]
+    groups: tuple[Group, ...]
+    outputs: tuple[OutputRule, ...]
+
+    def group(self, name: str) -> Group:
+        """The group of that name (KeyError if there is none)."""
+        return {g.name: g for g in self.groups}[name]
+
+
+def find_structure(
+    model: nn.Module, architecture: Architecture, head: HeadRule, *, root: str = "", problem_type: str | None = None
+) -> Structure:
+    """Resolve a description against a model.
+
+    Args:
+        model: the whole model.
+        architecture: the family's description; its block paths are relative to `root`.
+        head: what this model's head puts out.
+        root: path of the base model inside `model` ("" when it is the base model itself).
+        problem_type: transformers' `config.problem_type`, which decides the distribution of some outputs.
+
+    Raises:
+        ArchitectureError: a name is missing or a shape does not follow; all such problems together.
+    """
+    problems: list[str] = []
+    blocks: list[Block] = []
+    groups: list[Group] = []
+    for stack in architecture.stacks:
+        found = list(_match(model, f"{root}.{stack.blocks}" if root else stack.blocks))
+        if not found:
+            problems.append(f"no module matches {stack.blocks!r} (stack {stack.name})")
+        for path, indices in found:
+            block_name = ".".join([stack.name, *indices])
+            blocks.append(Block(block_name, path, stack.layout))
+            for rule in stack.groups:
+                group = _resolve_group(model, rule, path, block_name, problems)
+                if group is not None:
+                    groups.append(group)
+    if problems:
+        shown = problems[:12] + ([f"… and {len(problems) - 12} more"] if len(problems) > 12 else [])
+        raise ArchitectureError(
+            f"The architecture description {architecture.family!r} does not fit this {type(model).__name__}:\n"
+            + "\n".join(f"  {p}" for p in shown),
+            hint="Correct the description, or pass another one with --architecture my.json.",
+        )
+    outputs = tuple(_resolve_output(rule, problem_type) for rule in head.outputs)
+    return Structure(architecture.family, tuple(blocks), tuple(groups), outputs)
+
+
+def _resolve_output(rule: OutputRule, problem_type: str | None) -> OutputRule:
+    kind = rule.kind_by_problem_type.get(problem_type or "", rule.kind)
+    return rule.model_copy(update={"kind": kind})
+
+
+def _match(model: nn.Module, pattern: str) -> Iterator[tuple[str, list[str]]]:
+    """Modules whose path fits a pattern in which * stands for an index, with the indices that stood there."""
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + r"\Z")
+    for path, _ in model.named_modules():
+        if match := expression.match(path):
+            yield path, list(match.groups())
+
+
+def _resolve_group(
+    model: nn.Module, rule: GroupRule, path: str, block_name: str, problems: list[str]
+) -> Group | None:
+    name = f"{block_name}.{rule.kind}"
+    before = len(problems)
+    if isinstance(rule.block, int):
+        block = rule.block
+    else:
+        value = _attribute(model, f"{path}.{rule.block}")
+        block = value if isinstance(value, int) else 0
+        if block < 1:
+            problems.append(f"{name}: attribute {path}.{rule.block} is {value!r}, expected a positive integer")
+            return None
+    slices = [s for r in rule.slices for s in _resolve_slices(model, r, path, name, problems)]
+    inner = [rule.mixer, rule.empty and rule.empty.module, *(s.module for s in rule.select)]
+    for target in [rule.consumer, *filter(None, inner)]:
+        if _module(model, f"{path}.{target}") is None:
+            problems.append(f"{name}: module {path}.{target} does not exist")
+    for attribute in [*rule.set_units, *rule.set_width]:
+        if _attribute(model, f"{path}.{attribute}") is None:
+            problems.append(f"{name}: attribute {path}.{attribute} does not exist")
+    units = _count_units(model, slices, block, name, problems)
+    if len(problems) > before or units == 0:
+        return None
+    return Group(
+        name=name,
+        kind=rule.kind,
+        block_name=block_name,
+        units=units,
+        block=block,
+        consumer=f"{path}.{rule.consumer}",
+        slices=tuple(slices),
+        set_units=tuple(f"{path}.{a}" for a in rule.set_units),
+        set_width=tuple(f"{path}.{a}" for a in rule.set_width),
+        mixer=f"{path}.{rule.mixer}" if rule.mixer else None,
+        select=tuple(s.model_copy(update={"module": f"{path}.{s.module}"}) for s in rule.select),
+        empty=rule.empty and rule.empty.model_copy(update={"module": f"{path}.{rule.empty.module}"}),
+    )
+
+
+def _resolve_slices(
+    model: nn.Module, rule: SliceRule, path: str, name: str, problems: list[str]
+) -> Iterator[Slice]:
+    for parameter in rule.parameters:
+        full = f"{path}.{parameter}"
+        owner_path, _, leaf = full.rpartition(".")
+        owner = _module(model, owner_path)
+        if owner is None or leaf not in owner._parameters and leaf not in owner._buffers:
+            if not rule.optional:
+                problems.append(f"{name}: parameter {full} does not exist")
+        elif getattr(owner, leaf) is not None:
+            yield Slice(full, rule.axis, rule.parts)
+
+
+def _count_units(model: nn.Module, slices: list[Slice], block: int, name: str, problems: list[str]) -> int:
+    counts: dict[int, str] = {}
+    for piece in slices:
+        tensor = tensor_at(model, piece.parameter)
+        if tensor.dim() <= piece.axis:
+            problems.append(f"{name}: {piece.parameter} has shape {tuple(tensor.shape)}, no axis {piece.axis}")
+            continue
+        length = tensor.shape[piece.axis]
+        if length % (piece.parts * block):
+            problems.append(
+                f"{name}: axis {piece.axis} of {piece.parameter} has length {length}, "
+                f"not a multiple of parts x block = {piece.parts} x {block}"
+            )
+            continue
+        counts.setdefault(length // (piece.parts * block), piece.parameter)
+    if len(counts) > 1:
+        stated = ", ".join(f"{parameter} says {units}" for units, parameter in counts.items())
+        problems.append(f"{name}: its parameters disagree on the number of units: {stated}")
+    return next(iter(counts), 0)
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _attribute(model: nn.Module, path: str) -> object:
+    owner_path, _, leaf = path.rpartition(".")
+    owner = _module(model, owner_path)
+    return getattr(owner, leaf, None)
+
+
+def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
+    """The parameter or buffer at a full path."""
+    owner_path, _, leaf = path.rpartition(".")
+    tensor = getattr(model.get_submodule(owner_path), leaf)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{path} is not a tensor")
+    return tensor

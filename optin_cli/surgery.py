@@ -1,0 +1,92 @@
+"""A model, its structure and the kept units in; the model with its tensors really cut out.
+
+Every parameter of a group follows one rule: axis length = parts x units x block; cutting keeps, in each
+part, the columns of the kept units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from optin_cli.architectures import EmptyRule, SelectRule
+from optin_cli.runtime import apply_plan
+from optin_cli.structure import Group, Slice, Structure, tensor_at
+
+
+class Selection(SelectRule):
+    """An argument's entries that stay along its axis."""
+
+    index: list[int]
+
+
+class Plan(BaseModel):
+    """What makes a stock model take the cut weights: new shapes, attributes and emptied modules by full path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: str
+    parameters: dict[str, list[int]] = {}
+    attributes: dict[str, int] = {}
+    select: list[Selection] = []
+    empty: list[EmptyRule] = []
+
+    def then(self, later: Plan) -> Plan:
+        """The plan of cutting by this one and then by `later`."""
+        return Plan(
+            root=self.root,
+            parameters={**self.parameters, **later.parameters},
+            attributes={**self.attributes, **later.attributes},
+            select=[*self.select, *later.select],
+            empty=[*self.empty, *later.empty],
+        )
+
+
+def slice_indices(piece: Slice, group: Group, kept: list[int]) -> torch.Tensor:
+    """Positions along `piece.axis` that stay, given the kept units: (parts * len(kept) * block,)."""
+    grid = torch.arange(piece.parts * group.width).reshape(piece.parts, group.units, group.block)
+    return grid[:, kept, :].flatten()
+
+
+def cut(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]], root: str = "") -> Plan:
+    """Cut a model in place.
+
+    Args:
+        model: the model the structure was found in.
+        structure: its groups.
+        kept: kept unit indices by group name, ascending; groups not named stay whole.
+        root: path of the base model, recorded in the plan.
+
+    Returns:
+        the plan that gives a freshly built model the same shapes.
+    """
+    plan = Plan(root=root)
+    tensors: dict[str, torch.Tensor] = {}
+    for group in structure.groups:
+        if group.name not in kept or len(kept[group.name]) == group.units:
+            continue
+        units = kept[group.name]
+        for piece in group.slices:
+            tensor = tensors.get(piece.parameter, tensor_at(model, piece.parameter))
+            index = slice_indices(piece, group, units).to(tensor.device)
+            tensors[piece.parameter] = tensor.detach().index_select(piece.axis, index)
+        plan = plan.then(
+            Plan(
+                root=root,
+                parameters={p.parameter: list(tensors[p.parameter].shape) for p in group.slices},
+                attributes={
+                    **dict.fromkeys(group.set_units, len(units)),
+                    **dict.fromkeys(group.set_width, len(units) * group.block),
+                },
+                select=[Selection(**s.model_dump(), index=units) for s in group.select if units],
+                empty=[group.empty] if group.empty and not units else [],
+            )
+        )
+    apply_plan(model, plan.model_dump())
+    with torch.no_grad():
+        for path, tensor in tensors.items():
+            tensor_at(model, path).copy_(tensor)
+    return plan

@@ -1,0 +1,72 @@
+"""Block outputs and final outputs in; distances between trajectories out. Pure tensor functions.
+
+Equations of OPTIN (ICLR 2024, Algorithm 1): manifold distance between the token Gram matrices of block
+outputs, and a distillation distance between the final outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def normalized_tokens(features: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """L2-normalise every token and zero the padding.
+
+    Args:
+        features: (rows, tokens, width).
+        token_mask: (rows, tokens), true where a token is real.
+    """
+    return F.normalize(features, dim=-1) * token_mask.unsqueeze(-1).to(features.dtype)
+
+
+def manifold_distance(features: torch.Tensor, reference: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """Squared Frobenius distance of the token Gram matrices over T squared, per row: (rows,).
+
+    Args:
+        features, reference: (rows, tokens, width), unnormalised.
+        token_mask: (rows, tokens); T is its sum per row.
+    """
+    mine, theirs = normalized_tokens(features, token_mask), normalized_tokens(reference, token_mask)
+    difference = mine @ mine.transpose(1, 2) - theirs @ theirs.transpose(1, 2)
+    tokens = token_mask.sum(dim=1).to(features.dtype)
+    return difference.square().sum(dim=(1, 2)) / tokens.square()
+
+
+def output_distance(
+    output: torch.Tensor,
+    reference: torch.Tensor,
+    kind: str,
+    temperature: float,
+    token_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Distance of outputs from a reference, per row: (rows,).
+
+    "categorical": temperature squared times KL(reference || output) of the softened distributions over the last
+    axis; "bernoulli": the same of independent binary distributions, averaged over them; "real": mean squared
+    error, where the temperature has no meaning. Axes between rows and the last are averaged, over real tokens
+    only when `token_mask` (rows, tokens) is given.
+    """
+    if kind == "categorical":
+        p = F.log_softmax(reference / temperature, dim=-1)
+        q = F.log_softmax(output / temperature, dim=-1)
+        # A class masked to -inf in both contributes nothing; 0 * (-inf + inf) would be NaN.
+        each = torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum(dim=-1) * temperature**2
+    elif kind == "bernoulli":
+        p = torch.sigmoid(reference / temperature)
+        on = F.logsigmoid(reference / temperature) - F.logsigmoid(output / temperature)
+        off = F.logsigmoid(-reference / temperature) - F.logsigmoid(-output / temperature)
+        each = (p * on + (1 - p) * off).mean(dim=-1) * temperature**2
+    else:
+        each = (output - reference).square().mean(dim=-1)
+    return mean_over_tokens(each, token_mask)
+
+
+def mean_over_tokens(values: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """Average everything after the first axis: (rows, ...) -> (rows,), over real tokens only if masked."""
+    if values.dim() == 1:
+        return values
+    if token_mask is not None:
+        weights = token_mask.to(values.dtype)
+        return (values * weights).sum(dim=1) / weights.sum(dim=1)
+    return values.flatten(1).mean(dim=1)
