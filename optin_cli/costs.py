@@ -19,7 +19,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from optin_cli.artifacts import GroupCost, Totals
+from optin_cli.artifacts import GroupCost, Totals, Workload
+from optin_cli.checkpoint import Checkpoint
 from optin_cli.structure import Group, Structure, tensor_at
 
 Handler = Callable[[list[Any], list[Any]], int]
@@ -146,3 +147,12 @@ def measure_costs(
         for group in structure.groups
     }
     return Totals(macs=total, parameters=count_parameters(model), bytes=weight_bytes), groups
+
+
+def example_inputs(checkpoint: Checkpoint, workload: Workload) -> dict[str, torch.Tensor]:
+    """Token inputs of a workload's shape, without padding, on the model's device."""
+    shape = (workload.batch_size, workload.seq_len)
+    pad = checkpoint.config.pad_token_id
+    token = 1 if pad == 0 else 0
+    ids = torch.full(shape, token, dtype=torch.long, device=checkpoint.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -4,14 +4,17 @@ This file is self-contained on purpose (torch only): `prune` ships its text besi
 checkpoint loads with plain transformers and `trust_remote_code=True`, without optin installed.
 """
 
+from __future__ import annotations
+
 import inspect
 import types
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def apply_plan(model, plan):
+def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     """Give `model` the shapes, attributes and emptied modules of a cut plan. Weights are left to be loaded.
 
     Args:
@@ -23,7 +26,7 @@ def apply_plan(model, plan):
     root = plan["root"] + "." if plan["root"] else ""
     inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
 
-    def locate(path):
+    def locate(path: str) -> tuple[Any, str]:
         owner, _, leaf = (path if inside else path.removeprefix(root)).rpartition(".")
         return model.get_submodule(owner), leaf
 
@@ -46,11 +49,11 @@ def apply_plan(model, plan):
     return model
 
 
-def _select(module, rule):
+def _select(module: nn.Module, rule: dict[str, Any]) -> None:
     """Keep only the entries of one argument that belong to the units the module still has."""
     signature = inspect.signature(module.forward)
 
-    def choose(_module, args, kwargs):
+    def choose(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         bound = signature.bind(*args, **kwargs)
         value = bound.arguments.get(rule["argument"])
         if value is not None:
@@ -61,10 +64,10 @@ def _select(module, rule):
     module.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-def _empty(module, rule):
+def _empty(module: Any, rule: dict[str, Any]) -> None:
     """Replace the forward of a module that has no unit left by what it then computes: its bias, or nothing."""
 
-    def forward(self, hidden_states, *_args, **_kwargs):
+    def forward(self: Any, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
         out = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
         if rule["consumer"]:
             out = getattr(self, rule["consumer"])(out)

@@ -116,6 +116,8 @@ class HeadRule(_Strict):
     """A kind of model head, by transformers' auto class, and what it puts out."""
 
     outputs: list[OutputRule] = Field(min_length=1)
+    may_miss: list[str] = []
+    """First path components of weights that no output depends on and that checkpoints often lack."""
 
 
 def parse_architecture(path: Path) -> Architecture:

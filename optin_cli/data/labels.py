@@ -1,0 +1,82 @@
+"""Labels as the data writes them in; the model's class ids out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optin_cli.data.samples import Label, Samples
+from optin_cli.errors import DataError
+from optin_cli.tasks import Task
+
+
+def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, int | float] | None:
+    """What the model calls each label of the data; None where the samples have no labels.
+
+    Classification: text labels go through the model's class names; so do numbers where the names of the data
+    (or of the task) are, as a set, those of the model, since models differ in the order of classes. Otherwise
+    numbers stay as they are. The map also holds every class number of the data whose name is known, so
+    `map.get(1, 1)` is the model's id of the data's class 1, the positive one of F1. Regression: float values.
+
+    Args:
+        samples: labels and, where the data declares them, their names.
+        task: gives names where the data does not, and the kind; None takes the kind from the model.
+        config: the model's transformers configuration (num_labels, id2label, problem_type).
+
+    Raises:
+        DataError: a label that the model has no class for, or a kind that is not the model's.
+    """
+    if samples.labels is None:
+        return None
+    regression = config.num_labels == 1
+    if task is not None and (task.kind == "regression") is not regression:
+        raise DataError(
+            f"Task {task.name} is a {task.kind} task, but the model has {config.num_labels} output"
+            f"{'' if regression else 's'}.",
+            hint="Pass a checkpoint that was trained on this task.",
+        )
+    distinct = sorted(set(samples.labels), key=repr)
+    if regression or config.problem_type == "regression":
+        return {label: _value(label, samples.name) for label in distinct}
+    classes = {str(name).casefold(): int(i) for i, name in config.id2label.items()}
+    names = [n.casefold() for n in samples.label_names or (task.label_names if task else None) or ()]
+    renamed = {i: classes[n] for i, n in enumerate(names)} if set(names) == set(classes) else {}
+    numbers = {i: renamed.get(i, i) for i in range(min(len(names), config.num_labels))}
+    mapped: dict[Label, int | float] = dict(numbers.items())
+    for label in distinct:
+        if isinstance(label, str):
+            mapped[label] = _class_of_name(label, classes, names, numbers, samples.name)
+        else:
+            mapped[label] = _class_of_number(label, renamed, config.num_labels, samples.name)
+    return mapped
+
+
+def _value(label: Label, name: str) -> float:
+    if isinstance(label, str):
+        raise DataError(
+            f"{name} has the label {label!r}, but the model puts out one number; expected a number."
+        )
+    return float(label)
+
+
+def _class_of_name(
+    label: str, classes: dict[str, int], names: list[str], numbers: dict[int, int], source: str
+) -> int:
+    folded = label.casefold()
+    if folded in classes:
+        return classes[folded]
+    if folded in names and names.index(folded) in numbers:
+        return numbers[names.index(folded)]
+    raise DataError(
+        f"{source} has the label {label!r}, which is no class of the model: {', '.join(classes)}.",
+        hint="Write the labels as the model's class names or numbers.",
+    )
+
+
+def _class_of_number(label: float, renamed: dict[int, int], count: int, source: str) -> int:
+    if not float(label).is_integer() or not 0 <= label < count:
+        raise DataError(
+            f"{source} has the label {label}, but the model has {count} classes; expected a whole number "
+            f"from 0 to {count - 1}.",
+            hint="Pass the data that the checkpoint was trained for.",
+        )
+    return renamed.get(int(label), int(label))

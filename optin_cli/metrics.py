@@ -1,0 +1,226 @@
+"""Model outputs and labels in; task metrics, their standard errors, and distances between two models out.
+
+Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.errors import DataError, did_you_mean
+
+RESAMPLES = 200
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score of predictions against labels.
+
+    `compute` takes predictions (N, C) or (N,), labels (N,) and the positive class (for F1 of two classes).
+    `spread` says that it is undefined where labels do not vary, and 0 where predictions do not.
+    """
+
+    name: str
+    higher_is_better: bool
+    compute: Callable[[torch.Tensor, torch.Tensor, int], float]
+    spread: bool = False
+
+
+def score_metrics(
+    names: Sequence[str],
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    *,
+    positive: int = 1,
+) -> dict[str, float]:
+    """Every named metric, in the order of `names`.
+
+    Args:
+        names: of `METRICS`.
+        predictions: (N, num_labels) logits, or (N,) or (N, 1) values.
+        labels: (N,), class ids or values.
+        num_labels: outputs of the model.
+        positive: the model's id of the class that F1 counts, for two classes.
+
+    Raises:
+        DataError: unknown metric, shapes that do not fit, non-finite predictions, or a correlation with
+            labels that are all the same.
+    """
+    _check(predictions, labels, num_labels)
+    return {name: _value(find_metric(name), predictions, labels, positive) for name in names}
+
+
+def standard_error(
+    name: str, value: float, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1
+) -> float | None:
+    """Standard error of a metric over the choice of samples.
+
+    Binomial for accuracy; else the spread over 200 bootstrap resamples drawn from a fixed seed. None where no
+    two resamples have a defined value.
+    """
+    count = len(labels)
+    if name == "accuracy":
+        return math.sqrt(max(value * (1 - value), 0.0) / count)
+    metric = find_metric(name)
+    generator = torch.Generator().manual_seed(SEED)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = torch.randint(count, (count,), generator=generator).to(labels.device)
+        drawn = labels[rows]
+        if not (metric.spread and _constant(drawn)):
+            values.append(_value(metric, predictions[rows], drawn, positive))
+    return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
+
+
+def agreement(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Share of samples (0 to 1) whose largest logit is the same class in both; None for regression.
+
+    Raises:
+        DataError: the two differ in shape.
+    """
+    _check_pair(logits, reference)
+    if _is_regression(logits):
+        return None
+    return float((logits.argmax(-1) == reference.argmax(-1)).double().mean())
+
+
+def mean_kl(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Mean over samples of KL(reference || model) of the class distributions, in nats; None for regression.
+
+    Raises:
+        DataError: the two differ in shape.
+    """
+    _check_pair(logits, reference)
+    if _is_regression(logits):
+        return None
+    p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference, logits))
+    # Rounding can leave a sum a little below zero, which no divergence is.
+    return max(float((p.exp() * (p - q)).sum(-1).mean()), 0.0)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in METRICS:
+        raise DataError(f"There is no metric named {name!r}.", hint=did_you_mean(name, METRICS))
+    return METRICS[name]
+
+
+def _value(metric: Metric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+    if metric.spread:
+        if _constant(labels):
+            raise DataError(
+                f"{metric.name} has no value: all {len(labels)} labels are the same.",
+                hint="Evaluate on more samples.",
+            )
+        # 0/0 as written; a model that says the same of everything tells nothing about the labels.
+        if _constant(_classes(predictions) if metric.name == "matthews" else _values(predictions)):
+            return 0.0
+    return metric.compute(predictions, labels, positive)
+
+
+def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    classes = predictions.shape[-1]
+    return float(multiclass_accuracy(_classes(predictions), labels, num_classes=classes, average="micro"))
+
+
+def _f1(predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+    """F1 of the positive class with two classes; the unweighted mean over classes with more."""
+    from torchmetrics.functional.classification import binary_f1_score, multiclass_f1_score
+
+    classes = predictions.shape[-1]
+    if classes == 2:
+        hits, truth = _classes(predictions) == positive, labels == positive
+        return float(binary_f1_score(hits.long(), truth.long()))
+    return float(multiclass_f1_score(_classes(predictions), labels, num_classes=classes, average="macro"))
+
+
+def _matthews(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.classification import multiclass_matthews_corrcoef
+
+    return float(multiclass_matthews_corrcoef(_classes(predictions), labels, predictions.shape[-1]))
+
+
+def _pearson(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.regression import pearson_corrcoef
+
+    return float(pearson_corrcoef(_standard(_values(predictions)), _standard(labels)))
+
+
+def _spearman(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    return float(spearman_corrcoef(_values(predictions).double(), labels.double()))
+
+
+def _classes(predictions: torch.Tensor) -> torch.Tensor:
+    return predictions.argmax(dim=-1)
+
+
+def _values(predictions: torch.Tensor) -> torch.Tensor:
+    return predictions.squeeze(-1) if predictions.dim() == 2 else predictions
+
+
+def _standard(values: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit deviation, in float64: correlation is unchanged and small scales stay exact."""
+    centred = values.double() - values.double().mean()
+    return centred / centred.std()
+
+
+def _constant(values: torch.Tensor) -> bool:
+    return bool(values.min() == values.max())
+
+
+def _is_regression(predictions: torch.Tensor) -> bool:
+    return predictions.dim() == 1 or predictions.shape[-1] == 1
+
+
+def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> None:
+    shapes = [(len(labels), num_labels)] + ([(len(labels),)] if num_labels == 1 else [])
+    if tuple(predictions.shape) not in shapes or not len(labels):
+        raise DataError(
+            f"Predictions have shape {tuple(predictions.shape)}; expected {shapes[0]} for {len(labels)} "
+            f"labels and {num_labels} outputs."
+        )
+    broken = int((~predictions.isfinite()).reshape(len(labels), -1).any(dim=-1).sum())
+    if broken:
+        raise DataError(
+            f"The model put out NaN or infinity for {broken} of {len(labels)} samples.",
+            hint="Check its weights, or run it in float32.",
+        )
+
+
+def _check_pair(logits: torch.Tensor, reference: torch.Tensor) -> None:
+    if logits.shape != reference.shape:
+        raise DataError(
+            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and "
+            f"{tuple(reference.shape)}.",
+            hint="Compare checkpoints of the same task.",
+        )
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("accuracy", True, _accuracy),
+            Metric("f1", True, _f1),
+            Metric("matthews", True, _matthews, spread=True),
+            Metric("pearson", True, _pearson, spread=True),
+            Metric("spearman", True, _spearman, spread=True),
+        )
+    }
+)

@@ -1,0 +1,246 @@
+"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from optin_cli import __version__
+from optin_cli.artifacts import GroupScores, Options, ScoresHeader, Source, Workload
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.data import Batch
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.scores import Scores
+from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance
+from optin_cli.scoring.exact import exact_batch
+from optin_cli.scoring.sketch import Objective, sketch_batch
+from optin_cli.structure import Group
+
+Estimator = Literal["sketch", "exact", "hybrid"]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Every constant of a scoring run.
+
+    criterion: a key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
+    the kinds in `exact_kinds`, sketch for the others. output_weight is lambda, temperature is tau.
+    samples, exact_samples: how many calibration samples each estimator sees. probes: backward passes a sample.
+    rows: candidates x samples that an exact forward pass runs at once.
+    """
+
+    criterion: str = "trajectory"
+    estimator: Estimator = "sketch"
+    output_weight: float = 1.0
+    temperature: float = 1.0
+    probes: int = 4
+    samples: int = 512
+    exact_samples: int = 128
+    exact_kinds: tuple[str, ...] = ("head",)
+    batch_size: int = 32
+    rows: int = 256
+    max_length: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ("temperature", "probes", "samples", "exact_samples", "batch_size", "rows", "max_length")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        if self.output_weight < 0:
+            raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
+        if self.criterion not in CRITERIA:
+            raise UsageError(f"Unknown criterion {self.criterion!r}.", hint=did_you_mean(self.criterion, CRITERIA))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How units are judged.
+
+    terms: (manifold, output) switches of the trajectory objective, or None for a baseline.
+    """
+
+    terms: tuple[float, float] | None = None
+    needs_data: bool = True
+    needs_labels: bool = False
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "trajectory": Criterion(terms=(1.0, 1.0)),
+    "manifold": Criterion(terms=(1.0, 0.0)),
+    "output": Criterion(terms=(0.0, 1.0)),
+    "fisher": Criterion(needs_labels=True),
+    "magnitude": Criterion(needs_data=False),
+    "random": Criterion(needs_data=False),
+}
+
+
+class Progress(Protocol):
+    """What long work tells its caller: `done` of `total` weighted steps."""
+
+    def __call__(self, done: float, total: float, what: str) -> None:
+        """Report."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration batches, and the smaller set that the exact estimator sees."""
+
+    source: Source
+    batches: Sequence[Batch]
+    exact_batches: Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class _Job:
+    what: str
+    weight: float
+    run: Callable[[], Mapping[str, torch.Tensor]]
+
+
+def estimator_of(group: Group, options: ScoreOptions) -> str:
+    """Which estimator scores a group: "sketch", "exact", or the criterion's own name for a baseline."""
+    if CRITERIA[options.criterion].terms is None:
+        return options.criterion
+    if options.estimator == "hybrid":
+        return "exact" if group.kind in options.exact_kinds else "sketch"
+    return options.estimator
+
+
+def score_checkpoint(
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    options: ScoreOptions,
+    *,
+    seq_len: int,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score every unit.
+
+    Args:
+        calibration: None only for criteria that need no data.
+        seq_len: sequence length that the recorded costs are stated for.
+        state: where to keep what a later `resume` starts from; it is removed at the end.
+
+    Raises:
+        CheckpointError: a score is not finite.
+    """
+    groups = checkpoint.structure.groups
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
+    inputs = {"checkpoint": checkpoint.source}
+    if calibration is not None:
+        inputs["calibration"] = calibration.source
+    recorded: Options = {**asdict(options), "exact_kinds": list(options.exact_kinds)}
+    fingerprint = hashlib.sha256(repr((recorded, sorted(inputs.items()))).encode()).hexdigest()
+    totals = Accumulator()
+    if resume and state is not None and state.exists():
+        totals = Accumulator.load(state, fingerprint)
+    whole = sum(job.weight for job in jobs)
+    finished = sum(job.weight for job in jobs[: totals.done])
+    for job in jobs[totals.done :]:
+        if progress is not None:
+            progress(finished, whole, job.what)
+        totals.add(job.run())
+        finished += job.weight
+        if state is not None:
+            totals.save(state, fingerprint)
+    if progress is not None and jobs:
+        progress(whole, whole, "done")
+
+    importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
+    _require_finite(importance)
+    inputs_at = example_inputs(checkpoint, Workload(seq_len=seq_len))
+    cost, group_costs = measure_costs(
+        checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes
+    )
+    header = ScoresHeader(
+        optin_version=__version__,
+        options=recorded,
+        inputs=inputs,
+        family=checkpoint.structure.family,
+        architecture=checkpoint.model_class,
+        criterion=options.criterion,
+        workload=Workload(seq_len=seq_len),
+        totals=cost,
+        groups={
+            g.name: GroupScores(
+                **group_costs[g.name].model_dump(),
+                estimator=estimator_of(g, options),
+                samples=totals.counts.get(g.name, 0),
+            )
+            for g in groups
+        },
+    )
+    errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return Scores(header, {name: v.float().numpy() for name, v in importance.items()}, errors)
+
+
+def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, options: ScoreOptions) -> torch.Tensor:
+    if options.criterion == "magnitude":
+        return magnitude(checkpoint.model, group)
+    if options.criterion == "random":
+        return random_importance(group, options.seed)
+    return totals.mean(group.name)
+
+
+def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions) -> list[_Job]:
+    model, structure = checkpoint.model, checkpoint.structure
+    criterion = CRITERIA[options.criterion]
+    if not criterion.needs_data:
+        return []
+    if criterion.terms is None:
+        return [
+            _Job("fisher", batch.size, lambda b=batch: fisher_batch(model, structure, structure.groups, b))  # type: ignore[misc]
+            for batch in _on(calibration.batches, checkpoint)
+        ]
+    manifold, output = criterion.terms
+    objective = Objective(manifold, output * options.output_weight, options.temperature)
+    by_estimator = {
+        name: [g for g in structure.groups if estimator_of(g, options) == name] for name in ("sketch", "exact")
+    }
+    jobs: list[_Job] = []
+    if sketched := by_estimator["sketch"]:
+        jobs += [
+            _Job(
+                "sketch",
+                batch.size * (1 + 1.5 * options.probes),
+                lambda b=batch: sketch_batch(  # type: ignore[misc]
+                    model, structure, sketched, b, objective, probes=options.probes, seed=options.seed
+                ),
+            )
+            for batch in _on(calibration.batches, checkpoint)
+        ]
+    jobs += [
+        _Job(
+            f"exact {group.name}",
+            batch.size * group.units * 0.5,
+            lambda g=group, b=batch: exact_batch(model, structure, [g], b, objective, rows=options.rows),  # type: ignore[misc]
+        )
+        for group in by_estimator["exact"]
+        for batch in _on(calibration.exact_batches, checkpoint)
+    ]
+    return jobs
+
+
+def _on(batches: Sequence[Batch], checkpoint: Checkpoint) -> list[Batch]:
+    return [batch.to(checkpoint.device) for batch in batches]
+
+
+def _require_finite(importance: Mapping[str, torch.Tensor]) -> None:
+    for name, values in importance.items():
+        if not bool(torch.isfinite(values).all()):
+            raise CheckpointError(
+                f"The scores of {name} are not finite: activations overflow on the calibration data.",
+                hint="Load the model in float32, or look for broken weights in that block.",
+            )

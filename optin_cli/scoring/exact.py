@@ -1,0 +1,152 @@
+"""A batch in; the exact trajectory importance of units for every sample out, by removing each and re-running.
+
+Blocks before a unit's block do not change, so their recorded outputs are replayed; candidates are batched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.data import Batch
+from optin_cli.masking import gated
+from optin_cli.observe import Trajectory, first_tensor, observe, per_token
+from optin_cli.scoring.sketch import Objective
+from optin_cli.structure import Group, Structure
+from optin_cli.trajectory import manifold_distance, output_distance
+
+
+def repeat_rows(value: Any, times: int) -> Any:
+    """Repeat every tensor of a nested output `times` along the batch: (rows, ...) -> (times * rows, ...)."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat(times, *[1] * (value.dim() - 1))
+    if isinstance(value, (tuple, list)):
+        return type(value)(repeat_rows(item, times) for item in value)
+    return value
+
+
+@contextlib.contextmanager
+def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str, Any]]]:
+    """Record (block path, raw output) of every block call, in order, while the context lasts."""
+    calls: list[tuple[str, Any]] = []
+    handles = []
+    for block in structure.blocks:
+
+        def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
+            calls.append((path, output))
+
+        handles.append(model.get_submodule(block.path).register_forward_hook(record))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> Iterator[None]:
+    """The first len(outputs) block calls return the given outputs without computing; the rest run."""
+    position = 0
+    modules = {block.path: model.get_submodule(block.path) for block in structure.blocks}
+    originals = {path: module.__dict__.get("forward") for path, module in modules.items()}
+
+    def stub(compute: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal position
+            position += 1
+            return outputs[position - 1] if position <= len(outputs) else compute(*args, **kwargs)
+
+        return forward
+
+    try:
+        for module in modules.values():
+            module.forward = stub(module.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for path, module in modules.items():
+            del module.forward
+            if originals[path] is not None:
+                module.forward = originals[path]  # type: ignore[method-assign]
+
+
+def trajectory_distance(
+    mine: Trajectory,
+    reference: Trajectory,
+    structure: Structure,
+    token_mask: torch.Tensor,
+    objective: Objective,
+    first: int,
+) -> torch.Tensor:
+    """Importance of what changed `mine`, per row: manifold distances of blocks from `first` on, plus outputs.
+
+    The reference has a divisor of `mine`'s rows and is repeated.
+    """
+    times = mine.features[0].shape[0] // reference.features[0].shape[0]
+    mask = repeat_rows(token_mask, times)
+    total = torch.zeros(mask.shape[0], device=mask.device)
+    if objective.manifold:
+        for z in range(first, len(mine.features)):
+            distance = manifold_distance(mine.features[z], repeat_rows(reference.features[z], times), mask)
+            total += objective.manifold * distance
+    if objective.output:
+        for output, theirs, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True):
+            tokens = mask if per_token(output, rule) else None
+            distance = output_distance(output, repeat_rows(theirs, times), rule.kind, objective.temperature, tokens)
+            total += objective.output * distance
+    return total
+
+
+@torch.no_grad()
+def exact_batch(
+    model: nn.Module,
+    structure: Structure,
+    groups: Sequence[Group],
+    batch: Batch,
+    objective: Objective,
+    *,
+    rows: int,
+    units: Mapping[str, Sequence[int]] | None = None,
+    replay: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Measure importance by removing units.
+
+    Args:
+        rows: how many rows (candidates x samples) run at once.
+        units: units to remove, by group name; all of each group where None.
+        replay: reuse the outputs of earlier blocks. False gives the plain one-forward-per-unit loop, for
+            comparison.
+
+    Returns:
+        (samples, units) float64 by group name, in the order of `units`.
+    """
+    with captured(model, structure) as calls:
+        raw_reference = observe(model, structure, batch.inputs, batch.token_mask)
+    paths = {block.name: block.path for block in structure.blocks}
+    order = [path for path, _ in calls]
+    result: dict[str, torch.Tensor] = {}
+    for group in groups:
+        first = order.index(paths[group.block_name])
+        candidates = list(units[group.name]) if units is not None else list(range(group.units))
+        step = max(1, rows // batch.size) if replay else 1
+        columns = []
+        for start in range(0, len(candidates), step):
+            chunk = candidates[start : start + step]
+            gates = torch.ones(len(chunk), group.units, device=batch.token_mask.device)
+            gates[torch.arange(len(chunk)), torch.tensor(chunk)] = 0.0
+            gates = gates.repeat_interleave(batch.size, dim=0)
+            inputs = {name: repeat_rows(value, len(chunk)) for name, value in batch.inputs.items()}
+            mask = repeat_rows(batch.token_mask, len(chunk))
+            prefix = [repeat_rows(output, len(chunk)) for _, output in calls[:first]] if replay else []
+            with replayed(model, structure, prefix), gated(model, {group: gates}):
+                mine = observe(model, structure, inputs, mask)
+            distance = trajectory_distance(mine, raw_reference, structure, batch.token_mask, objective, first)
+            columns.append(distance.double().cpu().reshape(len(chunk), batch.size).T)
+        result[group.name] = torch.cat(columns, dim=1)
+    return result
+
+
+__all__ = ["captured", "exact_batch", "first_tensor", "replayed"]

@@ -1,0 +1,159 @@
+"""A batch in; the second-order trajectory importance of every unit for every sample out, in a few backward passes.
+
+Near gates m = 1 the importance is a quadratic form in the perturbation. For a random scalar S whose gradient
+has that form as its second moment, E[(dS/dm_u)^2] is the importance of unit u, for all units at once.
+With Rademacher r, q, e per sample and probe, F_z the normalised tokens of block z and p the output distribution:
+
+    S = sum_z (r_z^T F_z) . (q_z^T F_z) / T  +  sqrt(weight) . factor(p, e) . outputs
+
+since E[(r^T M q)^2] = ||M||_F^2 for the manifold term, and for the outputs KL is to second order half the
+Fisher quadratic form, of which factor(p, e) is a random square root. Cross terms vanish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from optin_cli.architectures import OutputRule
+from optin_cli.data import Batch
+from optin_cli.masking import gated
+from optin_cli.observe import Trajectory, observe, per_token
+from optin_cli.structure import Group, Structure
+from optin_cli.trajectory import normalized_tokens
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What counts as bending the trajectory.
+
+    manifold, output: weights of the two terms (`output` is lambda); temperature softens output distributions.
+    """
+
+    manifold: float
+    output: float
+    temperature: float
+
+
+def fisher_factor(probabilities: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """Random vectors v with E[v v^T] = diag(p) - p p^T, over the last axis.
+
+    For Rademacher e: v = sqrt(p) e - p (sqrt(p) . e). Less noisy than drawing a class y and taking e_y - p,
+    which is the same in expectation.
+    """
+    spread = probabilities.sqrt() * signs
+    return spread - probabilities * spread.sum(dim=-1, keepdim=True)
+
+
+def output_projection(
+    output: torch.Tensor,
+    signs: torch.Tensor,
+    rule: OutputRule,
+    temperature: float,
+    token_mask: torch.Tensor,
+) -> torch.Tensor:
+    """Scalar a row, (rows,), whose squared gradient is in expectation the second-order output distance.
+
+    Args:
+        output: (rows, classes) or (rows, tokens, classes).
+        signs: Rademacher, shaped as `output`.
+    """
+    scaled = output / temperature
+    if rule.kind == "categorical":
+        factor = fisher_factor(torch.softmax(scaled.detach(), dim=-1), signs)
+        scaled = torch.where(scaled.isinf(), 0.0, scaled)
+        projected = (factor * scaled).sum(dim=-1) * temperature * 0.5**0.5
+    elif rule.kind == "bernoulli":
+        p = torch.sigmoid(scaled.detach())
+        classes = output.shape[-1]
+        projected = ((p * (1 - p)).sqrt() * signs * scaled).sum(dim=-1) * temperature * (0.5 / classes) ** 0.5
+    else:
+        projected = (signs * output).sum(dim=-1) / output.shape[-1] ** 0.5
+    if projected.dim() == 1:
+        return projected
+    weights = token_mask.to(projected.dtype) if per_token(output, rule) else torch.ones_like(projected)
+    return (projected * weights).sum(dim=1) / weights.sum(dim=1).sqrt()
+
+
+def _generator(seed: int, key: str, probe: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{key}/{probe}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _signs(shape: Sequence[int], generators: Sequence[torch.Generator], lengths: Sequence[int]) -> torch.Tensor:
+    """Rademacher (rows, ..., tokens): each row from its own generator and its own length, so that neither
+    padding nor the company in the batch changes what a sample draws."""
+    out = torch.zeros(len(generators), *shape)
+    for row, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
+        drawn = torch.randint(0, 2, (*shape[:-1], length), generator=generator)
+        out[row, ..., :length] = drawn * 2.0 - 1.0
+    return out
+
+
+def probe_scalar(
+    trajectory: Trajectory, structure: Structure, batch: Batch, objective: Objective, seed: int, probe: int
+) -> torch.Tensor:
+    """S of every row: (rows,)."""
+    token_mask = batch.token_mask
+    lengths = token_mask.sum(dim=1)
+    device = trajectory.features[0].device
+    generators = [_generator(seed, key, probe) for key in batch.keys]
+    total = torch.zeros(batch.size, device=device)
+    if objective.manifold:
+        count, tokens = len(trajectory.features), token_mask.shape[1]
+        signs = _signs((2, count, tokens), generators, lengths.tolist()).to(device)
+        for z, features in enumerate(trajectory.features):
+            normal = normalized_tokens(features, token_mask)
+            left, right = torch.einsum("bst,btc->sbc", signs[:, :, z], normal)
+            total = total + objective.manifold**0.5 * (left * right).sum(dim=-1) / lengths
+    if objective.output:
+        for output, rule in zip(trajectory.outputs, structure.outputs, strict=True):
+            if rule.over == "tokens":
+                signs = _signs((output.shape[1],), generators, lengths.tolist())
+            elif per_token(output, rule):
+                shape = (output.shape[2], output.shape[1])
+                signs = _signs(shape, generators, lengths.tolist()).transpose(1, 2)
+            else:
+                signs = _signs((output.shape[1],), generators, [output.shape[1]] * batch.size)
+            projected = output_projection(output, signs.to(device), rule, objective.temperature, token_mask)
+            total = total + objective.output**0.5 * projected
+    return total
+
+
+def sketch_batch(
+    model: nn.Module,
+    structure: Structure,
+    groups: Sequence[Group],
+    batch: Batch,
+    objective: Objective,
+    *,
+    probes: int,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Estimate importance by backward passes.
+
+    Args:
+        batch: samples; each is an independent probe, so batching does not change the expectation.
+        probes: backward passes; the relative standard error falls as sqrt(2 / (samples * probes)).
+
+    Returns:
+        (rows, units) float64 of non-negative importances, by group name.
+    """
+    device = next(model.parameters()).device
+    gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
+    sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in groups}
+    with torch.enable_grad(), gated(model, gates):
+        trajectory = observe(model, structure, batch.inputs, batch.token_mask)
+        for probe in range(probes):
+            scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
+            gradients = torch.autograd.grad(
+                scalar, list(gates.values()), retain_graph=probe + 1 < probes, allow_unused=True
+            )
+            for group, gradient in zip(groups, gradients, strict=True):
+                if gradient is not None:
+                    sums[group.name] += gradient.detach().double().square().cpu()
+    return {name: total / probes for name, total in sums.items()}

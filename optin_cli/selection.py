@@ -1,0 +1,320 @@
+"""Importances, unit costs and budgets in; the kept units of every group out. No model, no torch.
+
+Importance adds up over units and cost adds up over groups, and within a group units go in order of
+importance, so the decision is how many each group keeps: an integer program.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artifacts import GroupCost, Totals
+from optin_cli.errors import BudgetError, UsageError, did_you_mean
+
+MOST_COMBINATIONS = 200_000
+"""Up to how many combinations of counts are tried outright instead of by the integer program."""
+MILP_GAP = 1e-6
+MILP_SECONDS = 20.0
+"""When the integer program may stop: relative distance from the optimum, and seconds."""
+
+Algorithm = Literal["exact", "optin"]
+Vector = NDArray[np.float32]
+Vector64 = NDArray[np.float64]
+Kept = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a mask must respect.
+
+    keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
+    round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
+    a group, by kind. protect: groups (names or patterns with *) that stay whole.
+    """
+
+    keep_macs: float | None = None
+    keep_parameters: float | None = None
+    round_to: int = 1
+    minima: Mapping[str, int] | None = None
+    protect: Sequence[str] = ()
+
+    def asked(self) -> dict[str, float]:
+        """The budgets by name, as a mask records them."""
+        named = {"macs": self.keep_macs, "parameters": self.keep_parameters}
+        return {name: share for name, share in named.items() if share is not None}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One budget as an inequality: sum of cost[group] * kept[group] <= limit, in units of the cheapest unit."""
+
+    name: str
+    cost: dict[str, float]
+    fixed: float
+    total: float
+    share: float
+
+    @property
+    def limit(self) -> float:
+        return self.share * self.total - self.fixed
+
+
+def choose_units(
+    importance: Mapping[str, Vector],
+    groups: Mapping[str, GroupCost],
+    totals: Totals,
+    limits: Limits,
+    *,
+    blocks: Mapping[str, int],
+    algorithm: Algorithm = "exact",
+) -> Kept:
+    """Choose the mask that loses least importance within the limits.
+
+    Args:
+        importance: (units,) by group name.
+        groups: unit costs by group name.
+        totals: whole-model cost that shares refer to.
+        blocks: columns a unit, by group name, for `round_to`.
+        algorithm: "exact", or "optin" for the search of the OPTIN paper (the most important heads of all layers
+            with the most important of all other units; MACs only).
+
+    Returns:
+        kept unit indices by group name, ascending.
+
+    Raises:
+        BudgetError: no mask meets the limits; states the smallest reachable share.
+        UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
+    """
+    levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
+    _protect(levels, groups, limits.protect)
+    rows = _rows(groups, totals, limits)
+    for row in rows:
+        least = sum(row.cost[name] * levels[name][0] for name in groups)
+        if least > row.limit * (1 + 1e-12):
+            raise BudgetError(
+                f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
+                f"the smallest reachable share is {(row.fixed + least) / row.total:.4f}.",
+                hint="Ask for more, or lower --min-heads, --min-neurons or the protected groups.",
+            )
+    order = {name: np.argsort(-importance[name].astype(np.float64), kind="stable") for name in groups}
+    if algorithm == "optin":
+        counts = _prefix_search(importance, groups, levels, rows)
+    else:
+        counts = _integer_program(importance, order, levels, rows)
+    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
+
+
+def reached(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], totals: Totals) -> dict[str, float]:
+    """Shares of the whole model's MACs and parameters that remain under a mask."""
+    macs = totals.macs - sum(g.unit_macs * (g.units - len(kept[n])) for n, g in groups.items())
+    parameters = totals.parameters - sum(g.unit_parameters * (g.units - len(kept[n])) for n, g in groups.items())
+    return {"macs": macs / totals.macs, "parameters": parameters / totals.parameters}
+
+
+def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
+    """Sum of the importances of all units that a mask removes."""
+    return float(sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items()))
+
+
+def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
+    """Allowed counts of kept units, ascending, ending in all of them."""
+    least = (limits.minima or {}).get(group.kind, 0)
+    if least > group.units:
+        raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
+    step = limits.round_to // math.gcd(limits.round_to, block)
+    return [k for k in range(0, group.units, step) if k >= least] + [group.units]
+
+
+def _protect(levels: dict[str, list[int]], groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        found = fnmatch.filter(groups, pattern)
+        if not found:
+            raise UsageError(f"There is no group {pattern!r} to protect.", hint=did_you_mean(pattern, groups))
+        for name in found:
+            levels[name] = [groups[name].units]
+
+
+def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[_Row]:
+    asked = limits.asked()
+    if not asked:
+        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5 or --keep-params 0.5.")
+    if limits.round_to < 1:
+        raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
+    rows = []
+    for name, share in asked.items():
+        if not 0 < share <= 1:
+            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
+        cost = {g: c.unit_macs if name == "macs" else float(c.unit_parameters) for g, c in groups.items()}
+        unit = min((c for c in cost.values() if c > 0), default=1.0)
+        total = float(totals.macs if name == "macs" else totals.parameters)
+        fixed = total - sum(cost[g] * groups[g].units for g in groups)
+        rows.append(_Row(name, {g: c / unit for g, c in cost.items()}, fixed / unit, total / unit, share))
+    return rows
+
+
+def _integer_program(
+    importance: Mapping[str, Vector],
+    order: Mapping[str, NDArray[np.intp]],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[_Row],
+) -> dict[str, int]:
+    """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
+    owners: list[str] = []
+    gains: list[float] = []
+    sizes: list[int] = []
+    after: list[int] = []
+    for name, steps in levels.items():
+        ranked = importance[name].astype(np.float64)[order[name]]
+        for low, high in zip(steps, steps[1:], strict=False):
+            owners.append(name)
+            gains.append(float(ranked[low:high].sum()))
+            # A last step of another size costs otherwise, so it must be told to come last.
+            irregular = high - low != steps[1] - steps[0]
+            after.append(len(sizes) - 1 if irregular else -1)
+            sizes.append(high - low)
+    counts = {name: steps[0] for name, steps in levels.items()}
+    if not owners:
+        return counts
+    matrix = np.array([[row.cost[name] * size for name, size in zip(owners, sizes, strict=True)] for row in rows])
+    limit = np.array([row.limit - sum(row.cost[n] * counts[n] for n in counts) for row in rows])
+    taken = solve_knapsack(np.array(gains), matrix, limit, np.array(after))
+    chosen: dict[str, int] = dict.fromkeys(levels, 0)
+    for name, take in zip(owners, taken, strict=True):
+        chosen[name] += int(take)
+    return {name: levels[name][number] for name, number in chosen.items()}
+
+
+def solve_knapsack(
+    gains: Vector64, costs: Vector64, limits: Vector64, after: NDArray[np.intp] | None = None
+) -> NDArray[np.bool_]:
+    """Which items to take for the largest total gain: maximise gains @ x, costs @ x <= limits, x binary.
+
+    Args:
+        gains: (items,), not negative. costs: (limits, items), not negative. limits: (limits,), not negative.
+        after: (items,), the item that must be taken before this one, or -1.
+
+    Items of equal cost are taken best first, so with few distinct costs (heads and neurons, say) every count
+    of the rarer ones is tried and the rest filled up: exact and immediate. Otherwise HiGHS decides.
+    """
+    classes, member = np.unique(costs.T, axis=0, return_inverse=True)
+    counts = np.bincount(member.ravel(), minlength=len(classes))
+    combinations = math.prod(int(c) + 1 for c in counts) // (int(counts.max()) + 1)
+    if combinations <= MOST_COMBINATIONS and (after is None or (after < 0).all()):
+        return _enumerate(gains, classes, member.ravel(), limits)
+    return _solve_core(gains, costs, limits, np.full(gains.size, -1) if after is None else after)
+
+
+def _enumerate(
+    gains: Vector64, classes: Vector64, member: NDArray[np.intp], limits: Vector64
+) -> NDArray[np.bool_]:
+    """Try every number of items of all cost classes but the largest, which takes what then fits."""
+    ranked = [np.flatnonzero(member == c) for c in range(len(classes))]
+    ranked = [items[np.argsort(-gains[items], kind="stable")] for items in ranked]
+    totals = [np.concatenate([[0.0], np.cumsum(gains[items])]) for items in ranked]
+    filler = max(range(len(classes)), key=lambda c: len(ranked[c]))
+    others = [c for c in range(len(classes)) if c != filler]
+    grid = np.indices([len(ranked[c]) + 1 for c in others]).reshape(len(others), -1)
+    grid = grid if others else np.zeros((0, 1), dtype=np.intp)
+    left = limits[:, None] - sum((classes[c][:, None] * grid[i] for i, c in enumerate(others)), np.zeros((1, 1)))
+    unit = classes[filler][:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room = np.where(unit > 0, np.floor(left / unit * (1 + 1e-12) + 1e-9), np.inf).min(axis=0)
+    fits = np.clip(room, 0, len(ranked[filler])).astype(np.intp)
+    gain = totals[filler][fits] + sum((totals[c][grid[i]] for i, c in enumerate(others)), np.zeros(1))
+    gain = np.where((left >= -1e-9).all(axis=0), gain, -np.inf)
+    best = int(np.argmax(gain))
+    taken = np.zeros(gains.size, dtype=bool)
+    taken[ranked[filler][: fits[best]]] = True
+    for i, c in enumerate(others):
+        taken[ranked[c][: grid[i, best]]] = True
+    return taken
+
+
+def _solve_core(
+    gains: Vector64, costs: Vector64, limits: Vector64, after: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """The integer program over the items that the linear relaxation leaves open.
+
+    An item whose reduced cost exceeds the gap between the relaxation and a feasible solution has the same
+    value in every optimum. HiGHS stops within MILP_GAP of the optimum or after MILP_SECONDS.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+
+    value = gains / (float(gains.max()) or 1.0)
+    relaxed = linprog(-value, A_ub=costs, b_ub=limits, bounds=(0, 1), method="highs")
+    reduced = -value - costs.T @ relaxed.ineqlin.marginals
+    feasible = np.zeros(gains.size, dtype=bool)
+    left = limits.copy()
+    for item in np.argsort(reduced, kind="stable"):
+        if (costs[:, item] <= left).all() and (after[item] < 0 or feasible[after[item]]):
+            feasible[item] = True
+            left = left - costs[:, item]
+    gap = max(-float(relaxed.fun) - float(value @ feasible), 0.0) + 1e-9
+    taken = reduced < -gap
+    core = np.flatnonzero(np.abs(reduced) <= gap)
+    if not core.size:
+        return taken
+    place = {int(item): i for i, item in enumerate(core)}
+    ordered = [(place[int(i)], place[int(after[i])]) for i in core if int(after[i]) in place]
+    chains = np.zeros((len(ordered), core.size))
+    for row, (late, early) in enumerate(ordered):
+        chains[row, late], chains[row, early] = 1.0, -1.0
+    closed = np.array([after[i] >= 0 and int(after[i]) not in place and not taken[after[i]] for i in core])
+    solution = milp(
+        c=-value[core],
+        constraints=[
+            LinearConstraint(costs[:, core], ub=limits - costs @ taken),
+            *([LinearConstraint(chains, ub=0)] if ordered else []),
+        ],
+        integrality=np.ones(core.size),
+        bounds=Bounds(0, np.where(closed, 0, 1)),
+        options={"mip_rel_gap": MILP_GAP, "time_limit": MILP_SECONDS},
+    )
+    # A time-out leaves the best mask found, or none; the greedy one is feasible and within the gap.
+    if solution.x is None or float(value @ taken) - float(solution.fun) < float(value @ feasible):
+        return feasible
+    taken[core] = solution.x > 0.5
+    return taken
+
+
+def _prefix_search(
+    importance: Mapping[str, Vector],
+    groups: Mapping[str, GroupCost],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[_Row],
+) -> dict[str, int]:
+    """OPTIN's search: try every number of heads, fill the rest of the budget with the best other units.
+
+    Units go in order of importance over all layers; counts are then rounded down to an allowed level.
+    """
+    if [row.name for row in rows] != ["macs"]:
+        raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
+    row = rows[0]
+    ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
+    for name, group in groups.items():
+        values = np.sort(importance[name].astype(np.float64))[::-1][levels[name][0] :]
+        ranked[group.kind == "head"] += [(float(-v), name, row.cost[name]) for v in values]
+    heads, others = (sorted(ranked[is_head]) for is_head in (True, False))
+    room = row.limit - sum(row.cost[name] * levels[name][0] for name in groups)
+    head_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in heads])])
+    head_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in heads])])
+    other_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in others])])
+    other_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in others])])
+    best = (-np.inf, 0, 0)
+    for number in range(len(head_cost)):
+        left = room - head_cost[number]
+        if left < 0:
+            break
+        fits = int(np.searchsorted(other_cost, left * (1 + 1e-12), side="right")) - 1
+        best = max(best, (float(head_gain[number] + other_gain[fits]), number, fits))
+    counts = {name: steps[0] for name, steps in levels.items()}
+    for _, name, _ in heads[: best[1]] + others[: best[2]]:
+        counts[name] += 1
+    return {name: max(k for k in levels[name] if k <= count) for name, count in counts.items()}

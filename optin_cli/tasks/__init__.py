@@ -1,0 +1,100 @@
+"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
+
+Nothing here imports torch, so that an unknown task is refused before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from optin_cli.errors import DataError, did_you_mean
+
+FOLDER = Path(__file__).parent
+
+Role = Literal["calibration", "evaluation"]
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+REGRESSION_METRICS = frozenset({"pearson", "spearman"})
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetName(_Strict):
+    """Arguments of `datasets.load_dataset`."""
+
+    path: str
+    config: str | None = None
+
+
+class Splits(_Strict):
+    """The split of the dataset that plays each role."""
+
+    calibration: str
+    evaluation: str
+
+
+class Task(_Strict):
+    """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
+
+    `label_names` are in the dataset's label order, so that a model with another order can be told apart.
+    """
+
+    name: str
+    dataset: DatasetName
+    text_columns: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    label_column: str
+    label_names: tuple[str, ...] | None = None
+    splits: Splits
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    kind: Literal["classification", "regression"]
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("a metric is listed more than once")
+        regression = self.kind == "regression"
+        unfit = [m for m in self.metrics if (m in REGRESSION_METRICS) is not regression]
+        if unfit:
+            raise ValueError(f"metric {unfit[0]} does not fit a {self.kind} task")
+        if regression and self.label_names is not None:
+            raise ValueError("a regression task has no label_names")
+        return self
+
+
+def task_names() -> list[str]:
+    """Names of every shipped task, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def parse_task(path: Path) -> Task:
+    """Read and validate one task file; every problem in it is reported at once.
+
+    Raises:
+        DataError: the file cannot be read or is not a valid task.
+    """
+    try:
+        return Task.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"The task file {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
+        raise DataError(
+            f"{path} is not a valid task file:\n" + "\n".join(lines),
+            hint=f"Start from one of those in {FOLDER.name}/ of the package, such as sst2.json.",
+        ) from error
+
+
+def load_task(name: str) -> Task:
+    """The shipped task of that name.
+
+    Raises:
+        DataError: no such task; names the nearest.
+    """
+    names = task_names()
+    if name not in names:
+        raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
+    return parse_task(FOLDER / f"{name}.json")

@@ -1,0 +1,74 @@
+"""Task files: every shipped one is valid; wrong ones and wrong names are refused with what to do."""
+
+import json
+
+import pytest
+
+from optin_cli import tasks
+from optin_cli.errors import DataError
+from optin_cli.metrics import METRICS
+from optin_cli.tasks import load_task, parse_task, task_names
+
+VALID = {
+    "name": "toy",
+    "dataset": {"path": "toy"},
+    "text_columns": ["text"],
+    "label_column": "label",
+    "splits": {"calibration": "train", "evaluation": "test"},
+    "metrics": ["accuracy"],
+    "kind": "classification",
+}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_shipped_task_is_named_as_its_file_and_uses_known_metrics(name):
+    task = load_task(name)
+    assert task.name == name
+    assert set(task.metrics) <= set(METRICS)
+    assert (task.label_names is None) == (task.kind == "regression")
+
+
+def test_glue_tasks_are_shipped():
+    expected = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
+    assert set(task_names()) == expected
+    assert load_task("mnli").splits.evaluation == "validation_matched"
+    assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
+    assert load_task("cola").metrics[0] == "matthews"
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(DataError, match="no task named 'sst-2'") as caught:
+        load_task("sst-2")
+    assert "Did you mean sst2?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"metrics": ["bleu"]}, "metrics.0"),
+        ({"metrics": []}, "metrics"),
+        ({"metrics": ["accuracy", "accuracy"]}, "more than once"),
+        ({"metrics": ["pearson"]}, "pearson does not fit a classification task"),
+        ({"kind": "regression"}, "accuracy does not fit a regression task"),
+        ({"kind": "regression", "metrics": ["pearson"], "label_names": ["a"]}, "no label_names"),
+        ({"text_columns": ["a", "b", "c"]}, "text_columns"),
+        ({"splits": {"calibration": "train"}}, "splits.evaluation"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_invalid_task_file_is_refused_with_its_place(tmp_path, change, problem):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(VALID | change))
+    with pytest.raises(DataError, match=problem):
+        parse_task(path)
+
+
+def test_unreadable_task_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        parse_task(tmp_path / "absent.json")
+
+
+def test_valid_task_file_parses(tmp_path):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(VALID))
+    assert parse_task(path) == tasks.Task.model_validate_json(json.dumps(VALID))
