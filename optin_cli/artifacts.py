@@ -51,11 +51,12 @@ class Totals(Frozen):
 
 
 class GroupCost(Frozen):
-    """One prunable axis: how many units it has and what each of them costs."""
+    """One prunable axis: how many units it has, and the columns (of the consumer's input) and cost of each."""
 
     kind: str
     block: str
     units: int
+    unit_width: int = 1
     unit_macs: float
     unit_parameters: int
 
@@ -71,7 +72,7 @@ class Profile(Artifact):
     """`optin profile`: cost of the whole model and of each group's units."""
 
     kind: ClassVar[str] = "profile"
-    schema_: Literal["optin.profile/1"] = Field("optin.profile/1", alias="schema")
+    schema_: Literal["optin.profile/1"] = Field(default="optin.profile/1", alias="schema")
     family: str
     architecture: str
     workload: Workload
@@ -90,7 +91,7 @@ class ScoresHeader(Artifact):
     """`optin score`: JSON header of the scores file, beside one float32 importance vector per group."""
 
     kind: ClassVar[str] = "scores"
-    schema_: Literal["optin.scores/1"] = Field("optin.scores/1", alias="schema")
+    schema_: Literal["optin.scores/1"] = Field(default="optin.scores/1", alias="schema")
     family: str
     architecture: str
     criterion: str
@@ -129,7 +130,7 @@ class Mask(Artifact):
     """`optin search`: the kept units of every group under a budget."""
 
     kind: ClassVar[str] = "mask"
-    schema_: Literal["optin.mask/1"] = Field("optin.mask/1", alias="schema")
+    schema_: Literal["optin.mask/1"] = Field(default="optin.mask/1", alias="schema")
     workload: Workload
     budget: Budget
     importance_lost: float
@@ -155,7 +156,7 @@ class Manifest(Artifact):
     """`optin prune`: what the folder `optin.json` lies in was cut from, how, and the proof that it loads."""
 
     kind: ClassVar[str] = "manifest"
-    schema_: Literal["optin.manifest/1"] = Field("optin.manifest/1", alias="schema")
+    schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")
     family: str
     architecture: str
     model_class: str
@@ -165,7 +166,6 @@ class Manifest(Artifact):
     before: Totals
     after: Totals
     groups: dict[str, GroupMask]
-    plan: dict[str, JsonValue]
     certificate: Certificate
     versions: dict[str, str]
 
@@ -207,7 +207,7 @@ class Evaluation(Artifact):
     """`optin eval`: task metric, size and speed of a checkpoint."""
 
     kind: ClassVar[str] = "eval"
-    schema_: Literal["optin.eval/1"] = Field("optin.eval/1", alias="schema")
+    schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
     task: str | None
     split: str
     samples: int

@@ -16,12 +16,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from optin_cli.artifacts import GroupCost, Totals, Workload
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.structure import Group, Structure, tensor_at
+
+# fvcore runs torch.jit at import and at every use, which newer torch calls deprecated.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
 
 Handler = Callable[[list[Any], list[Any]], int]
 
@@ -93,7 +97,6 @@ def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[in
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        # fvcore traces with torch.jit, which newer torch calls deprecated at every use.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             total = int(analysis.total())
@@ -141,6 +144,7 @@ def measure_costs(
             kind=group.kind,
             block=group.block_name,
             units=group.units,
+            unit_width=group.block,
             unit_macs=unit_macs(model, group, by_module),
             unit_parameters=unit_parameters(model, group),
         )

@@ -11,7 +11,6 @@ from torch import nn
 
 from optin_cli.architectures import OutputRule
 from optin_cli.structure import Structure
-from optin_cli.trajectory import mean_over_tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ def recording(model: nn.Module, structure: Structure) -> Iterator[list[torch.Ten
             handle.remove()
 
 
-def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], token_mask: torch.Tensor) -> list[torch.Tensor]:
+def final_outputs(
+    raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], token_mask: torch.Tensor
+) -> list[torch.Tensor]:
     """Pick the compared outputs; distributions over tokens get -inf at padding."""
     outputs = []
     for rule in rules:
@@ -76,5 +77,3 @@ def observe(
         raw = model(**inputs)
     return Trajectory(features, final_outputs(raw, structure.outputs, token_mask))
 
-
-__all__ = ["Trajectory", "final_outputs", "mean_over_tokens", "observe", "per_token", "recording"]

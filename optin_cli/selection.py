@@ -15,8 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli.artifacts import GroupCost, Totals
+from optin_cli import __version__
+from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
+from optin_cli.scores import Scores
 
 MOST_COMBINATIONS = 200_000
 """Up to how many combinations of counts are tried outright instead of by the integer program."""
@@ -250,14 +252,14 @@ def _solve_core(
     value = gains / (float(gains.max()) or 1.0)
     relaxed = linprog(-value, A_ub=costs, b_ub=limits, bounds=(0, 1), method="highs")
     reduced = -value - costs.T @ relaxed.ineqlin.marginals
-    feasible = np.zeros(gains.size, dtype=bool)
+    feasible: NDArray[np.bool_] = np.zeros(gains.size, dtype=bool)
     left = limits.copy()
     for item in np.argsort(reduced, kind="stable"):
         if (costs[:, item] <= left).all() and (after[item] < 0 or feasible[after[item]]):
             feasible[item] = True
             left = left - costs[:, item]
     gap = max(-float(relaxed.fun) - float(value @ feasible), 0.0) + 1e-9
-    taken = reduced < -gap
+    taken: NDArray[np.bool_] = reduced < -gap
     core = np.flatnonzero(np.abs(reduced) <= gap)
     if not core.size:
         return taken
@@ -318,3 +320,34 @@ def _prefix_search(
     for _, name, _ in heads[: best[1]] + others[: best[2]]:
         counts[name] += 1
     return {name: max(k for k in levels[name] if k <= count) for name, count in counts.items()}
+
+
+def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorithm: Algorithm = "exact") -> Mask:
+    """Choose units under the limits and record the outcome as a mask artifact.
+
+    Args:
+        scores: from `optin score`.
+        scores_source: name and hash of the scores file, recorded as the mask's origin.
+
+    Raises:
+        BudgetError, UsageError: see `choose_units`.
+    """
+    header = scores.header
+    blocks = {name: group.unit_width for name, group in header.groups.items()}
+    kept = choose_units(
+        scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm
+    )
+    return Mask(
+        optin_version=__version__,
+        options={
+            "algorithm": algorithm,
+            "round_to": limits.round_to,
+            "minima": dict(limits.minima or {}),
+            "protect": list(limits.protect),
+        },
+        inputs={"scores": scores_source, "checkpoint": header.inputs["checkpoint"]},
+        workload=header.workload,
+        budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
+        importance_lost=importance_lost(kept, scores.importance),
+        groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
+    )

@@ -34,7 +34,7 @@ class SliceRule(_Strict):
     """
 
     parameters: list[str] = Field(min_length=1)
-    axis: int
+    axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
     optional: bool = False
 
@@ -57,7 +57,7 @@ class SelectRule(_Strict):
 
     module: str
     argument: str
-    axis: int
+    axis: int = Field(ge=0)
 
 
 class GroupRule(_Strict):

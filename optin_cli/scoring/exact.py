@@ -14,7 +14,7 @@ from torch import nn
 
 from optin_cli.data import Batch
 from optin_cli.masking import gated
-from optin_cli.observe import Trajectory, first_tensor, observe, per_token
+from optin_cli.observe import Trajectory, observe, per_token
 from optin_cli.scoring.sketch import Objective
 from optin_cli.structure import Group, Structure
 from optin_cli.trajectory import manifold_distance, output_distance
@@ -52,7 +52,7 @@ def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> 
     """The first len(outputs) block calls return the given outputs without computing; the rest run."""
     position = 0
     modules = {block.path: model.get_submodule(block.path) for block in structure.blocks}
-    originals = {path: module.__dict__.get("forward") for path, module in modules.items()}
+    originals: dict[str, Any] = {path: module.__dict__.get("forward") for path, module in modules.items()}
 
     def stub(compute: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -64,13 +64,13 @@ def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> 
 
     try:
         for module in modules.values():
-            module.forward = stub(module.forward)  # type: ignore[method-assign]
+            module.forward = stub(module.forward)
         yield
     finally:
         for path, module in modules.items():
             del module.forward
             if originals[path] is not None:
-                module.forward = originals[path]  # type: ignore[method-assign]
+                module.forward = originals[path]
 
 
 def trajectory_distance(
@@ -147,6 +147,3 @@ def exact_batch(
             columns.append(distance.double().cpu().reshape(len(chunk), batch.size).T)
         result[group.name] = torch.cat(columns, dim=1)
     return result
-
-
-__all__ = ["captured", "exact_batch", "first_tensor", "replayed"]

@@ -63,6 +63,7 @@ def output_projection(
         signs: Rademacher, shaped as `output`.
     """
     scaled = output / temperature
+    projected: torch.Tensor
     if rule.kind == "categorical":
         factor = fisher_factor(torch.softmax(scaled.detach(), dim=-1), signs)
         scaled = torch.where(scaled.isinf(), 0.0, scaled)
@@ -76,7 +77,8 @@ def output_projection(
     if projected.dim() == 1:
         return projected
     weights = token_mask.to(projected.dtype) if per_token(output, rule) else torch.ones_like(projected)
-    return (projected * weights).sum(dim=1) / weights.sum(dim=1).sqrt()
+    averaged: torch.Tensor = (projected * weights).sum(dim=1) / weights.sum(dim=1).sqrt()
+    return averaged
 
 
 def _generator(seed: int, key: str, probe: int) -> torch.Generator:

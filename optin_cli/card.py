@@ -1,0 +1,86 @@
+"""A manifest in; the model card of the cut checkpoint out, opening with how to load it."""
+
+from __future__ import annotations
+
+from optin_cli.artifacts import Manifest
+
+CARD = """---
+library_name: transformers
+tags: [optin, pruned]
+---
+# {name}, pruned by optin
+
+## How to load
+
+The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
+weights can (it needs torch and transformers only):
+
+```python
+from transformers import {auto_class}, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = {auto_class}.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+or, without running code from this folder, `optin_cli.load(folder)`.
+Do **not** pass `ignore_mismatched_sizes=True` to the stock class: it would fill in random weights.
+
+## What was done
+
+Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli/) {version}, without training.
+{budget}
+
+| | before | after | ratio |
+|---|---|---|---|
+| MACs (batch {batch}, {seq_len} tokens) | {macs_before:,} | {macs_after:,} | {macs_ratio:.3f} |
+| parameters | {parameters_before:,} | {parameters_after:,} | {parameters_ratio:.3f} |
+| bytes of weights | {bytes_before:,} | {bytes_after:,} | {bytes_ratio:.3f} |
+
+| group | kept |
+|---|---|
+{groups}
+
+## Certificate
+
+Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most {reloaded:.3g}{masked}
+(tolerance {tolerance:.3g}). `optin.json` holds the whole record.
+
+## Limits
+
+Accuracy was not measured here: run `optin eval` on your own data. MACs are multiply-accumulates of matrix
+products, convolutions and attention at the stated length.
+"""
+
+
+def write_card(manifest: Manifest) -> str:
+    """Model card in Markdown."""
+    before, after, certificate = manifest.before, manifest.after, manifest.certificate
+    source = manifest.inputs["checkpoint"]
+    asked = ", ".join(f"{share:g} of the {name}" for name, share in manifest.budget.asked.items())
+    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in manifest.budget.reached.items())
+    return CARD.format(
+        name=source.name,
+        sha=source.sha256,
+        version=manifest.optin_version,
+        model_class=manifest.model_class,
+        auto_class=manifest.auto_class,
+        budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
+        batch=manifest.workload.batch_size,
+        seq_len=manifest.workload.seq_len,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        macs_ratio=after.macs / before.macs,
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        parameters_ratio=after.parameters / before.parameters,
+        bytes_before=before.bytes,
+        bytes_after=after.bytes,
+        bytes_ratio=after.bytes / before.bytes,
+        groups="\n".join(f"| {name} | {len(g.kept)} of {g.units} |" for name, g in manifest.groups.items()),
+        loader=certificate.loader,
+        outputs=", ".join(certificate.outputs),
+        reloaded=certificate.reloaded,
+        masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
+        tolerance=certificate.tolerance,
+    )

@@ -1,0 +1,139 @@
+"""A checkpoint and a mask in; a certified, physically smaller checkpoint folder out."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import torch
+import transformers
+
+from optin_cli import __version__, card
+from optin_cli.artifacts import Certificate, Manifest, Mask, Source, Totals, require_source
+from optin_cli.certify import (
+    LOADER,
+    largest_difference,
+    probe_inputs,
+    require_equal,
+    run_probe,
+    run_probe_fresh,
+    tolerance_for,
+)
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.costs import count_macs, count_parameters, example_inputs
+from optin_cli.errors import ArtifactError, did_you_mean
+from optin_cli.files import atomic_folder
+from optin_cli.masking import masked
+from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
+from optin_cli.surgery import Plan, cut
+from optin_cli.weights import weight_files
+
+
+def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
+    """Refuse a mask of another checkpoint, or whose groups are not those of the model.
+
+    Raises:
+        ArtifactError: with the first group that does not fit.
+    """
+    require_source(mask, name, "checkpoint", checkpoint.source)
+    groups = {group.name: group for group in checkpoint.structure.groups}
+    for group_name, kept in mask.groups.items():
+        if group_name not in groups:
+            raise ArtifactError(
+                f"{name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
+                hint=did_you_mean(group_name, groups),
+            )
+        if kept.units != groups[group_name].units:
+            raise ArtifactError(
+                f"{name} says that {group_name} has {kept.units} units; "
+                f"in {checkpoint.name} it has {groups[group_name].units}."
+            )
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint,
+    mask: Mask,
+    mask_source: Source,
+    output: Path,
+    *,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _what: None,
+) -> Manifest:
+    """Cut, save and certify.
+
+    Args:
+        output: folder to write; appears only when everything succeeded.
+        progress: told what is being done.
+
+    Raises:
+        ArtifactError: the mask does not belong to the checkpoint.
+        CertificateError: the reloaded folder computes something else; nothing is written.
+    """
+    check_mask(checkpoint, mask, mask_source.name)
+    kept = {name: group.kept for name, group in mask.groups.items()}
+    names = [rule.name for rule in checkpoint.structure.outputs]
+    config = checkpoint.config
+    probe = probe_inputs(config.vocab_size, mask.workload.seq_len, config.pad_token_id)
+    workload_inputs = example_inputs(checkpoint, mask.workload)
+    with atomic_folder(output, force=force) as folder:
+        progress("cutting")
+        with masked(checkpoint.model, checkpoint.structure, kept):
+            masked_outputs = run_probe(checkpoint.model, probe, names)
+        before = Totals(
+            macs=count_macs(checkpoint.model, workload_inputs)[0],
+            parameters=count_parameters(checkpoint.model),
+            bytes=checkpoint.weight_bytes,
+        )
+        model = copy.deepcopy(checkpoint.model)
+        plan = cut(model, checkpoint.structure, kept, checkpoint.root)
+        whole_plan = Plan.model_validate(checkpoint.plan).then(plan) if checkpoint.plan else plan
+        cut_outputs = run_probe(model, probe, names)
+        tolerance = tolerance_for(masked_outputs)
+        masked_difference = largest_difference(cut_outputs, masked_outputs)
+        require_equal("The cut model against the masked original", masked_difference, tolerance)
+        round_to_storage(model, checkpoint.dtype)
+        cut_outputs = run_probe(model, probe, names)
+        progress("saving")
+        save_cut(checkpoint, model, whole_plan, folder)
+        progress("certifying in a fresh process")
+        reloaded = run_probe_fresh(folder, checkpoint.auto_class, probe, names)
+        reloaded_difference = largest_difference(cut_outputs, reloaded)
+        require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)
+        manifest = Manifest(
+            optin_version=__version__,
+            options=mask.options,
+            inputs={"checkpoint": checkpoint.source, "mask": mask_source},
+            family=checkpoint.structure.family,
+            architecture=checkpoint.model_class,
+            model_class=checkpoint.model_class,
+            auto_class=checkpoint.auto_class,
+            workload=mask.workload,
+            budget=mask.budget,
+            before=before,
+            after=Totals(
+                macs=count_macs(model, workload_inputs)[0],
+                parameters=count_parameters(model),
+                bytes=sum(path.stat().st_size for path in weight_files(folder)),
+            ),
+            groups=mask.groups,
+            certificate=Certificate(
+                probe=f"{len(probe['input_ids'])} rows of random tokens",
+                loader=LOADER,
+                outputs=names,
+                reloaded=reloaded_difference,
+                masked=masked_difference,
+                tolerance=tolerance,
+            ),
+            versions={
+                "python": platform.python_version(),
+                "safetensors": safetensors.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        )
+        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
+        (folder / CARD).write_text(card.write_card(manifest), encoding="utf-8")
+    return manifest

@@ -1,0 +1,138 @@
+"""Tiny random models of every family and head, and tiny checkpoints that a whole pipeline can run on."""
+
+import copy
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from optin_cli.architectures import find_architecture, known_heads
+from optin_cli.data import Batch
+from optin_cli.structure import find_structure
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst", "good", "bad", "film", "##s"]
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
+DISTIL = {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 40}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
+SHARED = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
+
+FAMILIES = {
+    "bert": ("bert", SMALL),
+    "roberta": ("roberta", SMALL | {"pad_token_id": 1}),
+    "xlm-roberta": ("xlm-roberta", SMALL | {"pad_token_id": 1}),
+    "electra": ("electra", SMALL | {"embedding_size": 16}),
+    "distilbert": ("distilbert", DISTIL | {"max_position_embeddings": 64}),
+    "mpnet": ("mpnet", SMALL),
+    "albert": ("albert", SMALL | {"embedding_size": 16}),
+    "albert-2-groups": ("albert", SMALL | {"embedding_size": 16, "num_hidden_groups": 2}),
+    "deberta-v2": ("deberta-v2", SMALL | DISENTANGLED),
+    "deberta-v2-shared": ("deberta-v2", SMALL | DISENTANGLED | SHARED),
+}
+HEADS = {
+    "classes": ("AutoModelForSequenceClassification", {"num_labels": 3}),
+    "regression": ("AutoModelForSequenceClassification", {"num_labels": 1}),
+    "labels": (
+        "AutoModelForSequenceClassification",
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
+    "tokens": ("AutoModelForTokenClassification", {"num_labels": 3}),
+    "answers": ("AutoModelForQuestionAnswering", {"num_labels": 2}),
+    "base": ("AutoModel", {}),
+}
+
+
+def tiny_config(family, **overrides):
+    model_type, values = FAMILIES[family]
+    return AutoConfig.for_model(model_type, **(values | overrides))
+
+
+def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
+    """A frozen random model in evaluation mode, with weights large enough for errors to show."""
+    auto_class, values = HEADS[head]
+    torch.manual_seed(seed)
+    model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
+    for name, parameter in model.eval().requires_grad_(False).named_parameters():
+        norm = "norm" in name.lower() and name.endswith("weight")
+        parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(norm))
+    return model.to(dtype)
+
+
+def root_of(model):
+    return next(name for name, module in model.named_modules() if module is model.base_model)
+
+
+def structure_of(model, head="classes", architecture=None):
+    config, auto_class = model.config, HEADS[head][0]
+    kind = "regression" if head == "regression" else config.problem_type
+    description = architecture or find_architecture(config.model_type)
+    return find_structure(
+        model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind
+    )
+
+
+def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):
+    """Token ids whose last row ends (or starts, on the left) in padding."""
+    ids = torch.randint(5, 90, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    if padding:
+        place = slice(None, padding) if left else slice(tokens - padding, None)
+        mask[-1, place], ids[-1, place] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_batch(rows=2, tokens=10, *, labels=None, **options):
+    inputs = make_inputs(rows, tokens, **options)
+    return Batch(inputs, labels, tuple(f"sample {row}" for row in range(rows)))
+
+
+def pick(batch, rows):
+    """Some rows of a batch, without the padding that none of them needs."""
+    longest = int(batch.token_mask[rows].sum(dim=1).max())
+    inputs = {name: tensor[rows, :longest] for name, tensor in batch.inputs.items()}
+    labels = None if batch.labels is None else batch.labels[rows]
+    return Batch(inputs, labels, tuple(batch.keys[row] for row in rows))
+
+
+def random_kept(structure, seed=0, share=0.5):
+    """Random units of every group, ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for group in structure.groups:
+        order = torch.randperm(group.units, generator=generator)
+        kept[group.name] = sorted(order[: int(group.units * share)].tolist())
+    return kept
+
+
+def tiny_tokenizer(**options):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    defaults = {"model_max_length": 48, "model_input_names": ["input_ids", "attention_mask"]}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **(special | defaults | options))
+
+
+def save_checkpoint(folder, family="bert", head="classes", *, dtype=torch.float32, **overrides):
+    """Write a model with its tokenizer as a Hugging Face folder; returns the folder."""
+    folder = Path(folder)
+    build(family, head, dtype=dtype, **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def clone(model):
+    return copy.deepcopy(model)
