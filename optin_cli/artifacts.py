@@ -254,11 +254,9 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
     expected = str(kind.model_fields["schema_"].default)
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != expected:
-        made_by = {str(k.model_fields["schema_"].default): k.kind for k in KINDS}.get(str(found), None)
+        made_by = {str(k.model_fields["schema_"].default): k.kind for k in KINDS}.get(str(found))
         what = f"a {made_by} file" if made_by else "not an optin artifact of that kind"
-        raise ArtifactError(
-            f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r})."
-        )
+        raise ArtifactError(f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -275,7 +273,6 @@ def require_source(artifact: Artifact, artifact_name: str, role: str, found: Sou
     if made_from is None or made_from.sha256 != found.sha256:
         origin = f"{made_from.name} (sha256 {made_from.sha256[:12]})" if made_from else "something unnamed"
         raise ArtifactError(
-            f"{artifact_name} was made from {role} {origin}, "
-            f"but {found.name} (sha256 {found.sha256[:12]}) was given.",
+            f"{artifact_name} was made from {role} {origin}, but {found.name} (sha256 {found.sha256[:12]}) was given.",
             hint=f"Pass the {role} it was made from, or make the {artifact.kind} again from {found.name}.",
         )

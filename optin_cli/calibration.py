@@ -30,9 +30,7 @@ def encode(
 ) -> list[Batch]:
     """Tokenise into batches of the inputs that the model's forward names, on the model's device."""
     labels = label_ids(samples, task, checkpoint.config) if labelled else None
-    batches = make_batches(
-        samples, tokenizer, batch_size=batch_size, max_length=max_length, label_map=labels
-    )
+    batches = make_batches(samples, tokenizer, batch_size=batch_size, max_length=max_length, label_map=labels)
     taken = inspect.signature(checkpoint.model.forward).parameters
     return [
         replace(batch, inputs={k: v for k, v in batch.inputs.items() if k in taken}).to(checkpoint.device)

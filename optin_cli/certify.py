@@ -31,7 +31,7 @@ import torch, transformers
 from safetensors.torch import load_file, save_file
 folder, auto_class, inputs, outputs, threads, names = sys.argv[1:7]
 torch.set_num_threads(int(threads))
-model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 with torch.no_grad():
     result = model(**load_file(inputs))
 save_file({name: result[name].contiguous() for name in names.split(",")}, outputs)

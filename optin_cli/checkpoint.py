@@ -174,7 +174,7 @@ def _arch_folder(path: Path, arch: str | None) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     local = CheckpointError(
         f"{name} does not exist here, and no model hub could supply it.",
@@ -249,7 +249,11 @@ def _build(model_class: Any, config: Any, plan: Any, state: State, auto_class: s
         with torch.device("meta"):
             expected = set(kind(config).state_dict())
         model, report = kind.from_pretrained(
-            None, config=config, state_dict=strip_prefix(state, expected), output_loading_info=True
+            None,
+            config=config,
+            state_dict=strip_prefix(state, expected),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         shown = "\n".join(str(error).strip().splitlines()[:6])

@@ -206,8 +206,7 @@ def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> 
 def _check_pair(logits: torch.Tensor, reference: torch.Tensor) -> None:
     if logits.shape != reference.shape:
         raise DataError(
-            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and "
-            f"{tuple(reference.shape)}.",
+            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and {tuple(reference.shape)}.",
             hint="Compare checkpoints of the same task.",
         )
 

@@ -76,4 +76,3 @@ def observe(
     with recording(model, structure) as features:
         raw = model(**inputs)
     return Trajectory(features, final_outputs(raw, structure.outputs, token_mask))
-

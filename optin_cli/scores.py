@@ -67,7 +67,8 @@ def read_scores(path: str | Path) -> Scores:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, TypeError, AttributeError) as error:
             raise ArtifactError(
-                f"{name} is not a complete safetensors file: {error}.", hint="Expected what optin score wrote."
+                f"{name} is not a complete safetensors file: {error}.",
+                hint="Expected what optin score wrote.",
             ) from error
     if HEADER not in metadata:
         raise ArtifactError(

@@ -7,6 +7,7 @@ importance, so the decision is how many each group keeps: an integer program.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MILP_SECONDS = 20.0
 """When the integer program may stop: relative distance from the optimum, and seconds."""
 
 Algorithm = Literal["exact", "optin"]
+ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
 Vector = NDArray[np.float32]
 Vector64 = NDArray[np.float64]
 Kept = dict[str, list[int]]
@@ -94,15 +96,15 @@ def choose_units(
         BudgetError: no mask meets the limits; states the smallest reachable share.
         UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
     """
+    rows = _rows(groups, totals, limits)
     levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
     _protect(levels, groups, limits.protect)
-    rows = _rows(groups, totals, limits)
     for row in rows:
         least = sum(row.cost[name] * levels[name][0] for name in groups)
-        if least > row.limit * (1 + 1e-12):
+        if least > row.limit + 1e-12 * row.total:
             raise BudgetError(
                 f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
-                f"the smallest reachable share is {(row.fixed + least) / row.total:.4f}.",
+                f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
                 hint="Ask for more, or lower --min-heads, --min-neurons or the protected groups.",
             )
     order = {name: np.argsort(-importance[name].astype(np.float64), kind="stable") for name in groups}
@@ -122,7 +124,14 @@ def reached(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], 
 
 def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
     """Sum of the importances of all units that a mask removes."""
-    return float(sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items()))
+    return float(
+        sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
+    )
+
+
+def _rounded_up(share: float) -> float:
+    """A share to four places that is still enough."""
+    return math.ceil(share * 1e4 - 1e-8) / 1e4
 
 
 def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
@@ -173,13 +182,13 @@ def _integer_program(
     sizes: list[int] = []
     after: list[int] = []
     for name, steps in levels.items():
+        # A last step of another size costs otherwise, so the steps of such a group must be told to come in order.
+        irregular = len(steps) > 1 and steps[-1] - steps[-2] != steps[1] - steps[0]
         ranked = importance[name].astype(np.float64)[order[name]]
-        for low, high in zip(steps, steps[1:], strict=False):
+        for low, high in itertools.pairwise(steps):
             owners.append(name)
             gains.append(float(ranked[low:high].sum()))
-            # A last step of another size costs otherwise, so it must be told to come last.
-            irregular = high - low != steps[1] - steps[0]
-            after.append(len(sizes) - 1 if irregular else -1)
+            after.append(len(sizes) - 1 if irregular and low != steps[0] else -1)
             sizes.append(high - low)
     counts = {name: steps[0] for name, steps in levels.items()}
     if not owners:
@@ -213,17 +222,16 @@ def solve_knapsack(
     return _solve_core(gains, costs, limits, np.full(gains.size, -1) if after is None else after)
 
 
-def _enumerate(
-    gains: Vector64, classes: Vector64, member: NDArray[np.intp], limits: Vector64
-) -> NDArray[np.bool_]:
+def _enumerate(gains: Vector64, classes: Vector64, member: NDArray[np.intp], limits: Vector64) -> NDArray[np.bool_]:
     """Try every number of items of all cost classes but the largest, which takes what then fits."""
     ranked = [np.flatnonzero(member == c) for c in range(len(classes))]
     ranked = [items[np.argsort(-gains[items], kind="stable")] for items in ranked]
     totals = [np.concatenate([[0.0], np.cumsum(gains[items])]) for items in ranked]
     filler = max(range(len(classes)), key=lambda c: len(ranked[c]))
     others = [c for c in range(len(classes)) if c != filler]
-    grid = np.indices([len(ranked[c]) + 1 for c in others]).reshape(len(others), -1)
-    grid = grid if others else np.zeros((0, 1), dtype=np.intp)
+    grid = np.zeros((0, 1), dtype=np.intp)
+    if others:
+        grid = np.indices([len(ranked[c]) + 1 for c in others]).reshape(len(others), -1)
     left = limits[:, None] - sum((classes[c][:, None] * grid[i] for i, c in enumerate(others)), np.zeros((1, 1)))
     unit = classes[filler][:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -239,9 +247,7 @@ def _enumerate(
     return taken
 
 
-def _solve_core(
-    gains: Vector64, costs: Vector64, limits: Vector64, after: NDArray[np.intp]
-) -> NDArray[np.bool_]:
+def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArray[np.intp]) -> NDArray[np.bool_]:
     """The integer program over the items that the linear relaxation leaves open.
 
     An item whose reduced cost exceeds the gap between the relaxation and a feasible solution has the same
@@ -334,9 +340,7 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
     """
     header = scores.header
     blocks = {name: group.unit_width for name, group in header.groups.items()}
-    kept = choose_units(
-        scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm
-    )
+    kept = choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
     return Mask(
         optin_version=__version__,
         options={

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_cli.architectures import Architecture, EmptyRule, GroupRule, HeadRule, Layout, OutputRule, SelectRule, SliceRule
+from optin_cli.architectures import (
+    Architecture,
+    EmptyRule,
+    GroupRule,
+    HeadRule,
+    Layout,
+    OutputRule,
+    SelectRule,
+    SliceRule,
+)
 from optin_cli.errors import ArchitectureError
 
 
@@ -75,7 +84,12 @@ class Structure:
 
 
 def find_structure(
-    model: nn.Module, architecture: Architecture, head: HeadRule, *, root: str = "", problem_type: str | None = None
+    model: nn.Module,
+    architecture: Architecture,
+    head: HeadRule,
+    *,
+    root: str = "",
+    problem_type: str | None = None,
 ) -> Structure:
     """Resolve a description against a model.
 
@@ -127,9 +141,7 @@ def _match(model: nn.Module, pattern: str) -> Iterator[tuple[str, list[str]]]:
             yield path, list(match.groups())
 
 
-def _resolve_group(
-    model: nn.Module, rule: GroupRule, path: str, block_name: str, problems: list[str]
-) -> Group | None:
+def _resolve_group(model: nn.Module, rule: GroupRule, path: str, block_name: str, problems: list[str]) -> Group | None:
     name = f"{block_name}.{rule.kind}"
     before = len(problems)
     if isinstance(rule.block, int):
@@ -142,12 +154,16 @@ def _resolve_group(
             return None
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, path, name, problems)]
     inner = [rule.mixer, rule.empty and rule.empty.module, *(s.module for s in rule.select)]
-    for target in [rule.consumer, *filter(None, inner)]:
-        if _module(model, f"{path}.{target}") is None:
-            problems.append(f"{name}: module {path}.{target} does not exist")
-    for attribute in [*rule.set_units, *rule.set_width]:
-        if _attribute(model, f"{path}.{attribute}") is None:
-            problems.append(f"{name}: attribute {path}.{attribute} does not exist")
+    problems += [
+        f"{name}: module {path}.{target} does not exist"
+        for target in [rule.consumer, *filter(None, inner)]
+        if _module(model, f"{path}.{target}") is None
+    ]
+    problems += [
+        f"{name}: attribute {path}.{attribute} does not exist"
+        for attribute in [*rule.set_units, *rule.set_width]
+        if _attribute(model, f"{path}.{attribute}") is None
+    ]
     units = _count_units(model, slices, block, name, problems)
     if len(problems) > before or units == 0:
         return None
@@ -167,14 +183,12 @@ def _resolve_group(
     )
 
 
-def _resolve_slices(
-    model: nn.Module, rule: SliceRule, path: str, name: str, problems: list[str]
-) -> Iterator[Slice]:
+def _resolve_slices(model: nn.Module, rule: SliceRule, path: str, name: str, problems: list[str]) -> Iterator[Slice]:
     for parameter in rule.parameters:
         full = f"{path}.{parameter}"
         owner_path, _, leaf = full.rpartition(".")
         owner = _module(model, owner_path)
-        if owner is None or leaf not in owner._parameters and leaf not in owner._buffers:
+        if owner is None or (leaf not in owner._parameters and leaf not in owner._buffers):
             if not rule.optional:
                 problems.append(f"{name}: parameter {full} does not exist")
         elif getattr(owner, leaf) is not None:

@@ -13,9 +13,7 @@ from optin_cli.artifacts import Latency
 from optin_cli.errors import UsageError
 
 
-def measure_latency(
-    callables: Sequence[Callable[[], object]], *, runs: int, warmup: int
-) -> list[list[float]]:
+def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, warmup: int) -> list[list[float]]:
     """Seconds of each of `runs` calls, per callable: run 1 of each in turn, then run 2 of each, and so on.
 
     Args:
@@ -81,9 +79,7 @@ def example_inputs(
     return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
 
 
-def _forward(
-    model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device
-) -> Callable[[], None]:
+def _forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
     def call() -> None:
         model(**inputs)
         if device.type == "cuda":

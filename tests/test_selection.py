@@ -86,7 +86,7 @@ def path(request, monkeypatch):
 
 
 @pytest.mark.parametrize("combinations", [selection.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(INSTANCES, LIMITS)
 def test_choice_is_the_best_of_all_masks(combinations, instance, limits):
     best = instance.best(limits)
@@ -107,7 +107,7 @@ def test_choice_is_the_best_of_all_masks(combinations, instance, limits):
         assert not (units and gone) or values[units].min() >= values[list(gone)].max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(INSTANCES, LIMITS, SHARES)
 def test_a_larger_budget_never_loses_more(instance, limits, share):
     low, high = sorted([limits.keep_macs, share])
@@ -132,7 +132,7 @@ def test_the_stated_smallest_share_is_accepted(instance, budget, head, round_to)
     assert stated - instance.reached(instance.choose(Limits(**{f"keep_{budget}": stated}, **options)))[budget] < 1e-4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(INSTANCES, SHARES, st.sampled_from([1, 2]))
 def test_the_search_of_the_paper_is_within_budget_and_never_better(instance, share, round_to):
     limits = Limits(keep_macs=share, round_to=round_to)
@@ -199,11 +199,11 @@ def test_equal_runs_and_any_order_of_groups_give_the_same_mask(path):
 def test_limits_are_respected_together(path):
     instance = generic()
     limits = Limits(
-        keep_macs=0.7, keep_parameters=0.6, round_to=8, minima={"head": 1, "neuron": 8}, protect=["encoder.0.*"]
+        keep_macs=0.75, keep_parameters=0.8, round_to=8, minima={"head": 1, "neuron": 8}, protect=["encoder.0.*"]
     )
     kept = instance.choose(limits)
     now = instance.reached(kept)
-    assert now["macs"] <= 0.7 and now["parameters"] <= 0.6  # noqa: PT018
+    assert now["macs"] <= 0.75 and now["parameters"] <= 0.8
     assert kept["encoder.0.head"] == [0, 1, 2, 3]
     assert all(len(kept[n]) >= (1 if "head" in n else 8) for n in kept)
     assert all(len(kept[n]) % 8 == 0 for n in kept if "neuron" in n)

@@ -105,9 +105,7 @@ def make_batches(
     return batches
 
 
-def usable_length(
-    tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module | None = None
-) -> int:
+def usable_length(tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module | None = None) -> int:
     """Tokens per sample: `asked`, else 128 or fewer if the model holds fewer.
 
     Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer
@@ -159,7 +157,5 @@ def _padded(rows: Sequence[Sequence[int]], tokenizer: Any, name: str) -> torch.T
             hint="Set pad_token in the checkpoint's tokenizer_config.json, or pass --batch-size 1.",
         )
     left = tokenizer.padding_side == "left"
-    whole = [
-        [filler] * (longest - len(r)) + [*r] if left else [*r] + [filler] * (longest - len(r)) for r in rows
-    ]
+    whole = [[filler] * (longest - len(r)) + [*r] if left else [*r] + [filler] * (longest - len(r)) for r in rows]
     return torch.tensor(whole)

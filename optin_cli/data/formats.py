@@ -80,9 +80,7 @@ def _read_json(text: str, path: Path) -> list[Row]:
 
 def _object(row: object, place: str) -> Row:
     if not isinstance(row, dict):
-        raise DataError(
-            f"{place} expected a JSON object with a value per column, found {type(row).__name__}."
-        )
+        raise DataError(f"{place} expected a JSON object with a value per column, found {type(row).__name__}.")
     return row
 
 
@@ -114,9 +112,7 @@ def _read_delimited(text: str, path: Path, reader: _Lines) -> list[Row]:
                     f"found {len(fields)}."
                 )
     except csv.Error as error:
-        raise DataError(
-            f"{path}, line {reader.line_num}: {error}.", hint="Check the quotes there."
-        ) from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}.", hint="Check the quotes there.") from error
     finally:
         csv.field_size_limit(limit)
     twice = next((c for c in header if header.count(c) > 1), None)

@@ -52,15 +52,11 @@ def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, i
 
 def _value(label: Label, name: str) -> float:
     if isinstance(label, str):
-        raise DataError(
-            f"{name} has the label {label!r}, but the model puts out one number; expected a number."
-        )
+        raise DataError(f"{name} has the label {label!r}, but the model puts out one number; expected a number.")
     return float(label)
 
 
-def _class_of_name(
-    label: str, classes: dict[str, int], names: list[str], numbers: dict[int, int], source: str
-) -> int:
+def _class_of_name(label: str, classes: dict[str, int], names: list[str], numbers: dict[int, int], source: str) -> int:
     folded = label.casefold()
     if folded in classes:
         return classes[folded]

@@ -71,9 +71,7 @@ def read_path(path: Path, role: Role, preferred: str | None = None) -> Table:
     suffixes = {p.suffix for p in splits[split]}
     if len(suffixes) > 1:
         names = ", ".join(p.name for p in splits[split])
-        raise DataError(
-            f"The folder {path} has split {split} more than once: {names}.", hint="Name one file."
-        )
+        raise DataError(f"The folder {path} has split {split} more than once: {names}.", hint="Name one file.")
     return _read_files(name, split, splits[split])
 
 
@@ -93,8 +91,7 @@ def read_task(task: Task, role: Role) -> Table:
             return _from_dataset(task.name, split, data)
     except Exception as error:
         raise DataError(
-            f"The dataset {name} of task {task.name} is neither in the local cache nor reachable: "
-            f"{first_line(error)}",
+            f"The dataset {name} of task {task.name} is neither in the local cache nor reachable: {first_line(error)}",
             hint="Pass a local copy with --data PATH (a .jsonl, .csv, .tsv or .parquet file, or a folder).",
         ) from error
 
@@ -161,9 +158,7 @@ def _read_parquet(name: str, split: str, path: Path) -> Table:
     try:
         with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
             files = glob.escape(str(path.resolve()))
-            data = datasets.load_dataset(
-                "parquet", data_files=files, split="train", streaming=True, cache_dir=cache
-            )
+            data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, cache_dir=cache)
             return _from_dataset(name, split, data)
     except Exception as error:
         raise DataError(f"{path} cannot be read as a Parquet file: {first_line(error)}") from error

@@ -122,9 +122,7 @@ def _read(source: str | None, task: Task | None, data: Path | None, role: Role) 
     if data is not None:
         return task, read_path(data, role, None if task is None else getattr(task.splits, role))
     if task is None:
-        raise UsageError(
-            "No data was named.", hint="Name a task (such as sst2), or pass a file or folder with --data."
-        )
+        raise UsageError("No data was named.", hint="Name a task (such as sst2), or pass a file or folder with --data.")
     return task, read_task(task, role)
 
 
@@ -163,9 +161,7 @@ def _label_column(table: Table, task: Task | None, asked: str | None) -> str | N
 
 
 def _texts(table: Table, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [
-        tuple(_text(row.get(c), n, table.name, c) for c in columns) for n, row in enumerate(table.rows, 1)
-    ]
+    return [tuple(_text(row.get(c), n, table.name, c) for c in columns) for n, row in enumerate(table.rows, 1)]
 
 
 def _text(value: object, number: int, name: str, column: str) -> str:
@@ -217,9 +213,7 @@ def _label(value: object, number: int, name: str, column: str) -> Label | None:
         return int(value)
     if isinstance(value, (int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise DataError(
-        f"Row {number} of {name}, column {column!r}: expected a number or a name, found {value!r:.60}."
-    )
+    raise DataError(f"Row {number} of {name}, column {column!r}: expected a number or a name, found {value!r:.60}.")
 
 
 def _parsed(labels: list[Label | None]) -> list[Label | None]:
@@ -253,6 +247,4 @@ def _select(digests: list[str], labels: list[Label] | None, seed: int, limit: in
 
 
 def _content_hash(digests: list[str], labels: list[Label] | None) -> str:
-    return _digest(
-        sorted(digests) if labels is None else sorted(zip(digests, map(repr, labels), strict=True))
-    )
+    return _digest(sorted(digests) if labels is None else sorted(zip(digests, map(repr, labels), strict=True)))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -37,7 +37,7 @@ class ScoreOptions:
     """
 
     criterion: str = "trajectory"
-    estimator: Estimator = "sketch"
+    estimator: str = "sketch"
     output_weight: float = 1.0
     temperature: float = 1.0
     probes: int = 4
@@ -54,6 +54,11 @@ class ScoreOptions:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        if self.estimator not in get_args(Estimator):
+            raise UsageError(
+                f"Unknown estimator {self.estimator!r}.",
+                hint=did_you_mean(self.estimator, get_args(Estimator)),
+            )
         if self.output_weight < 0:
             raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
         if self.criterion not in CRITERIA:
@@ -129,7 +134,7 @@ def score_checkpoint(
     Args:
         calibration: None only for criteria that need no data.
         seq_len: sequence length that the recorded costs are stated for.
-        state: where to keep what a later `resume` starts from; it is removed at the end.
+        state: where to keep what a later `resume` starts from. The caller removes it once the result is safe.
 
     Raises:
         CheckpointError: a score is not finite.
@@ -159,9 +164,7 @@ def score_checkpoint(
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
     inputs_at = example_inputs(checkpoint, Workload(seq_len=seq_len))
-    cost, group_costs = measure_costs(
-        checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes
-    )
+    cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
         options=recorded,
@@ -181,8 +184,6 @@ def score_checkpoint(
         },
     )
     errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
-    if state is not None:
-        state.unlink(missing_ok=True)
     return Scores(header, {name: v.float().numpy() for name, v in importance.items()}, errors)
 
 

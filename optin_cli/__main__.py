@@ -1,0 +1,8 @@
+"""Entry point of the `optin` command."""
+
+from optin_cli.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The Python API: one function a stage, each taking and returning what the command line reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from optin_cli import __version__
+from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Source, Workload
+from optin_cli.calibration import calibrate
+from optin_cli.checkpoint import Checkpoint, load_checkpoint
+from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.data import load_samples
+from optin_cli.errors import UsageError
+from optin_cli.evaluation import EvalOptions, evaluate_checkpoint
+from optin_cli.files import sha256_of
+from optin_cli.pruning import prune_checkpoint
+from optin_cli.scores import Scores
+from optin_cli.scoring import CRITERIA, Progress, ScoreOptions, score_checkpoint
+from optin_cli.selection import Algorithm, Limits, make_mask
+from optin_cli.tasks import Task, load_task
+
+DEFAULT_SEQ_LEN = 128
+
+
+def load(path: str | Path, *, device: str | None = None) -> nn.Module:
+    """Load a cut (or uncut) checkpoint as a module in evaluation mode, running no code from its folder."""
+    return _opened(path, device).model
+
+
+def _opened(checkpoint: Checkpoint | str | Path, device: str | None = None) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint, device=device)
+
+
+def workload_length(checkpoint: Checkpoint, asked: int | None) -> int:
+    """Sequence length that costs are stated for: `asked`, or 128, within what the model's positions hold."""
+    most = getattr(checkpoint.config, "max_position_embeddings", None) or DEFAULT_SEQ_LEN
+    if asked is None:
+        return min(DEFAULT_SEQ_LEN, int(most))
+    if not 1 <= asked <= most:
+        raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {checkpoint.name} holds.")
+    return asked
+
+
+def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) -> Profile:
+    """What the whole model and each group's units cost."""
+    checkpoint = _opened(checkpoint)
+    workload = Workload(seq_len=workload_length(checkpoint, seq_len))
+    totals, groups = measure_costs(
+        checkpoint.model, checkpoint.structure, example_inputs(checkpoint, workload), checkpoint.weight_bytes
+    )
+    return Profile(
+        optin_version=__version__,
+        options={},
+        inputs={"checkpoint": checkpoint.source},
+        family=checkpoint.structure.family,
+        architecture=checkpoint.model_class,
+        workload=workload,
+        totals=totals,
+        groups=groups,
+    )
+
+
+def score(
+    checkpoint: Checkpoint | str | Path,
+    calib: str | None = None,
+    *,
+    data: Path | None = None,
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    options: ScoreOptions | None = None,
+    seq_len: int | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Importance of every unit.
+
+    Args:
+        calib: a task name, or a file or folder of texts; labels are needed by the fisher criterion alone.
+        data: a local copy of the task's dataset.
+        state: where an interrupted run leaves what `resume` continues from.
+
+    Raises:
+        OptinError: bad data, an unfit checkpoint, or options that contradict each other.
+    """
+    options = options or ScoreOptions()
+    criterion = CRITERIA[options.criterion]
+    if criterion.needs_data and calib is None and data is None:
+        raise UsageError(
+            f"The criterion {options.criterion} needs calibration data.",
+            hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
+        )
+    checkpoint = _opened(checkpoint)
+    calibration = None
+    if criterion.needs_data:
+        samples = load_samples(
+            calib,
+            data=data,
+            split="calibration",
+            columns=columns,
+            label_column=label_column,
+            limit=options.samples,
+            seed=options.seed,
+        )
+        task = task_named(calib)
+        calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
+    return score_checkpoint(
+        checkpoint,
+        calibration,
+        options,
+        seq_len=workload_length(checkpoint, seq_len),
+        state=state,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def task_named(source: str | None) -> Task | None:
+    """The task of that name, None for a path or nothing."""
+    return None if source is None or Path(source).exists() else load_task(source)
+
+
+def search(
+    scores: Scores,
+    *,
+    keep_flops: float | None = None,
+    keep_params: float | None = None,
+    round_to: int = 1,
+    minima: dict[str, int] | None = None,
+    protect: Sequence[str] = (),
+    algorithm: Algorithm = "exact",
+    name: str = "scores",
+) -> Mask:
+    """The mask that loses least importance within the budgets (shares of the whole model, 0 to 1)."""
+    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect))
+    return make_mask(scores, scores.source(name), limits, algorithm=algorithm)
+
+
+def prune(
+    checkpoint: Checkpoint | str | Path,
+    mask: Mask,
+    output: str | Path,
+    *,
+    force: bool = False,
+    name: str = "mask",
+    progress: Callable[[str], None] = lambda _what: None,
+) -> Manifest:
+    """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process."""
+    source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
+    return prune_checkpoint(_opened(checkpoint), mask, source, Path(output), force=force, progress=progress)
+
+
+def evaluate(
+    checkpoint: Checkpoint | str | Path,
+    task: str | None = None,
+    *,
+    data: Path | None = None,
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    against: Checkpoint | str | Path | None = None,
+    options: EvalOptions | None = None,
+    tell: Callable[[float, float, str], None] | None = None,
+) -> Evaluation:
+    """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone."""
+    known = None if task is None else load_task(task)
+    opened = _opened(checkpoint)
+    other = None if against is None else _opened(against)
+    chosen = None
+    if task is not None or data is not None:
+        chosen = load_samples(
+            None,
+            task=known,
+            data=data,
+            split="evaluation",
+            columns=columns,
+            label_column=label_column,
+            limit=samples,
+            seed=seed,
+        )
+    return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
+
+
+__all__ = ["evaluate", "load", "profile", "prune", "score", "search"]

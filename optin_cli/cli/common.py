@@ -1,0 +1,157 @@
+"""What the subcommands share: option types, output names, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optin_cli.checkpoint import Checkpoint
+
+STDIO = "-"
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="Checkpoint folder, state-dict file (.safetensors, .pt, .ckpt, .bin) or model-hub id.",
+        show_default=False,
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option("--arch", metavar="FOLDER", help="Config folder of a state-dict file (also hf:NAME)."),
+]
+ArchitectureFile = Annotated[
+    Path | None,
+    typer.Option("--architecture", metavar="JSON", help="Own description of where the model's units lie."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … [default: an accelerator if there is one]")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False),
+]
+SeqLen = Annotated[
+    int | None,
+    typer.Option("--seq-len", metavar="N", help="Sequence length that MACs are stated for. [default: 128]"),
+]
+TextColumns = Annotated[
+    str | None,
+    typer.Option("--text-columns", metavar="A[,B]", help="Text column(s) of the data. [default: guessed]"),
+]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="PATH", help="Local copy of the task's data (file or folder)."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of sample selection and probes.")]
+
+
+def columns_of(text: str | None) -> list[str] | None:
+    """Split a comma-separated list of columns."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def stem_of(source: str) -> str:
+    """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors."""
+    if source == STDIO:
+        return "optin"
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else path.name
+    for suffix in (
+        ".scores.safetensors",
+        ".mask.json",
+        ".json",
+        ".safetensors",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".bin",
+    ):
+        if name.endswith(suffix) and name != suffix and not path.is_dir():
+            return name.removesuffix(suffix)
+    return name
+
+
+def open_checkpoint(
+    source: str, arch: str | None = None, architecture: Path | None = None, device: str | None = None
+) -> Checkpoint:
+    """Load a checkpoint (torch is imported only now)."""
+    from optin_cli.checkpoint import load_checkpoint
+
+    return load_checkpoint(source, arch=arch, architecture=architecture, device=device)
+
+
+def stderr() -> Console:
+    """Console for talk."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def stdout() -> Console:
+    """Console for tables that are the command's data."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def say(message: str) -> None:
+    """One line of talk on stderr."""
+    typer.echo(message, err=True)
+
+
+class Tell(Protocol):
+    """What long work tells: `done` of `total` steps, and what it does."""
+
+    def __call__(self, done: float, total: float, what: str) -> None:
+        """Report."""
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Tell]:
+    """A progress bar with time left, on stderr and only on a terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = stderr()
+    columns = (
+        TextColumn("{task.fields[title]}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", title=title, total=None)
+
+        def tell(done: float, total: float, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def require_free(path: str | Path, *, force: bool) -> None:
+    """Refuse an output that exists or cannot be written, before any time is spent."""
+    from optin_cli.files import check_output
+
+    if str(path) != STDIO:
+        check_output(Path(path), force=force)
+
+
+@contextlib.contextmanager
+def resumable(state: Path | None) -> Iterator[None]:
+    """On interruption, tell how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if state is not None and state.exists():
+            say(f"Finished batches are kept in {state}; repeat the command with --resume to go on.")
+        raise

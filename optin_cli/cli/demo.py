@@ -1,0 +1,96 @@
+"""`optin demo`: nothing in; the five stages run offline on an embedded classifier, artifacts left in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optin_cli.cli import common
+from optin_cli.errors import OptinError
+
+NAME = "bert-sst2"
+STAGES = (
+    ["profile", NAME, "-o", f"{NAME}.profile.json"],
+    ["score", NAME, "--calib", "train.jsonl"],
+    ["search", f"{NAME}.scores.safetensors", "--keep-flops", "0.5"],
+    ["prune", NAME, "--mask", f"{NAME}.mask.json"],
+    ["eval", f"{NAME}-pruned", "--task", "sst2", "--data", "validation.jsonl", "--against", NAME],
+)
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to leave the artifacts.")] = Path("optin-demo"),
+    force: common.Force = False,
+) -> None:
+    """Shrink an embedded BERT classifier, offline, in under a minute."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise OptinError(f"{folder} already exists.", hint="Pass another folder, or --force to write into it.")
+    common.require_free(folder, force=True)
+    folder.mkdir(exist_ok=True)
+    source = Path(__file__).parent.parent / "demo"
+    shutil.copytree(source / "checkpoint", folder / NAME, dirs_exist_ok=True)
+    for name in ("train.jsonl", "validation.jsonl"):
+        shutil.copyfile(source / "data" / name, folder / name)
+    from optin_cli.cli import run
+
+    common.say(f"$ cd {folder}")
+    with _inside(folder):
+        for stage in STAGES:
+            command = [*stage, "--force"] if force else stage
+            common.say(f"\n$ optin {' '.join(command)}")
+            with contextlib.redirect_stdout(sys.stderr):
+                run(command)
+        _print_result(Path(f"{NAME}-pruned.eval.json"))
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _print_result(path: Path) -> None:
+    from rich.table import Table
+
+    from optin_cli.artifacts import Evaluation, parse
+
+    result = parse(Evaluation, path.read_bytes(), str(path))
+    other = result.against
+    if other is None or other.metric is None or result.metric is None or result.latency is None:
+        raise OptinError(f"{path} lacks the comparison that the demo made.")
+    table = Table(title=f"{NAME}, before and after")
+    table.add_column("")
+    for heading in ("before", "after", "ratio"):
+        table.add_column(heading, justify="right")
+    totals, speed = result.totals, result.latency.median_ms
+    table.add_row(
+        f"{result.metric.name} ({result.samples} sentences)",
+        f"{other.metric.value:.4f}",
+        f"{result.metric.value:.4f}",
+        "",
+    )
+    for name, value, ratio in (
+        (f"MACs ({result.workload.seq_len} tokens)", totals.macs, other.macs_ratio),
+        ("parameters", totals.parameters, other.parameters_ratio),
+        ("bytes", totals.bytes, other.bytes_ratio),
+    ):
+        table.add_row(name, f"{value / ratio:,.0f}", f"{value:,}", f"{ratio:.3f}")
+    if other.latency_ratio is not None:
+        table.add_row(
+            f"latency, ms (batch {result.latency.batch_size}, {result.latency.seq_len} tokens)",
+            f"{speed / other.latency_ratio:.1f}",
+            f"{speed:.1f}",
+            f"{other.latency_ratio:.3f}",
+        )
+    common.stdout().print(table)

@@ -1,0 +1,143 @@
+"""`optin eval`: a checkpoint and labelled (or other) data in; metric, agreement, size and speed out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optin_cli.cli import common
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from optin_cli.artifacts import Evaluation
+
+
+def evaluate(
+    checkpoint: common.CheckpointArgument,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="Task whose metric is measured (sst2, mrpc, …)."),
+    ] = None,
+    data: common.Data = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="CKPT", help="Checkpoint to compare with, in the same run."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
+    ] = None,
+    output: common.Output = None,
+    samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. [default: all]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. [default: 128]")] = None,
+    seq_len: common.SeqLen = None,
+    latency_batch: Annotated[int, typer.Option(help="Batch size that latency is measured at.")] = 32,
+    latency_length: Annotated[int, typer.Option(help="Sequence length that latency is measured at.")] = 64,
+    latency_runs: Annotated[int, typer.Option(help="Timed runs, of which the median counts; 0 skips.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    text_columns: common.TextColumns = None,
+    label_column: common.LabelColumn = None,
+    seed: common.Seed = 0,
+    as_json: common.Json = False,
+    arch: common.Arch = None,
+    architecture: common.ArchitectureFile = None,
+    device: common.Device = None,
+    force: common.Force = False,
+) -> int:
+    """Task metric, agreement, FLOPs, size, latency."""
+    to_stdout = output == common.STDIO or (as_json and output is None)
+    target = common.STDIO if to_stdout else output or f"{common.stem_of(checkpoint)}.eval.json"
+    common.require_free(target, force=force)
+    if task is not None:
+        from optin_cli.tasks import load_task
+
+        load_task(task)
+    import torch
+
+    from optin_cli import api
+    from optin_cli.errors import Exit
+    from optin_cli.evaluation import EvalOptions, require_drop
+    from optin_cli.files import write_text
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
+    other = None if against is None else common.open_checkpoint(against, None, architecture, device)
+    options = EvalOptions(
+        batch_size=batch_size,
+        max_length=max_length,
+        seq_len=api.workload_length(opened, seq_len),
+        latency_batch=latency_batch,
+        latency_length=min(latency_length, api.workload_length(opened, None)),
+        latency_runs=latency_runs,
+    )
+    with common.progress("evaluating") as tell:
+        result = api.evaluate(
+            opened,
+            task,
+            data=data,
+            columns=common.columns_of(text_columns),
+            label_column=label_column,
+            samples=samples,
+            seed=seed,
+            against=other,
+            options=options,
+            tell=tell,
+        )
+    problem = None if max_drop is None else require_drop(result, max_drop)
+    write_text(target, result.dump(), force=force)
+    common.stderr().print(evaluation_table(result))
+    if target != common.STDIO:
+        typer.echo(result.dump() if as_json else target, nl=not as_json)
+    if problem is not None:
+        common.say(f"gate not met: {problem}")
+        return Exit.GATE
+    return Exit.DONE
+
+
+def evaluation_table(result: Evaluation) -> Table:
+    """The evaluation as a table for people, with a column for the other model."""
+    from rich.table import Table
+
+    other = result.against
+    data = f"{result.inputs['data'].name}, {result.samples:,} samples" if "data" in result.inputs else "no data"
+    table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
+    table.add_column("")
+    table.add_column(result.inputs["checkpoint"].name, justify="right")
+    if other is not None:
+        table.add_column(other.name, justify="right")
+        table.add_column("ratio", justify="right")
+    rows: list[tuple[str, str, str, str]] = []
+    for name, value in result.metrics.items():
+        spread = ""
+        if result.metric is not None and name == result.metric.name and result.standard_error is not None:
+            spread = f" ± {result.standard_error:.4f}"
+        theirs = f"{other.metric.value:.4f}" if other and other.metric and other.metric.name == name else ""
+        rows.append((name, f"{value:.4f}{spread}", theirs, ""))
+    if other is not None and other.agreement is not None:
+        rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
+    if other is not None and other.kl is not None:
+        rows.append(("KL (nats)", f"{other.kl:.4g}", "", ""))
+    totals = result.totals
+    for name, mine, ratio in (
+        (f"MACs, {result.workload.seq_len} tokens", totals.macs, other and other.macs_ratio),
+        ("parameters", totals.parameters, other and other.parameters_ratio),
+        ("bytes", totals.bytes, other and other.bytes_ratio),
+    ):
+        rows.append((name, f"{mine:,}", f"{mine / ratio:,.0f}" if ratio else "", f"{ratio:.3f}" if ratio else ""))
+    if (latency := result.latency) is not None:
+        ratio = other.latency_ratio if other is not None else None
+        rows.append(
+            (
+                f"ms, batch {latency.batch_size}, {latency.seq_len} tokens",
+                f"{latency.median_ms:.1f}",
+                f"{latency.median_ms / ratio:.1f}" if ratio else "",
+                f"{ratio:.3f}" if ratio else "",
+            )
+        )
+        rows.append(("samples/s", f"{latency.samples_per_second:,.0f}", "", ""))
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
+    return table

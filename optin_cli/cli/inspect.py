@@ -1,0 +1,129 @@
+"""`optin inspect`: any artifact in; what it says, for people, out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optin_cli.cli import common
+from optin_cli.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from optin_cli.artifacts import Artifact, Manifest, Mask
+    from optin_cli.scores import Scores
+
+MANIFEST = "optin.json"
+
+
+def inspect(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Scores, mask, eval or profile file, or a pruned folder.", show_default=False
+        ),
+    ],
+    as_json: common.Json = False,
+) -> None:
+    """What an artifact says."""
+    path = Path(file)
+    if path.is_dir():
+        path = path / MANIFEST
+        if not path.is_file():
+            raise ArtifactError(
+                f"{file} has no {MANIFEST}, so optin did not write it.",
+                hint="For a checkpoint, use optin profile.",
+            )
+    if path.suffix == ".safetensors":
+        from optin_cli.scores import read_scores
+
+        scores = read_scores(path)
+        if as_json:
+            typer.echo(scores.header.dump(), nl=False)
+        else:
+            _print(scores.header, _scores_table(scores))
+        return
+    artifact = _parse(str(path))
+    if as_json:
+        typer.echo(artifact.dump(), nl=False)
+        return
+    _print(artifact, _table(artifact))
+
+
+def _parse(name: str) -> Artifact:
+    from optin_cli.artifacts import KINDS, validate
+    from optin_cli.files import read_bytes
+
+    try:
+        raw = json.loads(read_bytes(name, "optin"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{name} is neither a safetensors file nor valid JSON: {error}.") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    kinds = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
+    if schema not in kinds:
+        raise ArtifactError(f"{name} has the schema {schema!r}; known are {', '.join(kinds)}.")
+    return validate(kinds[schema], raw, name)
+
+
+def _print(artifact: Artifact, table: Table) -> None:
+    console = common.stdout()
+    schema = type(artifact).model_fields["schema_"].default
+    console.print(f"[bold]{schema}[/bold], written by optin {artifact.optin_version}")
+    for role, source in artifact.inputs.items():
+        console.print(f"  {role}: {source.name} (sha256 {source.sha256[:12]})")
+    if artifact.options:
+        console.print("  options: " + ", ".join(f"{k}={v}" for k, v in artifact.options.items()))
+    console.print(table)
+
+
+def _table(artifact: Artifact) -> Table:
+    from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile
+    from optin_cli.cli.eval import evaluation_table
+    from optin_cli.cli.profile import profile_table
+
+    if isinstance(artifact, Evaluation):
+        return evaluation_table(artifact)
+    if isinstance(artifact, Profile):
+        return profile_table(artifact)
+    if isinstance(artifact, (Mask, Manifest)):
+        return _mask_table(artifact)
+    raise TypeError(type(artifact).__name__)
+
+
+def _mask_table(artifact: Mask | Manifest) -> Table:
+    from rich.table import Table
+
+    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in artifact.budget.reached.items())
+    certificate = getattr(artifact, "certificate", None)
+    proof = f"; certified within {certificate.reloaded:.2g}" if certificate else ""
+    table = Table(title=f"keeps {reached}{proof}")
+    table.add_column("group")
+    table.add_column("kept", justify="right")
+    table.add_column("of", justify="right")
+    table.add_column("share", justify="right")
+    for name, group in artifact.groups.items():
+        table.add_row(name, f"{len(group.kept):,}", f"{group.units:,}", f"{len(group.kept) / group.units:.0%}")
+    return table
+
+
+def _scores_table(scores: Scores) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{scores.header.criterion} importance", caption="error: median standard error / importance")
+    table.add_column("group")
+    for heading in ("units", "estimator", "samples", "least", "median", "most", "error"):
+        table.add_column(heading, justify="right")
+    for name, group in scores.header.groups.items():
+        values = scores.importance[name]
+        error = "-"
+        if name in scores.standard_error:
+            share = scores.standard_error[name][values > 0] / values[values > 0]
+            error = f"{sorted(share)[len(share) // 2]:.1%}" if len(share) else "-"
+        ordered = sorted(values)
+        numbers = (f"{v:.3g}" for v in (ordered[0], ordered[len(ordered) // 2], ordered[-1]))
+        table.add_row(name, f"{group.units:,}", group.estimator, f"{group.samples:,}", *numbers, error)
+    return table

@@ -1,0 +1,89 @@
+"""`optin score`: a checkpoint and calibration data in; a scores file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optin_cli.cli import common
+
+
+def score(
+    checkpoint: common.CheckpointArgument,
+    calib: Annotated[
+        str | None,
+        typer.Option("--calib", metavar="TASK|PATH", help="Task name (sst2, mrpc, …), or a file or folder of texts."),
+    ] = None,
+    output: common.Output = None,
+    criterion: Annotated[
+        str, typer.Option(help="trajectory, manifold, output, fisher, magnitude or random.")
+    ] = "trajectory",
+    estimator: Annotated[
+        str,
+        typer.Option(help="sketch: all units in a few backward passes; exact: remove each; hybrid: both."),
+    ] = "sketch",
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    exact_samples: Annotated[int, typer.Option(help="Share of them that exact removal sees.")] = 128,
+    exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = "head",
+    probes: Annotated[int, typer.Option(help="Backward passes a sample.")] = 4,
+    output_weight: Annotated[float, typer.Option("--lambda", help="Weight of the output term.")] = 1.0,
+    temperature: Annotated[float, typer.Option("--tau", help="Temperature of the output term.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 32,
+    rows: Annotated[int, typer.Option(help="Candidates x samples at once, for exact removal.")] = 256,
+    max_length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = 128,
+    seq_len: common.SeqLen = None,
+    data: common.Data = None,
+    text_columns: common.TextColumns = None,
+    label_column: common.LabelColumn = None,
+    seed: common.Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    as_json: common.Json = False,
+    arch: common.Arch = None,
+    architecture: common.ArchitectureFile = None,
+    device: common.Device = None,
+    force: common.Force = False,
+) -> None:
+    """Importance of every head and neuron, without labels."""
+    target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
+    common.require_free(target, force=force)
+    from optin_cli import api
+    from optin_cli.scores import write_scores
+    from optin_cli.scoring import ScoreOptions
+
+    options = ScoreOptions(
+        criterion=criterion,
+        estimator=estimator,
+        output_weight=output_weight,
+        temperature=temperature,
+        probes=probes,
+        samples=samples,
+        exact_samples=exact_samples,
+        exact_kinds=tuple(k.strip() for k in exact_kinds.split(",")),
+        batch_size=batch_size,
+        rows=rows,
+        max_length=max_length,
+        seed=seed,
+    )
+    state = None if target == common.STDIO else Path(f"{target}.partial")
+    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
+    with common.resumable(state), common.progress("scoring") as tell:
+        result = api.score(
+            opened,
+            calib,
+            data=data,
+            columns=common.columns_of(text_columns),
+            label_column=label_column,
+            options=options,
+            seq_len=seq_len,
+            state=state,
+            resume=resume,
+            progress=tell,
+        )
+    write_scores(target, result, force=force)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    if target == common.STDIO:
+        return
+    typer.echo(result.header.dump() if as_json else target, nl=not as_json)

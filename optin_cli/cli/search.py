@@ -1,0 +1,135 @@
+"""`optin search`: a scores file and budgets in; masks out, and a small picture of what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optin_cli.cli import common
+from optin_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from optin_cli.artifacts import Mask
+
+BAR = 24
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def search(
+    scores: Annotated[
+        str, typer.Argument(metavar="SCORES", help="What optin score wrote; - for stdin.", show_default=False)
+    ],
+    keep_flops: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE[,…]", help="Share of the model's MACs to keep: 0.5, or 0.6,0.5,0.4."),
+    ] = None,
+    keep_params: Annotated[
+        str | None, typer.Option(metavar="SHARE[,…]", help="Share of the model's parameters to keep.")
+    ] = None,
+    output: common.Output = None,
+    algorithm: Annotated[str, typer.Option(help="exact (integer program) or optin (the paper's search).")] = "exact",
+    round_to: Annotated[int, typer.Option(help="Kept widths come in multiples of this (8, 16, 32).")] = 1,
+    min_heads: Annotated[int, typer.Option(help="Fewest heads left in a layer.")] = 0,
+    min_neurons: Annotated[int, typer.Option(help="Fewest neurons left in a layer.")] = 0,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GROUP", help="Group that stays whole; encoder.0.* works; repeatable."),
+    ] = None,
+    as_json: common.Json = False,
+    force: common.Force = False,
+) -> None:
+    """The best mask within a budget of FLOPs or parameters."""
+    from optin_cli.artifacts import Source
+    from optin_cli.files import write_text
+    from optin_cli.scores import read_scores
+    from optin_cli.selection import ALGORITHMS, Limits, make_mask
+
+    if algorithm not in ALGORITHMS:
+        raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
+    budgets = _budgets(keep_flops, keep_params)
+    to_stdout = output == common.STDIO or (as_json and output is None)
+    if to_stdout and len(budgets) > 1:
+        raise UsageError(
+            "Several masks cannot go to one stdout.",
+            hint="Ask for one budget, or pass -o FOLDER for several.",
+        )
+    targets = [common.STDIO] if to_stdout else _targets(output, common.stem_of(scores), budgets)
+    for target in targets:
+        common.require_free(target, force=force)
+    read = read_scores(scores)
+    name = "stdin" if scores == common.STDIO else Path(scores).name
+    source: Source = read.source(name)
+    for (flops, parameters), target in zip(budgets, targets, strict=True):
+        limits = Limits(
+            keep_macs=flops,
+            keep_parameters=parameters,
+            round_to=round_to,
+            minima={"head": min_heads, "neuron": min_neurons},
+            protect=tuple(protect or ()),
+        )
+        mask = make_mask(read, source, limits, algorithm=algorithm)
+        write_text(target, mask.dump(), force=force)
+        common.stderr().print(picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}))
+        if target != common.STDIO:
+            typer.echo(mask.dump() if as_json else target, nl=not as_json)
+
+
+def _shares(text: str | None, option: str) -> list[float | None]:
+    if text is None:
+        return [None]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is not a number or a comma-separated list of numbers.") from error
+
+
+def _budgets(keep_flops: str | None, keep_params: str | None) -> list[tuple[float | None, float | None]]:
+    """Pairs of (MACs, parameters) shares; a single value goes with every value of the other list."""
+    flops, parameters = _shares(keep_flops, "--keep-flops"), _shares(keep_params, "--keep-params")
+    if keep_flops is None and keep_params is None:
+        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or both.")
+    if len(flops) != len(parameters) and 1 not in (len(flops), len(parameters)):
+        raise UsageError(f"--keep-flops lists {len(flops)} budgets and --keep-params {len(parameters)}.")
+    count = max(len(flops), len(parameters))
+    return list(zip(flops * (count // len(flops)), parameters * (count // len(parameters)), strict=True))
+
+
+def _targets(output: str | None, stem: str, budgets: list[tuple[float | None, float | None]]) -> list[str]:
+    if len(budgets) == 1:
+        return [output or f"{stem}.mask.json"]
+    names = ["-".join(f"{share:g}" for share in budget if share is not None) for budget in budgets]
+    if len(set(names)) < len(names):
+        raise UsageError("The same budget is listed twice.")
+    if output is None:
+        return [f"{stem}.mask-{name}.json" for name in names]
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, but several masks need a folder.", hint="Pass -o FOLDER.")
+    folder.mkdir(exist_ok=True)
+    return [str(folder / f"mask-{name}.json") for name in names]
+
+
+def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
+    """Kept units by block: one sign a unit for small groups, a bar for large ones.
+
+    Args:
+        groups: (block, kind) by group name.
+    """
+    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in mask.budget.reached.items())
+    lines = [f"keeps {reached}"]
+    by_block: dict[str, list[str]] = {}
+    for name, group in mask.groups.items():
+        block, kind = groups[name]
+        kept = set(group.kept)
+        if group.units <= BAR:
+            drawn = "".join("●" if u in kept else "○" for u in range(group.units))
+        else:
+            eighths = round(8 * BAR * len(kept) / group.units)
+            drawn = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+            drawn = drawn.ljust(BAR, "·")
+        by_block.setdefault(block, []).append(f"{kind} {drawn} {len(kept):>5}/{group.units}")
+    width = max(map(len, by_block))
+    lines += [f"{block:<{width}}  {'  '.join(parts)}" for block, parts in by_block.items()]
+    return "\n".join(lines)

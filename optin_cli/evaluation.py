@@ -1,0 +1,265 @@
+"""A checkpoint and samples in; its task metric, agreement with another model, size and speed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli import __version__, metrics
+from optin_cli.artifacts import Comparison, Evaluation, Latency, Measure, Options, Source, Totals, Workload
+from optin_cli.calibration import encode, model_length
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.costs import count_macs, count_parameters, example_inputs
+from optin_cli.data import Batch, Samples, label_ids
+from optin_cli.errors import DataError, UsageError
+from optin_cli.observe import final_outputs, per_token
+from optin_cli.tasks import Task
+from optin_cli.timing import example_inputs as random_inputs
+from optin_cli.timing import forward_latency
+
+Tell = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Every constant of an evaluation. latency_runs = 0 measures no latency."""
+
+    batch_size: int = 32
+    max_length: int | None = None
+    seq_len: int = 128
+    latency_batch: int = 32
+    latency_length: int = 64
+    latency_runs: int = 20
+    latency_warmup: int = 3
+
+
+@torch.inference_mode()
+def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
+    """Every final output over all samples.
+
+    Returns:
+        one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
+        Distributions over tokens are padded to the longest sample with the lowest finite number.
+    """
+    rules = checkpoint.structure.outputs
+    collected: list[list[torch.Tensor]] = [[] for _ in rules]
+    for number, batch in enumerate(batches):
+        if tell is not None:
+            tell(number, len(batches), checkpoint.name)
+        outputs = final_outputs(checkpoint.model(**batch.inputs), rules, batch.token_mask)
+        for rows, output, rule in zip(collected, outputs, rules, strict=True):
+            flat = output[batch.token_mask] if per_token(output, rule) else output
+            rows.append(flat.float().cpu())
+    merged = []
+    for rows in collected:
+        widest = max(r.shape[-1] for r in rows)
+        lowest = torch.finfo(torch.float32).min / 4
+        padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
+        merged.append(torch.cat(padded).clamp(min=lowest))
+    return merged
+
+
+def task_metrics(
+    checkpoint: Checkpoint,
+    outputs: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
+    task: Task,
+    positive: int,
+) -> tuple[dict[str, float], float | None]:
+    """The task's metrics in its order, and the standard error of the first."""
+    expected = "regression" if checkpoint.problem_type == "regression" else "classification"
+    if task.kind != expected or checkpoint.auto_class != "AutoModelForSequenceClassification":
+        raise DataError(
+            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
+            f"for {expected}.",
+            hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
+        )
+    labels = torch.cat([b.labels.cpu() for b in batches if b.labels is not None])
+    values = metrics.score_metrics(task.metrics, outputs[0], labels, checkpoint.config.num_labels, positive=positive)
+    first = task.metrics[0]
+    return values, metrics.standard_error(first, values[first], outputs[0], labels, positive=positive)
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    samples: Samples | None,
+    *,
+    task: Task | None = None,
+    against: Checkpoint | None = None,
+    options: EvalOptions | None = None,
+    tell: Tell | None = None,
+) -> Evaluation:
+    """Measure a checkpoint.
+
+    Args:
+        samples: what to predict; None measures size and speed only.
+        task: names the metrics; without it, or without labels, agreement with `against` remains.
+        against: another checkpoint, timed in the same run, interleaved.
+
+    Raises:
+        DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
+    """
+    options = options or EvalOptions()
+    workload = Workload(seq_len=options.seq_len)
+    labelled = task is not None and samples is not None and samples.labels is not None
+    if samples is not None and not labelled and against is None:
+        what = "no labels" if task is not None else "no task that names a metric"
+        raise DataError(
+            f"There is {what} to measure {samples.name} by, and nothing to compare with.",
+            hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
+        )
+    inputs: dict[str, Source] = {"checkpoint": checkpoint.source}
+    mine = theirs = None
+    if samples is not None:
+        inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
+        mine = _predicted(checkpoint, samples, task if labelled else None, options, tell)
+        if against is not None:
+            theirs = _predicted(against, samples, task if labelled else None, options, tell)
+    if against is not None:
+        inputs["against"] = against.source
+    latencies = _latencies([c for c in (checkpoint, against) if c is not None], options)
+    recorded: Options = {
+        "batch_size": options.batch_size,
+        "max_length": options.max_length,
+        "latency_warmup": options.latency_warmup,
+    }
+    totals = _totals(checkpoint, workload)
+    first = task.metrics[0] if task is not None and mine is not None and mine.values else None
+    return Evaluation(
+        optin_version=__version__,
+        options=recorded,
+        inputs=inputs,
+        task=task.name if task is not None else None,
+        split=samples.split if samples is not None else "none",
+        samples=len(samples.texts) if samples is not None else 0,
+        metric=Measure(name=first, value=mine.values[first]) if first and mine else None,
+        metrics=mine.values if mine is not None else {},
+        standard_error=mine.error if mine is not None else None,
+        workload=workload,
+        totals=totals,
+        latency=latencies[0] if latencies else None,
+        against=None if against is None else _compare(against, totals, workload, first, mine, theirs, latencies),
+    )
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    outputs: list[torch.Tensor]
+    keys: list[str]
+    values: dict[str, float]
+    error: float | None
+
+
+def _predicted(
+    checkpoint: Checkpoint, samples: Samples, task: Task | None, options: EvalOptions, tell: Tell | None
+) -> _Predicted:
+    tokenizer = checkpoint.tokenizer()
+    length = model_length(checkpoint, tokenizer, options.max_length)
+    batches = encode(
+        checkpoint,
+        samples,
+        tokenizer,
+        batch_size=options.batch_size,
+        max_length=length,
+        task=task,
+        labelled=task is not None,
+    )
+    outputs = predict(checkpoint, batches, tell)
+    values: dict[str, float] = {}
+    error = None
+    if task is not None:
+        positive = (label_ids(samples, task, checkpoint.config) or {}).get(1, 1)
+        values, error = task_metrics(checkpoint, outputs, batches, task, int(positive))
+    return _Predicted(outputs, [key for batch in batches for key in batch.keys], values, error)
+
+
+def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
+    macs, _ = count_macs(checkpoint.model, example_inputs(checkpoint, workload))
+    return Totals(macs=macs, parameters=count_parameters(checkpoint.model), bytes=checkpoint.weight_bytes)
+
+
+def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[Latency]:
+    if options.latency_runs == 0:
+        return []
+    inputs = random_inputs(
+        min(c.config.vocab_size for c in checkpoints),
+        batch_size=options.latency_batch,
+        seq_len=options.latency_length,
+        device=checkpoints[0].device,
+    )
+    return forward_latency(
+        [c.model for c in checkpoints], inputs, runs=options.latency_runs, warmup=options.latency_warmup
+    )
+
+
+def _compare(
+    against: Checkpoint,
+    totals: Totals,
+    workload: Workload,
+    metric: str | None,
+    mine: _Predicted | None,
+    theirs: _Predicted | None,
+    latencies: Sequence[Latency],
+) -> Comparison:
+    other = _totals(against, workload)
+    value = drop = agreement = kl = None
+    if mine is not None and theirs is not None:
+        if mine.keys != theirs.keys:
+            raise DataError(
+                f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
+                hint="Compare checkpoints that share a tokenizer.",
+            )
+        agreement, kl = _distances(mine.outputs, theirs.outputs, against)
+        if metric is not None:
+            value = Measure(name=metric, value=theirs.values[metric])
+            sign = 1 if metrics.find_metric(metric).higher_is_better else -1
+            drop = sign * (theirs.values[metric] - mine.values[metric])
+    return Comparison(
+        name=against.name,
+        metric=value,
+        drop=drop,
+        agreement=agreement,
+        kl=kl,
+        macs_ratio=totals.macs / other.macs,
+        parameters_ratio=totals.parameters / other.parameters,
+        bytes_ratio=totals.bytes / other.bytes,
+        latency_ratio=latencies[0].median_ms / latencies[1].median_ms if latencies else None,
+    )
+
+
+def _distances(
+    mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], against: Checkpoint
+) -> tuple[float | None, float | None]:
+    """Agreement and KL averaged over the categorical outputs; None when there are none."""
+    kinds = [rule.kind for rule in against.structure.outputs]
+    pairs = [(a, b) for a, b, kind in zip(mine, theirs, kinds, strict=True) if kind == "categorical"]
+    shares = [metrics.agreement(a, b) for a, b in pairs]
+    divergences = [metrics.mean_kl(a, b) for a, b in pairs]
+    found = [(s, k) for s, k in zip(shares, divergences, strict=True) if s is not None and k is not None]
+    if not found:
+        return None, None
+    return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)
+
+
+def require_drop(evaluation: Evaluation, most: float) -> str | None:
+    """What is wrong when the metric fell by more than `most`, None when it did not.
+
+    Raises:
+        UsageError: nothing was compared.
+    """
+    comparison = evaluation.against
+    if comparison is None or comparison.drop is None or evaluation.metric is None:
+        raise UsageError(
+            "--max-drop needs a metric of both models, and one is missing.",
+            hint="Pass --against CHECKPOINT and --task NAME with labelled data.",
+        )
+    if comparison.drop <= most:
+        return None
+    return (
+        f"{evaluation.metric.name} fell by {comparison.drop:.4f} "
+        f"(from {comparison.metric.value if comparison.metric else float('nan'):.4f} "
+        f"to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
+    )
