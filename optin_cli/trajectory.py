@@ -45,18 +45,21 @@ def output_distance(
     "categorical": temperature squared times KL(reference || output) of the softened distributions over the last
     axis; "bernoulli": the same of independent binary distributions, averaged over them; "real": mean squared
     error, where the temperature has no meaning. Axes between rows and the last are averaged, over real tokens
-    only when `token_mask` (rows, tokens) is given.
+    only when `token_mask` (rows, tokens) is given. Divergences are taken in double precision: in single, those
+    of unimportant units drown in rounding and can come out negative.
     """
+    if kind != "real":
+        output, reference = output.double(), reference.double()
     if kind == "categorical":
         p = F.log_softmax(reference / temperature, dim=-1)
         q = F.log_softmax(output / temperature, dim=-1)
         # A class masked to -inf in both contributes nothing; 0 * (-inf + inf) would be NaN.
-        each = torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum(dim=-1) * temperature**2
+        each = torch.where(p.isinf(), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0) * temperature**2
     elif kind == "bernoulli":
         p = torch.sigmoid(reference / temperature)
         on = F.logsigmoid(reference / temperature) - F.logsigmoid(output / temperature)
         off = F.logsigmoid(-reference / temperature) - F.logsigmoid(-output / temperature)
-        each = (p * on + (1 - p) * off).mean(dim=-1) * temperature**2
+        each = (p * on + (1 - p) * off).clamp(min=0.0).mean(dim=-1) * temperature**2
     else:
         each = (output - reference).square().mean(dim=-1)
     return mean_over_tokens(each, token_mask)

@@ -101,19 +101,21 @@ def test_a_unit_that_nothing_reads_has_no_importance():
 # Sketch
 
 
-def second_order(head, model, structure, inputs, objective, eps=1e-4):
-    """importance(1 - eps) / eps^2 in double precision, of one sample: (units,) by group name."""
+def second_order(head, model, structure, inputs, objective, eps=1e-3):
+    """Half of importance(1 + eps) + importance(1 - eps), over eps^2, in double precision: (units,) by group name."""
     wide = clone(model).double()
     mask = inputs["attention_mask"].bool()
     with torch.no_grad():
         reference = observe(wide, structure, inputs, mask)
         found = {}
         for group in structure.groups:
-            gates = 1 - eps * torch.eye(group.units, dtype=torch.float64)
-            many = {name: tensor.repeat(group.units, 1) for name, tensor in inputs.items()}
+            step = eps * torch.eye(group.units, dtype=torch.float64)
+            gates = torch.cat([1 + step, 1 - step])
+            many = {name: tensor.repeat(2 * group.units, 1) for name, tensor in inputs.items()}
             with gated(wide, {group: gates}):
                 mine = observe(wide, structure, many, many["attention_mask"].bool())
-            found[group.name] = trajectory_distance(mine, reference, structure, mask, objective, 0).double() / eps**2
+            distance = trajectory_distance(mine, reference, structure, mask, objective, 0).double() / eps**2
+            found[group.name] = distance.reshape(2, -1).mean(dim=0)
     return found
 
 
@@ -139,7 +141,7 @@ def test_sketch_is_the_second_order_importance_in_expectation(head, objective):
         for name, expected in second_order(head, model, structure, one, objective).items():
             values = estimates[name].reshape(2, copies, -1)[row]
             error = values.std(dim=0) / math.sqrt(copies)
-            assert ((values.mean(dim=0) - expected).abs() <= 4.5 * error + 1e-3 * expected).all()
+            assert ((values.mean(dim=0) - expected).abs() <= 4.5 * error + 1e-3 * expected + 1e-5 * expected.max()).all()
             assert values.mean(dim=0).sum() == pytest.approx(float(expected.sum()), rel=0.2)
 
 
@@ -304,7 +306,7 @@ def test_resumed_run_ends_in_the_same_bits(checkpoint, tmp_path, after):
     resumed = run(checkpoint, state=state, resume=True, progress=lambda done, total, what: asked.append(what))
     assert resumed.content() == run(checkpoint).content()
     assert len(asked) == 3 + 2 + 1 - after
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [state]
 
 
 def test_scores_say_how_each_group_was_estimated(checkpoint):

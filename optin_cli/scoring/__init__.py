@@ -38,8 +38,8 @@ class ScoreOptions:
 
     criterion: str = "trajectory"
     estimator: str = "sketch"
-    output_weight: float = 1.0
-    temperature: float = 1.0
+    output_weight: float = 0.1
+    temperature: float = 4.0
     probes: int = 4
     samples: int = 512
     exact_samples: int = 128

@@ -86,13 +86,18 @@ def _generator(seed: int, key: str, probe: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _signs(shape: Sequence[int], generators: Sequence[torch.Generator], lengths: Sequence[int]) -> torch.Tensor:
-    """Rademacher (rows, ..., tokens): each row from its own generator and its own length, so that neither
-    padding nor the company in the batch changes what a sample draws."""
-    out = torch.zeros(len(generators), *shape)
-    for row, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
-        drawn = torch.randint(0, 2, (*shape[:-1], length), generator=generator)
-        out[row, ..., :length] = drawn * 2.0 - 1.0
+def _signs(
+    shape: Sequence[int], generators: Sequence[torch.Generator], where: torch.Tensor
+) -> torch.Tensor:
+    """Rademacher (rows, *shape, tokens) where true, zero elsewhere.
+
+    Each row draws from its own generator and as many as it needs, so that neither padding nor the company in
+    the batch changes what a sample draws.
+    """
+    out = torch.zeros(len(generators), *shape, where.shape[1])
+    for row, generator in enumerate(generators):
+        drawn = torch.randint(0, 2, (*shape, int(where[row].sum())), generator=generator)
+        out[row, ..., where[row]] = drawn * 2.0 - 1.0
     return out
 
 
@@ -102,12 +107,12 @@ def probe_scalar(
     """S of every row: (rows,)."""
     token_mask = batch.token_mask
     lengths = token_mask.sum(dim=1)
+    real = token_mask.cpu()
     device = trajectory.features[0].device
     generators = [_generator(seed, key, probe) for key in batch.keys]
     total = torch.zeros(batch.size, device=device)
     if objective.manifold:
-        count, tokens = len(trajectory.features), token_mask.shape[1]
-        signs = _signs((2, count, tokens), generators, lengths.tolist()).to(device)
+        signs = _signs((2, len(trajectory.features)), generators, real).to(device)
         for z, features in enumerate(trajectory.features):
             normal = normalized_tokens(features, token_mask)
             left, right = torch.einsum("bst,btc->sbc", signs[:, :, z], normal)
@@ -115,12 +120,11 @@ def probe_scalar(
     if objective.output:
         for output, rule in zip(trajectory.outputs, structure.outputs, strict=True):
             if rule.over == "tokens":
-                signs = _signs((output.shape[1],), generators, lengths.tolist())
+                signs = _signs((), generators, real)
             elif per_token(output, rule):
-                shape = (output.shape[2], output.shape[1])
-                signs = _signs(shape, generators, lengths.tolist()).transpose(1, 2)
+                signs = _signs((output.shape[2],), generators, real).transpose(1, 2)
             else:
-                signs = _signs((output.shape[1],), generators, [output.shape[1]] * batch.size)
+                signs = _signs((), generators, torch.ones(output.shape, dtype=torch.bool))
             projected = output_projection(output, signs.to(device), rule, objective.temperature, token_mask)
             total = total + objective.output**0.5 * projected
     return total
