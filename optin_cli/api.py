@@ -14,11 +14,12 @@ from optin_cli.checkpoint import Checkpoint, load_checkpoint
 from optin_cli.costs import example_inputs, measure_costs
 from optin_cli.data import load_samples
 from optin_cli.errors import UsageError
-from optin_cli.evaluation import EvalOptions, evaluate_checkpoint
+from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
+from optin_cli.options import CRITERIA, EvalOptions, ScoreOptions
 from optin_cli.pruning import prune_checkpoint
 from optin_cli.scores import Scores
-from optin_cli.scoring import CRITERIA, Progress, ScoreOptions, score_checkpoint
+from optin_cli.scoring import Progress, score_checkpoint
 from optin_cli.selection import Algorithm, Limits, make_mask
 from optin_cli.tasks import Task, load_task
 

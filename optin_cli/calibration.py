@@ -9,7 +9,8 @@ from typing import Any
 from optin_cli.artifacts import Source
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.data import Batch, Samples, label_ids, make_batches, usable_length
-from optin_cli.scoring import Calibration, ScoreOptions
+from optin_cli.options import ScoreOptions
+from optin_cli.scoring import Calibration
 from optin_cli.tasks import Task
 
 

@@ -24,6 +24,7 @@ from optin_cli.weights import FILE_SUFFIXES, State, read_state, storage_dtype, s
 
 CONFIG = "config.json"
 PLAN_KEY = "optin_plan"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
 
 
@@ -71,14 +72,15 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
+        hint = f"Put tokenizer.json and tokenizer_config.json into {self.folder}."
+        # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
+        if not any(path for pattern in VOCABULARIES for path in self.folder.glob(pattern)):
+            raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
         try:
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{self.name} has no usable tokenizer: {first}",
-                hint=f"Put tokenizer.json and tokenizer_config.json into {self.folder}.",
-            ) from error
+            raise CheckpointError(f"{self.name} has no usable tokenizer: {first}", hint=hint) from error
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -190,6 +192,7 @@ def _download(name: str) -> Path:
 
 
 def _read_config(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = folder / CONFIG
@@ -208,8 +211,9 @@ def _read_config(folder: Path) -> Any:
     find_architecture(str(raw["model_type"]))
     try:
         return AutoConfig.for_model(**raw)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} is refused by transformers: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        shown = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
 
 
 def _find_class(config: Any) -> tuple[str, Any]:

@@ -16,24 +16,12 @@ from optin_cli.costs import count_macs, count_parameters, example_inputs
 from optin_cli.data import Batch, Samples, label_ids
 from optin_cli.errors import DataError, UsageError
 from optin_cli.observe import final_outputs, per_token
+from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
 from optin_cli.timing import example_inputs as random_inputs
 from optin_cli.timing import forward_latency
 
 Tell = Callable[[float, float, str], None]
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Every constant of an evaluation. latency_runs = 0 measures no latency."""
-
-    batch_size: int = 32
-    max_length: int | None = None
-    seq_len: int = 128
-    latency_batch: int = 32
-    latency_length: int = 64
-    latency_runs: int = 20
-    latency_warmup: int = 3
 
 
 @torch.inference_mode()

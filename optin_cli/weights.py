@@ -24,6 +24,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 NESTS = ("state_dict", "model")
+TORCH_STARTS = (b"PK", b"\x80")
+"""First bytes of a zip archive and of a pickle, the two forms of torch files."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -39,9 +41,9 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             try:
                 shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, AttributeError) as error:
+                return [folder / shard for shard in shards]
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{index} is not a valid weight index: {error}.") from error
-            return [folder / shard for shard in shards]
     found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
     raise CheckpointError(
         f"{folder} holds no weights: found {found}; expected {' or '.join(FOLDER_FILES)}.",
@@ -82,6 +84,13 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_torch(path: Path) -> State:
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if not start.startswith(TORCH_STARTS):
+        raise CheckpointError(
+            f"{path} is not a readable torch file: it starts with {start!r}.",
+            hint="It may be a web page or a git-lfs pointer saved in place of the weights; fetch it again.",
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

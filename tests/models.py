@@ -11,6 +11,8 @@ from optin_cli.architectures import find_architecture, known_heads
 from optin_cli.data import Batch
 from optin_cli.structure import find_structure
 
+torch.set_num_threads(1)  # models this small run up to ten times slower when threads must share a busy machine
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst", "good", "bad", "film", "##s"]
 SMALL = {
     "vocab_size": 99,

@@ -340,7 +340,7 @@ def test_terms_add_up(checkpoint):
 
 def test_scores_that_overflow_are_refused(tmp_path):
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "model", num_hidden_layers=1))
-    checkpoint.model.classifier.weight.fill_(1e30)
+    checkpoint.model.classifier.weight.fill_(3e38)
     with pytest.raises(CheckpointError, match="not finite"):
         run(checkpoint, options=ScoreOptions(criterion="output", estimator="exact"))
 

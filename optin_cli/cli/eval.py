@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.cli import common
+from optin_cli.options import EvalOptions
+
+DEFAULTS = EvalOptions()
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,12 +33,18 @@ def evaluate(
     ] = None,
     output: common.Output = None,
     samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. [default: all]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
     max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. [default: 128]")] = None,
     seq_len: common.SeqLen = None,
-    latency_batch: Annotated[int, typer.Option(help="Batch size that latency is measured at.")] = 32,
-    latency_length: Annotated[int, typer.Option(help="Sequence length that latency is measured at.")] = 64,
-    latency_runs: Annotated[int, typer.Option(help="Timed runs, of which the median counts; 0 skips.")] = 20,
+    latency_batch: Annotated[
+        int, typer.Option(help="Batch size that latency is measured at.")
+    ] = DEFAULTS.latency_batch,
+    latency_length: Annotated[
+        int, typer.Option(help="Sequence length that latency is measured at.")
+    ] = DEFAULTS.latency_length,
+    latency_runs: Annotated[
+        int, typer.Option(help="Timed runs, of which the median counts; 0 skips.")
+    ] = DEFAULTS.latency_runs,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     text_columns: common.TextColumns = None,
     label_column: common.LabelColumn = None,
@@ -58,7 +67,7 @@ def evaluate(
 
     from optin_cli import api
     from optin_cli.errors import Exit
-    from optin_cli.evaluation import EvalOptions, require_drop
+    from optin_cli.evaluation import require_drop
     from optin_cli.files import write_text
 
     if threads is not None:

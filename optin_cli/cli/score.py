@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from optin_cli.cli import common
+from optin_cli.options import CRITERIA, ScoreOptions
+
+DEFAULTS = ScoreOptions()
 
 
 def score(
@@ -17,22 +20,24 @@ def score(
         typer.Option("--calib", metavar="TASK|PATH", help="Task name (sst2, mrpc, …), or a file or folder of texts."),
     ] = None,
     output: common.Output = None,
-    criterion: Annotated[
-        str, typer.Option(help="trajectory, manifold, output, fisher, magnitude or random.")
-    ] = "trajectory",
+    criterion: Annotated[str, typer.Option(help=f"How units are judged: {', '.join(CRITERIA)}.")] = DEFAULTS.criterion,
     estimator: Annotated[
         str,
         typer.Option(help="sketch: all units in a few backward passes; exact: remove each; hybrid: both."),
-    ] = "sketch",
-    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
-    exact_samples: Annotated[int, typer.Option(help="Share of them that exact removal sees.")] = 128,
-    exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = "head",
-    probes: Annotated[int, typer.Option(help="Backward passes a sample.")] = 4,
-    output_weight: Annotated[float, typer.Option("--lambda", help="Weight of the output term.")] = 0.1,
-    temperature: Annotated[float, typer.Option("--tau", help="Temperature of the output term.")] = 4.0,
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 32,
-    rows: Annotated[int, typer.Option(help="Candidates x samples at once, for exact removal.")] = 256,
-    max_length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = 128,
+    ] = DEFAULTS.estimator,
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = DEFAULTS.samples,
+    exact_samples: Annotated[int, typer.Option(help="Share of them that exact removal sees.")] = DEFAULTS.exact_samples,
+    exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = ",".join(
+        DEFAULTS.exact_kinds
+    ),
+    probes: Annotated[int, typer.Option(help="Backward passes a sample.")] = DEFAULTS.probes,
+    output_weight: Annotated[
+        float, typer.Option("--lambda", help="Weight of the output term.")
+    ] = DEFAULTS.output_weight,
+    temperature: Annotated[float, typer.Option("--tau", help="Temperature of the output term.")] = DEFAULTS.temperature,
+    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
+    rows: Annotated[int, typer.Option(help="Candidates x samples at once, for exact removal.")] = DEFAULTS.rows,
+    max_length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = DEFAULTS.max_length,
     seq_len: common.SeqLen = None,
     data: common.Data = None,
     text_columns: common.TextColumns = None,
@@ -50,7 +55,6 @@ def score(
     common.require_free(target, force=force)
     from optin_cli import api
     from optin_cli.scores import write_scores
-    from optin_cli.scoring import ScoreOptions
 
     options = ScoreOptions(
         criterion=criterion,

@@ -86,9 +86,7 @@ def _generator(seed: int, key: str, probe: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _signs(
-    shape: Sequence[int], generators: Sequence[torch.Generator], where: torch.Tensor
-) -> torch.Tensor:
+def _signs(shape: Sequence[int], generators: Sequence[torch.Generator], where: torch.Tensor) -> torch.Tensor:
     """Rademacher (rows, *shape, tokens) where true, zero elsewhere.
 
     Each row draws from its own generator and as many as it needs, so that neither padding nor the company in
