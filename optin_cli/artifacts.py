@@ -137,6 +137,19 @@ class Mask(Artifact):
     groups: dict[str, GroupMask]
 
 
+class Refit(Frozen):
+    """How one consumer was re-solved.
+
+    before, after: held-out squared error of the residual stream behind it, relative to the stream's size;
+    ridge: the one used; kept: whether the new weights were taken (they were not when the error did not fall).
+    """
+
+    before: float
+    after: float
+    ridge: float
+    kept: bool
+
+
 class Certificate(Frozen):
     """Largest absolute differences between outputs, over a probe batch.
 
@@ -166,6 +179,7 @@ class Manifest(Artifact):
     before: Totals
     after: Totals
     groups: dict[str, GroupMask]
+    refit: dict[str, Refit] | None = None
     certificate: Certificate
     versions: dict[str, str]
 

@@ -47,6 +47,8 @@ class Group:
     units: int
     block: int
     consumer: str
+    residual_sum: str | None
+    block_path: str
     slices: tuple[Slice, ...]
     set_units: tuple[str, ...]
     set_width: tuple[str, ...]
@@ -153,7 +155,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, path: str, block_name: str
             problems.append(f"{name}: attribute {path}.{rule.block} is {value!r}, expected a positive integer")
             return None
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, path, name, problems)]
-    inner = [rule.mixer, rule.empty and rule.empty.module, *(s.module for s in rule.select)]
+    inner = [rule.residual_sum, rule.mixer, rule.empty and rule.empty.module, *(s.module for s in rule.select)]
     problems += [
         f"{name}: module {path}.{target} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
@@ -174,6 +176,8 @@ def _resolve_group(model: nn.Module, rule: GroupRule, path: str, block_name: str
         units=units,
         block=block,
         consumer=f"{path}.{rule.consumer}",
+        residual_sum=f"{path}.{rule.residual_sum}" if rule.residual_sum else None,
+        block_path=path,
         slices=tuple(slices),
         set_units=tuple(f"{path}.{a}" for a in rule.set_units),
         set_width=tuple(f"{path}.{a}" for a in rule.set_width),

@@ -75,9 +75,7 @@ def structure_of(model, head="classes", architecture=None):
     config, auto_class = model.config, HEADS[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
-    return find_structure(
-        model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind
-    )
+    return find_structure(model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind)
 
 
 def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):

@@ -16,10 +16,10 @@ from optin_cli.observe import observe
 from optin_cli.surgery import cut
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
-CASES = [pytest.param(family, head, id=f"{family}-{head}") for family in FAMILIES for head in HEADS]
+CASES = [(family, head) for family in FAMILIES for head in HEADS]
 
 
-@pytest.fixture(scope="module", params=CASES and [p.values for p in CASES], ids=[p.id for p in CASES])
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def tiny(request):
     family, head = request.param
     model = build(family, head)
@@ -123,13 +123,16 @@ def put(target, key, value):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda raw, head, neuron: put(head, "blok", 1), ["stacks.0.groups.0.blok", "Extra inputs"]),
-        (lambda raw, head, neuron: put(neuron, "kind", "nerve"), ["stacks.0.groups.1.kind"]),
-        (lambda raw, head, neuron: put(raw, "stacks_of", "bert"), ["either stacks or stacks_of"]),
-        (lambda raw, head, neuron: put(head["slices"][0], "axis", -1), ["slices.0.axis", "greater than or equal to 0"]),
-        (lambda raw, head, neuron: put(head["slices"][0], "parts", 0), ["slices.0.parts"]),
+        (lambda _raw, head, _neuron: put(head, "blok", 1), ["stacks.0.groups.0.blok", "Extra inputs"]),
+        (lambda _raw, _head, neuron: put(neuron, "kind", "nerve"), ["stacks.0.groups.1.kind"]),
+        (lambda raw, _head, _neuron: put(raw, "stacks_of", "bert"), ["either stacks or stacks_of"]),
         (
-            lambda raw, head, neuron: (put(raw, "extra", 1), put(head, "kind", "hed"), head.pop("consumer")),
+            lambda _raw, head, _neuron: put(head["slices"][0], "axis", -1),
+            ["slices.0.axis", "greater than or equal to 0"],
+        ),
+        (lambda _raw, head, _neuron: put(head["slices"][0], "parts", 0), ["slices.0.parts"]),
+        (
+            lambda raw, head, _neuron: (put(raw, "extra", 1), put(head, "kind", "hed"), head.pop("consumer")),
             ["extra", "groups.0.kind", "groups.0.consumer"],
         ),
     ],
@@ -143,21 +146,21 @@ def test_invalid_descriptions_are_refused_with_all_problems(tmp_path, change, na
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda raw, head, neuron: put(raw["stacks"][0], "blocks", "encoder.layers.*"), ["encoder.layers.*"]),
+        (lambda raw, _head, _neuron: put(raw["stacks"][0], "blocks", "encoder.layers.*"), ["encoder.layers.*"]),
         (
-            lambda raw, head, neuron: neuron["slices"][0]["parameters"].append("inter.dense.weight"),
+            lambda _raw, _head, neuron: neuron["slices"][0]["parameters"].append("inter.dense.weight"),
             ["parameter bert.encoder.layer.0.inter.dense.weight does not exist", "encoder.2.neuron"],
         ),
-        (lambda raw, head, neuron: put(neuron["slices"][1], "axis", 0), ["40", "32", "disagree"]),
-        (lambda raw, head, neuron: put(neuron["slices"][0], "axis", 1), ["has shape (40,), no axis 1"]),
-        (lambda raw, head, neuron: put(neuron, "block", 7), ["length 40, not a multiple of parts x block = 1 x 7"]),
-        (lambda raw, head, neuron: put(head["slices"][0], "parts", 3), ["length 32, not a multiple", "3 x 8"]),
-        (lambda raw, head, neuron: put(head, "block", "attention.self.size"), ["attention.self.size is None"]),
-        (lambda raw, head, neuron: put(head, "consumer", "attention.dense"), ["attention.dense does not exist"]),
-        (lambda raw, head, neuron: put(head, "mixer", "attention.mix"), ["attention.mix does not exist"]),
-        (lambda raw, head, neuron: put(head, "set_units", ["attention.self.heads"]), ["attribute", "self.heads"]),
+        (lambda _raw, _head, neuron: put(neuron["slices"][1], "axis", 0), ["40", "32", "disagree"]),
+        (lambda _raw, _head, neuron: put(neuron["slices"][0], "axis", 1), ["has shape (40,), no axis 1"]),
+        (lambda _raw, _head, neuron: put(neuron, "block", 7), ["length 40, not a multiple of parts x block = 1 x 7"]),
+        (lambda _raw, head, _neuron: put(head["slices"][0], "parts", 3), ["length 32, not a multiple", "3 x 8"]),
+        (lambda _raw, head, _neuron: put(head, "block", "attention.self.size"), ["attention.self.size is None"]),
+        (lambda _raw, head, _neuron: put(head, "consumer", "attention.dense"), ["attention.dense does not exist"]),
+        (lambda _raw, head, _neuron: put(head, "mixer", "attention.mix"), ["attention.mix does not exist"]),
+        (lambda _raw, head, _neuron: put(head, "set_units", ["attention.self.heads"]), ["attribute", "self.heads"]),
         (
-            lambda raw, head, neuron: (
+            lambda _raw, head, neuron: (
                 put(head, "consumer", "here"),
                 put(neuron, "consumer", "there"),
                 put(neuron["slices"][1], "axis", 2),

@@ -98,17 +98,17 @@ def edited(change):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda raw, head: head.update(kept=[0, 0]), ["groups.encoder.0.head: index 0 is listed more than once"]),
-        (lambda raw, head: head.update(kept=[0, 4]), ["index 4 is out of range: the group has units 0 to 3"]),
-        (lambda raw, head: head.update(kept=[-1]), ["index -1 is out of range"]),
-        (lambda raw, head: head.update(kept=[2, 0]), ["must be in ascending order"]),
-        (lambda raw, head: head.update(kept=[0.5]), ["groups.encoder.0.head.kept.0"]),
-        (lambda raw, head: head.update(kept="all"), ["groups.encoder.0.head.kept"]),
-        (lambda raw, head: head.update(units=0, kept=[]), ["groups.encoder.0.head.units"]),
-        (lambda raw, head: head.pop("units"), ["groups.encoder.0.head.units: Field required"]),
-        (lambda raw, head: head.update(unit=1), ["groups.encoder.0.head.unit: Extra inputs"]),
-        (lambda raw, head: raw.update(made="today"), ["made: Extra inputs are not permitted"]),
-        (lambda raw, head: raw.update(importance_lost="much"), ["importance_lost"]),
+        (lambda _raw, head: head.update(kept=[0, 0]), ["groups.encoder.0.head: index 0 is listed more than once"]),
+        (lambda _raw, head: head.update(kept=[0, 4]), ["index 4 is out of range: the group has units 0 to 3"]),
+        (lambda _raw, head: head.update(kept=[-1]), ["index -1 is out of range"]),
+        (lambda _raw, head: head.update(kept=[2, 0]), ["must be in ascending order"]),
+        (lambda _raw, head: head.update(kept=[0.5]), ["groups.encoder.0.head.kept.0"]),
+        (lambda _raw, head: head.update(kept="all"), ["groups.encoder.0.head.kept"]),
+        (lambda _raw, head: head.update(units=0, kept=[]), ["groups.encoder.0.head.units"]),
+        (lambda _raw, head: head.pop("units"), ["groups.encoder.0.head.units: Field required"]),
+        (lambda _raw, head: head.update(unit=1), ["groups.encoder.0.head.unit: Extra inputs"]),
+        (lambda raw, _head: raw.update(made="today"), ["made: Extra inputs are not permitted"]),
+        (lambda raw, _head: raw.update(importance_lost="much"), ["importance_lost"]),
         (
             lambda raw, head: (raw.pop("budget"), raw.update(extra=1), head.update(kept=[9])),
             ["budget: Field required", "extra: Extra", "index 9"],
@@ -116,7 +116,7 @@ def edited(change):
     ],
 )
 def test_invalid_masks_name_every_place(change, named):
-    with pytest.raises(ArtifactError, match="my.json is not a valid mask file") as caught:
+    with pytest.raises(ArtifactError, match=r"my\.json is not a valid mask file") as caught:
         parse(Mask, edited(change), "my.json")
     assert all(name in caught.value.message for name in named), caught.value.message
 
@@ -125,8 +125,8 @@ def test_invalid_masks_name_every_place(change, named):
     ("content", "message"),
     [
         (make_profile().dump(), r"is a profile file \(schema 'optin.profile/1'\); expected a mask file"),
-        (edited(lambda raw, head: raw.update(schema="optin.mask/2")), r"schema 'optin.mask/2'\); expected a mask"),
-        (edited(lambda raw, head: raw.pop("schema")), "not an optin artifact of that kind"),
+        (edited(lambda raw, _head: raw.update(schema="optin.mask/2")), r"schema 'optin.mask/2'\); expected a mask"),
+        (edited(lambda raw, _head: raw.pop("schema")), "not an optin artifact of that kind"),
         ("[1, 2]", "not an optin artifact of that kind"),
         ("null", "not an optin artifact of that kind"),
         ("", "is not valid JSON"),

@@ -40,7 +40,9 @@ def test_success_leaves_the_output_alone(atomic, tmp_path):
     assert (tmp_path / "out").stat().st_mode & 0o777 == expected
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, OptinError("no"), OSError(errno.EIO, "bad")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, ValueError, OptinError("no"), OSError(errno.EIO, "bad")]
+)
 @pytest.mark.parametrize("existing", [False, True])
 def test_failure_leaves_nothing_and_harms_nothing(atomic, tmp_path, error, existing):
     out = tmp_path / "out"

@@ -84,7 +84,9 @@ def test_exact_is_the_distance_to_the_model_really_cut(head):
             output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "base") else None)
             for a, b, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True)
         )
-        torch.testing.assert_close(scores[name][:, unit], (0.7 * manifold + 0.3 * output).double(), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            scores[name][:, unit], (0.7 * manifold + 0.3 * output).double(), rtol=1e-3, atol=1e-7
+        )
 
 
 def test_a_unit_that_nothing_reads_has_no_importance():
@@ -141,7 +143,9 @@ def test_sketch_is_the_second_order_importance_in_expectation(head, objective):
         for name, expected in second_order(head, model, structure, one, objective).items():
             values = estimates[name].reshape(2, copies, -1)[row]
             error = values.std(dim=0) / math.sqrt(copies)
-            assert ((values.mean(dim=0) - expected).abs() <= 4.5 * error + 1e-3 * expected + 1e-5 * expected.max()).all()
+            assert (
+                (values.mean(dim=0) - expected).abs() <= 4.5 * error + 1e-3 * expected + 1e-5 * expected.max()
+            ).all()
             assert values.mean(dim=0).sum() == pytest.approx(float(expected.sum()), rel=0.2)
 
 
@@ -165,10 +169,8 @@ def test_padding_on_the_left_scores_the_same(estimate, head):
     structure, right = structure_of(model, head), pick(make_batch(rows=2), [1])
     pad = {name: torch.nn.functional.pad(tensor, (3, 0)) for name, tensor in right.inputs.items()}
     left = Batch(pad, None, right.keys)
-    if head == "labels":  # its classifier reads the first position
-        objective = Objective(1.0, 0.0, 1.0)
-    else:
-        objective = BOTH
+    # A classifier over the sequence reads its first position, which is padding now.
+    objective = Objective(1.0, 0.0, 1.0) if head == "labels" else BOTH
     assert_close(estimate(model, structure, left, objective), estimate(model, structure, right, objective))
 
 
@@ -205,7 +207,9 @@ def test_random_importance_depends_on_seed_and_name_alone():
     assert not torch.equal(random_importance(first, 0), random_importance(second, 0)[: first.units])
 
 
-@pytest.mark.parametrize(("head", "labels"), [("classes", torch.tensor([2, 0])), ("regression", torch.tensor([0.3, 2.0]))])
+@pytest.mark.parametrize(
+    ("head", "labels"), [("classes", torch.tensor([2, 0])), ("regression", torch.tensor([0.3, 2.0]))]
+)
 def test_fisher_is_the_squared_slope_of_the_loss(head, labels):
     model = build("bert", head).double()
     structure, batch, eps = structure_of(model, head), make_batch(labels=labels), 1e-5
@@ -225,7 +229,9 @@ def test_fisher_is_the_squared_slope_of_the_loss(head, labels):
         torch.testing.assert_close(scores[group.name][:, 1], slope.square(), rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize(("head", "labels"), [("classes", None), ("labels", torch.tensor([1, 0])), ("answers", torch.tensor([1, 0]))])
+@pytest.mark.parametrize(
+    ("head", "labels"), [("classes", None), ("labels", torch.tensor([1, 0])), ("answers", torch.tensor([1, 0]))]
+)
 def test_fisher_without_usable_labels(head, labels):
     model = build("bert", head)
     structure = structure_of(model, head)
@@ -286,7 +292,7 @@ class Interrupt:
     def __init__(self, after):
         self.left = after
 
-    def __call__(self, done, total, what):
+    def __call__(self, done, total, _what):
         assert 0 <= done <= total
         self.left -= 1
         if self.left < 0:
@@ -303,7 +309,7 @@ def test_resumed_run_ends_in_the_same_bits(checkpoint, tmp_path, after):
         with pytest.raises(ArtifactError, match="other options, data or checkpoint"):
             run(checkpoint, options=ScoreOptions(estimator="hybrid", probes=3), state=state, resume=True)
     asked = []
-    resumed = run(checkpoint, state=state, resume=True, progress=lambda done, total, what: asked.append(what))
+    resumed = run(checkpoint, state=state, resume=True, progress=lambda _done, _total, what: asked.append(what))
     assert resumed.content() == run(checkpoint).content()
     assert len(asked) == 3 + 2 + 1 - after
     assert list(tmp_path.iterdir()) == [state]
@@ -331,8 +337,9 @@ def test_every_criterion_scores_every_unit(checkpoint, criterion):
 
 
 def test_terms_add_up(checkpoint):
-    parts = [run(checkpoint, options=ScoreOptions(criterion=c, estimator="exact")) for c in ("manifold", "output")]
-    both = run(checkpoint, options=ScoreOptions(criterion="trajectory", estimator="exact", output_weight=3.0))
+    options = {"estimator": "exact", "output_weight": 1.0}
+    parts = [run(checkpoint, options=ScoreOptions(criterion=c, **options)) for c in ("manifold", "output")]
+    both = run(checkpoint, options=ScoreOptions(**options | {"output_weight": 3.0}))
     for name, values in both.importance.items():
         expected = parts[0].importance[name] + 3.0 * parts[1].importance[name]
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-8)

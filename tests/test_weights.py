@@ -69,12 +69,12 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: b"", "is empty"),
+        (lambda _content: b"", "is empty"),
         (lambda content: content[:-8], "not a complete safetensors file|not a readable torch file"),
         (lambda content: content[:20], "not a complete safetensors file|not a readable torch file"),
-        (lambda content: b"<!DOCTYPE html>", "not a complete safetensors file|not a readable torch file"),
+        (lambda _content: b"<!DOCTYPE html>", "not a complete safetensors file|not a readable torch file"),
         (
-            lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            lambda _content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "not a complete safetensors file|not a readable torch file",
         ),
     ],
@@ -104,7 +104,7 @@ def test_content_that_is_no_sound_state(tmp_path, content, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match="none.pt does not exist"):
+    with pytest.raises(CheckpointError, match=r"none\.pt does not exist"):
         read_state([tmp_path / "none.pt"])
 
 
@@ -214,7 +214,7 @@ def test_shards(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     assert torch.equal(logits(load_checkpoint(folder).model), whole)
     (folder / "part-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="part-1.safetensors does not exist"):
+    with pytest.raises(CheckpointError, match=r"part-1\.safetensors does not exist"):
         load_checkpoint(folder)
 
 

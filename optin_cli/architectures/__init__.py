@@ -61,10 +61,15 @@ class SelectRule(_Strict):
 
 
 class GroupRule(_Strict):
-    """One prunable axis of a block."""
+    """One prunable axis of a block.
+
+    `residual_sum` is the module whose input is the consumer's output plus the residual stream; None where that
+    sum is the block's output.
+    """
 
     kind: Literal["head", "neuron", "channel"]
     consumer: str
+    residual_sum: str | None = None
     block: int | str = 1
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []

@@ -1,0 +1,60 @@
+"""Tiny checkpoints, data and artifacts, made once a session by the real command line."""
+
+import os
+import random
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+from running import QUICK, done, write_rows
+
+CACHE = tempfile.TemporaryDirectory(prefix="optin-tests-")
+# Set before any library reads them: the tests use no network and leave nothing in the user's caches.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": CACHE.name,
+    "HF_DATASETS_CACHE": f"{CACHE.name}/datasets",
+    "HF_MODULES_CACHE": f"{CACHE.name}/modules",
+}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A folder with two checkpoints, data, and every artifact of one run of the pipeline. To be read only.
+
+    texts.jsonl holds the sentences of train.jsonl without labels; other/ has other weights than bert/.
+    """
+    from models import save_checkpoint, tiny_tokenizer
+
+    root = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate(("bert", "other")):
+        save_checkpoint(root / name, num_labels=2, seed=seed, max_position_embeddings=160)
+        tiny_tokenizer(model_max_length=128).save_pretrained(root / name)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("abcdefghijklmnopqrst", k=draw.randint(2, 12))) for _ in range(24)]
+    paths = SimpleNamespace(
+        root=root,
+        bert=root / "bert",
+        other=root / "other",
+        train=write_rows(root / "train.jsonl", [{"sentence": t, "label": i % 2} for i, t in enumerate(texts)]),
+        texts=write_rows(root / "texts.jsonl", [{"sentence": t} for t in texts]),
+        scores=root / "bert.scores.safetensors",
+        mask=root / "bert.mask.json",
+        pruned=root / "bert-pruned",
+        evaluation=root / "bert-pruned.eval.json",
+        profile=root / "bert.profile.json",
+    )
+    done("profile", paths.bert, "-o", paths.profile)
+    done("score", paths.bert, "--calib", paths.texts, *QUICK, "-o", paths.scores)
+    done("search", paths.scores, "--keep-flops", "0.6", "-o", paths.mask)
+    done("prune", paths.bert, "--mask", paths.mask, "-o", paths.pruned)
+    compare = ("--task", "sst2", "--data", paths.train, "--against", paths.bert, "--latency-runs", "2")
+    done("eval", paths.pruned, *compare, "-o", paths.evaluation)
+    return paths
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
