@@ -9,11 +9,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from optin_cli.errors import ArtifactError, OptinError
 
@@ -56,15 +59,23 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         raise ArtifactError(f"{path} cannot be read as a {what} file: {error.strerror}.") from error
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an existing output, or one whose folder cannot take it, before any time is spent."""
-    if path.exists() and not force:
-        raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
+def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
+    """Refuse an existing output, or one whose folder cannot take it, before any time is spent.
+
+    Args:
+        force: an existing output is to be replaced; a folder never by a file.
+        folder: the output is a folder.
+    """
     parent = path.parent
-    if not parent.exists():
-        raise OutputError(f"The folder {parent} does not exist, so {path.name} cannot be written into it.")
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{parent} is not a folder that can be written to.")
+    with explained_os_errors(path):
+        if path.exists() and not force:
+            raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
+        if path.is_dir() and not folder:
+            raise OutputError(f"{path} is a folder; expected a file to write.")
+        if not parent.exists():
+            raise OutputError(f"The folder {parent} does not exist, so {path.name} cannot be written into it.")
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(f"{parent} is not a folder that can be written to.")
 
 
 @contextlib.contextmanager
@@ -73,12 +84,21 @@ def explained_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutputError(
-                f"No space is left on the disk while writing {path}.",
-                hint="Free some space or write elsewhere with -o; nothing was left behind.",
-            ) from error
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise _explained(path, error) from error
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise _explained(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+
+
+def _explained(path: Path, error: OSError) -> OutputError:
+    if error.errno == errno.ENOSPC:
+        return OutputError(
+            f"No space is left on the disk while writing {path}.",
+            hint="Free some space or write elsewhere with -o; nothing was left behind.",
+        )
+    return OutputError(f"{path} cannot be written: {error.strerror or error}.")
 
 
 @contextlib.contextmanager
@@ -105,7 +125,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     With `force`, an existing folder is set aside first and deleted only after the new one is in place.
     """
-    check_output(path, force=force)
+    check_output(path, force=force, folder=True)
     with explained_os_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         aside = temporary.with_suffix(".old")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
 import torch
 import transformers
+from torch import nn
 
 from optin_cli import __version__, card
-from optin_cli.artifacts import Certificate, Manifest, Mask, Source, Totals, require_source
+from optin_cli.artifacts import Certificate, Manifest, Mask, Options, Refit, Source, Totals, require_source
 from optin_cli.certify import (
     LOADER,
     largest_difference,
@@ -53,18 +54,31 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
             )
 
 
+def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
+    """A cut copy of the checkpoint's model, and the plan that gives a stock model its shapes."""
+    model = copy.deepcopy(checkpoint.model)
+    plan = cut(model, checkpoint.structure, kept, checkpoint.root)
+    return model, Plan.model_validate(checkpoint.plan).then(plan) if checkpoint.plan else plan
+
+
 def prune_checkpoint(
     checkpoint: Checkpoint,
     mask: Mask,
     mask_source: Source,
     output: Path,
     *,
+    adjust: Callable[[nn.Module], dict[str, Refit]] | None = None,
+    adjusted_with: Source | None = None,
+    options: Options | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _what: None,
 ) -> Manifest:
-    """Cut, save and certify.
+    """Cut, adjust the cut weights, save and certify.
 
     Args:
+        adjust: changes the weights of the cut model in place (refit) and tells what it did.
+        adjusted_with: name and hash of the data that `adjust` used, for the manifest.
+        options: further constants for the manifest.
         output: folder to write; appears only when everything succeeded.
         progress: told what is being done.
 
@@ -87,25 +101,28 @@ def prune_checkpoint(
             parameters=count_parameters(checkpoint.model),
             bytes=checkpoint.weight_bytes,
         )
-        model = copy.deepcopy(checkpoint.model)
-        plan = cut(model, checkpoint.structure, kept, checkpoint.root)
-        whole_plan = Plan.model_validate(checkpoint.plan).then(plan) if checkpoint.plan else plan
+        model, plan = cut_copy(checkpoint, kept)
         cut_outputs = run_probe(model, probe, names)
         tolerance = tolerance_for(masked_outputs)
         masked_difference = largest_difference(cut_outputs, masked_outputs)
         require_equal("The cut model against the masked original", masked_difference, tolerance)
+        refit = adjust(model) if adjust is not None else None
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
         progress("saving")
-        save_cut(checkpoint, model, whole_plan, folder)
+        save_cut(checkpoint, model, plan, folder)
         progress("certifying in a fresh process")
         reloaded = run_probe_fresh(folder, checkpoint.auto_class, probe, names)
         reloaded_difference = largest_difference(cut_outputs, reloaded)
         require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)
         manifest = Manifest(
             optin_version=__version__,
-            options=mask.options,
-            inputs={"checkpoint": checkpoint.source, "mask": mask_source},
+            options={**mask.options, **(options or {})},
+            inputs={
+                "checkpoint": checkpoint.source,
+                "mask": mask_source,
+                **({"calibration": adjusted_with} if adjusted_with is not None else {}),
+            },
             family=checkpoint.structure.family,
             architecture=checkpoint.model_class,
             model_class=checkpoint.model_class,
@@ -119,6 +136,7 @@ def prune_checkpoint(
                 bytes=sum(path.stat().st_size for path in weight_files(folder)),
             ),
             groups=mask.groups,
+            refit=refit,
             certificate=Certificate(
                 probe=f"{len(probe['input_ids'])} rows of random tokens",
                 loader=LOADER,

@@ -82,7 +82,7 @@ def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool
     target = normal.cross + pull[:, None] * start
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
-        return torch.linalg.pinv(matrix, hermitian=True) @ target
+        return torch.matmul(torch.linalg.pinv(matrix, hermitian=True), target)
     solution: torch.Tensor = torch.cholesky_solve(target, factor)
     return solution
 

@@ -195,9 +195,7 @@ def test_unreachable_dataset_says_how_to_pass_a_copy(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     bars = datasets.are_progress_bars_disabled()
-    with pytest.raises(
-        DataError, match=r"nyu-mll/glue/sst2 of task sst2 is neither .* Couldn't reach it"
-    ) as caught:
+    with pytest.raises(DataError, match=r"nyu-mll/glue/sst2 of task sst2 is neither .* Couldn't reach it") as caught:
         load_samples("sst2", split="evaluation")
     assert "--data" in caught.value.hint
     assert datasets.are_progress_bars_disabled() == bars
@@ -361,9 +359,7 @@ def test_nothing_depends_on_the_order_of_rows(*, tmp_path_factory, tokenizer, ro
         path = write_lines(folder / "d.jsonl", [{"text": t, "label": y} for t, y in order])
         samples = load(path, limit=limit, seed=seed)
         batches = make_batches(samples, tokenizer, batch_size=3, max_length=8, label_map={0: 0, 1: 1})
-        results.append(
-            (samples, [(b.keys, b.inputs["input_ids"].tolist(), b.labels.tolist()) for b in batches])
-        )
+        results.append((samples, [(b.keys, b.inputs["input_ids"].tolist(), b.labels.tolist()) for b in batches]))
         unlabelled = write_lines(folder / "u.jsonl", [{"text": t} for t, _ in order])
         assert load(unlabelled, limit=limit, seed=seed).texts == samples.texts
     assert results[0] == results[1]
@@ -383,9 +379,7 @@ def test_seed_decides_the_selection_and_limits_nest(tmp_path):
 
 
 def samples_of(*texts, labels=None):
-    return Samples(
-        "d", "all", [t if isinstance(t, tuple) else (t,) for t in texts], labels, None, "0" * 64, len(texts)
-    )
+    return Samples("d", "all", [t if isinstance(t, tuple) else (t,) for t in texts], labels, None, "0" * 64, len(texts))
 
 
 def test_batches_are_sorted_by_length_and_padded(tokenizer):

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optin_cli import selection
+from optin_cli import knapsack
 from optin_cli.artifacts import GroupCost, GroupScores, ScoresHeader, Source, Totals, Workload
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
-from optin_cli.selection import Limits, choose_units, importance_lost, make_mask, reached, solve_knapsack
+from optin_cli.selection import Limits, choose_units, importance_lost, make_mask, reached
 
 SLACK = 1e-9
 
@@ -83,17 +84,17 @@ LIMITS = st.builds(
 @pytest.fixture(params=["enumeration", "core"])
 def path(request, monkeypatch):
     if request.param == "core":
-        monkeypatch.setattr(selection, "MOST_COMBINATIONS", 0)
+        monkeypatch.setattr(knapsack, "MOST_COMBINATIONS", 0)
     return request.param
 
 
-@pytest.mark.parametrize("combinations", [selection.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
+@pytest.mark.parametrize("combinations", [knapsack.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
 @settings(max_examples=100, deadline=None)
 @given(INSTANCES, LIMITS)
 def test_choice_is_the_best_of_all_masks(combinations, instance, limits):
     best = instance.best(limits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "MOST_COMBINATIONS", combinations)
+        patch.setattr(knapsack, "MOST_COMBINATIONS", combinations)
         if best is None:
             with pytest.raises(BudgetError, match="cannot be met"):
                 instance.choose(limits)
@@ -157,7 +158,7 @@ def knapsacks(draw):
     return np.array(draw(numbers), float), costs, limits
 
 
-@pytest.mark.parametrize("combinations", [selection.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
+@pytest.mark.parametrize("combinations", [knapsack.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
 @settings(max_examples=100, deadline=None)
 @given(knapsacks())
 def test_knapsack_is_the_best_of_all_subsets(combinations, problem):
@@ -165,7 +166,7 @@ def test_knapsack_is_the_best_of_all_subsets(combinations, problem):
     subsets = np.array(list(itertools.product([0, 1], repeat=gains.size)))
     best = (subsets @ gains)[(subsets @ costs.T <= limits).all(axis=1)].max()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "MOST_COMBINATIONS", combinations)
+        patch.setattr(knapsack, "MOST_COMBINATIONS", combinations)
         taken = solve_knapsack(gains, costs, limits)
     assert (costs @ taken <= limits).all()
     assert gains @ taken == pytest.approx(best, abs=1e-4)

@@ -9,7 +9,6 @@ import warnings
 from types import FrameType
 from typing import Any, NoReturn
 
-import click
 import typer
 
 from optin_cli import __version__
@@ -23,6 +22,8 @@ from optin_cli.cli.search import search
 from optin_cli.errors import Exit, OptinError
 
 DEBUG = "OPTIN_DEBUG"
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
 
 app = typer.Typer(
     name="optin",
@@ -78,8 +79,11 @@ def _prepare() -> None:
 
 
 def run(arguments: list[str] | None = None) -> Any:
-    """Run one command; failures are raised."""
-    return app(arguments, standalone_mode=False)
+    """Run one command; failures and interruptions are raised."""
+    result = app(arguments, standalone_mode=False)
+    if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
+        raise KeyboardInterrupt
+    return result
 
 
 def main() -> NoReturn:
@@ -90,17 +94,21 @@ def main() -> NoReturn:
     except OptinError as error:
         _debug()
         _fail(error.message, error.hint, error.status)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(Exit.USAGE)
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(Exit.USAGE)
         _fail(error.format_message(), "Try the same command with --help.", Exit.USAGE)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted.", None, Exit.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell, and flushing at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.FAILURE)
+    except OSError as error:
+        _debug()
+        place = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{place}{error.strerror or error}.", None, Exit.FAILURE)
     except MemoryError:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user

@@ -32,7 +32,7 @@ ArchitectureFile = Annotated[
     Path | None,
     typer.Option("--architecture", metavar="JSON", help="Own description of where the model's units lie."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … [default: an accelerator if there is one]")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … (default: an accelerator if there is one)")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Output = Annotated[
@@ -41,11 +41,11 @@ Output = Annotated[
 ]
 SeqLen = Annotated[
     int | None,
-    typer.Option("--seq-len", metavar="N", help="Sequence length that MACs are stated for. [default: 128]"),
+    typer.Option("--seq-len", metavar="N", help="Sequence length that MACs are stated for. (default: 128)"),
 ]
 TextColumns = Annotated[
     str | None,
-    typer.Option("--text-columns", metavar="A[,B]", help="Text column(s) of the data. [default: guessed]"),
+    typer.Option("--text-columns", metavar="A[,B]", help="Text column(s) of the data. (default: guessed)"),
 ]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column.")]
 Data = Annotated[
@@ -138,12 +138,12 @@ def progress(title: str) -> Iterator[Tell]:
         yield tell
 
 
-def require_free(path: str | Path, *, force: bool) -> None:
+def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before any time is spent."""
     from optin_cli.files import check_output
 
     if str(path) != STDIO:
-        check_output(Path(path), force=force)
+        check_output(Path(path), force=force, folder=folder)
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ def evaluate(
         float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
     ] = None,
     output: common.Output = None,
-    samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. [default: all]")] = None,
+    samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. (default: all)")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
-    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. [default: 128]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
     seq_len: common.SeqLen = None,
     latency_batch: Annotated[
         int, typer.Option(help="Batch size that latency is measured at.")
@@ -45,7 +45,7 @@ def evaluate(
     latency_runs: Annotated[
         int, typer.Option(help="Timed runs, of which the median counts; 0 skips.")
     ] = DEFAULTS.latency_runs,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. (default: all cores)")] = None,
     text_columns: common.TextColumns = None,
     label_column: common.LabelColumn = None,
     seed: common.Seed = 0,

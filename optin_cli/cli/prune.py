@@ -28,7 +28,7 @@ def prune(
     target = Path(output or f"{common.stem_of(checkpoint)}-pruned")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
-    common.require_free(target, force=force)
+    common.require_free(target, force=force, folder=True)
     from optin_cli.artifacts import Mask, parse
     from optin_cli.files import read_bytes
 

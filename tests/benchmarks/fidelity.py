@@ -78,7 +78,10 @@ def main() -> None:
     }.items():
         start = time.perf_counter()
         sketched = means(
-            [sketch_batch(model, structure, structure.groups, b, objective, probes=options.probes, seed=0) for b in batches]
+            [
+                sketch_batch(model, structure, structure.groups, b, objective, probes=options.probes, seed=0)
+                for b in batches
+            ]
         )
         sketch_seconds = time.perf_counter() - start
         measured = means([exact([*neuron_groups, *head_groups], b, objective) for b in batches])
@@ -105,7 +108,10 @@ def main() -> None:
 
     replayed, plain = seconds_for_all(replay=True, few=8), seconds_for_all(replay=False, few=2)
     report["seconds"] = {"sketch": sketch_seconds, "exact, prefixes replayed": replayed, "one forward a unit": plain}
-    report["speed_ratio"] = {"exact, prefixes replayed": replayed / sketch_seconds, "one forward a unit": plain / sketch_seconds}
+    report["speed_ratio"] = {
+        "exact, prefixes replayed": replayed / sketch_seconds,
+        "one forward a unit": plain / sketch_seconds,
+    }
 
     console = Console(stderr=True)
     table = Table(title=f"{report['model']}, {report['samples']} samples, {units:,} units, {options.probes} probes")

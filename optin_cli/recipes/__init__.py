@@ -1,0 +1,65 @@
+"""A checkpoint, calibration data and a budget in; a mask, and how to adjust the cut weights, out.
+
+A recipe is a published (or our own) way from a checkpoint to a smaller one, through the same groups, masks and
+surgery, so that recipes differ in their method alone. Each is one module; the registry below names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from optin_cli.artifacts import Refit
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.options import ScoreOptions
+from optin_cli.scoring import Calibration
+from optin_cli.selection import Kept, Limits
+
+Adjust = Callable[[nn.Module], dict[str, Refit]]
+"""Changes the weights of a freshly cut model in place; tells by group name what it did to each consumer."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe decided for one budget."""
+
+    kept: Kept
+    adjust: Adjust | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every recipe is given: calibration batches and the constants that it may use.
+
+    ridge: for those that refit; None chooses it by held-out error.
+    """
+
+    checkpoint: Checkpoint
+    calibration: Calibration
+    options: ScoreOptions
+    seq_len: int
+    ridge: float | None = None
+    tell: Callable[[float, float, str], None] = field(default=lambda _done, _total, _what: None)
+
+
+Prepared = Callable[[Limits], Outcome]
+"""Decides for one budget; what is the same for all budgets (scores) was done when it was made."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named method: `prepare` does what all budgets share and returns what decides for each."""
+
+    name: str
+    source: str
+    prepare: Callable[[Setting], Prepared]
+    needs_labels: bool = False
+
+
+def recipes() -> Mapping[str, Recipe]:
+    """Every recipe by name."""
+    from optin_cli.recipes.scored import SCORED
+
+    return {recipe.name: recipe for recipe in SCORED}

@@ -1,0 +1,60 @@
+"""Recipes that score every unit once, search a mask under the budget, and refit or not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from optin_cli.artifacts import Refit
+from optin_cli.data import Batch
+from optin_cli.recipes import Adjust, Outcome, Prepared, Recipe, Setting
+from optin_cli.refit import refit_model
+from optin_cli.scoring import score_checkpoint
+from optin_cli.selection import Algorithm, Kept, Limits, choose_units
+
+
+def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust:
+    """Least-squares refit of every consumer on the calibration batches."""
+
+    def adjust(model: nn.Module) -> dict[str, Refit]:
+        checkpoint = setting.checkpoint
+        return refit_model(
+            checkpoint.model, model, checkpoint.structure, kept, batches, ridge=setting.ridge, tell=setting.tell
+        )
+
+    return adjust
+
+
+def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, refit: bool) -> Prepared:
+    """Score by a criterion; each budget then searches and, with `refit`, re-solves the consumers."""
+    options = replace(setting.options, criterion=criterion)
+    scores = score_checkpoint(
+        setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.tell
+    )
+    groups = scores.header.groups
+    widths = {name: group.unit_width for name, group in groups.items()}
+
+    def decide(limits: Limits) -> Outcome:
+        kept = choose_units(scores.importance, groups, scores.header.totals, limits, blocks=widths, algorithm=algorithm)
+        return Outcome(kept, refit_with(setting, kept, setting.calibration.batches) if refit else None)
+
+    return decide
+
+
+def _scored(
+    name: str, source: str, criterion: str, algorithm: Algorithm, *, refit: bool, labels: bool = False
+) -> Recipe:
+    prepare = functools.partial(prepare_scored, criterion=criterion, algorithm=algorithm, refit=refit)
+    return Recipe(name, source, prepare, needs_labels=labels)
+
+
+SCORED: tuple[Recipe, ...] = (
+    _scored("optin", "this project: trajectory, exact search, refit", "trajectory", "exact", refit=True),
+    _scored("no-refit", "this project without refit", "trajectory", "exact", refit=False),
+    _scored("magnitude", "squared weights, no refit", "magnitude", "exact", refit=False),
+    _scored("fisher", "diagonal Fisher, no refit", "fisher", "exact", refit=False, labels=True),
+    _scored("random", "random units, with refit", "random", "exact", refit=True),
+)
