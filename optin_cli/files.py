@@ -134,6 +134,9 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o777 & ~umask)
+            for file in temporary.iterdir():  # safetensors makes files that their owner alone can read
+                if file.is_file():
+                    file.chmod(0o666 & ~umask)
             if path.exists():
                 path.replace(aside)
             temporary.replace(path)

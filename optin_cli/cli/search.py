@@ -55,13 +55,18 @@ def search(
             "Several masks cannot go to one stdout.",
             hint="Ask for one budget, or pass -o FOLDER for several.",
         )
-    targets = [common.STDIO] if to_stdout else _targets(output, common.stem_of(scores), budgets)
-    for target in targets:
-        common.require_free(target, force=force)
+    folder = Path(output) if output is not None and len(budgets) > 1 else None
+    targets = [common.STDIO] if to_stdout else _targets(output, folder, common.stem_of(scores), budgets)
+    if folder is not None and not folder.exists():
+        common.require_free(folder, force=force, folder=True)
+    else:
+        for target in targets:
+            common.require_free(target, force=force)
     read = read_scores(scores)
     name = "stdin" if scores == common.STDIO else Path(scores).name
     source: Source = read.source(name)
-    for (flops, parameters), target in zip(budgets, targets, strict=True):
+    masks = []
+    for flops, parameters in budgets:
         limits = Limits(
             keep_macs=flops,
             keep_parameters=parameters,
@@ -69,7 +74,10 @@ def search(
             minima={"head": min_heads, "neuron": min_neurons},
             protect=tuple(protect or ()),
         )
-        mask = make_mask(read, source, limits, algorithm=algorithm)
+        masks.append(make_mask(read, source, limits, algorithm=algorithm))
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    for mask, target in zip(masks, targets, strict=True):
         write_text(target, mask.dump(), force=force)
         common.stderr().print(picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}))
         if target != common.STDIO:
@@ -96,18 +104,18 @@ def _budgets(keep_flops: str | None, keep_params: str | None) -> list[tuple[floa
     return list(zip(flops * (count // len(flops)), parameters * (count // len(parameters)), strict=True))
 
 
-def _targets(output: str | None, stem: str, budgets: list[tuple[float | None, float | None]]) -> list[str]:
+def _targets(
+    output: str | None, folder: Path | None, stem: str, budgets: list[tuple[float | None, float | None]]
+) -> list[str]:
     if len(budgets) == 1:
         return [output or f"{stem}.mask.json"]
     names = ["-".join(f"{share:g}" for share in budget if share is not None) for budget in budgets]
     if len(set(names)) < len(names):
         raise UsageError("The same budget is listed twice.")
-    if output is None:
+    if folder is None:
         return [f"{stem}.mask-{name}.json" for name in names]
-    folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, but several masks need a folder.", hint="Pass -o FOLDER.")
-    folder.mkdir(exist_ok=True)
     return [str(folder / f"mask-{name}.json") for name in names]
 
 

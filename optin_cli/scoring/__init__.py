@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -24,12 +23,8 @@ from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.structure import Group
 
-
-class Progress(Protocol):
-    """What long work tells its caller: `done` of `total` weighted steps."""
-
-    def __call__(self, done: float, total: float, what: str) -> None:
-        """Report."""
+Progress = Callable[[float, float, str], None]
+"""What long work tells its caller: done, total (in weighted steps), and what it is doing."""
 
 
 @dataclass(frozen=True)
