@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 from optin_cli import __version__
-from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Source, Workload
-from optin_cli.calibration import calibrate
+from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Workload
+from optin_cli.calibration import calibrate, encode, model_length
 from optin_cli.checkpoint import Checkpoint, load_checkpoint
 from optin_cli.costs import example_inputs, measure_costs
 from optin_cli.data import load_samples
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
-from optin_cli.options import CRITERIA, EvalOptions, ScoreOptions
-from optin_cli.pruning import prune_checkpoint
+from optin_cli.options import CRITERIA, EvalOptions, RefitOptions, ScoreOptions
+from optin_cli.pruning import check_mask, prune_checkpoint
+from optin_cli.refit import refit_model
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress, score_checkpoint
 from optin_cli.selection import Algorithm, Limits, make_mask
@@ -145,13 +147,48 @@ def prune(
     mask: Mask,
     output: str | Path,
     *,
+    calib: str | None = None,
+    data: Path | None = None,
+    columns: Sequence[str] | None = None,
+    options: RefitOptions | None = None,
     force: bool = False,
     name: str = "mask",
-    progress: Callable[[str], None] = lambda _what: None,
+    progress: Progress = lambda _done, _total, _what: None,
 ) -> Manifest:
-    """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process."""
+    """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
+
+    Args:
+        calib, data: unlabelled texts to refit the consumers on; with neither, the kept weights stay as they are.
+        name: of the mask, for messages and the manifest.
+    """
     source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
-    return prune_checkpoint(_opened(checkpoint), mask, source, Path(output), force=force, progress=progress)
+    opened = _opened(checkpoint)
+    if calib is None and data is None:
+        return prune_checkpoint(opened, mask, source, Path(output), force=force, progress=progress)
+    options = options or RefitOptions()
+    check_mask(opened, mask, name)
+    samples = load_samples(
+        calib, data=data, split="calibration", columns=columns, limit=options.samples, seed=options.seed
+    )
+    tokenizer = opened.tokenizer()
+    length = model_length(opened, tokenizer, options.max_length)
+    batches = encode(opened, samples, tokenizer, batch_size=options.batch_size, max_length=length)
+    kept = {group: part.kept for group, part in mask.groups.items()}
+
+    def adjust(model: nn.Module) -> dict[str, Refit]:
+        return refit_model(opened.model, model, opened.structure, kept, batches, ridge=options.ridge, tell=progress)
+
+    return prune_checkpoint(
+        opened,
+        mask,
+        source,
+        Path(output),
+        adjust=adjust,
+        adjusted_with=Source(name=samples.name, sha256=samples.sha256),
+        options={f"refit_{key}": value for key, value in asdict(options).items()},
+        force=force,
+        progress=progress,
+    )
 
 
 def evaluate(

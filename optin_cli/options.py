@@ -8,6 +8,9 @@ from typing import Literal, get_args
 
 from optin_cli.errors import UsageError, did_you_mean
 
+MIN_REFIT_SAMPLES = 8
+"""One sample in four is held out to judge a refit, so fewer than this say nothing."""
+
 Estimator = Literal["sketch", "exact", "hybrid"]
 
 
@@ -70,6 +73,23 @@ CRITERIA: Mapping[str, Criterion] = {
     "magnitude": Criterion(needs_data=False),
     "random": Criterion(needs_data=False),
 }
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """Every constant of a refit. ridge: relative to the mean diagonal of X^T X; None chooses by held-out error."""
+
+    samples: int = 512
+    ridge: float | None = None
+    batch_size: int = 32
+    max_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ridge is not None and self.ridge <= 0:
+            raise UsageError(f"The ridge is {self.ridge}; expected a positive number.")
+        if self.samples < MIN_REFIT_SAMPLES:
+            raise UsageError(f"{self.samples} samples are too few to refit on; expected {MIN_REFIT_SAMPLES} or more.")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def prune_checkpoint(
     adjusted_with: Source | None = None,
     options: Options | None = None,
     force: bool = False,
-    progress: Callable[[str], None] = lambda _what: None,
+    progress: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
 ) -> Manifest:
     """Cut, adjust the cut weights, save and certify.
 
@@ -93,7 +93,7 @@ def prune_checkpoint(
     probe = probe_inputs(config.vocab_size, mask.workload.seq_len, config.pad_token_id)
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
-        progress("cutting")
+        progress(0, 1, "cutting")
         with masked(checkpoint.model, checkpoint.structure, kept):
             masked_outputs = run_probe(checkpoint.model, probe, names)
         before = Totals(
@@ -109,9 +109,9 @@ def prune_checkpoint(
         refit = adjust(model) if adjust is not None else None
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
-        progress("saving")
+        progress(1, 1, "saving")
         save_cut(checkpoint, model, plan, folder)
-        progress("certifying in a fresh process")
+        progress(1, 1, "certifying in a fresh process")
         reloaded = run_probe_fresh(folder, checkpoint.auto_class, probe, names)
         reloaded_difference = largest_difference(cut_outputs, reloaded)
         require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)

@@ -341,7 +341,11 @@ SCORE_FILES = {
         lambda s: s.pop("importance.encoder.0.head"),
         ["importance.encoder.0.head", "missing", "4 numbers"],
     ),
-    "weights": ("bert/model.safetensors", lambda _: None, ["model.safetensors", "without an optin header", "optin score"]),
+    "weights": (
+        "bert/model.safetensors",
+        lambda _: None,
+        ["model.safetensors", "without an optin header", "optin score"],
+    ),
 }
 
 
@@ -411,7 +415,7 @@ USAGE = {
     "unknown option": (["profile", "bert", "--fast"], ["--fast", "--help"]),
     "no checkpoint": (["profile"], ["CKPT", "--help"]),
     "no mask": (["prune", "bert"], ["--mask"]),
-    "not a number": ([*SCORE, "texts.jsonl", "--samples", "many"], ["--samples", "many"]),
+    "not a number": ([*SCORE, "texts.jsonl", "--samples", "many"], ["--samples", "integer"]),
     "no samples": ([*SCORE, "texts.jsonl", "--samples", "0"], ["samples is 0"]),
     "no probes": ([*SCORE, "texts.jsonl", "--probes", "0"], ["probes is 0"]),
     "no temperature": ([*SCORE, "texts.jsonl", "--tau", "0"], ["temperature is 0"]),
@@ -551,15 +555,13 @@ FULL_FOR_SAFETENSORS = SafetensorError("Error while serializing: I/O error: No s
 )
 def test_no_space_on_disk(desk, name, place, error):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
-    if place.endswith("write_bytes"):  # the scores themselves; the state of the finished batches was still written
-        args, left = [*WRITERS[name], "--criterion", "magnitude"], []
-    else:
-        args, left = WRITERS[name], []
+    # Magnitude keeps no state of finished batches, so that the first thing written is the scores file.
+    extra = ["--criterion", "magnitude"] if place.endswith("write_bytes") else []
     with patch(place, side_effect=error):
-        refused(desk.folder, args, 1, ["No space is left", OUTPUTS[name], *left])
+        refused(desk.folder, [*WRITERS[name], *extra], 1, ["No space is left", OUTPUTS[name]])
 
 
-@pytest.mark.parametrize("name", ["score", "search", "prune", "eval"])
+@pytest.mark.parametrize("name", ["profile", "score", "prune", "eval"])
 def test_a_write_that_the_system_cuts_short(desk, name):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from optin_cli.checkpoint import Checkpoint
 
 STDIO = "-"
+PIPE_WIDTH = 160
 
 CheckpointArgument = Annotated[
     str,
@@ -92,16 +94,20 @@ def open_checkpoint(
 
 def stderr() -> Console:
     """Console for talk."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
+    return _console(error=True)
 
 
 def stdout() -> Console:
     """Console for tables that are the command's data."""
+    return _console(error=False)
+
+
+def _console(*, error: bool) -> Console:
+    """Console that prints names as they are, and cuts none short in files and pipes, which have no width."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    stream = sys.stderr if error else sys.stdout
+    return Console(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def say(message: str) -> None:
@@ -127,7 +133,7 @@ def progress(title: str) -> Iterator[Tell]:
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.description}"),
+        TextColumn("{task.description}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", title=title, total=None)

@@ -72,7 +72,7 @@ def _parse(name: str) -> Artifact:
 def _print(artifact: Artifact, table: Table) -> None:
     console = common.stdout()
     schema = type(artifact).model_fields["schema_"].default
-    console.print(f"[bold]{schema}[/bold], written by optin {artifact.optin_version}")
+    console.print(f"{schema}, written by optin {artifact.optin_version}", style="bold")
     for role, source in artifact.inputs.items():
         console.print(f"  {role}: {source.name} (sha256 {source.sha256[:12]})")
     if artifact.options:
@@ -101,7 +101,7 @@ def _mask_table(artifact: Mask | Manifest) -> Table:
     certificate = getattr(artifact, "certificate", None)
     proof = f"; certified within {certificate.reloaded:.2g}" if certificate else ""
     table = Table(title=f"keeps {reached}{proof}")
-    table.add_column("group")
+    table.add_column("group", no_wrap=True)
     table.add_column("kept", justify="right")
     table.add_column("of", justify="right")
     table.add_column("share", justify="right")
@@ -114,7 +114,7 @@ def _scores_table(scores: Scores) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{scores.header.criterion} importance", caption="error: median standard error / importance")
-    table.add_column("group")
+    table.add_column("group", no_wrap=True)
     for heading in ("units", "estimator", "samples", "least", "median", "most", "error"):
         table.add_column(heading, justify="right")
     for name, group in scores.header.groups.items():

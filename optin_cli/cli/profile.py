@@ -52,7 +52,7 @@ def profile_table(result: Profile) -> Table:
         caption=f"MACs are multiply-accumulates at batch {result.workload.batch_size}, {length} tokens; "
         "shares are of the whole model.",
     )
-    table.add_column("group")
+    table.add_column("group", no_wrap=True)
     for heading in ("units", "MACs/unit", "params/unit", "MACs", "share", "params", "share"):
         table.add_column(heading, justify="right")
     macs = parameters = 0.0

@@ -13,7 +13,8 @@ from optin_cli.errors import UsageError
 if TYPE_CHECKING:
     from optin_cli.artifacts import Mask
 
-BAR = 24
+BAR = 16
+SIGNS = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -79,7 +80,9 @@ def search(
         folder.mkdir(exist_ok=True)
     for mask, target in zip(masks, targets, strict=True):
         write_text(target, mask.dump(), force=force)
-        common.stderr().print(picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}))
+        common.stderr().print(
+            picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
+        )
         if target != common.STDIO:
             typer.echo(mask.dump() if as_json else target, nl=not as_json)
 
@@ -120,7 +123,7 @@ def _targets(
 
 
 def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
-    """Kept units by block: one sign a unit for small groups, a bar for large ones.
+    """Kept units by block: one sign a unit for groups of up to SIGNS units, a bar for larger ones.
 
     Args:
         groups: (block, kind) by group name.
@@ -131,13 +134,13 @@ def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
     for name, group in mask.groups.items():
         block, kind = groups[name]
         kept = set(group.kept)
-        if group.units <= BAR:
+        if group.units <= SIGNS:
             drawn = "".join("●" if u in kept else "○" for u in range(group.units))
         else:
             eighths = round(8 * BAR * len(kept) / group.units)
             drawn = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
             drawn = drawn.ljust(BAR, "·")
-        by_block.setdefault(block, []).append(f"{kind} {drawn} {len(kept):>5}/{group.units}")
+        by_block.setdefault(block, []).append(f"{kind} {drawn} {len(kept):>{len(str(group.units))}}/{group.units}")
     width = max(map(len, by_block))
     lines += [f"{block:<{width}}  {'  '.join(parts)}" for block, parts in by_block.items()]
     return "\n".join(lines)
