@@ -9,20 +9,22 @@ from pathlib import Path
 from torch import nn
 
 from optin_cli import __version__
-from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Workload
+from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Sweep, SweepPoint, Workload
 from optin_cli.calibration import calibrate, encode, model_length
 from optin_cli.checkpoint import Checkpoint, load_checkpoint
 from optin_cli.costs import example_inputs, measure_costs
 from optin_cli.data import load_samples
-from optin_cli.errors import UsageError
+from optin_cli.data.batches import reserved_positions
+from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
-from optin_cli.options import CRITERIA, EvalOptions, RefitOptions, ScoreOptions
+from optin_cli.options import CRITERIA, EvalOptions, RefitOptions, ScoreOptions, SweepOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress, score_checkpoint
 from optin_cli.selection import Algorithm, Limits, make_mask
+from optin_cli.sweeping import check_folder, find_recipe, run_sweep
 from optin_cli.tasks import Task, load_task
 
 DEFAULT_SEQ_LEN = 128
@@ -37,11 +39,16 @@ def _opened(checkpoint: Checkpoint | str | Path, device: str | None = None) -> C
     return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint, device=device)
 
 
+def _path(data: str | Path | None) -> Path | None:
+    return None if data is None else Path(data)
+
+
 def workload_length(checkpoint: Checkpoint, asked: int | None) -> int:
     """Sequence length that costs are stated for: `asked`, or 128, within what the model's positions hold."""
-    most = getattr(checkpoint.config, "max_position_embeddings", None) or DEFAULT_SEQ_LEN
+    rows = getattr(checkpoint.config, "max_position_embeddings", None)
+    most = int(rows) - reserved_positions(checkpoint.model, int(rows)) if rows else DEFAULT_SEQ_LEN
     if asked is None:
-        return min(DEFAULT_SEQ_LEN, int(most))
+        return min(DEFAULT_SEQ_LEN, most)
     if not 1 <= asked <= most:
         raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {checkpoint.name} holds.")
     return asked
@@ -70,7 +77,7 @@ def score(
     checkpoint: Checkpoint | str | Path,
     calib: str | None = None,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     columns: Sequence[str] | None = None,
     label_column: str | None = None,
     options: ScoreOptions | None = None,
@@ -101,7 +108,7 @@ def score(
     if criterion.needs_data:
         samples = load_samples(
             calib,
-            data=data,
+            data=_path(data),
             split="calibration",
             columns=columns,
             label_column=label_column,
@@ -148,7 +155,7 @@ def prune(
     output: str | Path,
     *,
     calib: str | None = None,
-    data: Path | None = None,
+    data: str | Path | None = None,
     columns: Sequence[str] | None = None,
     options: RefitOptions | None = None,
     force: bool = False,
@@ -168,7 +175,7 @@ def prune(
     options = options or RefitOptions()
     check_mask(opened, mask, name)
     samples = load_samples(
-        calib, data=data, split="calibration", columns=columns, limit=options.samples, seed=options.seed
+        calib, data=_path(data), split="calibration", columns=columns, limit=options.samples, seed=options.seed
     )
     tokenizer = opened.tokenizer()
     length = model_length(opened, tokenizer, options.max_length)
@@ -195,7 +202,7 @@ def evaluate(
     checkpoint: Checkpoint | str | Path,
     task: str | None = None,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     columns: Sequence[str] | None = None,
     label_column: str | None = None,
     samples: int | None = None,
@@ -213,7 +220,7 @@ def evaluate(
         chosen = load_samples(
             None,
             task=known,
-            data=data,
+            data=_path(data),
             split="evaluation",
             columns=columns,
             label_column=label_column,
@@ -223,4 +230,88 @@ def evaluate(
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
 
 
-__all__ = ["evaluate", "load", "profile", "prune", "score", "search"]
+def sweep(
+    checkpoint: Checkpoint | str | Path,
+    calib: str,
+    task: str,
+    output: str | Path,
+    options: SweepOptions,
+    *,
+    data: str | Path | None = None,
+    calib_data: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    eval_samples: int | None = None,
+    scoring: ScoreOptions | None = None,
+    evaluation: EvalOptions | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = lambda _done, _total, _what: None,
+    report: Callable[[SweepPoint], None] = lambda _point: None,
+) -> Sweep:
+    """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
+
+    Args:
+        calib: a task name, or a file or folder of texts; labels are needed by some recipes alone.
+        output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
+            is within the drop, none is written and the result has nothing `chosen`.
+        data: a local copy of the task's dataset; a folder also serves calibration by the same task.
+        calib_data: a local copy of the calibration task's dataset.
+        resume: take the points that an earlier sweep in `output` measured with the same options and inputs.
+        report: told every point as soon as it is there.
+
+    Raises:
+        OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
+    """
+    scoring, evaluation = scoring or ScoreOptions(), evaluation or EvalOptions()
+    known, chosen = load_task(task), {name: find_recipe(name) for name in options.recipes}
+    check_folder(Path(output), resume=resume, force=force)
+    opened = _opened(checkpoint)
+    samples = load_samples(
+        None,
+        task=known,
+        data=_path(data),
+        split="evaluation",
+        columns=columns,
+        label_column=label_column,
+        limit=eval_samples,
+        seed=scoring.seed,
+    )
+    if not samples.labelled:
+        raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
+    if calib_data is None and calib == task and data is not None and Path(data).is_dir():
+        calib_data = data
+    texts = load_samples(
+        calib,
+        data=_path(calib_data),
+        split="calibration",
+        columns=columns,
+        label_column=label_column,
+        limit=scoring.samples,
+        seed=scoring.seed,
+    )
+    if texts.labels is None and (needy := [name for name, recipe in chosen.items() if recipe.needs_labels]):
+        raise DataError(
+            f"The recipe {needy[0]} needs labels, and the calibration data {texts.name} has none.",
+            hint="Pass labelled data to --calib, or another --recipe.",
+        )
+    calibrations = {
+        labelled: calibrate(opened, texts, scoring, task=task_named(calib) or known, labelled=labelled)
+        for labelled in {recipe.needs_labels for recipe in chosen.values()}
+    }
+    return run_sweep(
+        opened,
+        known,
+        samples,
+        {name: calibrations[recipe.needs_labels] for name, recipe in chosen.items()},
+        Path(output),
+        options=options,
+        scoring=scoring,
+        evaluation=evaluation,
+        resume=resume,
+        tell=progress,
+        report=report,
+    )
+
+
+__all__ = ["evaluate", "load", "profile", "prune", "score", "search", "sweep"]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from optin_cli.artifacts import Source
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.data import Batch, Samples, label_ids, make_batches, usable_length
+from optin_cli.data import DEFAULT_LENGTH, Batch, Samples, label_ids, make_batches, usable_length
 from optin_cli.options import ScoreOptions
 from optin_cli.scoring import Calibration
 from optin_cli.tasks import Task
 
 
-def model_length(checkpoint: Checkpoint, tokenizer: Any, asked: int | None) -> int:
+def model_length(checkpoint: Checkpoint, tokenizer: Any, asked: int | None, *, default: int = DEFAULT_LENGTH) -> int:
     """Tokens a sample may have: `asked`, or the default, within what the model holds (UsageError beyond)."""
-    return usable_length(tokenizer, checkpoint.config, asked, checkpoint.model)
+    return usable_length(tokenizer, checkpoint.config, asked, checkpoint.model, default=default)
 
 
 def encode(
@@ -32,6 +33,11 @@ def encode(
     """Tokenise into batches of the inputs that the model's forward names, on the model's device."""
     labels = label_ids(samples, task, checkpoint.config) if labelled else None
     batches = make_batches(samples, tokenizer, batch_size=batch_size, max_length=max_length, label_map=labels)
+    return fit_inputs(checkpoint, batches)
+
+
+def fit_inputs(checkpoint: Checkpoint, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches with only the inputs that the model's forward names, on the model's device."""
     taken = inspect.signature(checkpoint.model.forward).parameters
     return [
         replace(batch, inputs={k: v for k, v in batch.inputs.items() if k in taken}).to(checkpoint.device)
@@ -45,11 +51,6 @@ def calibrate(
     """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator."""
     tokenizer = checkpoint.tokenizer()
     length = model_length(checkpoint, tokenizer, options.max_length)
-    few = replace(
-        samples,
-        texts=samples.texts[: options.exact_samples],
-        labels=None if samples.labels is None else samples.labels[: options.exact_samples],
-    )
     batches, exact_batches = (
         encode(
             checkpoint,
@@ -60,6 +61,6 @@ def calibrate(
             task=task,
             labelled=labelled,
         )
-        for chosen in (samples, few)
+        for chosen in (samples, samples.head(options.exact_samples))
     )
     return Calibration(Source(name=samples.name, sha256=samples.sha256), batches, exact_batches)

@@ -121,9 +121,10 @@ def load_checkpoint(
             raise UsageError(f"--arch names the config of a single weights file, but {source} is not a file.")
         folder = path if path.is_dir() else _download(str(source))
         files = []
-    config = _read_config(folder)
+    description = parse_architecture(architecture) if architecture else None
+    config = _read_config(folder, description)
+    description = description or find_architecture(config.model_type)
     files = files or weight_files(folder)
-    description = parse_architecture(architecture) if architecture else find_architecture(config.model_type)
     auto_class, model_class = _find_class(config)
     state = read_state(files)
     plan = getattr(config, PLAN_KEY, None)
@@ -191,7 +192,7 @@ def _download(name: str) -> Path:
         raise local from error
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path, description: Architecture | None) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -208,7 +209,8 @@ def _read_config(folder: Path) -> Any:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(raw, dict) or "model_type" not in raw:
         raise CheckpointError(f"{path} names no model_type, so it is not a transformers config.")
-    find_architecture(str(raw["model_type"]))
+    if description is None:
+        find_architecture(str(raw["model_type"]))
     try:
         return AutoConfig.for_model(**raw)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from optin_cli import __version__, metrics
 from optin_cli.artifacts import Comparison, Evaluation, Latency, Measure, Options, Source, Totals, Workload
-from optin_cli.calibration import encode, model_length
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import count_macs, count_parameters, example_inputs
-from optin_cli.data import Batch, Samples, label_ids
+from optin_cli.data import Samples
 from optin_cli.errors import DataError, UsageError
-from optin_cli.observe import final_outputs, per_token
+from optin_cli.evaluating import Prediction, Tell, Trial, predict, run_trial
 from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
 from optin_cli.timing import example_inputs as random_inputs
 from optin_cli.timing import forward_latency
 
-Tell = Callable[[float, float, str], None]
-
-
-@torch.inference_mode()
-def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
-    """Every final output over all samples.
-
-    Returns:
-        one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
-        Distributions over tokens are padded to the longest sample with the lowest finite number.
-    """
-    rules = checkpoint.structure.outputs
-    collected: list[list[torch.Tensor]] = [[] for _ in rules]
-    for number, batch in enumerate(batches):
-        if tell is not None:
-            tell(number, len(batches), checkpoint.name)
-        outputs = final_outputs(checkpoint.model(**batch.inputs), rules, batch.token_mask)
-        for rows, output, rule in zip(collected, outputs, rules, strict=True):
-            flat = output[batch.token_mask] if per_token(output, rule) else output
-            rows.append(flat.float().cpu())
-    merged = []
-    for rows in collected:
-        widest = max(r.shape[-1] for r in rows)
-        lowest = torch.finfo(torch.float32).min / 4
-        padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
-        merged.append(torch.cat(padded).clamp(min=lowest))
-    return merged
-
-
-def task_metrics(
-    checkpoint: Checkpoint,
-    outputs: Sequence[torch.Tensor],
-    batches: Sequence[Batch],
-    task: Task,
-    positive: int,
-) -> tuple[dict[str, float], float | None]:
-    """The task's metrics in its order, and the standard error of the first."""
-    expected = "regression" if checkpoint.problem_type == "regression" else "classification"
-    if task.kind != expected or checkpoint.auto_class != "AutoModelForSequenceClassification":
-        raise DataError(
-            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
-            f"for {expected}.",
-            hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
-        )
-    labels = torch.cat([b.labels.cpu() for b in batches if b.labels is not None])
-    values = metrics.score_metrics(task.metrics, outputs[0], labels, checkpoint.config.num_labels, positive=positive)
-    first = task.metrics[0]
-    return values, metrics.standard_error(first, values[first], outputs[0], labels, positive=positive)
+__all__ = ["Prediction", "Tell", "evaluate_checkpoint", "predict", "predict_samples", "require_drop"]
 
 
 def evaluate_checkpoint(
@@ -77,6 +27,8 @@ def evaluate_checkpoint(
     *,
     task: Task | None = None,
     against: Checkpoint | None = None,
+    mine: Prediction | None = None,
+    theirs: Prediction | None = None,
     options: EvalOptions | None = None,
     tell: Tell | None = None,
 ) -> Evaluation:
@@ -86,13 +38,14 @@ def evaluate_checkpoint(
         samples: what to predict; None measures size and speed only.
         task: names the metrics; without it, or without labels, agreement with `against` remains.
         against: another checkpoint, timed in the same run, interleaved.
+        mine, theirs: what `checkpoint` and `against` predict for the samples, where that is known already.
 
     Raises:
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
     options = options or EvalOptions()
     workload = Workload(seq_len=options.seq_len)
-    labelled = task is not None and samples is not None and samples.labels is not None
+    labelled = task is not None and samples is not None and samples.labelled
     if samples is not None and not labelled and against is None:
         what = "no labels" if task is not None else "no task that names a metric"
         raise DataError(
@@ -100,12 +53,11 @@ def evaluate_checkpoint(
             hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
         )
     inputs: dict[str, Source] = {"checkpoint": checkpoint.source}
-    mine = theirs = None
     if samples is not None:
         inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
-        mine = _predicted(checkpoint, samples, task if labelled else None, options, tell)
+        mine = mine or predict_samples(checkpoint, samples, task, options, tell)
         if against is not None:
-            theirs = _predicted(against, samples, task if labelled else None, options, tell)
+            theirs = theirs or predict_samples(against, samples, task, options, tell)
     if against is not None:
         inputs["against"] = against.source
     latencies = _latencies([c for c in (checkpoint, against) if c is not None], options)
@@ -113,6 +65,7 @@ def evaluate_checkpoint(
         "batch_size": options.batch_size,
         "max_length": options.max_length,
         "latency_warmup": options.latency_warmup,
+        **(mine.constants if mine is not None else {}),
     }
     totals = _totals(checkpoint, workload)
     first = task.metrics[0] if task is not None and mine is not None and mine.values else None
@@ -133,35 +86,11 @@ def evaluate_checkpoint(
     )
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    outputs: list[torch.Tensor]
-    keys: list[str]
-    values: dict[str, float]
-    error: float | None
-
-
-def _predicted(
+def predict_samples(
     checkpoint: Checkpoint, samples: Samples, task: Task | None, options: EvalOptions, tell: Tell | None
-) -> _Predicted:
-    tokenizer = checkpoint.tokenizer()
-    length = model_length(checkpoint, tokenizer, options.max_length)
-    batches = encode(
-        checkpoint,
-        samples,
-        tokenizer,
-        batch_size=options.batch_size,
-        max_length=length,
-        task=task,
-        labelled=task is not None,
-    )
-    outputs = predict(checkpoint, batches, tell)
-    values: dict[str, float] = {}
-    error = None
-    if task is not None:
-        positive = (label_ids(samples, task, checkpoint.config) or {}).get(1, 1)
-        values, error = task_metrics(checkpoint, outputs, batches, task, int(positive))
-    return _Predicted(outputs, [key for batch in batches for key in batch.keys], values, error)
+) -> Prediction:
+    """Predict samples and, with a task and labels, measure them, as the task's kind demands."""
+    return run_trial(Trial(checkpoint, samples, task, options, tell))
 
 
 def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
@@ -188,8 +117,8 @@ def _compare(
     totals: Totals,
     workload: Workload,
     metric: str | None,
-    mine: _Predicted | None,
-    theirs: _Predicted | None,
+    mine: Prediction | None,
+    theirs: Prediction | None,
     latencies: Sequence[Latency],
 ) -> Comparison:
     other = _totals(against, workload)
@@ -200,7 +129,7 @@ def _compare(
                 f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
                 hint="Compare checkpoints that share a tokenizer.",
             )
-        agreement, kl = _distances(mine.outputs, theirs.outputs, against)
+        agreement, kl = _distances(mine.outputs, theirs.outputs)
         if metric is not None:
             value = Measure(name=metric, value=theirs.values[metric])
             sign = 1 if metrics.find_metric(metric).higher_is_better else -1
@@ -218,14 +147,15 @@ def _compare(
     )
 
 
-def _distances(
-    mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], against: Checkpoint
-) -> tuple[float | None, float | None]:
-    """Agreement and KL averaged over the categorical outputs; None when there are none."""
-    kinds = [rule.kind for rule in against.structure.outputs]
-    pairs = [(a, b) for a, b, kind in zip(mine, theirs, kinds, strict=True) if kind == "categorical"]
-    shares = [metrics.agreement(a, b) for a, b in pairs]
-    divergences = [metrics.mean_kl(a, b) for a, b in pairs]
+def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> tuple[float | None, float | None]:
+    """Agreement and KL averaged over the outputs that are distributions; None when there are none."""
+    if len(mine) != len(theirs):
+        raise DataError(
+            f"The two models put out different things: {len(mine)} and {len(theirs)} distributions a sample.",
+            hint="Compare checkpoints of the same task.",
+        )
+    shares = [metrics.agreement(a, b) for a, b in zip(mine, theirs, strict=True)]
+    divergences = [metrics.mean_kl(a, b) for a, b in zip(mine, theirs, strict=True)]
     found = [(s, k) for s, k in zip(shares, divergences, strict=True) if s is not None and k is not None]
     if not found:
         return None, None

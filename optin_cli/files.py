@@ -59,6 +59,11 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         raise ArtifactError(f"{path} cannot be read as a {what} file: {error.strerror}.") from error
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device or pipe (/dev/null, /dev/stdout, a FIFO): written through, never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
     """Refuse an existing output, or one whose folder cannot take it, before any time is spent.
 
@@ -68,6 +73,10 @@ def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
     """
     parent = path.parent
     with explained_os_errors(path):
+        if is_stream(path) and not folder:
+            return
+        if is_stream(path):
+            raise OutputError(f"{path} is a device or pipe; expected the name of a folder.")
         if path.exists() and not force:
             raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
         if path.is_dir() and not folder:
@@ -105,6 +114,8 @@ def _explained(path: Path, error: OSError) -> OutputError:
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any failure."""
     check_output(path, force=force)
+    if is_stream(path):
+        raise OutputError(f"{path} is a device or pipe; expected the name of a file.")
     with explained_os_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -158,8 +169,7 @@ def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    with atomic_file(Path(path), force=force) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), force=force)
 
 
 def write_bytes(path: str | Path, content: bytes, *, force: bool = False) -> None:
@@ -167,6 +177,10 @@ def write_bytes(path: str | Path, content: bytes, *, force: bool = False) -> Non
     if str(path) == STDIO:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
+        return
+    if is_stream(Path(path)):
+        with explained_os_errors(Path(path)):
+            Path(path).write_bytes(content)
         return
     with atomic_file(Path(path), force=force) as temporary:
         temporary.write_bytes(content)

@@ -21,16 +21,29 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score of predictions against labels.
+    """A named score of predictions against labels."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class ValueMetric(Metric):
+    """A score of logits or values.
 
     `compute` takes predictions (N, C) or (N,), labels (N,) and the positive class (for F1 of two classes).
     `spread` says that it is undefined where labels do not vary, and 0 where predictions do not.
     """
 
-    name: str
-    higher_is_better: bool
     compute: Callable[[torch.Tensor, torch.Tensor, int], float]
     spread: bool = False
+
+
+@dataclass(frozen=True)
+class AnswerMetric(Metric):
+    """A score of an answer's text against the accepted ones; `key` is what torchmetrics calls it."""
+
+    key: str
 
 
 def score_metrics(
@@ -55,7 +68,33 @@ def score_metrics(
             labels that are all the same.
     """
     _check(predictions, labels, num_labels)
-    return {name: _value(find_metric(name), predictions, labels, positive) for name in names}
+    return {name: _value(_value_metric(name), predictions, labels, positive) for name in names}
+
+
+def score_answers(
+    names: Sequence[str], predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], float | None]:
+    """Every named metric of answers, as SQuAD defines them, and the standard error of the first.
+
+    Case, punctuation, articles and white space do not count; the best of the accepted answers does. Without
+    any accepted answer the right one is no answer, "".
+
+    Returns:
+        values of 0 to 1, in the order of `names`; no error with a single answer.
+    """
+    from torchmetrics.functional.text import squad
+
+    each = []
+    for text, accepted in zip(predictions, answers, strict=True):
+        target = {"answers": {"text": list(accepted) or [""]}, "id": ""}
+        each.append(squad({"prediction_text": text, "id": ""}, target))
+    scores = {
+        name: torch.tensor([float(score[_answer_metric(name).key]) / 100 for score in each], dtype=torch.float64)
+        for name in names
+    }
+    count = len(each)
+    error = float(scores[names[0]].std()) / math.sqrt(count) if count > 1 else None
+    return {name: float(values.mean()) for name, values in scores.items()}, error
 
 
 def standard_error(
@@ -69,7 +108,7 @@ def standard_error(
     count = len(labels)
     if name == "accuracy":
         return math.sqrt(max(value * (1 - value), 0.0) / count)
-    metric = find_metric(name)
+    metric = _value_metric(name)
     generator = torch.Generator().manual_seed(SEED)
     values = []
     for _ in range(RESAMPLES):
@@ -117,7 +156,21 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _value(metric: Metric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+def _value_metric(name: str) -> ValueMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, ValueMetric):
+        raise DataError(f"The metric {name} scores answers, not numbers.")
+    return metric
+
+
+def _answer_metric(name: str) -> AnswerMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, AnswerMetric):
+        raise DataError(f"The metric {name} scores numbers, not answers.")
+    return metric
+
+
+def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
     if metric.spread:
         if _constant(labels):
             raise DataError(
@@ -215,11 +268,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
-            Metric("accuracy", True, _accuracy),
-            Metric("f1", True, _f1),
-            Metric("matthews", True, _matthews, spread=True),
-            Metric("pearson", True, _pearson, spread=True),
-            Metric("spearman", True, _spearman, spread=True),
+            ValueMetric("accuracy", True, _accuracy),
+            ValueMetric("f1", True, _f1),
+            ValueMetric("matthews", True, _matthews, spread=True),
+            ValueMetric("pearson", True, _pearson, spread=True),
+            ValueMetric("spearman", True, _spearman, spread=True),
+            AnswerMetric("squad_em", True, "exact_match"),
+            AnswerMetric("squad_f1", True, "f1"),
         )
     }
 )

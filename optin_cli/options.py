@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,7 +22,8 @@ class ScoreOptions:
     criterion: a key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
     the kinds in `exact_kinds`, sketch for the others. output_weight is lambda, temperature is tau.
     samples, exact_samples: how many calibration samples each estimator sees. probes: backward passes a sample.
-    rows: candidates x samples that an exact forward pass runs at once.
+    rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what
+    the model holds.
     """
 
     criterion: str = "trajectory"
@@ -34,20 +36,20 @@ class ScoreOptions:
     exact_kinds: tuple[str, ...] = ("head",)
     batch_size: int = 32
     rows: int = 256
-    max_length: int = 128
+    max_length: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("temperature", "probes", "samples", "exact_samples", "batch_size", "rows", "max_length")
+        positive = ("temperature", "probes", "samples", "exact_samples", "batch_size", "rows")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number.")
         if self.estimator not in get_args(Estimator):
             raise UsageError(
                 f"Unknown estimator {self.estimator!r}.",
                 hint=did_you_mean(self.estimator, get_args(Estimator)),
             )
-        if self.output_weight < 0:
+        if not 0 <= self.output_weight < math.inf:
             raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
         if self.criterion not in CRITERIA:
             raise UsageError(f"Unknown criterion {self.criterion!r}.", hint=did_you_mean(self.criterion, CRITERIA))
@@ -70,6 +72,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "manifold": Criterion(terms=(1.0, 0.0)),
     "output": Criterion(terms=(0.0, 1.0)),
     "fisher": Criterion(needs_labels=True),
+    "wanda": Criterion(),
     "magnitude": Criterion(needs_data=False),
     "random": Criterion(needs_data=False),
 }
@@ -93,6 +96,25 @@ class RefitOptions:
 
 
 @dataclass(frozen=True)
+class AnswerOptions:
+    """Constants of question answering.
+
+    doc_stride: tokens that consecutive windows of a context share. max_answer: most tokens of an answer.
+    no_answer_threshold: how far "no answer" must exceed the best answer, where a task allows it.
+    """
+
+    doc_stride: int = 128
+    max_answer: int = 30
+    no_answer_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.doc_stride < 0 or self.max_answer < 1:
+            raise UsageError(
+                f"doc_stride is {self.doc_stride} and max_answer {self.max_answer}; expected at least 0 and 1."
+            )
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """Every constant of an evaluation. latency_runs = 0 measures no latency."""
 
@@ -103,3 +125,54 @@ class EvalOptions:
     latency_length: int = 64
     latency_runs: int = 20
     latency_warmup: int = 3
+    answers: AnswerOptions = AnswerOptions()
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
+
+    evaluations: most models that are tried for `max_drop`. ridge: for recipes that refit; None chooses by held-out
+    error.
+    """
+
+    recipes: tuple[str, ...] = ("optin",)
+    keep_flops: tuple[float, ...] | None = None
+    max_drop: float | None = None
+    evaluations: int = 6
+    ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.keep_flops is None) == (self.max_drop is None):
+            both = "Both --keep-flops and --max-drop were given; expected one of them."
+            what = "No budget was given." if self.keep_flops is None else both
+            raise UsageError(what, hint="Pass --keep-flops 0.6,0.5,0.4 or --max-drop 0.01.")
+        for share in self.keep_flops or ():
+            if not 0 < share <= 1:
+                raise UsageError(f"The share of macs to keep is {share}; expected a number above 0, at most 1.")
+        if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
+            raise UsageError(f"The allowed drop is {self.max_drop}; expected 0 or more, such as 0.01.")
+        if self.evaluations < 1:
+            raise UsageError(f"{self.evaluations} evaluations were asked for; expected at least 1.")
+        if self.ridge is not None and self.ridge <= 0:
+            raise UsageError(f"The ridge is {self.ridge}; expected a positive number.")
+        for listed, what in ((self.recipes, "recipe"), (self.keep_flops or (), "budget")):
+            twice = [item for number, item in enumerate(listed) if item in listed[:number]]
+            if twice:
+                raise UsageError(f"The {what} {twice[0]} is listed twice.")
+        if not self.recipes or self.keep_flops == ():
+            raise UsageError(f"No {'recipe' if self.keep_flops else 'budget'} was given.")
+        if self.max_drop is not None and len(self.recipes) > 1:
+            raise UsageError(
+                f"--max-drop searches with one recipe; {len(self.recipes)} were given.",
+                hint="Compare recipes with --keep-flops first, then search with the best.",
+            )
+
+    def asked(self) -> dict[str, list[str] | list[float] | float | None]:
+        """What names the points, as a sweep records it; the other options say how a point is measured."""
+        return {
+            "recipes": [*self.recipes],
+            "keep_flops": None if self.keep_flops is None else [*self.keep_flops],
+            "max_drop": self.max_drop,
+            "evaluations": self.evaluations,
+        }

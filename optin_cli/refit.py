@@ -186,7 +186,7 @@ def normal_equations(
         _, _, targets = gather(original, group, batch, calls)
         judge = held_out(batch)
         for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
-            rows = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1) if consumer.bias is not None else x
+            rows = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if consumer.bias is not None else x
             y = target - (total - out)
             for chosen, mine in (
                 (batch.token_mask & ~judge[:, None], "fit"),

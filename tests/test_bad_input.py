@@ -482,6 +482,16 @@ writers = pytest.mark.parametrize("name", WRITERS)
 
 
 @contextlib.contextmanager
+def failing(place, error):
+    """Calling `place` raises; "a write" stands for writing any whole file."""
+    places = ["pathlib.Path.write_text", "pathlib.Path.write_bytes"] if place == "a write" else [place]
+    with contextlib.ExitStack() as stack:
+        for name in places:
+            stack.enter_context(patch(name, side_effect=error))
+        yield
+
+
+@contextlib.contextmanager
 def no_work():
     """Nothing may be loaded or read: an output is refused before any time is spent."""
     with (
@@ -543,21 +553,21 @@ FULL_FOR_SAFETENSORS = SafetensorError("Error while serializing: I/O error: No s
 @pytest.mark.parametrize(
     ("name", "place", "error"),
     [
-        ("profile", "pathlib.Path.write_text", FULL),
+        ("profile", "a write", FULL),
         ("score", "optin_cli.scoring.accumulate.save_file", FULL_FOR_SAFETENSORS),
-        ("score", "pathlib.Path.write_bytes", FULL),
-        ("search", "pathlib.Path.write_text", FULL),
+        ("score", "a write", FULL),
+        ("search", "a write", FULL),
         ("prune", "optin_cli.pruning.save_cut", FULL),
         ("prune", "transformers.PreTrainedModel.save_pretrained", FULL_FOR_SAFETENSORS),
-        ("prune", "pathlib.Path.write_text", FULL),
-        ("eval", "pathlib.Path.write_text", FULL),
+        ("prune", "a write", FULL),
+        ("eval", "a write", FULL),
     ],
 )
 def test_no_space_on_disk(desk, name, place, error):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     # Magnitude keeps no state of finished batches, so that the first thing written is the scores file.
-    extra = ["--criterion", "magnitude"] if place.endswith("write_bytes") else []
-    with patch(place, side_effect=error):
+    extra = ["--criterion", "magnitude"] if (name, place) == ("score", "a write") else []
+    with failing(place, error):
         refused(desk.folder, [*WRITERS[name], *extra], 1, ["No space is left", OUTPUTS[name]])
 
 
@@ -580,7 +590,7 @@ def test_a_write_that_the_system_cuts_short(desk, name):
     [
         ("profile", "optin_cli.checkpoint.read_state"),
         ("profile", "optin_cli.api.measure_costs"),
-        ("profile", "pathlib.Path.write_text"),
+        ("profile", "a write"),
         ("score", "optin_cli.data.samples.read_path"),
         ("score", "optin_cli.checkpoint.Checkpoint.tokenizer"),
         ("score", "optin_cli.scoring.sketch_batch"),
@@ -593,13 +603,13 @@ def test_a_write_that_the_system_cuts_short(desk, name):
         ("prune", "optin_cli.card.write_card"),
         ("prune", "pathlib.Path.replace"),
         ("eval", "optin_cli.evaluation.count_macs"),
-        ("eval", "pathlib.Path.write_text"),
+        ("eval", "a write"),
     ],
 )
 def test_interruption(desk, name, place):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     before = tree(desk.folder)
-    with patch(place, side_effect=KeyboardInterrupt):
+    with failing(place, KeyboardInterrupt):
         result = call(*WRITERS[name])
     assert (result.code, result.out) == (130, "")
     assert "Interrupted" in result.err and "Traceback" not in result.err
@@ -610,7 +620,7 @@ def test_interrupted_replacement_keeps_the_old_output(desk):
     desk.take("bert", "texts.jsonl", *OUTPUTS.values())
     before = tree(desk.folder)
     for name in ("profile", "search", "prune", "eval"):
-        with patch("pathlib.Path.write_text", side_effect=KeyboardInterrupt):
+        with failing("a write", KeyboardInterrupt):
             assert call(*WRITERS[name], "--force").code == 130
         assert tree(desk.folder) == before
 

@@ -141,3 +141,16 @@ def test_reading_and_writing_streams(tmp_path, monkeypatch, capfdbinary):
         read_bytes(tmp_path / "none", "mask")
     with pytest.raises(ArtifactError, match="cannot be read as a mask file: Is a directory"):
         read_bytes(tmp_path, "mask")
+
+
+def test_a_device_is_written_through_and_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text", force=True)
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(OutputError, match="device or pipe"), atomic_folder(pipe, force=True):
+        pass
+    assert pipe.is_fifo()

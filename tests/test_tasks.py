@@ -25,12 +25,12 @@ def test_shipped_task_is_named_as_its_file_and_uses_known_metrics(name):
     task = load_task(name)
     assert task.name == name
     assert set(task.metrics) <= set(METRICS)
-    assert (task.label_names is None) == (task.kind == "regression")
+    assert (task.label_names is None) == (task.kind != "classification")
 
 
-def test_glue_tasks_are_shipped():
-    expected = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
-    assert set(task_names()) == expected
+def test_tasks_are_shipped():
+    glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
+    assert set(task_names()) == {*glue, "squad", "squad_v2", "stsb-cosine"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -51,6 +51,9 @@ def test_unknown_task_names_the_nearest():
         ({"metrics": ["pearson"]}, "pearson does not fit a classification task"),
         ({"kind": "regression"}, "accuracy does not fit a regression task"),
         ({"kind": "regression", "metrics": ["pearson"], "label_names": ["a"]}, "no label_names"),
+        ({"kind": "similarity", "metrics": ["spearman"]}, "two text_columns"),
+        ({"kind": "question-answering", "metrics": ["f1"]}, "f1 does not fit a question-answering task"),
+        ({"unanswerable": True}, "unanswerable does not fit a classification task"),
         ({"text_columns": ["a", "b", "c"]}, "text_columns"),
         ({"splits": {"calibration": "train"}}, "splits.evaluation"),
         ({"colour": "red"}, "colour"),

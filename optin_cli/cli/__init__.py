@@ -19,6 +19,7 @@ from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
 from optin_cli.cli.score import score
 from optin_cli.cli.search import search
+from optin_cli.cli.sweep import sweep
 from optin_cli.errors import Exit, OptinError
 
 DEBUG = "OPTIN_DEBUG"
@@ -50,7 +51,7 @@ def _root(
     pass
 
 
-for command in (profile, score, search, prune, evaluate, inspect, demo):
+for command in (profile, score, search, prune, evaluate, sweep, inspect, demo):
     app.command(name="eval" if command is evaluate else None)(command)
 
 

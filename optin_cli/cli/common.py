@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from optin_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -60,6 +62,14 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of sample selection and 
 def columns_of(text: str | None) -> list[str] | None:
     """Split a comma-separated list of columns."""
     return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def shares_of(text: str, option: str) -> list[float]:
+    """Split a comma-separated list of numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is not a number or a comma-separated list of numbers.") from error
 
 
 def stem_of(source: str) -> str:
@@ -159,5 +169,5 @@ def resumable(state: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if state is not None and state.exists():
-            say(f"Finished batches are kept in {state}; repeat the command with --resume to go on.")
+            say(f"What is finished is kept in {state}; repeat the command with --resume to go on.")
         raise

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.cli import common
-from optin_cli.options import EvalOptions
+from optin_cli.errors import UsageError
+from optin_cli.options import AnswerOptions, EvalOptions
 
 DEFAULTS = EvalOptions()
 
@@ -34,7 +35,15 @@ def evaluate(
     output: common.Output = None,
     samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. (default: all)")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
-    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest sample, in tokens. (default: 128; a window of questions: 384)")
+    ] = None,
+    doc_stride: Annotated[
+        int, typer.Option(help="Tokens that two windows of a question's long context share.")
+    ] = DEFAULTS.answers.doc_stride,
+    no_answer_threshold: Annotated[
+        float, typer.Option(help="How far the score of no answer must exceed the best answer's (squad_v2).")
+    ] = DEFAULTS.answers.no_answer_threshold,
     seq_len: common.SeqLen = None,
     latency_batch: Annotated[
         int, typer.Option(help="Batch size that latency is measured at.")
@@ -59,6 +68,11 @@ def evaluate(
     to_stdout = output == common.STDIO or (as_json and output is None)
     target = common.STDIO if to_stdout else output or f"{common.stem_of(checkpoint)}.eval.json"
     common.require_free(target, force=force)
+    if max_drop is not None and (against is None or task is None):
+        raise UsageError(
+            "--max-drop compares the task's metric with another checkpoint's.",
+            hint="Pass --against CHECKPOINT and --task NAME.",
+        )
     if task is not None:
         from optin_cli.tasks import load_task
 
@@ -81,6 +95,7 @@ def evaluate(
         latency_batch=latency_batch,
         latency_length=min(latency_length, api.workload_length(opened, None)),
         latency_runs=latency_runs,
+        answers=AnswerOptions(doc_stride=doc_stride, no_answer_threshold=no_answer_threshold),
     )
     with common.progress("evaluating") as tell:
         result = api.evaluate(

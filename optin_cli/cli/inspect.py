@@ -24,7 +24,7 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="Scores, mask, eval or profile file, or a pruned folder.", show_default=False
+            metavar="FILE", help="Scores, mask, eval, sweep or profile file, or a pruned folder.", show_default=False
         ),
     ],
     as_json: common.Json = False,
@@ -81,9 +81,10 @@ def _print(artifact: Artifact, table: Table) -> None:
 
 
 def _table(artifact: Artifact) -> Table:
-    from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile
+    from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Sweep
     from optin_cli.cli.eval import evaluation_table
     from optin_cli.cli.profile import profile_table
+    from optin_cli.cli.sweep import sweep_table
 
     if isinstance(artifact, Evaluation):
         return evaluation_table(artifact)
@@ -91,6 +92,8 @@ def _table(artifact: Artifact) -> Table:
         return profile_table(artifact)
     if isinstance(artifact, (Mask, Manifest)):
         return _mask_table(artifact)
+    if isinstance(artifact, Sweep):
+        return sweep_table(artifact)
     raise TypeError(type(artifact).__name__)
 
 

@@ -24,18 +24,18 @@ def prune(
     calib: Annotated[
         str | None,
         typer.Option(
-            "--calib", metavar="TASK|PATH", help="Unlabelled texts to refit the cut layers on. [default: no refit]"
+            "--calib", metavar="TASK|PATH", help="Unlabelled texts to refit the cut layers on. (default: no refit)"
         ),
     ] = None,
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,
     refit_ridge: Annotated[
-        float | None, typer.Option(help="Ridge of the refit, relative. [default: by held-out error]")
+        float | None, typer.Option(help="Ridge of the refit, relative. (default: by held-out error)")
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples to refit on.")] = DEFAULTS.samples,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
-    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. [default: 128]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
     data: common.Data = None,
     text_columns: common.TextColumns = None,
     seed: common.Seed = DEFAULTS.seed,

@@ -37,7 +37,7 @@ def score(
     temperature: Annotated[float, typer.Option("--tau", help="Temperature of the output term.")] = DEFAULTS.temperature,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
     rows: Annotated[int, typer.Option(help="Candidates x samples at once, for exact removal.")] = DEFAULTS.rows,
-    max_length: Annotated[int, typer.Option(help="Longest sample, in tokens.")] = DEFAULTS.max_length,
+    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
     seq_len: common.SeqLen = None,
     data: common.Data = None,
     text_columns: common.TextColumns = None,

@@ -88,12 +88,7 @@ def search(
 
 
 def _shares(text: str | None, option: str) -> list[float | None]:
-    if text is None:
-        return [None]
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is not a number or a comma-separated list of numbers.") from error
+    return [None] if text is None else [*common.shares_of(text, option)]
 
 
 def _budgets(keep_flops: str | None, keep_params: str | None) -> list[tuple[float | None, float | None]]:

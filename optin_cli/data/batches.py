@@ -14,6 +14,7 @@ from optin_cli.data.samples import Label, Samples
 from optin_cli.errors import DataError, UsageError
 
 DEFAULT_LENGTH = 128
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class Batch:
     inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and
     token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, or None.
     keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
-    samples of the same ids.
+    samples of the same ids. rows: which of the samples given to the tokenizer each is.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     keys: tuple[str, ...]
+    rows: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -67,8 +69,6 @@ def make_batches(
         UsageError: `batch_size` below 1, or `max_length` without room for any text.
         DataError: padding is needed and the tokenizer has no padding token.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
     pair = len(samples.texts[0]) == 2
     special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
@@ -83,11 +83,33 @@ def make_batches(
         padding=False,
         return_attention_mask=True,
     )
-    fields = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
-    ids: list[list[int]] = encoded["input_ids"]
     labels = None
     if samples.labels is not None and label_map is not None:
         labels = [label_map[label] for label in samples.labels]
+    return cut_batches(encoded, tokenizer, batch_size=batch_size, labels=labels)
+
+
+def cut_batches(
+    encoded: Mapping[str, list[list[int]]],
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    labels: Sequence[int | float] | None = None,
+) -> list[Batch]:
+    """Sort encoded rows by length and content, and cut them into padded batches.
+
+    Args:
+        encoded: rows of token ids, masks and types by input name; other names are passed over.
+        labels: one per row.
+
+    Raises:
+        UsageError: `batch_size` below 1.
+        DataError: padding is needed and the tokenizer has no padding token.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
+    fields = [name for name in INPUTS if name in encoded]
+    ids = encoded["input_ids"]
     hashes = [hashlib.sha256(repr(row).encode()).hexdigest()[:32] for row in ids]
     # Labels break ties between samples of equal ids, whose order would otherwise be that of the file.
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), hashes[i], labels[i] if labels else 0))
@@ -101,12 +123,19 @@ def make_batches(
         rows = order[start : start + batch_size]
         inputs = {name: _padded([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
         targets = None if labels is None else torch.tensor([labels[i] for i in rows])
-        batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows)))
+        batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows), tuple(rows)))
     return batches
 
 
-def usable_length(tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module | None = None) -> int:
-    """Tokens per sample: `asked`, else 128 or fewer if the model holds fewer.
+def usable_length(
+    tokenizer: Any,
+    config: Any,
+    asked: int | None,
+    model: torch.nn.Module | None = None,
+    *,
+    default: int = DEFAULT_LENGTH,
+) -> int:
+    """Tokens per sample: `asked`, else `default` or fewer if the model holds fewer.
 
     Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer
     positions than the configuration says. With `model` this is read off the table itself. Without it, the
@@ -119,12 +148,12 @@ def usable_length(tokenizer: Any, config: Any, asked: int | None, model: torch.n
     limits = [int(tokenizer.model_max_length)]
     if isinstance(rows, int) and rows > 0:
         if model is not None:
-            limits.append(rows - _reserved_positions(model, rows))
+            limits.append(rows - reserved_positions(model, rows))
         elif tokenizer.model_max_length > rows:
             limits.append(rows - 1 - (getattr(config, "pad_token_id", None) or 0))
     most = min(limits)
     if asked is None:
-        return min(DEFAULT_LENGTH, most)
+        return min(default, most)
     if not 1 <= asked <= most:
         raise UsageError(
             f"The maximum length is {asked} tokens; expected 1 to {most}, the most that the model takes.",
@@ -133,7 +162,7 @@ def usable_length(tokenizer: Any, config: Any, asked: int | None, model: torch.n
     return asked
 
 
-def _reserved_positions(model: torch.nn.Module, rows: int) -> int:
+def reserved_positions(model: torch.nn.Module, rows: int) -> int:
     """Rows of the position table that no token uses: those up to its padding index, where it has one."""
     find_words = getattr(model, "get_input_embeddings", None)
     words = find_words() if callable(find_words) else None

@@ -50,9 +50,18 @@ def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, i
     return mapped
 
 
+def label_values(samples: Samples) -> list[float] | None:
+    """The labels as numbers, one per sample; None where the samples have none.
+
+    Raises:
+        DataError: a label is text.
+    """
+    return None if samples.labels is None else [_value(label, samples.name) for label in samples.labels]
+
+
 def _value(label: Label, name: str) -> float:
     if isinstance(label, str):
-        raise DataError(f"{name} has the label {label!r}, but the model puts out one number; expected a number.")
+        raise DataError(f"{name} has the label {label!r}, but what is predicted is one number; expected a number.")
     return float(label)
 
 

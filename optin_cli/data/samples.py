@@ -11,9 +11,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from optin_cli.data.answers import Answers, read_answers
 from optin_cli.data.rows import Table, read_path, read_task
 from optin_cli.errors import DataError, UsageError, did_you_mean
 from optin_cli.tasks import Role, Task, load_task, task_names
@@ -41,6 +42,7 @@ class Samples:
     labels: one per sample as in the data, or None where it has none; all int, all float or all str.
     label_names: names of integer labels 0, 1, … where the data declares them.
     sha256: over texts and labels, independent of row order. total: rows before limiting.
+    answers: of question answering, in place of labels; every accepted one, none where there is no answer.
     """
 
     name: str
@@ -50,6 +52,21 @@ class Samples:
     label_names: tuple[str, ...] | None
     sha256: str
     total: int
+    answers: list[Answers] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is anything to measure predictions by."""
+        return self.labels is not None or self.answers is not None
+
+    def head(self, count: int) -> Samples:
+        """The first `count` of them; name and hash stay those of the whole."""
+        return replace(
+            self,
+            texts=self.texts[:count],
+            labels=None if self.labels is None else self.labels[:count],
+            answers=None if self.answers is None else self.answers[:count],
+        )
 
 
 def load_samples(
@@ -64,6 +81,8 @@ def load_samples(
     seed: int = 0,
 ) -> Samples:
     """Read and select samples.
+
+    Calibration data of a task whose model reads texts one at a time has one unlabelled sample a text.
 
     Args:
         source: an existing file or folder, else a task name; None to use `task` or `data` alone.
@@ -89,18 +108,26 @@ def load_samples(
     chosen = _text_columns(table, task, columns)
     labelled = _label_column(table, task, label_column)
     texts = _texts(table, chosen)
-    labels = None if labelled is None else _labels(table, labelled, split)
+    labels: list[Label] | None = None
+    answers: list[Answers] | None = None
+    if task is not None and task.each_alone and split == "calibration":
+        texts = [(text,) for row in texts for text in row]
+    elif labelled is not None and task is not None and task.kind == "question-answering":
+        answers = read_answers(table, labelled, task, split)
+    elif labelled is not None:
+        labels = _labels(table, labelled, split)
     digests = [_digest(t) for t in texts]
-    order = _select(digests, labels, seed, limit)
-    picked = None if labels is None else [labels[i] for i in order]
+    targets = answers if labels is None else labels
+    order = _select(digests, targets, seed, limit)
     return Samples(
         name=table.name,
         split=table.split,
         texts=[texts[i] for i in order],
-        labels=picked,
+        labels=None if labels is None else [labels[i] for i in order],
         label_names=None if labelled is None else table.class_names.get(labelled),
-        sha256=_content_hash([digests[i] for i in order], picked),
+        sha256=_content_hash([digests[i] for i in order], None if targets is None else [targets[i] for i in order]),
         total=len(texts),
+        answers=None if answers is None else [answers[i] for i in order],
     )
 
 
@@ -232,7 +259,7 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _select(digests: list[str], labels: list[Label] | None, seed: int, limit: int | None) -> list[int]:
+def _select(digests: list[str], labels: Sequence[object] | None, seed: int, limit: int | None) -> list[int]:
     """Row indices by rank; labels order rows of the same texts only, never choose between texts."""
     same: defaultdict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(digests):
@@ -246,5 +273,5 @@ def _select(digests: list[str], labels: list[Label] | None, seed: int, limit: in
     return sorted(ranks, key=ranks.__getitem__)[:limit]
 
 
-def _content_hash(digests: list[str], labels: list[Label] | None) -> str:
+def _content_hash(digests: list[str], labels: Sequence[object] | None) -> str:
     return _digest(sorted(digests) if labels is None else sorted(zip(digests, map(repr, labels), strict=True)))

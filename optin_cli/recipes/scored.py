@@ -55,6 +55,7 @@ SCORED: tuple[Recipe, ...] = (
     _scored("optin", "this project: trajectory, exact search, refit", "trajectory", "exact", refit=True),
     _scored("no-refit", "this project without refit", "trajectory", "exact", refit=False),
     _scored("magnitude", "squared weights, no refit", "magnitude", "exact", refit=False),
+    _scored("wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", "wanda", "exact", refit=False),
     _scored("fisher", "diagonal Fisher, no refit", "fisher", "exact", refit=False, labels=True),
     _scored("random", "random units, with refit", "random", "exact", refit=True),
 )

@@ -14,17 +14,21 @@ from optin_cli.artifacts import GroupScores, Options, ScoresHeader, Source, Work
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import example_inputs, measure_costs
 from optin_cli.data import Batch
-from optin_cli.errors import CheckpointError
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.options import CRITERIA, ScoreOptions
 from optin_cli.scores import Scores
 from optin_cli.scoring.accumulate import Accumulator
-from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance
+from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.structure import Group
 
 Progress = Callable[[float, float, str], None]
 """What long work tells its caller: done, total (in weighted steps), and what it is doing."""
+
+
+MEASURED = {"fisher": fisher_batch, "wanda": wanda_batch}
+"""Baselines that see data: per-sample importances of a batch, by criterion."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ def score_checkpoint(
         CheckpointError: a score is not finite.
     """
     groups = checkpoint.structure.groups
+    kinds = sorted({group.kind for group in groups})
+    if unknown := sorted(set(options.exact_kinds) - set(kinds)):
+        raise UsageError(f"There are no units of kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], kinds))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
     inputs = {"checkpoint": checkpoint.source}
     if calibration is not None:
@@ -134,8 +141,9 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
     if not criterion.needs_data:
         return []
     if criterion.terms is None:
+        measure = MEASURED[options.criterion]
         return [
-            _Job("fisher", batch.size, lambda b=batch: fisher_batch(model, structure, structure.groups, b))  # type: ignore[misc]
+            _Job(options.criterion, batch.size, lambda b=batch: measure(model, structure, structure.groups, b))  # type: ignore[misc]
             for batch in _on(calibration.batches, checkpoint)
         ]
     manifold, output = criterion.terms

@@ -1,9 +1,10 @@
-"""Weights, or gradients of a loss, in; baseline importances out: magnitude, random, and diagonal Fisher."""
+"""Weights, activations or gradients of a loss in; baseline importances out: magnitude, random, Wanda, Fisher."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,82 @@ def random_importance(group: Group, seed: int) -> torch.Tensor:
     return torch.rand(group.units, generator=generator, dtype=torch.float64)
 
 
+def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
+    """Weights by which the consumer reads each column of its input: (units, block, outputs)."""
+    name = f"{group.consumer}.weight"
+    axis = next(piece.axis for piece in group.slices if piece.parameter == name)
+    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.block, -1)
+
+
+@contextlib.contextmanager
+def unit_energies(
+    model: nn.Module, groups: Sequence[Group], token_mask: torch.Tensor, *, mixed: bool
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect, while the model runs, how much each unit puts into its consumer's output: (rows, units) by group.
+
+    With x_c the input's columns of a unit over the tokens and w_c the weights that read them: sum_c ||x_c||^2
+    ||w_c||^2, or with `mixed` the squared norm of the sum, ||sum_c x_c w_c^T||^2. Calls of shared weights add up.
+    """
+    energies: dict[str, torch.Tensor] = {}
+    handles = []
+    for group in groups:
+        columns = consumer_columns(model, group)
+        whole = mixed and group.block > 1
+        products = columns @ columns.transpose(1, 2) if whole else columns.square().sum(dim=2)
+
+        def collect(
+            _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
+        ) -> None:
+            x = inputs[0].detach() * token_mask.unsqueeze(-1)
+            x = x.reshape(*x.shape[:2], g.units, g.block)
+            if p.dim() == 3:
+                energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
+            else:
+                energy = (x.square().sum(dim=1) * p).sum(dim=2)
+            energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
+
+        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(collect))
+    try:
+        yield energies
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def wanda_batch(
+    model: nn.Module, _structure: Structure, groups: Sequence[Group], batch: Batch
+) -> dict[str, torch.Tensor]:
+    """Squared norm of a column's input times that of its weights, summed over each unit's columns.
+
+    Wanda (Sun et al. 2023, eq. 1) judges a weight by |W| ||x||; squared, it adds up over the weights of a column,
+    the columns of a unit, and samples.
+
+    Returns:
+        (rows, units) float64 by group name.
+    """
+    with torch.no_grad(), unit_energies(model, groups, batch.token_mask, mixed=False) as energies:
+        model(**batch.inputs)
+    return energies
+
+
 def fisher_batch(
     model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
     """Squared gradient of the task loss by each unit's gate, for every sample (Kwon et al. 2022, eq. 8).
+
+    Returns:
+        (rows, units) float64 by group name.
+
+    Raises:
+        DataError: the samples have no labels.
+    """
+    return {name: d.square() for name, d in loss_gradients(model, structure, groups, batch).items()}
+
+
+def loss_gradients(
+    model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
+) -> dict[str, torch.Tensor]:
+    """Gradient of each sample's task loss by each unit's gate.
 
     Returns:
         (rows, units) float64 by group name.
@@ -63,4 +136,4 @@ def fisher_batch(
                 hint="Use --criterion trajectory, which needs no labels.",
             )
         gradients = torch.autograd.grad(loss, list(gates.values()))
-    return {g.name: d.detach().double().square().cpu() for g, d in zip(groups, gradients, strict=True)}
+    return {g.name: d.detach().double().cpu() for g, d in zip(groups, gradients, strict=True)}

@@ -5,7 +5,9 @@ Nothing here imports torch, so that an unknown task is refused before any model 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,8 +17,19 @@ from optin_cli.errors import DataError, did_you_mean
 FOLDER = Path(__file__).parent
 
 Role = Literal["calibration", "evaluation"]
-MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
-REGRESSION_METRICS = frozenset({"pearson", "spearman"})
+Kind = Literal["classification", "regression", "similarity", "question-answering"]
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
+
+METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
+    {
+        "classification": frozenset({"accuracy", "f1", "matthews"}),
+        "regression": frozenset({"pearson", "spearman"}),
+        "similarity": frozenset({"pearson", "spearman"}),
+        "question-answering": frozenset({"squad_em", "squad_f1"}),
+    }
+)
+PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
+"""Kinds whose samples always have two texts."""
 
 
 class _Strict(BaseModel):
@@ -41,6 +54,8 @@ class Task(_Strict):
     """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
 
     `label_names` are in the dataset's label order, so that a model with another order can be told apart.
+    For question answering the texts are question and context, and the label column holds the answers
+    (`{"text": [...]}`); `unanswerable` allows questions without any.
     """
 
     name: str
@@ -50,18 +65,27 @@ class Task(_Strict):
     label_names: tuple[str, ...] | None = None
     splits: Splits
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
-    kind: Literal["classification", "regression"]
+    kind: Kind
+    unanswerable: bool = False
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether the model reads the two texts of a sample one at a time, not as one sequence."""
+        return self.kind == "similarity"
 
     @model_validator(mode="after")
     def _check(self) -> Task:
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("a metric is listed more than once")
-        regression = self.kind == "regression"
-        unfit = [m for m in self.metrics if (m in REGRESSION_METRICS) is not regression]
+        unfit = [m for m in self.metrics if m not in METRICS_OF[self.kind]]
         if unfit:
             raise ValueError(f"metric {unfit[0]} does not fit a {self.kind} task")
-        if regression and self.label_names is not None:
-            raise ValueError("a regression task has no label_names")
+        if self.kind != "classification" and self.label_names is not None:
+            raise ValueError(f"a {self.kind} task has no label_names")
+        if self.kind in PAIRED and len(self.text_columns) != 2:
+            raise ValueError(f"a {self.kind} task has two text_columns")
+        if self.unanswerable and self.kind != "question-answering":
+            raise ValueError(f"unanswerable does not fit a {self.kind} task")
         return self
 
 

@@ -1,0 +1,135 @@
+"""A checkpoint and batches in; its outputs over all of them out. What every kind of task builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.artifacts import Options
+from optin_cli.calibration import encode, model_length
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.data import Batch, Samples
+from optin_cli.errors import DataError
+from optin_cli.observe import final_outputs, per_token
+from optin_cli.options import EvalOptions
+from optin_cli.tasks import Task
+
+Tell = Callable[[float, float, str], None]
+
+PURPOSES: Mapping[str, str] = {
+    "AutoModel": "similarity",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForTokenClassification": "token-classification",
+}
+"""The kind of task that each class of models is for; one for sequences is told by its problem type."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One checkpoint to be tried on one set of samples."""
+
+    checkpoint: Checkpoint
+    samples: Samples
+    task: Task | None
+    options: EvalOptions
+    tell: Tell | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of samples, and what that is worth.
+
+    outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
+    keys: of the N that were fed to it, in order. values: the task's metrics in its order, empty without labels;
+    error: standard error of the first. constants: what this kind of task was evaluated with.
+    """
+
+    outputs: list[torch.Tensor]
+    keys: list[str]
+    values: dict[str, float] = field(default_factory=dict)
+    error: float | None = None
+    constants: Options = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
+    """Every final output over all samples.
+
+    Returns:
+        one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
+        Distributions over tokens are padded to the longest sample with the lowest finite number.
+    """
+    rules = checkpoint.structure.outputs
+    collected: list[list[torch.Tensor]] = [[] for _ in rules]
+    for number, batch in enumerate(batches):
+        if tell is not None:
+            tell(number, len(batches), checkpoint.name)
+        outputs = final_outputs(checkpoint.model(**batch.inputs), rules, batch.token_mask)
+        for rows, output, rule in zip(collected, outputs, rules, strict=True):
+            flat = output[batch.token_mask] if per_token(output, rule) else output
+            rows.append(flat.float().cpu())
+    merged = []
+    for rows in collected:
+        widest = max(r.shape[-1] for r in rows)
+        lowest = torch.finfo(torch.float32).min / 4
+        padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
+        merged.append(torch.cat(padded).clamp(min=lowest))
+    return merged
+
+
+def predict_plain(trial: Trial) -> Prediction:
+    """Run the model on the samples, which nothing is measured by."""
+    batches = encoded(trial, labelled=False)
+    return Prediction(distributions(trial, predict(trial.checkpoint, batches, trial.tell)), keys_of(batches))
+
+
+def encoded(trial: Trial, *, labelled: bool) -> list[Batch]:
+    """The samples as batches, each one sequence."""
+    tokenizer = trial.checkpoint.tokenizer()
+    return encode(
+        trial.checkpoint,
+        trial.samples,
+        tokenizer,
+        batch_size=trial.options.batch_size,
+        max_length=model_length(trial.checkpoint, tokenizer, trial.options.max_length),
+        task=trial.task,
+        labelled=labelled,
+    )
+
+
+def distributions(trial: Trial, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of the model's outputs that are distributions over classes or tokens."""
+    rules = trial.checkpoint.structure.outputs
+    return [output for output, rule in zip(outputs, rules, strict=True) if rule.kind == "categorical"]
+
+
+def keys_of(batches: Sequence[Batch]) -> list[str]:
+    """The keys of all batches, in order."""
+    return [key for batch in batches for key in batch.keys]
+
+
+def require_pairs(trial: Trial, task: Task) -> None:
+    """Refuse samples that do not hold two texts each."""
+    if len(trial.samples.texts[0]) != 2:
+        raise DataError(
+            f"The task {task.name} takes two texts a sample, {' and '.join(task.text_columns)}, but those of "
+            f"{trial.samples.name} have one.",
+            hint="Name both columns with --text-columns A,B.",
+        )
+
+
+def require_fit(trial: Trial, task: Task) -> None:
+    """Refuse a checkpoint whose head is not what the kind of task needs."""
+    checkpoint = trial.checkpoint
+    purpose = PURPOSES.get(checkpoint.auto_class)
+    if purpose is None:
+        purpose = "regression" if checkpoint.problem_type == "regression" else "classification"
+    if purpose != task.kind:
+        raise DataError(
+            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
+            f"for {purpose}.",
+            hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
+        )

@@ -1,0 +1,177 @@
+"""K-prune: Park et al. 2024, "Accurate retraining-free pruning for pretrained encoder-based language models".
+
+(ICLR 2024, arXiv 2308.03449.) The sublayers (groups) are pruned from the bottom up; for each:
+
+1. Knowledge measurement of every unit of this and the later sublayers, in the model pruned so far:
+   predictive, K_pred(u) = mean over samples of gamma^2 KL(p || p without u) to second order in the mask, an
+   expected squared gradient by the mask (p softened by gamma); and representational, K_rep(u) = mean over
+   samples of ||x_u W_u||_F^2, the change of the sublayer's output when u goes.
+2. Knowledge-preserving mask search: S(u) = K_pred(u) + lambda K_rep(u), times mu for heads; keep the units of
+   highest S(u) per FLOP, over all sublayers not pruned yet, as far as the remaining budget goes.
+3. Prune this sublayer by that mask; knowledge-preserving weight tuning of its consumer:
+
+       min_W ||X W - Q||_F^2,   Q = original's (sublayer output + its input) - pruned model's sublayer input
+
+Simplifications: the gradients are taken of a random square root of the Hessian of KL (the sketch), because the
+gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which
+keeping by a threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of
+TINY_RIDGE against singular inputs; lambda and mu are constants, where the paper searches a few values per task.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from optin_cli.artifacts import GroupCost, Refit, Totals, Workload
+from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
+from optin_cli.refit import consumer_calls, linear, normal_equations, solve_ridge
+from optin_cli.scoring.baselines import unit_energies
+from optin_cli.scoring.sketch import Objective, sketch_batch
+from optin_cli.selection import Kept, Limits, Vector, choose_units
+from optin_cli.structure import Group
+from optin_cli.surgery import cut
+
+GAMMA = 2.0
+"""Temperature of the softened predictions."""
+LAMBDA = 0.00025
+"""Weight of representational beside predictive knowledge."""
+MU = 64.0
+"""Weight of heads beside neurons."""
+TINY_RIDGE = 1e-6
+"""Relative to the mean diagonal of X^T X."""
+
+
+def measure_knowledge(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> dict[str, Vector]:
+    """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name."""
+    checkpoint = setting.checkpoint
+    totals = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in groups}
+    samples = 0
+    for batch in (b.to(checkpoint.device) for b in setting.calibration.batches):
+        with unit_energies(model, groups, batch.token_mask, mixed=True) as represented:
+            predicted = sketch_batch(
+                model,
+                checkpoint.structure,
+                groups,
+                batch,
+                Objective(manifold=0.0, output=1.0, temperature=GAMMA),
+                probes=1,
+                seed=setting.options.seed,
+            )
+        for group in groups:
+            knowledge = predicted[group.name] + LAMBDA * represented[group.name]
+            totals[group.name] += knowledge.sum(dim=0) * (MU if group.kind == "head" else 1.0)
+        samples += batch.size
+    return {name: (total / samples).float().numpy() for name, total in totals.items()}
+
+
+def search_rest(
+    importance: Mapping[str, Vector], groups: Mapping[str, GroupCost], totals: Totals, limits: Limits, done: Kept
+) -> Kept:
+    """Choose the units of the groups that are not `done`, under what the others leave of the budgets."""
+    rest = {name: group for name, group in groups.items() if name not in done}
+
+    def left(share: float | None, total: int, cost: Mapping[str, float]) -> float | None:
+        """The share that, stated for a model in which the done groups cannot be pruned, leaves as much room."""
+        if share is None or not done:
+            return share
+        gone = sum(cost[name] * (groups[name].units - len(units)) for name, units in done.items())
+        return min(1.0, share + gone / total)
+
+    return choose_units(
+        {name: importance[name] for name in rest},
+        rest,
+        totals,
+        replace(
+            limits,
+            keep_macs=left(limits.keep_macs, totals.macs, {n: g.unit_macs for n, g in groups.items()}),
+            keep_parameters=left(
+                limits.keep_parameters, totals.parameters, {n: float(g.unit_parameters) for n, g in groups.items()}
+            ),
+            protect=[pattern for pattern in limits.protect if not done or fnmatch.filter(rest, pattern)],
+        ),
+        blocks={name: group.unit_width for name, group in rest.items()},
+    )
+
+
+def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) -> Refit:
+    """Solve one consumer's weights and bias in place, on all samples.
+
+    Returns:
+        held-out errors before, and after a solution on the other samples alone.
+    """
+    consumer = linear(model, group)
+    bias = consumer.bias is not None
+    ridge = setting.ridge or TINY_RIDGE
+    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, setting.calibration.batches, calls)
+    start = consumer.weight.detach().double().T
+    if consumer.bias is not None:
+        start = torch.cat([start, consumer.bias.detach().double()[None]])
+    solution = solve_ridge(fitted.plus(judged), start, ridge, bias=bias).to(consumer.weight.dtype)
+    with torch.no_grad():
+        consumer.weight.copy_((solution[:-1] if bias else solution).T)
+        if consumer.bias is not None:
+            consumer.bias.copy_(solution[-1])
+    after = judged.error(solve_ridge(fitted, start, ridge, bias=bias))
+    return Refit(before=judged.error(start) / size, after=after / size, ridge=ridge, kept=True)
+
+
+def prune_upward(
+    setting: Setting, first: Mapping[str, Vector], groups: Mapping[str, GroupCost], totals: Totals, limits: Limits
+) -> tuple[Kept, dict[str, Refit], dict[str, torch.Tensor]]:
+    """Search, prune and tune sublayer by sublayer.
+
+    Args:
+        first: S of every unit while nothing is pruned.
+
+    Returns:
+        (kept units, what tuning did, the tuned consumers' weights and biases by full path)
+    """
+    checkpoint = setting.checkpoint
+    order = list(consumer_calls(checkpoint.model, checkpoint.structure, setting.calibration.batches[0]).items())
+    model = copy.deepcopy(checkpoint.model)
+    done: Kept = {}
+    report: dict[str, Refit] = {}
+    tuned: dict[str, torch.Tensor] = {}
+    changed = False
+    importance = first
+    for number, (group, calls) in enumerate(order):
+        setting.tell(number, len(order), group.name)
+        if changed:
+            importance = measure_knowledge(setting, model, [g for g, _ in order[number:]])
+        done[group.name] = search_rest(importance, groups, totals, limits, done)[group.name]
+        cut(model, checkpoint.structure, {group.name: done[group.name]}, checkpoint.root)
+        changed = changed or len(done[group.name]) < group.units
+        if changed:
+            report[group.name] = tune_consumer(setting, model, group, calls)
+            state = model.get_submodule(group.consumer).state_dict()
+            tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
+    return {name: done[name] for name in groups}, report, tuned
+
+
+def prepare_kprune(setting: Setting) -> Prepared:
+    """Measure the knowledge of the whole model; each budget then prunes from the bottom up."""
+    checkpoint = setting.checkpoint
+    inputs = example_inputs(checkpoint, Workload(seq_len=setting.seq_len))
+    totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
+    first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
+
+    def decide(limits: Limits) -> Outcome:
+        kept, report, tuned = prune_upward(setting, first, groups, totals, limits)
+
+        def adjust(model: nn.Module) -> dict[str, Refit]:
+            model.load_state_dict(tuned, strict=False)
+            return report
+
+        return Outcome(kept, adjust)
+
+    return decide
+
+
+KPRUNE = Recipe("kprune", "K-prune, Park et al. 2024 (arXiv 2308.03449)", prepare_kprune)

@@ -1,0 +1,187 @@
+"""Kwon et al. 2022, "A fast post-training pruning framework for transformers" (arXiv 2204.09656).
+
+With g_s the gradient of sample s's loss by the masks at m = 1, I = mean_s g_s g_s^T their empirical Fisher matrix:
+
+1. Mask search: with the diagonal of I, the best heads of all layers and the best other units under the FLOP
+   budget, for the best split between the two (their Algorithm 1).
+2. Mask rearrangement: per group, keeping the number of pruned units, swap a pruned with a kept unit as long as
+   that lowers 1/2 (1 - m)^T I_group (1 - m), for the pruned units in turn (block-diagonal Fisher).
+3. Mask tuning: per group from the bottom up, the masks of the kept units become the real numbers m = 1 + r of
+
+       min_r ||A (1 + r) - b||^2 + damp^2 ||r||^2
+
+   where column u of A is x_u W_u, what unit u puts into the consumer's output in the pruned model, and b the
+   original's consumer output plus residual stream less the pruned model's residual stream. When a value
+   leaves [-10, 10] it is discarded, and tuning stops there. Masks are folded into the consumers' weights.
+
+Simplifications: A^T A and A^T b are solved directly instead of A by LSMR, which has the same solution. They
+follow from the consumer's normal equations: A^T A = (X^T X) * (W W^T) summed over each unit's columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from optin_cli.artifacts import Refit, Workload
+from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
+from optin_cli.refit import Normal, consumer_calls, linear, normal_equations
+from optin_cli.scoring.baselines import loss_gradients
+from optin_cli.selection import Kept, Limits, choose_units
+from optin_cli.structure import Group
+
+Vector64 = NDArray[np.float64]
+
+DAMP = 1.0
+"""How strongly tuned masks are drawn to 1, in units of the rows' squared error."""
+BOUND = 10.0
+"""Largest size of a tuned mask."""
+
+
+def mask_gradients(setting: Setting) -> dict[str, Vector64]:
+    """Gradients of every calibration sample's loss by the masks: (samples, units) by group name."""
+    checkpoint = setting.checkpoint
+    parts: dict[str, list[Vector64]] = {group.name: [] for group in checkpoint.structure.groups}
+    batches = setting.calibration.batches
+    for number, batch in enumerate(batches):
+        setting.tell(number, len(batches), "fisher")
+        on_device = batch.to(checkpoint.device)
+        found = loss_gradients(checkpoint.model, checkpoint.structure, checkpoint.structure.groups, on_device)
+        for name, rows in found.items():
+            parts[name].append(rows.numpy())
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def objective(fisher: Vector64, pruned: Sequence[int]) -> float:
+    """What pruning these units costs to second order: 1/2 (1 - m)^T I (1 - m)."""
+    return 0.5 * float(fisher[np.ix_(list(pruned), list(pruned))].sum())
+
+
+def rearrange(fisher: Vector64, pruned: Sequence[int]) -> list[int]:
+    """Swap pruned with kept units as long as a swap lowers `objective`; returns the pruned units, ascending.
+
+    No single swap betters the result; it need not be the best of all sets.
+
+    Args:
+        fisher: (units, units), symmetric.
+    """
+    gone = np.zeros(len(fisher), dtype=bool)
+    gone[list(pruned)] = True
+    slope = fisher[:, gone].sum(axis=1)
+    diagonal = fisher.diagonal()
+    least = 1e-12 * float(diagonal.max(initial=0.0))
+    swapped = True
+    while swapped:
+        swapped = False
+        for unit in np.flatnonzero(gone):
+            kept = np.flatnonzero(~gone)
+            if not kept.size:
+                break
+            change = slope[kept] - slope[unit] + 0.5 * (diagonal[kept] + diagonal[unit]) - fisher[unit, kept]
+            best = int(np.argmin(change))
+            if change[best] < -least:
+                other = kept[best]
+                gone[unit], gone[other] = False, True
+                slope += fisher[other] - fisher[unit]
+                swapped = True
+    return [int(unit) for unit in np.flatnonzero(gone)]
+
+
+def rearrange_all(kept: Kept, gradients: Mapping[str, Vector64]) -> Kept:
+    """Rearrange every group by its block of the Fisher matrix."""
+    result: Kept = {}
+    for name, units in kept.items():
+        rows = gradients[name]
+        pruned = rearrange(rows.T @ rows / len(rows), sorted(set(range(rows.shape[1])) - set(units)))
+        result[name] = sorted(set(range(rows.shape[1])) - set(pruned))
+    return result
+
+
+def solve_masks(
+    normal: Normal, weight: torch.Tensor, bias: torch.Tensor | None, block: int, *, damp: float = DAMP
+) -> torch.Tensor:
+    """Masks of the kept units that reconstruct the consumer's target best: (units,).
+
+    Args:
+        normal: equations of the consumer's input, with a last column of ones if there is a bias.
+        weight: (columns, outputs), of the consumer. bias: (outputs,).
+    """
+    columns = weight.shape[0]
+    cross = normal.cross[:columns]
+    if bias is not None:
+        cross = cross - normal.gram[:columns, columns:] @ bias[None]
+    units = columns // block
+    square = (normal.gram[:columns, :columns] * (weight @ weight.T)).reshape(units, block, units, block).sum((1, 3))
+    target = (cross * weight).sum(dim=1).reshape(units, block).sum(dim=1)
+    damped = square + damp**2 * torch.eye(units, dtype=square.dtype, device=square.device)
+    offset: torch.Tensor = torch.linalg.solve(damped, target - square.sum(dim=1))
+    return 1.0 + offset
+
+
+def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) -> Refit:
+    """Fold tuned masks into one consumer, unless one of them is out of bounds.
+
+    Returns:
+        held-out errors of masks that the other samples gave; the folded ones are of all samples.
+    """
+    consumer = linear(model, group)
+    batches = setting.calibration.batches
+    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, batches, calls)
+    weight = consumer.weight.detach().double().T
+    bias = None if consumer.bias is None else consumer.bias.detach().double()
+
+    def error(masks: torch.Tensor) -> float:
+        scaled = weight * masks.repeat_interleave(group.block)[:, None]
+        return judged.error(scaled if bias is None else torch.cat([scaled, bias[None]])) / size
+
+    masks = solve_masks(fitted.plus(judged), weight, bias, group.block)
+    kept = bool(masks.abs().max() <= BOUND)
+    if kept:
+        with torch.no_grad():
+            consumer.weight.mul_(masks.repeat_interleave(group.block).to(consumer.weight.dtype))
+    return Refit(
+        before=error(torch.ones_like(masks)),
+        after=error(solve_masks(fitted, weight, bias, group.block)),
+        ridge=DAMP,
+        kept=kept,
+    )
+
+
+def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refit]:
+    """Tune the masks of a cut model's groups in place, from the first cut one on, until one goes out of bounds."""
+    order = consumer_calls(setting.checkpoint.model, setting.checkpoint.structure, setting.calibration.batches[0])
+    report: dict[str, Refit] = {}
+    changed = False
+    for number, (group, calls) in enumerate(order.items()):
+        changed = changed or len(kept[group.name]) < group.units
+        if changed and kept[group.name]:
+            setting.tell(number, len(order), group.name)
+            report[group.name] = tune_consumer(setting, model, group, calls)
+            if not report[group.name].kept:
+                break
+    return report
+
+
+def prepare_kwon(setting: Setting) -> Prepared:
+    """Measure the Fisher matrices; each budget then searches, rearranges and tunes."""
+    checkpoint = setting.checkpoint
+    gradients = mask_gradients(setting)
+    importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
+    inputs = example_inputs(checkpoint, Workload(seq_len=setting.seq_len))
+    totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
+    widths = {name: group.unit_width for name, group in groups.items()}
+
+    def decide(limits: Limits) -> Outcome:
+        found = choose_units(importance, groups, totals, limits, blocks=widths, algorithm="optin")
+        kept = rearrange_all(found, gradients)
+        return Outcome(kept, lambda model: tune_masks(setting, model, kept))
+
+    return decide
+
+
+KWON = Recipe("kwon", "Kwon et al. 2022 (arXiv 2204.09656)", prepare_kwon, needs_labels=True)
