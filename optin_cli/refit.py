@@ -13,6 +13,7 @@ equations are kept, in float64, so memory does not grow with the data.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -166,7 +167,8 @@ def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict
 
 def held_out(batch: Batch) -> torch.Tensor:
     """Which samples of a batch judge the refit, by their keys and so independent of order: (rows,) bool."""
-    return torch.tensor([int(key[:8], 16) % HOLDOUT == 0 for key in batch.keys], device=batch.token_mask.device)
+    digests = (hashlib.sha256(key.encode()).digest() for key in batch.keys)
+    return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.token_mask.device)
 
 
 def normal_equations(

@@ -97,7 +97,7 @@ class TestEveryFamily:
             assert all(torch.equal(a, b) for a, b in zip(twice.parameters(), both.parameters(), strict=True))
             assert_same(trajectory(tiny, twice), trajectory(tiny, both))
 
-    # save -> fresh-process reload: goes here, once `prune` and its certificate exist.
+    # save -> fresh-process reload, for every family and head: tests/test_pipeline.py.
 
 
 def test_every_shipped_description_is_tested():

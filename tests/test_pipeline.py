@@ -152,7 +152,6 @@ def test_criteria_without_data(bert, criterion):
     assert all(g.kept for name, g in mask.groups.items() if name.endswith("head"))
 
 
-@pytest.mark.xfail(reason="ScoreOptions.max_length is 128 whatever the model holds; None is to mean that", strict=True)
 def test_options_fit_short_models(bert, texts):
     """The default length is what the model holds: 48 tokens here."""
     assert optin_cli.score(bert, str(texts), options=ScoreOptions(samples=4, probes=1)).importance
