@@ -51,7 +51,7 @@ def write_pictures(sweep: Sweep, folder: Path) -> list[Path]:
             _draw(panels[1], sweep, [point.latency_ratio or 0.0 for point in sweep.points])
             _label_latency(panels[1], sweep)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=5 if timed else 3, frameon=False)
         figure.suptitle(_title(sweep), fontsize=12)
         for target in targets:
             suffix = target.suffix[1:]
