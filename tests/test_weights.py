@@ -282,3 +282,46 @@ def test_own_description_replaces_the_shipped_one(folder, tmp_path):
     path.write_text(json.dumps(raw))
     checkpoint = load_checkpoint(folder, architecture=path)
     assert [group.name for group in checkpoint.structure.groups] == ["encoder.0.neuron"]
+
+
+def test_a_hub_id_is_taken_from_the_local_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--org--tiny" / "snapshots" / ("0" * 40)
+    save_checkpoint(snapshot)
+    reference = cache / "models--org--tiny" / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    checkpoint = load_checkpoint("org/tiny")
+    assert (checkpoint.name, checkpoint.model_class) == ("org/tiny", "BertForSequenceClassification")
+    with pytest.raises(CheckpointError, match="no model hub could supply it"):
+        load_checkpoint("org/other")
+
+
+def test_an_undescribed_family_loads_with_its_own_description(tmp_path):
+    """A family that no shipped file covers needs --architecture alone."""
+    from transformers import AutoModelForSequenceClassification, ConvBertConfig
+
+    from optin_cli.errors import ArchitectureError
+
+    config = ConvBertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=24
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "conv")
+    with pytest.raises(ArchitectureError, match="convbert"):
+        load_checkpoint(tmp_path / "conv")
+    rule = {
+        "kind": "neuron",
+        "consumer": "output.dense",
+        "slices": [
+            {"axis": 0, "parameters": ["intermediate.dense.weight", "intermediate.dense.bias"]},
+            {"axis": 1, "parameters": ["output.dense.weight"]},
+        ],
+    }
+    stack = {"name": "encoder", "blocks": "encoder.layer.*", "groups": [rule]}
+    mine = {"family": "convbert", "library": "transformers", "model_types": ["convbert"], "stacks": [stack]}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    structure = load_checkpoint(tmp_path / "conv", architecture=tmp_path / "mine.json").structure
+    assert [(g.name, g.units) for g in structure.groups] == [("encoder.0.neuron", 24)]
