@@ -160,7 +160,7 @@ def sweep_table(result: Sweep) -> Table:
     table.add_row("original", "", "1", "1", _spread(base.value, base.standard_error), "", "", _ms(base.latency), "", "")
     for number, point in enumerate(result.points):
         table.add_row(
-            f"[bold]{point.recipe} (chosen)[/bold]" if number == result.chosen else point.recipe,
+            f"{point.recipe} (chosen)" if number == result.chosen else point.recipe,
             f"{point.asked:g}",
             f"{point.macs_ratio:.4f}",
             f"{point.parameters_ratio:.4f}",
