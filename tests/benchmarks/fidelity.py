@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--output-weight", type=float, default=0.1)
     parser.add_argument("--temperature", type=float, default=4.0)
     options = parser.parse_args()
+    if not Path(options.checkpoint).is_dir() or not Path(options.data).is_file():
+        sys.exit(f"Skipped: needs a checkpoint ({options.checkpoint}) and texts ({options.data}).")
 
     checkpoint = load_checkpoint(options.checkpoint, device="cpu")
     model, structure = checkpoint.model, checkpoint.structure
