@@ -1,4 +1,4 @@
-"""Every file a stage writes: pydantic models of their content, and atomic, hashed reading and writing.
+"""JSON text of an artifact in, its validated content out, and back: a pydantic model of every file a stage writes.
 
 Nothing here imports torch, so that stages without a model (search, inspect) start at once.
 """

@@ -1,4 +1,4 @@
-"""The constants of scoring and evaluation runs, with their defaults. Nothing here imports torch."""
+"""The constants of scoring, refit, evaluation and sweeps, with their defaults. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -143,7 +144,7 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
     if criterion.terms is None:
         measure = MEASURED[options.criterion]
         return [
-            _Job(options.criterion, batch.size, lambda b=batch: measure(model, structure, structure.groups, b))  # type: ignore[misc]
+            _Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
             for batch in _on(calibration.batches, checkpoint)
         ]
     manifold, output = criterion.terms
@@ -157,8 +158,8 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
             _Job(
                 "sketch",
                 batch.size * (1 + 1.5 * options.probes),
-                lambda b=batch: sketch_batch(  # type: ignore[misc]
-                    model, structure, sketched, b, objective, probes=options.probes, seed=options.seed
+                functools.partial(
+                    sketch_batch, model, structure, sketched, batch, objective, probes=options.probes, seed=options.seed
                 ),
             )
             for batch in _on(calibration.batches, checkpoint)
@@ -167,7 +168,7 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
         _Job(
             f"exact {group.name}",
             batch.size * group.units * 0.5,
-            lambda g=group, b=batch: exact_batch(model, structure, [g], b, objective, rows=options.rows),  # type: ignore[misc]
+            functools.partial(exact_batch, model, structure, [group], batch, objective, rows=options.rows),
         )
         for group in by_estimator["exact"]
         for batch in _on(calibration.exact_batches, checkpoint)
