@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optin_cli.errors import CertificateError
+from optin_cli.observe import call_model
 
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 RELATIVE_TOLERANCE = 1e-4
@@ -54,7 +55,7 @@ def run_probe(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Seque
     """Outputs by name, on the CPU, with padding positions of per-token outputs left as they are."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        raw = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        raw = call_model(model, {name: tensor.to(device) for name, tensor in inputs.items()})
     return {name: raw[name].cpu() for name in names}
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from optin_cli.artifacts import GroupCost, Totals, Workload
 from optin_cli.checkpoint import Checkpoint
+from optin_cli.observe import call_model
 from optin_cli.structure import Group, Structure, tensor_at
 
 # fvcore runs torch.jit at import and at every use, which newer torch calls deprecated.
@@ -78,7 +79,7 @@ class _LogitsOnly(nn.Module):
         self.names = names
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.model(**dict(zip(self.names, tensors, strict=True)))
+        output = call_model(self.model, dict(zip(self.names, tensors, strict=True)))
         return tuple(v for v in output.values() if isinstance(v, torch.Tensor))
 
 

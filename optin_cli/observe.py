@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures import OutputRule
+from optin_cli.data import Batch
 from optin_cli.structure import Structure
 
 
@@ -25,6 +26,12 @@ class Trajectory:
 
     features: list[torch.Tensor]
     outputs: list[torch.Tensor]
+
+
+def call_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Outputs of a model by name; those of one that returns a tensor alone are its `logits`."""
+    output = model(**inputs)
+    return {"logits": output} if isinstance(output, torch.Tensor) else output
 
 
 def first_tensor(output: object) -> torch.Tensor:
@@ -51,15 +58,13 @@ def recording(model: nn.Module, structure: Structure) -> Iterator[list[torch.Ten
             handle.remove()
 
 
-def final_outputs(
-    raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], token_mask: torch.Tensor
-) -> list[torch.Tensor]:
+def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
     """Pick the compared outputs; distributions over tokens get -inf at padding."""
     outputs = []
     for rule in rules:
         output = raw[rule.name]
         if rule.over == "tokens":
-            output = output.masked_fill(~token_mask, -torch.inf)
+            output = output.masked_fill(~batch.mask_for(output), -torch.inf)
         outputs.append(output)
     return outputs
 
@@ -69,10 +74,8 @@ def per_token(output: torch.Tensor, rule: OutputRule) -> bool:
     return rule.over == "classes" and output.dim() == 3
 
 
-def observe(
-    model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], token_mask: torch.Tensor
-) -> Trajectory:
+def observe(model: nn.Module, structure: Structure, batch: Batch) -> Trajectory:
     """One forward pass, recorded. Gradients are kept when the caller has them enabled."""
     with recording(model, structure) as features:
-        raw = model(**inputs)
-    return Trajectory(features, final_outputs(raw, structure.outputs, token_mask))
+        raw = call_model(model, batch.inputs)
+    return Trajectory(features, final_outputs(raw, structure.outputs, batch))

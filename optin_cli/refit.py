@@ -23,7 +23,7 @@ from torch import nn
 from optin_cli.artifacts import Refit
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError, DataError
-from optin_cli.observe import first_tensor
+from optin_cli.observe import call_model, first_tensor
 from optin_cli.structure import Group, Structure
 
 HOLDOUT = 4
@@ -131,7 +131,7 @@ def gather(
         last = model.get_submodule(group.block_path).register_forward_hook(on_block)
     consumer = model.get_submodule(group.consumer)
     with _hooks(consumer.register_forward_hook(on_consumer), last), contextlib.suppress(_Reached), torch.no_grad():
-        model(**batch.inputs)
+        call_model(model, batch.inputs)
     return inputs, outputs, sums
 
 
@@ -161,14 +161,14 @@ def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict
 
         handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
     with _hooks(*handles), torch.no_grad():
-        model(**batch.inputs)
+        call_model(model, batch.inputs)
     return counts
 
 
 def held_out(batch: Batch) -> torch.Tensor:
     """Which samples of a batch judge the refit, by their keys and so independent of order: (rows,) bool."""
     digests = (hashlib.sha256(key.encode()).digest() for key in batch.keys)
-    return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.token_mask.device)
+    return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.device)
 
 
 def normal_equations(
@@ -191,8 +191,8 @@ def normal_equations(
             rows = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if consumer.bias is not None else x
             y = target - (total - out)
             for chosen, mine in (
-                (batch.token_mask & ~judge[:, None], "fit"),
-                (batch.token_mask & judge[:, None], "judge"),
+                (batch.mask_for(x) & ~judge[:, None], "fit"),
+                (batch.mask_for(x) & judge[:, None], "judge"),
             ):
                 wide_x, wide_y = rows[chosen].double(), y[chosen].double()
                 if fitted is None or judged is None:

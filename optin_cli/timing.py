@@ -11,6 +11,7 @@ import torch
 
 from optin_cli.artifacts import Latency
 from optin_cli.errors import UsageError
+from optin_cli.observe import call_model
 
 
 def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, warmup: int) -> list[list[float]]:
@@ -81,7 +82,7 @@ def example_inputs(
 
 def _forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
     def call() -> None:
-        model(**inputs)
+        call_model(model, inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

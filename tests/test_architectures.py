@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.architectures import FOLDER, find_architecture, known_architectures, parse_architecture
 from optin_cli.costs import count_macs, count_parameters, measure_costs
+from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.masking import masked
 from optin_cli.observe import observe
@@ -41,9 +42,9 @@ def cut_copy(tiny, *masks):
 @torch.no_grad()
 def trajectory(tiny, model=None):
     """Outputs and block outputs at real tokens."""
-    real = tiny.inputs["attention_mask"].bool()
-    found = observe(model or tiny.model, tiny.structure, tiny.inputs, real)
-    return [*found.outputs, *(features[real] for features in found.features)]
+    batch = Batch(tiny.inputs, None, tuple(map(str, range(len(tiny.inputs["input_ids"])))))
+    found = observe(model or tiny.model, tiny.structure, batch)
+    return [*found.outputs, *(features[batch.mask_for(features)] for features in found.features)]
 
 
 def assert_same(mine, theirs):

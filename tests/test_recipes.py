@@ -327,7 +327,7 @@ def test_mask_tuning_stops_where_a_value_is_out_of_bounds(tiny, prepared, monkey
 
 def test_representational_knowledge_is_the_change_of_the_output(tiny):
     batch, structure = batches()[0], tiny.structure
-    with torch.no_grad(), unit_energies(tiny.model, structure.groups, batch.token_mask, mixed=True) as found:
+    with torch.no_grad(), unit_energies(tiny.model, structure.groups, batch, mixed=True) as found:
         tiny.model(**batch.inputs)
     for group in structure.groups[:2]:
         _, (whole,), _ = gather(tiny.model, group, batch, 1)

@@ -70,12 +70,12 @@ def test_exact_is_the_distance_to_the_model_really_cut(head):
     model = build("bert", head, num_hidden_layers=2)
     structure, batch = structure_of(model, head), make_batch()
     mask, objective = batch.token_mask, Objective(0.7, 0.3, 2.0)
-    reference = observe(model, structure, batch.inputs, mask)
+    reference = observe(model, structure, batch)
     scores = exact(model, structure, batch, objective)
     for name, unit in [("encoder.0.head", 1), ("encoder.0.neuron", 5), ("encoder.1.head", 2), ("encoder.1.neuron", 0)]:
         small = clone(model)
         cut(small, structure, {name: [u for u in range(structure.group(name).units) if u != unit]}, root_of(model))
-        mine = observe(small, structure, batch.inputs, mask)
+        mine = observe(small, structure, batch)
         first = int(name.split(".")[1])
         manifold = sum(
             manifold_distance(a, b, mask) for a, b in list(zip(mine.features, reference.features, strict=True))[first:]
@@ -106,17 +106,16 @@ def test_a_unit_that_nothing_reads_has_no_importance():
 def second_order(head, model, structure, inputs, objective, eps=1e-3):
     """Half of importance(1 + eps) + importance(1 - eps), over eps^2, in double precision: (units,) by group name."""
     wide = clone(model).double()
-    mask = inputs["attention_mask"].bool()
+    batch = Batch(inputs, None, tuple(map(str, range(len(inputs["input_ids"])))))
     with torch.no_grad():
-        reference = observe(wide, structure, inputs, mask)
+        reference = observe(wide, structure, batch)
         found = {}
         for group in structure.groups:
             step = eps * torch.eye(group.units, dtype=torch.float64)
             gates = torch.cat([1 + step, 1 - step])
-            many = {name: tensor.repeat(2 * group.units, 1) for name, tensor in inputs.items()}
             with gated(wide, {group: gates}):
-                mine = observe(wide, structure, many, many["attention_mask"].bool())
-            distance = trajectory_distance(mine, reference, structure, mask, objective, 0).double() / eps**2
+                mine = observe(wide, structure, batch.repeated(2 * group.units))
+            distance = trajectory_distance(mine, reference, structure, batch, objective, 0).double() / eps**2
             found[group.name] = distance.reshape(2, -1).mean(dim=0)
     return found
 

@@ -39,8 +39,24 @@ class Batch:
 
     @property
     def token_mask(self) -> torch.Tensor:
-        """(B, T) bool, true where a token is real."""
+        """(B, T) bool, true where a token of a text is real."""
         return self.inputs["attention_mask"].bool()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs lie."""
+        return next(iter(self.inputs.values())).device
+
+    def mask_for(self, features: torch.Tensor) -> torch.Tensor:
+        """Which tokens of `features` (B, T, ...) are real: (B, T) bool; all of them where nothing is padded."""
+        if "attention_mask" in self.inputs:
+            return self.token_mask
+        return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+    def repeated(self, times: int) -> Batch:
+        """The samples `times` over, without labels: (times * B) rows."""
+        inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
+        return Batch(inputs, None, self.keys * times, self.rows * times)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -16,6 +16,7 @@ from optin_cli.checkpoint import Checkpoint
 from optin_cli.data import Batch, label_values
 from optin_cli.errors import UsageError
 from optin_cli.evaluating.trial import Prediction, Tell, Trial, encoded, keys_of, require_fit, require_pairs
+from optin_cli.observe import call_model
 
 
 def predict_similarity(trial: Trial) -> Prediction:
@@ -46,8 +47,8 @@ def embed(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = 
     for number, batch in enumerate(batches):
         if tell is not None:
             tell(number, len(batches), checkpoint.name)
-        hidden = checkpoint.model(**batch.inputs)[rule.name].float()
-        weights = batch.token_mask.unsqueeze(-1).to(hidden.dtype)
+        hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
+        weights = batch.mask_for(hidden).unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         embeddings.update(zip(batch.rows, pooled.cpu(), strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])

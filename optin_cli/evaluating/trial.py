@@ -13,7 +13,7 @@ from optin_cli.calibration import encode, model_length
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.data import Batch, Samples
 from optin_cli.errors import DataError
-from optin_cli.observe import final_outputs, per_token
+from optin_cli.observe import call_model, final_outputs, per_token
 from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
 
@@ -67,9 +67,9 @@ def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None 
     for number, batch in enumerate(batches):
         if tell is not None:
             tell(number, len(batches), checkpoint.name)
-        outputs = final_outputs(checkpoint.model(**batch.inputs), rules, batch.token_mask)
+        outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
         for rows, output, rule in zip(collected, outputs, rules, strict=True):
-            flat = output[batch.token_mask] if per_token(output, rule) else output
+            flat = output[batch.mask_for(output)] if per_token(output, rule) else output
             rows.append(flat.float().cpu())
     merged = []
     for rows in collected:

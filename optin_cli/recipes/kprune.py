@@ -54,7 +54,7 @@ def measure_knowledge(setting: Setting, model: nn.Module, groups: Sequence[Group
     totals = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in groups}
     samples = 0
     for batch in (b.to(checkpoint.device) for b in setting.calibration.batches):
-        with unit_energies(model, groups, batch.token_mask, mixed=True) as represented:
+        with unit_energies(model, groups, batch, mixed=True) as represented:
             predicted = sketch_batch(
                 model,
                 checkpoint.structure,

@@ -13,6 +13,7 @@ from torch import nn
 from optin_cli.data import Batch
 from optin_cli.errors import DataError
 from optin_cli.masking import gated
+from optin_cli.observe import call_model
 from optin_cli.structure import Group, Structure, tensor_at
 
 
@@ -42,7 +43,7 @@ def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
 
 @contextlib.contextmanager
 def unit_energies(
-    model: nn.Module, groups: Sequence[Group], token_mask: torch.Tensor, *, mixed: bool
+    model: nn.Module, groups: Sequence[Group], batch: Batch, *, mixed: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Collect, while the model runs, how much each unit puts into its consumer's output: (rows, units) by group.
 
@@ -59,7 +60,8 @@ def unit_energies(
         def collect(
             _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
         ) -> None:
-            x = inputs[0].detach() * token_mask.unsqueeze(-1)
+            x = inputs[0].detach()
+            x = x * batch.mask_for(x).unsqueeze(-1)
             x = x.reshape(*x.shape[:2], g.units, g.block)
             if p.dim() == 3:
                 energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
@@ -86,8 +88,8 @@ def wanda_batch(
     Returns:
         (rows, units) float64 by group name.
     """
-    with torch.no_grad(), unit_energies(model, groups, batch.token_mask, mixed=False) as energies:
-        model(**batch.inputs)
+    with torch.no_grad(), unit_energies(model, groups, batch, mixed=False) as energies:
+        call_model(model, batch.inputs)
     return energies
 
 
@@ -125,7 +127,7 @@ def loss_gradients(
     device = next(model.parameters()).device
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     with torch.enable_grad(), gated(model, gates):
-        logits = model(**batch.inputs)[rule.name]
+        logits = call_model(model, batch.inputs)[rule.name]
         if rule.kind == "real" and logits.shape[-1] == 1:
             loss = F.mse_loss(logits.squeeze(-1), batch.labels.to(logits.dtype), reduction="sum")
         elif rule.kind == "categorical" and logits.dim() == 2 and rule.over == "classes":

@@ -77,24 +77,25 @@ def trajectory_distance(
     mine: Trajectory,
     reference: Trajectory,
     structure: Structure,
-    token_mask: torch.Tensor,
+    batch: Batch,
     objective: Objective,
     first: int,
 ) -> torch.Tensor:
     """Importance of what changed `mine`, per row: manifold distances of blocks from `first` on, plus outputs.
 
-    The reference has a divisor of `mine`'s rows and is repeated.
+    `mine` holds the batch's rows once or several times over; the reference, of the batch itself, is repeated.
     """
     times = mine.features[0].shape[0] // reference.features[0].shape[0]
-    mask = repeat_rows(token_mask, times)
-    total = torch.zeros(mask.shape[0], device=mask.device)
+    batch = batch.repeated(times)
+    total = torch.zeros(batch.size, device=batch.device)
     if objective.manifold:
         for z in range(first, len(mine.features)):
-            distance = manifold_distance(mine.features[z], repeat_rows(reference.features[z], times), mask)
+            theirs = repeat_rows(reference.features[z], times)
+            distance = manifold_distance(mine.features[z], theirs, batch.mask_for(theirs))
             total += objective.manifold * distance
     if objective.output:
         for output, theirs, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True):
-            tokens = mask if per_token(output, rule) else None
+            tokens = batch.mask_for(output) if per_token(output, rule) else None
             distance = output_distance(output, repeat_rows(theirs, times), rule.kind, objective.temperature, tokens)
             total += objective.output * distance
     return total
@@ -124,7 +125,7 @@ def exact_batch(
         (samples, units) float64 by group name, in the order of `units`.
     """
     with captured(model, structure) as calls:
-        raw_reference = observe(model, structure, batch.inputs, batch.token_mask)
+        raw_reference = observe(model, structure, batch)
     paths = {block.name: block.path for block in structure.blocks}
     order = [path for path, _ in calls]
     result: dict[str, torch.Tensor] = {}
@@ -135,15 +136,13 @@ def exact_batch(
         columns = []
         for start in range(0, len(candidates), step):
             chunk = candidates[start : start + step]
-            gates = torch.ones(len(chunk), group.units, device=batch.token_mask.device)
+            gates = torch.ones(len(chunk), group.units, device=batch.device)
             gates[torch.arange(len(chunk)), torch.tensor(chunk)] = 0.0
             gates = gates.repeat_interleave(batch.size, dim=0)
-            inputs = {name: repeat_rows(value, len(chunk)) for name, value in batch.inputs.items()}
-            mask = repeat_rows(batch.token_mask, len(chunk))
             prefix = [repeat_rows(output, len(chunk)) for _, output in calls[:first]] if replay else []
             with replayed(model, structure, prefix), gated(model, {group: gates}):
-                mine = observe(model, structure, inputs, mask)
-            distance = trajectory_distance(mine, raw_reference, structure, batch.token_mask, objective, first)
+                mine = observe(model, structure, batch.repeated(len(chunk)))
+            distance = trajectory_distance(mine, raw_reference, structure, batch, objective, first)
             columns.append(distance.double().cpu().reshape(len(chunk), batch.size).T)
         result[group.name] = torch.cat(columns, dim=1)
     return result

@@ -13,6 +13,7 @@ Fisher quadratic form, of which factor(p, e) is a random square root. Cross term
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def output_projection(
     signs: torch.Tensor,
     rule: OutputRule,
     temperature: float,
-    token_mask: torch.Tensor,
+    batch: Batch,
 ) -> torch.Tensor:
     """Scalar a row, (rows,), whose squared gradient is in expectation the second-order output distance.
 
@@ -76,7 +77,7 @@ def output_projection(
         projected = (signs * output).sum(dim=-1) / output.shape[-1] ** 0.5
     if projected.dim() == 1:
         return projected
-    weights = token_mask.to(projected.dtype) if per_token(output, rule) else torch.ones_like(projected)
+    weights = batch.mask_for(output).to(projected.dtype) if per_token(output, rule) else torch.ones_like(projected)
     averaged: torch.Tensor = (projected * weights).sum(dim=1) / weights.sum(dim=1).sqrt()
     return averaged
 
@@ -103,27 +104,26 @@ def probe_scalar(
     trajectory: Trajectory, structure: Structure, batch: Batch, objective: Objective, seed: int, probe: int
 ) -> torch.Tensor:
     """S of every row: (rows,)."""
-    token_mask = batch.token_mask
-    lengths = token_mask.sum(dim=1)
-    real = token_mask.cpu()
     device = trajectory.features[0].device
     generators = [_generator(seed, key, probe) for key in batch.keys]
     total = torch.zeros(batch.size, device=device)
     if objective.manifold:
-        signs = _signs((2, len(trajectory.features)), generators, real).to(device)
-        for z, features in enumerate(trajectory.features):
-            normal = normalized_tokens(features, token_mask)
-            left, right = torch.einsum("bst,btc->sbc", signs[:, :, z], normal)
-            total = total + objective.manifold**0.5 * (left * right).sum(dim=-1) / lengths
+        for _, run in itertools.groupby(trajectory.features, key=lambda features: features.shape[1]):
+            alike = list(run)
+            token_mask = batch.mask_for(alike[0])
+            signs = _signs((2, len(alike)), generators, token_mask.cpu()).to(device)
+            for z, features in enumerate(alike):
+                left, right = torch.einsum("bst,btc->sbc", signs[:, :, z], normalized_tokens(features, token_mask))
+                total = total + objective.manifold**0.5 * (left * right).sum(dim=-1) / token_mask.sum(dim=1)
     if objective.output:
         for output, rule in zip(trajectory.outputs, structure.outputs, strict=True):
             if rule.over == "tokens":
-                signs = _signs((), generators, real)
+                signs = _signs((), generators, batch.mask_for(output).cpu())
             elif per_token(output, rule):
-                signs = _signs((output.shape[2],), generators, real).transpose(1, 2)
+                signs = _signs((output.shape[2],), generators, batch.mask_for(output).cpu()).transpose(1, 2)
             else:
                 signs = _signs((), generators, torch.ones(output.shape, dtype=torch.bool))
-            projected = output_projection(output, signs.to(device), rule, objective.temperature, token_mask)
+            projected = output_projection(output, signs.to(device), rule, objective.temperature, batch)
             total = total + objective.output**0.5 * projected
     return total
 
@@ -151,7 +151,7 @@ def sketch_batch(
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in groups}
     with torch.enable_grad(), gated(model, gates):
-        trajectory = observe(model, structure, batch.inputs, batch.token_mask)
+        trajectory = observe(model, structure, batch)
         for probe in range(probes):
             scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
             gradients = torch.autograd.grad(
