@@ -32,11 +32,13 @@ class ValueMetric(Metric):
     """A score of logits or values.
 
     `compute` takes predictions (N, C) or (N,), labels (N,) and the positive class (for F1 of two classes).
-    `spread` says that it is undefined where labels do not vary, and 0 where predictions do not.
+    `spread` says that it is undefined where labels do not vary, and 0 where predictions do not; `fewest`
+    that it says nothing with fewer classes.
     """
 
     compute: Callable[[torch.Tensor, torch.Tensor, int], float]
     spread: bool = False
+    fewest: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def score_metrics(
     *,
     positive: int = 1,
 ) -> dict[str, float]:
-    """Every named metric, in the order of `names`.
+    """Every named metric that says anything of so many classes, in the order of `names`.
 
     Args:
         names: of `METRICS`.
@@ -68,7 +70,12 @@ def score_metrics(
             labels that are all the same.
     """
     _check(predictions, labels, num_labels)
-    return {name: _value(_value_metric(name), predictions, labels, positive) for name in names}
+    chosen = {name: _value_metric(name) for name in names}
+    return {
+        name: _value(metric, predictions, labels, positive)
+        for name, metric in chosen.items()
+        if num_labels >= metric.fewest
+    }
 
 
 def score_answers(
@@ -102,11 +109,11 @@ def standard_error(
 ) -> float | None:
     """Standard error of a metric over the choice of samples.
 
-    Binomial for accuracy; else the spread over 200 bootstrap resamples drawn from a fixed seed. None where no
+    Binomial for accuracy and top-5; else the spread over 200 bootstrap resamples drawn from a fixed seed. None where no
     two resamples have a defined value.
     """
     count = len(labels)
-    if name == "accuracy":
+    if name in ("accuracy", "top5"):
         return math.sqrt(max(value * (1 - value), 0.0) / count)
     metric = _value_metric(name)
     generator = torch.Generator().manual_seed(SEED)
@@ -190,6 +197,14 @@ def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
     return float(multiclass_accuracy(_classes(predictions), labels, num_classes=classes, average="micro"))
 
 
+def _top5(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    """Share of samples whose label is among the five largest logits."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    classes = predictions.shape[-1]
+    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=5))
+
+
 def _f1(predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
     """F1 of the positive class with two classes; the unweighted mean over classes with more."""
     from torchmetrics.functional.classification import binary_f1_score, multiclass_f1_score
@@ -269,6 +284,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         metric.name: metric
         for metric in (
             ValueMetric("accuracy", True, _accuracy),
+            ValueMetric("top5", True, _top5, fewest=6),
             ValueMetric("f1", True, _f1),
             ValueMetric("matthews", True, _matthews, spread=True),
             ValueMetric("pearson", True, _pearson, spread=True),

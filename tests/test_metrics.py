@@ -138,3 +138,12 @@ def test_forward_latency_measures_in_evaluation_mode_and_restores_it():
     for latency in results:
         assert (latency.batch_size, latency.seq_len, latency.runs, latency.device) == (2, 3, 2, "cpu")
         assert latency.samples_per_second == pytest.approx(2000 / latency.median_ms)
+
+
+def test_top5_counts_labels_among_the_five_largest_and_needs_six_classes():
+    logits = torch.arange(8.0).repeat(4, 1)
+    labels = torch.tensor([7, 3, 2, 0])
+    values = score_metrics(["accuracy", "top5"], logits, labels, 8)
+    assert values == {"accuracy": 0.25, "top5": 0.5}
+    assert score_metrics(["accuracy", "top5"], logits[:, :5], labels.clamp(max=4), 5).keys() == {"accuracy"}
+    assert standard_error("top5", 0.5, logits, labels) == pytest.approx(0.25)

@@ -25,12 +25,13 @@ def test_shipped_task_is_named_as_its_file_and_uses_known_metrics(name):
     task = load_task(name)
     assert task.name == name
     assert set(task.metrics) <= set(METRICS)
-    assert (task.label_names is None) == (task.kind != "classification")
+    assert (task.label_names is None) == (task.kind != "classification" or task.dataset is None)
 
 
 def test_tasks_are_shipped():
     glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
-    assert set(task_names()) == {*glue, "squad", "squad_v2", "stsb-cosine"}
+    images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
+    assert set(task_names()) == {*glue, *images, "squad", "squad_v2", "stsb-cosine"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -57,6 +58,11 @@ def test_unknown_task_names_the_nearest():
         ({"text_columns": ["a", "b", "c"]}, "text_columns"),
         ({"splits": {"calibration": "train"}}, "splits.evaluation"),
         ({"colour": "red"}, "colour"),
+        ({"text_columns": []}, "text_columns"),
+        ({"dataset": None}, "a text task has a dataset"),
+        ({"image_column": "image"}, "no image_column"),
+        ({"modality": "image"}, "an image task"),
+        ({"modality": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
     ],
 )
 def test_invalid_task_file_is_refused_with_its_place(tmp_path, change, problem):

@@ -1,13 +1,16 @@
-"""Task names, files and folders in; samples, then padded batches of token ids out.
+"""Task names, files and folders in; samples, then batches of token ids or of pixels out.
 
-`rows` reads whatever holds rows, `samples` picks columns and a selection that does not depend on row order,
-`labels` translates the data's labels into the model's, `batches` tokenises. For question answering `answers`
-reads the answers, and `windows` tokenises contexts longer than a model holds.
+`rows` reads whatever holds rows, `samples` picks columns and, by `selecting`, rows whatever their order, `labels`
+translates the data's labels into the model's, `batches` tokenises. For question answering `answers` reads the answers,
+and `windows` tokenises contexts longer than a model holds. For images `galleries` finds them, `images` selects and
+checks them, `decoding` decodes one, and `image_batches` all.
 """
 
 from optin_cli.data.answers import Answers
 from optin_cli.data.batches import DEFAULT_LENGTH, Batch, cut_batches, make_batches, usable_length
-from optin_cli.data.labels import label_ids, label_values
+from optin_cli.data.image_batches import ImageBatches, image_batches
+from optin_cli.data.images import ImageSamples, load_image_samples
+from optin_cli.data.labels import image_class_ids, label_ids, label_values
 from optin_cli.data.samples import Label, Samples, load_samples
 from optin_cli.data.windows import Windows, cut_windows
 
@@ -15,13 +18,18 @@ __all__ = [
     "DEFAULT_LENGTH",
     "Answers",
     "Batch",
+    "ImageBatches",
+    "ImageSamples",
     "Label",
     "Samples",
     "Windows",
     "cut_batches",
     "cut_windows",
+    "image_batches",
+    "image_class_ids",
     "label_ids",
     "label_values",
+    "load_image_samples",
     "load_samples",
     "make_batches",
     "usable_length",

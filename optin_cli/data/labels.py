@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from optin_cli.data.galleries import listed
+from optin_cli.data.images import ImageSamples
 from optin_cli.data.samples import Label, Samples
 from optin_cli.errors import DataError
 from optin_cli.tasks import Task
@@ -85,3 +88,41 @@ def _class_of_number(label: float, renamed: dict[int, int], count: int, source: 
             hint="Pass the data that the checkpoint was trained for.",
         )
     return renamed.get(int(label), int(label))
+
+
+def image_class_ids(
+    samples: ImageSamples, task: Task | None, classes: Sequence[str] | None, num_labels: int
+) -> list[int] | None:
+    """The model's class of every image; None where the samples have no labels.
+
+    Classes of the data are those of the model that have the same name; else, in the order of the task, those
+    that the task names so; else, if there are as many as the model has, its classes in the order of their names
+    (for a dataset: in its own order).
+
+    Args:
+        samples: class numbers and, where the data names them, their names.
+        task: gives the names and order of classes where the model gives none.
+        classes: the model's own names of its classes, in order, where it has such.
+        num_labels: classes of the model.
+
+    Raises:
+        DataError: the data has other classes than the model; names both counts.
+    """
+    if samples.labels is None:
+        return None
+    found = [name.casefold() for name in samples.label_names or ()]
+    for known in (classes, task.label_names if task else None):
+        numbers = {name.casefold(): number for number, name in enumerate(known or ())}
+        # Names that two classes share tell neither; ImageNet has two cranes.
+        if found and len(numbers) == len(known or ()) == num_labels and set(found) <= set(numbers):
+            return [numbers[found[label]] for label in samples.labels]
+    most = max(samples.labels)
+    count = len(found) if found else most + 1
+    if (found and count != num_labels) or count > num_labels or min(samples.labels) < 0:
+        named = f", {listed(samples.label_names)}," if samples.label_names else ""
+        theirs = f" ({listed(classes)})" if classes else ""
+        raise DataError(
+            f"{samples.name} has {count:,} classes{named} but the model has {num_labels:,}{theirs}.",
+            hint="Pass the data that the checkpoint was trained for; of classes that both name alike some may lack.",
+        )
+    return list(samples.labels)

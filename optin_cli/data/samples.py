@@ -1,23 +1,18 @@
-"""Rows in; samples out: the texts and labels of chosen columns, selected independently of row order.
-
-A row's rank is sha256(seed, its texts, its number among rows of the same texts); the lowest ranks are taken.
-"""
+"""Rows in; samples out: the texts and labels of chosen columns, selected independently of row order."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optin_cli.data.answers import Answers, read_answers
-from optin_cli.data.rows import Table, read_path, read_task
-from optin_cli.errors import DataError, UsageError, did_you_mean
-from optin_cli.tasks import Role, Task, load_task, task_names
+from optin_cli.data.rows import Table, read_path, read_task, resolve_source
+from optin_cli.data.selecting import content_hash, digest_of, rank_rows
+from optin_cli.errors import DataError, UsageError
+from optin_cli.tasks import Role, Task
 
 Label = float | int | str
 
@@ -116,16 +111,16 @@ def load_samples(
         answers = read_answers(table, labelled, task, split)
     elif labelled is not None:
         labels = _labels(table, labelled, split)
-    digests = [_digest(t) for t in texts]
+    digests = [digest_of(t) for t in texts]
     targets = answers if labels is None else labels
-    order = _select(digests, targets, seed, limit)
+    order = rank_rows(digests, targets, seed)[:limit]
     return Samples(
         name=table.name,
         split=table.split,
         texts=[texts[i] for i in order],
         labels=None if labels is None else [labels[i] for i in order],
         label_names=None if labelled is None else table.class_names.get(labelled),
-        sha256=_content_hash([digests[i] for i in order], None if targets is None else [targets[i] for i in order]),
+        sha256=content_hash([digests[i] for i in order], None if targets is None else [targets[i] for i in order]),
         total=len(texts),
         answers=None if answers is None else [answers[i] for i in order],
     )
@@ -133,21 +128,9 @@ def load_samples(
 
 def _read(source: str | None, task: Task | None, data: Path | None, role: Role) -> tuple[Task | None, Table]:
     """The task that is meant, if any, and the rows: from a path if one is given, else the task's dataset."""
-    if source and Path(source).exists():
-        if data is not None:
-            raise UsageError(f"Both {source} and {data} name data; expected one of them.")
-        data = Path(source)
-    elif source is not None:
-        if source not in task_names():
-            raise DataError(
-                f"{source!r} is neither an existing file or folder nor a known task.",
-                hint=did_you_mean(source, task_names()),
-            )
-        if task is not None and task.name != source:
-            raise UsageError(f"The data is of task {source}, but task {task.name} was asked for.")
-        task = task or load_task(source)
-    if data is not None:
-        return task, read_path(data, role, None if task is None else getattr(task.splits, role))
+    task, path = resolve_source(source, task, data, "text")
+    if path is not None:
+        return task, read_path(path, role, None if task is None else getattr(task.splits, role))
     if task is None:
         raise UsageError("No data was named.", hint="Name a task (such as sst2), or pass a file or folder with --data.")
     return task, read_task(task, role)
@@ -253,25 +236,3 @@ def _parsed(labels: list[Label | None]) -> list[Label | None]:
     if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", t) for t in texts):
         return [None if label is None else float(label) for label in labels]
     return labels
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _select(digests: list[str], labels: Sequence[object] | None, seed: int, limit: int | None) -> list[int]:
-    """Row indices by rank; labels order rows of the same texts only, never choose between texts."""
-    same: defaultdict[str, list[int]] = defaultdict(list)
-    for index, digest in enumerate(digests):
-        same[digest].append(index)
-    ranks = {}
-    for digest, indices in same.items():
-        if labels is not None:
-            indices.sort(key=lambda i: repr(labels[i]))
-        for occurrence, index in enumerate(indices):
-            ranks[index] = _digest([seed, digest, occurrence])
-    return sorted(ranks, key=ranks.__getitem__)[:limit]
-
-
-def _content_hash(digests: list[str], labels: Sequence[object] | None) -> str:
-    return _digest(sorted(digests) if labels is None else sorted(zip(digests, map(repr, labels), strict=True)))

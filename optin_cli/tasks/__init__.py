@@ -18,11 +18,12 @@ FOLDER = Path(__file__).parent
 
 Role = Literal["calibration", "evaluation"]
 Kind = Literal["classification", "regression", "similarity", "question-answering"]
-MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
+Modality = Literal["text", "image"]
+MetricName = Literal["accuracy", "top5", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
 
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
     {
-        "classification": frozenset({"accuracy", "f1", "matthews"}),
+        "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
         "regression": frozenset({"pearson", "spearman"}),
         "similarity": frozenset({"pearson", "spearman"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
@@ -53,14 +54,17 @@ class Splits(_Strict):
 class Task(_Strict):
     """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
 
-    `label_names` are in the dataset's label order, so that a model with another order can be told apart.
+    `label_names` are in the dataset's label order, so that a model with another order can be told apart; for
+    images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
     For question answering the texts are question and context, and the label column holds the answers
     (`{"text": [...]}`); `unanswerable` allows questions without any.
     """
 
     name: str
-    dataset: DatasetName
-    text_columns: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    modality: Modality = "text"
+    dataset: DatasetName | None = None
+    text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+    image_column: str | None = None
     label_column: str
     label_names: tuple[str, ...] | None = None
     splits: Splits
@@ -75,6 +79,10 @@ class Task(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
+        if self.modality == "text" and (self.dataset is None or not self.text_columns or self.image_column):
+            raise ValueError("a text task has a dataset, text_columns and no image_column")
+        if self.modality == "image" and (self.text_columns or self.kind != "classification"):
+            raise ValueError("an image task is one of classification and has no text_columns")
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("a metric is listed more than once")
         unfit = [m for m in self.metrics if m not in METRICS_OF[self.kind]]

@@ -1,0 +1,40 @@
+"""Small image sets, made rather than kept: each class is a colour and a direction of stripes, plus noise."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("amber", "blue", "coral")
+COLOURS = {"amber": (220, 160, 40), "blue": (40, 60, 210), "coral": (240, 110, 90)}
+
+
+def pixels(kind: str, seed: int, size: int = 16) -> np.ndarray:
+    """(size, size, 3) uint8."""
+    draw = np.random.default_rng([seed, CLASSES.index(kind)])
+    rows, columns = np.indices((size, size))
+    stripes = (rows if kind == "amber" else columns if kind == "blue" else rows + columns) % 4 < 2
+    noise = draw.normal(0, 25, (size, size, 3))
+    return np.clip(np.array(COLOURS[kind]) * (0.5 + 0.5 * stripes[..., None]) + noise, 0, 255).astype(np.uint8)
+
+
+def png(array: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def image_folder(folder: Path, each: int = 4, *, first: int = 0, size: int = 16, classes=CLASSES) -> Path:
+    """class/name.png, `each` a class."""
+    for kind in classes:
+        (folder / kind).mkdir(parents=True)
+        for number in range(first, first + each):
+            (folder / kind / f"{number}.png").write_bytes(png(pixels(kind, number, size)))
+    return folder
