@@ -9,7 +9,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from optin_cli.errors import ArtifactError
 
@@ -62,10 +71,29 @@ class GroupCost(Frozen):
 
 
 class Workload(Frozen):
-    """The input shape that MACs are stated for."""
+    """The input shape that a cost is stated for: sequences of `seq_len` tokens, or images (channels, height, width)."""
 
     batch_size: int = 1
-    seq_len: int
+    seq_len: int | None = None
+    image: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Workload:
+        if (self.seq_len is None) == (self.image is None):
+            raise ValueError("give either seq_len or image")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    @property
+    def shape(self) -> str:
+        """The shape of one input, in words."""
+        if self.image is None:
+            return f"{self.seq_len} tokens"
+        channels, height, width = self.image
+        return f"{height} x {width} pixels" + (f" of {channels} channel(s)" if channels != 3 else "")
 
 
 class Profile(Artifact):
@@ -194,11 +222,9 @@ class Measure(Frozen):
     value: float
 
 
-class Latency(Frozen):
+class Latency(Workload):
     """Median wall time of one forward pass."""
 
-    batch_size: int
-    seq_len: int
     runs: int
     device: str
     threads: int

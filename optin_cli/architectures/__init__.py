@@ -20,6 +20,7 @@ OUTPUTS_FILE = FOLDER / "outputs.json"
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
 Layout = Literal["BTC", "BHWC", "BCHW"]
+LibraryName = Literal["transformers", "timm"]
 
 
 class _Strict(BaseModel):
@@ -89,10 +90,14 @@ class StackRule(_Strict):
 
 
 class Architecture(_Strict):
-    """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same."""
+    """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
+
+    `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
+    the model's class of timm.
+    """
 
     family: str
-    library: Literal["transformers"]
+    library: LibraryName
     model_types: list[str] = Field(min_length=1)
     stacks: list[StackRule] = []
     stacks_of: str | None = None
@@ -118,8 +123,9 @@ class OutputRule(_Strict):
 
 
 class HeadRule(_Strict):
-    """A kind of model head, by transformers' auto class, and what it puts out."""
+    """A kind of model head, by what loads it (an auto class of transformers), and what it puts out."""
 
+    library: LibraryName = "transformers"
     outputs: list[OutputRule] = Field(min_length=1)
     may_miss: list[str] = []
     """First path components of weights that no output depends on and that checkpoints often lack."""
@@ -150,19 +156,19 @@ def parse_architecture(path: Path) -> Architecture:
 
 
 @functools.cache
-def known_architectures() -> dict[str, Architecture]:
-    """Every shipped description, by model type."""
+def known_architectures(library: str = "transformers") -> dict[str, Architecture]:
+    """Every shipped description of a library's models, by model type."""
     files = sorted(p for p in FOLDER.glob("*.json") if p != OUTPUTS_FILE)
-    return {kind: a for a in map(parse_architecture, files) for kind in a.model_types}
+    return {kind: a for a in map(parse_architecture, files) if a.library == library for kind in a.model_types}
 
 
-def find_architecture(model_type: str) -> Architecture:
-    """The description of a model type.
+def find_architecture(model_type: str, library: str = "transformers") -> Architecture:
+    """The description of a library's model type.
 
     Raises:
         ArchitectureError: no shipped file describes it; names the closest and how to describe one.
     """
-    known = known_architectures()
+    known = known_architectures(library)
     if model_type not in known:
         raise ArchitectureError(
             f"No architecture description covers model type {model_type!r}.",
