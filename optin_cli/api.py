@@ -9,15 +9,16 @@ from pathlib import Path
 from torch import nn
 
 from optin_cli import __version__
-from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Sweep, SweepPoint, Workload
+from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Sweep, SweepPoint
 from optin_cli.calibration import calibrate, encode, model_length
 from optin_cli.checkpoint import Checkpoint, load_checkpoint
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.costs import measure_costs
 from optin_cli.data import load_samples
 from optin_cli.data.batches import reserved_positions
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
+from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.options import CRITERIA, EvalOptions, RefitOptions, ScoreOptions, SweepOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
@@ -43,8 +44,18 @@ def _path(data: str | Path | None) -> Path | None:
     return None if data is None else Path(data)
 
 
-def workload_length(checkpoint: Checkpoint, asked: int | None) -> int:
-    """Sequence length that costs are stated for: `asked`, or 128, within what the model's positions hold."""
+def workload_length(checkpoint: Checkpoint, asked: int | None) -> int | None:
+    """Sequence length that costs are stated for: `asked`, or 128, within what the model's positions hold.
+
+    None for image models, whose inputs have one size.
+    """
+    if checkpoint.image is not None:
+        if asked is None:
+            return None
+        raise UsageError(
+            f"{checkpoint.name} takes images of {workload_of(checkpoint, None).shape}, which have no sequence length.",
+            hint="Leave out --seq-len.",
+        )
     rows = getattr(checkpoint.config, "max_position_embeddings", None)
     most = int(rows) - reserved_positions(checkpoint.model, int(rows)) if rows else DEFAULT_SEQ_LEN
     if asked is None:
@@ -57,7 +68,7 @@ def workload_length(checkpoint: Checkpoint, asked: int | None) -> int:
 def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) -> Profile:
     """What the whole model and each group's units cost."""
     checkpoint = _opened(checkpoint)
-    workload = Workload(seq_len=workload_length(checkpoint, seq_len))
+    workload = workload_of(checkpoint, workload_length(checkpoint, seq_len))
     totals, groups = measure_costs(
         checkpoint.model, checkpoint.structure, example_inputs(checkpoint, workload), checkpoint.weight_bytes
     )

@@ -67,7 +67,12 @@ def measure_candidate(
     checkpoint = setting.checkpoint
     name = f"{candidate.recipe} {candidate.share:g}"
     result = evaluate_checkpoint(
-        replace(checkpoint, name=name, model=candidate.model, plan=candidate.plan.model_dump()),
+        replace(
+            checkpoint,
+            name=name,
+            model=candidate.model,
+            blueprint=replace(checkpoint.blueprint, plan=candidate.plan.model_dump()),
+        ),
         samples,
         task=task,
         against=checkpoint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from optin_cli.artifacts import Manifest
 
 CARD = """---
-library_name: transformers
+library_name: {library}
 tags: [optin, pruned]
 ---
 # {name}, pruned by optin
@@ -13,18 +13,14 @@ tags: [optin, pruned]
 ## How to load
 
 The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
-weights can (it needs torch and transformers only):
+weights can (it needs torch and {library} only):
 
 ```python
-from transformers import {auto_class}, AutoTokenizer
-
-folder = "path/to/this/folder"
-model = {auto_class}.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+{loading}
 ```
 
 or, without running code from this folder, `optin_cli.load(folder)`.
-Do **not** pass `ignore_mismatched_sizes=True` to the stock class: it would fill in random weights.
+Do **not** let the stock class ignore mismatched sizes: it would fill in random weights.
 
 ## What was done
 
@@ -33,7 +29,7 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 
 | | before | after | ratio |
 |---|---|---|---|
-| MACs (batch {batch}, {seq_len} tokens) | {macs_before:,} | {macs_after:,} | {macs_ratio:.3f} |
+| MACs (batch {batch}, {shape}) | {macs_before:,} | {macs_after:,} | {macs_ratio:.3f} |
 | parameters | {parameters_before:,} | {parameters_after:,} | {parameters_ratio:.3f} |
 | bytes of weights | {bytes_before:,} | {bytes_after:,} | {bytes_ratio:.3f} |
 
@@ -49,12 +45,16 @@ Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most
 ## Limits
 
 Accuracy was not measured here: run `optin eval` on your own data. MACs are multiply-accumulates of matrix
-products, convolutions and attention at the stated length.
+products, convolutions and attention at the stated input size.
 """
 
 
-def write_card(manifest: Manifest) -> str:
-    """Model card in Markdown."""
+def write_card(manifest: Manifest, library: str, loading: str) -> str:
+    """Model card in Markdown.
+
+    Args:
+        library: that builds the model. loading: lines of Python that load the folder.
+    """
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     source = manifest.inputs["checkpoint"]
     asked = ", ".join(f"{share:g} of the {name}" for name, share in manifest.budget.asked.items())
@@ -64,10 +64,11 @@ def write_card(manifest: Manifest) -> str:
         sha=source.sha256,
         version=manifest.optin_version,
         model_class=manifest.model_class,
-        auto_class=manifest.auto_class,
+        library=library,
+        loading=loading,
         budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
         batch=manifest.workload.batch_size,
-        seq_len=manifest.workload.seq_len,
+        shape=manifest.workload.shape,
         macs_before=before.macs,
         macs_after=after.macs,
         macs_ratio=after.macs / before.macs,

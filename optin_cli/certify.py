@@ -1,7 +1,7 @@
 """A saved folder and the model it was saved from in; the largest difference of their outputs out.
 
-The folder is loaded in a fresh process by plain transformers with its own modelling code, with optin made
-unimportable there: what a user without optin gets.
+The folder is loaded in a fresh process by its library with its own modelling code, with optin made unimportable
+there: what a user without optin gets.
 """
 
 from __future__ import annotations
@@ -20,35 +20,22 @@ from torch import nn
 from optin_cli.errors import CertificateError
 from optin_cli.observe import call_model
 
-PROBE_ROWS, PROBE_TOKENS = 4, 24
 RELATIVE_TOLERANCE = 1e-4
 """Largest accepted difference, as a share of the largest output."""
-LOADER = "AutoModel.from_pretrained(trust_remote_code=True) in a fresh process without optin"
 
 RELOAD = """
 import sys
 sys.modules["optin_cli"] = None
-import torch, transformers
+import torch
 from safetensors.torch import load_file, save_file
-folder, auto_class, inputs, outputs, threads, names = sys.argv[1:7]
+folder, loading, inputs, outputs, threads, names = sys.argv[1:7]
 torch.set_num_threads(int(threads))
-model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+exec(loading)
 with torch.no_grad():
-    result = model(**load_file(inputs))
+    result = model.eval()(**load_file(inputs))
+result = {"logits": result} if isinstance(result, torch.Tensor) else result
 save_file({name: result[name].contiguous() for name in names.split(",")}, outputs)
 """
-
-
-def probe_inputs(vocab_size: int, max_length: int, pad: int | None) -> dict[str, torch.Tensor]:
-    """Fixed random token ids, (rows, tokens), the later rows padded by ever more positions."""
-    tokens = min(PROBE_TOKENS, max_length)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(5, vocab_size - 1), vocab_size, (PROBE_ROWS, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(PROBE_ROWS):
-        mask[row, tokens - row * tokens // (2 * PROBE_ROWS) :] = 0
-    ids = torch.where(mask.bool(), ids, pad or 0)
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def run_probe(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -60,9 +47,12 @@ def run_probe(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Seque
 
 
 def run_probe_fresh(
-    folder: Path, auto_class: str, inputs: Mapping[str, torch.Tensor], names: Sequence[str]
+    folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Load `folder` in a fresh process without optin and run the probe there.
+
+    Args:
+        loading: code that turns the variable `folder` into `model`.
 
     Raises:
         CertificateError: the process failed; carries the last lines it printed.
@@ -76,7 +66,7 @@ def run_probe_fresh(
             "HF_HUB_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
         }
-        arguments = [str(folder.resolve()), auto_class, str(feed), str(result), str(torch.get_num_threads())]
+        arguments = [str(folder.resolve()), loading, str(feed), str(result), str(torch.get_num_threads())]
         process = subprocess.run(
             [sys.executable, "-c", RELOAD, *arguments, ",".join(names)],
             env=environment,

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.artifacts import GroupCost, Totals, Workload
-from optin_cli.checkpoint import Checkpoint
+from optin_cli.artifacts import GroupCost, Totals
 from optin_cli.observe import call_model
 from optin_cli.structure import Group, Structure, tensor_at
 
@@ -152,12 +151,3 @@ def measure_costs(
         for group in structure.groups
     }
     return Totals(macs=total, parameters=count_parameters(model), bytes=weight_bytes), groups
-
-
-def example_inputs(checkpoint: Checkpoint, workload: Workload) -> dict[str, torch.Tensor]:
-    """Token inputs of a workload's shape, without padding, on the model's device."""
-    shape = (workload.batch_size, workload.seq_len)
-    pad = checkpoint.config.pad_token_id
-    token = 1 if pad == 0 else 0
-    ids = torch.full(shape, token, dtype=torch.long, device=checkpoint.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

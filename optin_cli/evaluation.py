@@ -9,13 +9,13 @@ import torch
 from optin_cli import __version__, metrics
 from optin_cli.artifacts import Comparison, Evaluation, Latency, Measure, Options, Source, Totals, Workload
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.costs import count_macs, count_parameters, example_inputs
+from optin_cli.costs import count_macs, count_parameters
 from optin_cli.data import Samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluating import Prediction, Tell, Trial, predict, run_trial
+from optin_cli.inputs import example_inputs, random_inputs, workload_of
 from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
-from optin_cli.timing import example_inputs as random_inputs
 from optin_cli.timing import forward_latency
 
 __all__ = ["Prediction", "Tell", "evaluate_checkpoint", "predict", "predict_samples", "require_drop"]
@@ -44,7 +44,7 @@ def evaluate_checkpoint(
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
     options = options or EvalOptions()
-    workload = Workload(seq_len=options.seq_len)
+    workload = workload_of(checkpoint, options.seq_len)
     labelled = task is not None and samples is not None and samples.labelled
     if samples is not None and not labelled and against is None:
         what = "no labels" if task is not None else "no task that names a metric"
@@ -101,14 +101,13 @@ def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
 def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[Latency]:
     if options.latency_runs == 0:
         return []
-    inputs = random_inputs(
-        min(c.config.vocab_size for c in checkpoints),
-        batch_size=options.latency_batch,
-        seq_len=options.latency_length,
-        device=checkpoints[0].device,
-    )
+    workload = workload_of(checkpoints[0], options.latency_length, options.latency_batch)
     return forward_latency(
-        [c.model for c in checkpoints], inputs, runs=options.latency_runs, warmup=options.latency_warmup
+        [c.model for c in checkpoints],
+        random_inputs(checkpoints, workload),
+        workload,
+        runs=options.latency_runs,
+        warmup=options.latency_warmup,
     )
 
 

@@ -145,11 +145,11 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Every constant of an evaluation. latency_runs = 0 measures no latency."""
+    """Every constant of an evaluation. latency_runs = 0 measures no latency. Lengths are those of texts."""
 
     batch_size: int = 32
     max_length: int | None = None
-    seq_len: int = 128
+    seq_len: int | None = 128
     latency_batch: int = 32
     latency_length: int = 64
     latency_runs: int = 20

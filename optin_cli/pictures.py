@@ -45,7 +45,7 @@ def write_pictures(sweep: Sweep, folder: Path) -> list[Path]:
         figure = Figure(figsize=(11 if timed else 6.5, 4.8), layout="constrained")
         panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
         _draw(panels[0], sweep, [point.macs_ratio for point in sweep.points])
-        panels[0].set_xlabel(f"MACs, share of the original ({sweep.workload.seq_len} tokens)")
+        panels[0].set_xlabel(f"MACs, share of the original ({sweep.workload.shape})")
         panels[0].set_ylabel(_metric_label(sweep))
         if timed:
             _draw(panels[1], sweep, [point.latency_ratio or 0.0 for point in sweep.points])
@@ -103,7 +103,7 @@ def _label_latency(axes: Axes, sweep: Sweep) -> None:
     if latency is None:
         return
     axes.set_xlabel(
-        f"latency, share of the original, timed side by side\n(batch {latency.batch_size}, {latency.seq_len} tokens, "
+        f"latency, share of the original, timed side by side\n(batch {latency.batch_size}, {latency.shape}, "
         f"{latency.device}, {latency.threads} thread{'s' if latency.threads > 1 else ''}; "
         f"original {latency.median_ms:.3g} ms)"
     )

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
 import torch
-import transformers
 from torch import nn
 
 from optin_cli import __version__, card
 from optin_cli.artifacts import Certificate, Manifest, Mask, Options, Refit, Source, Totals, require_source
 from optin_cli.certify import (
-    LOADER,
     largest_difference,
-    probe_inputs,
     require_equal,
     run_probe,
     run_probe_fresh,
     tolerance_for,
 )
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.costs import count_macs, count_parameters, example_inputs
+from optin_cli.costs import count_macs, count_parameters
 from optin_cli.errors import ArtifactError, did_you_mean
 from optin_cli.files import atomic_folder
+from optin_cli.inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.masking import masked
 from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
 from optin_cli.surgery import Plan, cut
@@ -89,8 +88,8 @@ def prune_checkpoint(
     check_mask(checkpoint, mask, mask_source.name)
     kept = {name: group.kept for name, group in mask.groups.items()}
     names = [rule.name for rule in checkpoint.structure.outputs]
-    config = checkpoint.config
-    probe = probe_inputs(config.vocab_size, mask.workload.seq_len, config.pad_token_id)
+    probe = probe_inputs(checkpoint, mask.workload.seq_len)
+    loader, loading = checkpoint.builder.reloading(checkpoint.blueprint)
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
         progress(0, 1, "cutting")
@@ -112,7 +111,7 @@ def prune_checkpoint(
         progress(1, 1, "saving")
         save_cut(checkpoint, model, plan, folder)
         progress(1, 1, "certifying in a fresh process")
-        reloaded = run_probe_fresh(folder, checkpoint.auto_class, probe, names)
+        reloaded = run_probe_fresh(folder, loading, probe, names)
         reloaded_difference = largest_difference(cut_outputs, reloaded)
         require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)
         manifest = Manifest(
@@ -138,8 +137,8 @@ def prune_checkpoint(
             groups=mask.groups,
             refit=refit,
             certificate=Certificate(
-                probe=f"{len(probe['input_ids'])} rows of random tokens",
-                loader=LOADER,
+                probe=f"{PROBE_ROWS} rows of random {'tokens' if checkpoint.image is None else 'pixels'}",
+                loader=loader,
                 outputs=names,
                 reloaded=reloaded_difference,
                 masked=masked_difference,
@@ -149,9 +148,10 @@ def prune_checkpoint(
                 "python": platform.python_version(),
                 "safetensors": safetensors.__version__,
                 "torch": torch.__version__,
-                "transformers": transformers.__version__,
+                checkpoint.library: importlib.metadata.version(checkpoint.library),
             },
         )
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-        (folder / CARD).write_text(card.write_card(manifest), encoding="utf-8")
+        how = checkpoint.builder.loading(checkpoint.blueprint)
+        (folder / CARD).write_text(card.write_card(manifest, checkpoint.library, how), encoding="utf-8")
     return manifest

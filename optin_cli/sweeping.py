@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from optin_cli import __version__
-from optin_cli.artifacts import GroupCost, Source, Sweep, SweepBaseline, SweepPoint, Totals, Workload, parse
+from optin_cli.artifacts import GroupCost, Source, Sweep, SweepBaseline, SweepPoint, Totals, parse
 from optin_cli.bisection import PLACES, find_smallest
 from optin_cli.candidates import (
     Candidate,
@@ -26,12 +26,13 @@ from optin_cli.candidates import (
     scoring_constants,
 )
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.costs import measure_costs
 from optin_cli.data import Samples
 from optin_cli.errors import ArtifactError, BudgetError, GateError, UsageError, did_you_mean
 from optin_cli.evaluating import Prediction, Tell
 from optin_cli.evaluation import evaluate_checkpoint, predict_samples
 from optin_cli.files import check_output, read_bytes, write_text
+from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.metrics import find_metric
 from optin_cli.options import EvalOptions, ScoreOptions, SweepOptions
 from optin_cli.pictures import write_pictures
@@ -144,7 +145,7 @@ def run_sweep(
         BudgetError: a budget that no mask can meet.
         ArtifactError: `resume` of a sweep with other options or inputs.
     """
-    workload = Workload(seq_len=evaluation.seq_len)
+    workload = workload_of(checkpoint, evaluation.seq_len)
     inputs = example_inputs(checkpoint, workload)
     totals, costs = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     smallest = _smallest_share(costs, totals, options.keep_flops or ())

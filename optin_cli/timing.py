@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from optin_cli.artifacts import Latency
+from optin_cli.artifacts import Latency, Workload
 from optin_cli.errors import UsageError
 from optin_cli.observe import call_model
 
@@ -40,44 +40,40 @@ def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, war
 
 
 def forward_latency(
-    models: Sequence[torch.nn.Module], inputs: Mapping[str, torch.Tensor], *, runs: int, warmup: int
+    models: Sequence[torch.nn.Module],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    workload: Workload,
+    *,
+    runs: int,
+    warmup: int,
 ) -> list[Latency]:
-    """Median milliseconds and samples per second of a forward pass of each model on the same inputs.
+    """Median milliseconds and samples per second of a forward pass of each model.
 
     Args:
         models: on the device of `inputs`; put into evaluation mode for the measurement only.
-        inputs: keyword arguments, each (batch, tokens, …).
+        inputs: keyword arguments of each model, of the same content.
+        workload: their shape.
         runs: timed passes of each.
         warmup: passes of each before, untimed.
     """
-    first = next(iter(inputs.values()))
-    batch_size, seq_len = first.shape[:2]
-    device = first.device
+    device = next(iter(inputs[0].values())).device
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(_evaluating(model))
-        seconds = measure_latency([_forward(m, inputs, device) for m in models], runs=runs, warmup=warmup)
+        seconds = measure_latency(
+            [_forward(m, mine, device) for m, mine in zip(models, inputs, strict=True)], runs=runs, warmup=warmup
+        )
     return [
         Latency(
-            batch_size=batch_size,
-            seq_len=seq_len,
+            **workload.model_dump(),
             runs=runs,
             device=_device_name(device),
             threads=torch.get_num_threads(),
             median_ms=1000 * median(mine),
-            samples_per_second=batch_size / median(mine),
+            samples_per_second=workload.batch_size / median(mine),
         )
         for mine in seconds
     ]
-
-
-def example_inputs(
-    vocab_size: int, *, batch_size: int, seq_len: int, device: torch.device | str = "cpu", seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """Random unpadded input_ids and attention_mask, (batch_size, seq_len) int64, equal for equal seeds."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocab_size, (batch_size, seq_len), generator=generator)
-    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
 
 
 def _forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device) -> Callable[[], None]:

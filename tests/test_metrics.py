@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from optin_cli.artifacts import Workload
 from optin_cli.errors import DataError, UsageError
 from optin_cli.metrics import METRICS, agreement, mean_kl, score_metrics, standard_error
-from optin_cli.timing import example_inputs, forward_latency, measure_latency
+from optin_cli.timing import forward_latency, measure_latency
 
 
 def one_hot(classes, count=2):
@@ -130,9 +131,9 @@ class Toy(torch.nn.Module):
 
 def test_forward_latency_measures_in_evaluation_mode_and_restores_it():
     toy = Toy()
-    inputs = example_inputs(10, batch_size=2, seq_len=3)
-    assert torch.equal(inputs["input_ids"], example_inputs(10, batch_size=2, seq_len=3)["input_ids"])
-    results = forward_latency([toy, toy], inputs, runs=2, warmup=0)
+    ones = torch.ones(2, 3, dtype=torch.long)
+    inputs = {"input_ids": ones, "attention_mask": ones}
+    results = forward_latency([toy, toy], [inputs] * 2, Workload(batch_size=2, seq_len=3), runs=2, warmup=0)
     assert toy.seen == [(False, True)] * 4
     assert (toy.training, toy.frozen.training) == (True, False)
     for latency in results:

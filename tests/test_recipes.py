@@ -10,9 +10,10 @@ from models import make_inputs, save_checkpoint
 
 from optin_cli.artifacts import GroupMask, Source, Workload
 from optin_cli.checkpoint import load_checkpoint
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.costs import measure_costs
 from optin_cli.data import Batch
 from optin_cli.errors import BudgetError, DataError
+from optin_cli.inputs import example_inputs
 from optin_cli.masking import gated
 from optin_cli.options import CRITERIA, ScoreOptions
 from optin_cli.pruning import cut_copy

@@ -24,13 +24,19 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CKPT",
-        help="Checkpoint folder, state-dict file (.safetensors, .pt, .ckpt, .bin) or model-hub id.",
+        help="Checkpoint folder, state-dict file (.safetensors, .pt, .ckpt, .bin), model-hub id or timm:NAME.",
         show_default=False,
     ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option("--arch", metavar="FOLDER", help="Config folder of a state-dict file (also hf:NAME)."),
+    typer.Option("--arch", metavar="FOLDER", help="Config folder of a state-dict file (also hf:NAME, timm:NAME)."),
+]
+ArchArgs = Annotated[
+    str | None,
+    typer.Option(
+        "--arch-args", metavar="K=V,…", help="What timm's model was made with, such as img_size=112,num_classes=10."
+    ),
 ]
 ArchitectureFile = Annotated[
     Path | None,
@@ -94,12 +100,18 @@ def stem_of(source: str) -> str:
 
 
 def open_checkpoint(
-    source: str, arch: str | None = None, architecture: Path | None = None, device: str | None = None
+    source: str,
+    arch: str | None = None,
+    arch_args: str | None = None,
+    architecture: Path | None = None,
+    device: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint (torch is imported only now)."""
     from optin_cli.checkpoint import load_checkpoint
+    from optin_cli.libraries import parse_arguments
 
-    return load_checkpoint(source, arch=arch, architecture=architecture, device=device)
+    arguments = parse_arguments(arch_args)
+    return load_checkpoint(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)
 
 
 def stderr() -> Console:

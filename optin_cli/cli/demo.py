@@ -81,14 +81,14 @@ def _print_result(path: Path) -> None:
         "",
     )
     for name, value, ratio in (
-        (f"MACs ({result.workload.seq_len} tokens)", totals.macs, other.macs_ratio),
+        (f"MACs ({result.workload.shape})", totals.macs, other.macs_ratio),
         ("parameters", totals.parameters, other.parameters_ratio),
         ("bytes", totals.bytes, other.bytes_ratio),
     ):
         table.add_row(name, f"{value / ratio:,.0f}", f"{value:,}", f"{ratio:.3f}")
     if other.latency_ratio is not None:
         table.add_row(
-            f"latency, ms (batch {result.latency.batch_size}, {result.latency.seq_len} tokens)",
+            f"latency, ms (batch {result.latency.batch_size}, {result.latency.shape})",
             f"{speed / other.latency_ratio:.1f}",
             f"{speed:.1f}",
             f"{other.latency_ratio:.3f}",

@@ -60,6 +60,7 @@ def evaluate(
     seed: common.Seed = 0,
     as_json: common.Json = False,
     arch: common.Arch = None,
+    arch_args: common.ArchArgs = None,
     architecture: common.ArchitectureFile = None,
     device: common.Device = None,
     force: common.Force = False,
@@ -86,14 +87,14 @@ def evaluate(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
-    other = None if against is None else common.open_checkpoint(against, None, architecture, device)
+    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
+    other = None if against is None else common.open_checkpoint(against, None, None, architecture, device)
     options = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
         seq_len=api.workload_length(opened, seq_len),
         latency_batch=latency_batch,
-        latency_length=min(latency_length, api.workload_length(opened, None)),
+        latency_length=min(latency_length, api.workload_length(opened, None) or latency_length),
         latency_runs=latency_runs,
         answers=AnswerOptions(doc_stride=doc_stride, no_answer_threshold=no_answer_threshold),
     )
@@ -146,7 +147,7 @@ def evaluation_table(result: Evaluation) -> Table:
         rows.append(("KL (nats)", f"{other.kl:.4g}", "", ""))
     totals = result.totals
     for name, mine, ratio in (
-        (f"MACs, {result.workload.seq_len} tokens", totals.macs, other and other.macs_ratio),
+        (f"MACs, {result.workload.shape}", totals.macs, other and other.macs_ratio),
         ("parameters", totals.parameters, other and other.parameters_ratio),
         ("bytes", totals.bytes, other and other.bytes_ratio),
     ):
@@ -155,7 +156,7 @@ def evaluation_table(result: Evaluation) -> Table:
         ratio = other.latency_ratio if other is not None else None
         rows.append(
             (
-                f"ms, batch {latency.batch_size}, {latency.seq_len} tokens",
+                f"ms, batch {latency.batch_size}, {latency.shape}",
                 f"{latency.median_ms:.1f}",
                 f"{latency.median_ms / ratio:.1f}" if ratio else "",
                 f"{ratio:.3f}" if ratio else "",

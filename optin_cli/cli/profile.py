@@ -20,6 +20,7 @@ def profile(
     seq_len: common.SeqLen = None,
     as_json: common.Json = False,
     arch: common.Arch = None,
+    arch_args: common.ArchArgs = None,
     architecture: common.ArchitectureFile = None,
     device: common.Device = None,
     force: common.Force = False,
@@ -30,7 +31,7 @@ def profile(
     from optin_cli import api
     from optin_cli.files import write_text
 
-    result = api.profile(common.open_checkpoint(checkpoint, arch, architecture, device), seq_len=seq_len)
+    result = api.profile(common.open_checkpoint(checkpoint, arch, arch_args, architecture, device), seq_len=seq_len)
     if output is not None:
         write_text(output, result.dump(), force=force)
     if as_json and output != common.STDIO:
@@ -45,11 +46,11 @@ def profile_table(result: Profile) -> Table:
     """The profile as a table for people."""
     from rich.table import Table
 
-    totals, length = result.totals, result.workload.seq_len
+    totals = result.totals
     table = Table(
         title=f"{result.inputs['checkpoint'].name}: {totals.macs / 1e6:,.1f} M MACs, "
         f"{totals.parameters / 1e6:,.2f} M parameters, {totals.bytes / 1e6:,.1f} MB",
-        caption=f"MACs are multiply-accumulates at batch {result.workload.batch_size}, {length} tokens; "
+        caption=f"MACs are multiply-accumulates at batch {result.workload.batch_size}, {result.workload.shape}; "
         "shares are of the whole model.",
     )
     table.add_column("group", no_wrap=True)

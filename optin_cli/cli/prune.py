@@ -41,6 +41,7 @@ def prune(
     seed: common.Seed = DEFAULTS.seed,
     as_json: common.Json = False,
     arch: common.Arch = None,
+    arch_args: common.ArchArgs = None,
     architecture: common.ArchitectureFile = None,
     device: common.Device = None,
     force: common.Force = False,
@@ -57,7 +58,7 @@ def prune(
     read = parse(Mask, read_bytes(mask, "mask"), name)
     from optin_cli import api
 
-    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
+    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed)
     with common.progress("pruning") as tell:
         manifest = api.prune(

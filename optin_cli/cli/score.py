@@ -46,6 +46,7 @@ def score(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: common.Json = False,
     arch: common.Arch = None,
+    arch_args: common.ArchArgs = None,
     architecture: common.ArchitectureFile = None,
     device: common.Device = None,
     force: common.Force = False,
@@ -71,7 +72,7 @@ def score(
         seed=seed,
     )
     state = None if target == common.STDIO else Path(f"{target}.partial")
-    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
+    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     with common.resumable(state), common.progress("scoring") as tell:
         result = api.score(
             opened,

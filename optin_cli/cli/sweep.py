@@ -68,6 +68,7 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted sweep stopped.")] = False,
     as_json: common.Json = False,
     arch: common.Arch = None,
+    arch_args: common.ArchArgs = None,
     architecture: common.ArchitectureFile = None,
     device: common.Device = None,
     force: common.Force = False,
@@ -94,13 +95,13 @@ def sweep(
     check_folder(folder, resume=resume, force=force)
     if threads is not None:
         torch.set_num_threads(threads)
-    opened = common.open_checkpoint(checkpoint, arch, architecture, device)
+    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     evaluation = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
         seq_len=api.workload_length(opened, seq_len),
         latency_batch=latency_batch,
-        latency_length=min(latency_length, api.workload_length(opened, None)),
+        latency_length=min(latency_length, api.workload_length(opened, None) or latency_length),
         latency_runs=latency_runs,
     )
     with common.resumable(folder / PARTIAL), common.progress("sweeping") as tell:
@@ -147,10 +148,10 @@ def sweep_table(result: Sweep) -> Table:
     from rich.table import Table
 
     latency = result.baseline.latency
-    speed = "no latency" if latency is None else f"latency at batch {latency.batch_size}, {latency.seq_len} tokens"
+    speed = "no latency" if latency is None else f"latency at batch {latency.batch_size}, {latency.shape}"
     table = Table(
         title=f"{result.inputs['checkpoint'].name} on {result.task} ({result.split}, {result.samples:,} samples)",
-        caption=f"MACs at {result.workload.seq_len} tokens, {speed}; shares are of the original; "
+        caption=f"MACs at {result.workload.shape}, {speed}; shares are of the original; "
         "seconds are of pruning, scoring for all budgets in brackets",
     )
     table.add_column("recipe")

@@ -163,7 +163,7 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
         if isinstance(raw, dict) and library.owns(raw):
             return library.read(folder, raw, architecture)
     raise CheckpointError(
-        f"{path} names neither a model_type, so it is not a transformers config, nor a timm architecture."
+        f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )
 
 

@@ -256,7 +256,8 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 def modeling(blueprint: Blueprint) -> str:
     """One class for each entry of the auto map."""
     stocks = dict.fromkeys(_classes(blueprint).values())
-    return "".join(LOADER.format(name=f"Optin{stock}", stock=stock, key=PLAN_KEY) for stock in stocks)
+    classes = "".join(LOADER.format(name=f"Optin{stock}", stock=stock, key=PLAN_KEY) for stock in stocks)
+    return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
 def reloading(blueprint: Blueprint) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class Setting:
     checkpoint: Checkpoint
     calibration: Calibration
     options: ScoreOptions
-    seq_len: int
+    seq_len: int | None
     ridge: float | None = None
     tell: Callable[[float, float, str], None] = field(default=lambda _done, _total, _what: None)
 

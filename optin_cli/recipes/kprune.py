@@ -28,8 +28,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from optin_cli.artifacts import GroupCost, Refit, Totals, Workload
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.artifacts import GroupCost, Refit, Totals
+from optin_cli.costs import measure_costs
+from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import consumer_calls, linear, normal_equations, solve_ridge
 from optin_cli.scoring.baselines import unit_energies
@@ -158,7 +159,7 @@ def prune_upward(
 def prepare_kprune(setting: Setting) -> Prepared:
     """Measure the knowledge of the whole model; each budget then prunes from the bottom up."""
     checkpoint = setting.checkpoint
-    inputs = example_inputs(checkpoint, Workload(seq_len=setting.seq_len))
+    inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
 

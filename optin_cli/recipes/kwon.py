@@ -27,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from optin_cli.artifacts import Refit, Workload
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.artifacts import Refit
+from optin_cli.costs import measure_costs
+from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import Normal, consumer_calls, linear, normal_equations
 from optin_cli.scoring.baselines import loss_gradients
@@ -172,7 +173,7 @@ def prepare_kwon(setting: Setting) -> Prepared:
     checkpoint = setting.checkpoint
     gradients = mask_gradients(setting)
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
-    inputs = example_inputs(checkpoint, Workload(seq_len=setting.seq_len))
+    inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     widths = {name: group.unit_width for name, group in groups.items()}
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from optin_cli import __version__
-from optin_cli.artifacts import GroupScores, Options, ScoresHeader, Source, Workload
+from optin_cli.artifacts import GroupScores, Options, ScoresHeader, Source
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.costs import example_inputs, measure_costs
+from optin_cli.costs import measure_costs
 from optin_cli.data import Batch
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.options import CRITERIA, ScoreOptions
 from optin_cli.scores import Scores
 from optin_cli.scoring.accumulate import Accumulator
@@ -62,7 +63,7 @@ def score_checkpoint(
     calibration: Calibration | None,
     options: ScoreOptions,
     *,
-    seq_len: int,
+    seq_len: int | None,
     state: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -71,7 +72,7 @@ def score_checkpoint(
 
     Args:
         calibration: None only for criteria that need no data.
-        seq_len: sequence length that the recorded costs are stated for.
+        seq_len: sequence length that the recorded costs are stated for; images have a size of their own.
         state: where to keep what a later `resume` starts from. The caller removes it once the result is safe.
 
     Raises:
@@ -104,7 +105,7 @@ def score_checkpoint(
 
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
-    inputs_at = example_inputs(checkpoint, Workload(seq_len=seq_len))
+    inputs_at = example_inputs(checkpoint, workload_of(checkpoint, seq_len))
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
@@ -113,7 +114,7 @@ def score_checkpoint(
         family=checkpoint.structure.family,
         architecture=checkpoint.model_class,
         criterion=options.criterion,
-        workload=Workload(seq_len=seq_len),
+        workload=workload_of(checkpoint, seq_len),
         totals=cost,
         groups={
             g.name: GroupScores(
