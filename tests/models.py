@@ -3,8 +3,10 @@
 import copy
 from pathlib import Path
 
+import timm
 import torch
 import transformers
+from timm.models import save_for_hf
 from transformers import AutoConfig
 
 from optin_cli.architectures import find_architecture, known_heads
@@ -51,6 +53,26 @@ HEADS = {
 }
 
 
+SIGHT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "image_size": 24,
+    "patch_size": 8,
+    "num_labels": 3,
+}
+TIMM_VIT = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 1.25}
+
+IMAGES = {
+    "vit": ("transformers", "vit", SIGHT),
+    "timm-vit": ("timm", "vit_tiny_patch16_224", TIMM_VIT | {"num_classes": 3}),
+}
+"""Families of image classifiers: library, model type or timm's name of a model, and what makes it tiny."""
+SIDE = 24
+"""Height and width of their images."""
+
+
 def tiny_config(family, **overrides):
     model_type, values = FAMILIES[family]
     return AutoConfig.for_model(model_type, **(values | overrides))
@@ -58,20 +80,42 @@ def tiny_config(family, **overrides):
 
 def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
     """A frozen random model in evaluation mode, with weights large enough for errors to show."""
-    auto_class, values = HEADS[head]
     torch.manual_seed(seed)
-    model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
+    if family in IMAGES:
+        model = build_stock(family, **overrides)
+    else:
+        auto_class, values = HEADS[head]
+        model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
     for name, parameter in model.eval().requires_grad_(False).named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
         parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(norm))
     return model.to(dtype)
 
 
+def build_stock(family, **overrides):
+    library, kind, values = IMAGES[family]
+    if library == "timm":
+        return timm.create_model(kind, **(values | overrides))
+    head = overrides.pop("head", "AutoModelForImageClassification")
+    return getattr(transformers, head).from_config(AutoConfig.for_model(kind, **(values | overrides)))
+
+
+def is_timm(model):
+    return not isinstance(model, transformers.PreTrainedModel)
+
+
 def root_of(model):
-    return next(name for name, module in model.named_modules() if module is model.base_model)
+    return "" if is_timm(model) else next(n for n, module in model.named_modules() if module is model.base_model)
 
 
 def structure_of(model, head="classes", architecture=None):
+    if is_timm(model):
+        description = architecture or find_architecture(type(model).__name__, "timm")
+        return find_structure(model, description, known_heads()["timm.create_model"])
+    if model.main_input_name == "pixel_values":
+        description = architecture or find_architecture(model.config.model_type)
+        rule = known_heads()["AutoModelForImageClassification"]
+        return find_structure(model, description, rule, root=root_of(model))
     config, auto_class = model.config, HEADS[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
@@ -86,6 +130,12 @@ def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):
         place = slice(None, padding) if left else slice(tokens - padding, None)
         mask[-1, place], ids[-1, place] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_pixels(model, rows=2, *, seed=0):
+    """Random images of the tiny models' size, by the name of the model's input."""
+    pixels = torch.randn(rows, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    return {"x" if is_timm(model) else model.main_input_name: pixels}
 
 
 def make_batch(rows=2, tokens=10, *, labels=None, **options):
@@ -131,6 +181,20 @@ def save_checkpoint(folder, family="bert", head="classes", *, dtype=torch.float3
     folder = Path(folder)
     build(family, head, dtype=dtype, **overrides).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_images(folder, family, *, dtype=torch.float32, **overrides):
+    """Write an image classifier as its library does; returns the folder."""
+    folder = Path(folder)
+    model = build(family, dtype=dtype, **overrides)
+    if is_timm(model):
+        arguments = IMAGES[family][2] | overrides
+        save_for_hf(model, folder, model_config={"model_args": arguments}, safe_serialization=True)
+        return folder
+    model.save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    transformers.ViTImageProcessor(size=size).save_pretrained(folder)
     return folder
 
 

@@ -5,7 +5,18 @@ from collections import namedtuple
 
 import pytest
 import torch
-from models import FAMILIES, HEADS, build, clone, make_inputs, random_kept, root_of, structure_of
+from models import (
+    FAMILIES,
+    HEADS,
+    IMAGES,
+    build,
+    clone,
+    make_inputs,
+    make_pixels,
+    random_kept,
+    root_of,
+    structure_of,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from optin_cli.architectures import FOLDER, find_architecture, known_architectures, parse_architecture
@@ -17,14 +28,15 @@ from optin_cli.observe import observe
 from optin_cli.surgery import cut
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
-CASES = [(family, head) for family in FAMILIES for head in HEADS]
+CASES = [*((family, head) for family in FAMILIES for head in HEADS), *((family, "images") for family in IMAGES)]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def tiny(request):
     family, head = request.param
     model = build(family, head)
-    return Tiny(model, structure_of(model, head), root_of(model), head, make_inputs())
+    inputs = make_pixels(model) if family in IMAGES else make_inputs()
+    return Tiny(model, structure_of(model, head), root_of(model), head, inputs)
 
 
 def empty(groups, *kinds):
@@ -42,7 +54,7 @@ def cut_copy(tiny, *masks):
 @torch.no_grad()
 def trajectory(tiny, model=None):
     """Outputs and block outputs at real tokens."""
-    batch = Batch(tiny.inputs, None, tuple(map(str, range(len(tiny.inputs["input_ids"])))))
+    batch = Batch(tiny.inputs, None, tuple(map(str, range(len(next(iter(tiny.inputs.values())))))))
     found = observe(model or tiny.model, tiny.structure, batch)
     return [*found.outputs, *(features[batch.mask_for(features)] for features in found.features)]
 
@@ -102,7 +114,11 @@ class TestEveryFamily:
 
 
 def test_every_shipped_description_is_tested():
-    assert set(known_architectures()) == {model_type for model_type, _ in FAMILIES.values()}
+    images = [(library, kind) for library, kind, _ in IMAGES.values()]
+    mine = {model_type for model_type, _ in FAMILIES.values()} | {k for name, k in images if name == "transformers"}
+    assert set(known_architectures()) == mine
+    built = {type(build(family)).__name__ for family, (library, _, _) in IMAGES.items() if library == "timm"}
+    assert set(known_architectures("timm")) == built
 
 
 # Descriptions that do not fit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,9 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
         from timm.models._hub import save_config_for_hf
 
         save_config_for_hf(stock, str(path), model_config={"model_args": dict(arguments)})
-        identity = path.read_bytes()
-    return _blueprint(None, identity, json.loads(identity), stock, architecture)
+        # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return replace(read(Path(scratch), raw, architecture), folder=None)
 
 
 def repository(name: str) -> str:
