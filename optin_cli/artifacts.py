@@ -172,13 +172,15 @@ class Refit(Frozen):
     """How one consumer was re-solved.
 
     before, after: held-out squared error of the residual stream behind it, relative to the stream's size;
-    ridge: the one used; kept: whether the new weights were taken (they were not when the error did not fall).
+    ridge: the one used; kept: whether the new weights were taken (they were not when the error did not fall);
+    reason: why none could be solved for, if so.
     """
 
     before: float
     after: float
     ridge: float
     kept: bool
+    reason: str | None = None
 
 
 class Certificate(Frozen):

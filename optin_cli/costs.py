@@ -114,8 +114,9 @@ def count_parameters(model: nn.Module) -> int:
 def unit_parameters(model: nn.Module, group: Group) -> int:
     """Parameters that one unit of a group holds."""
     return sum(
-        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * group.block
+        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * s.block
         for s in group.slices
+        if isinstance(tensor_at(model, s.parameter), nn.Parameter)
     )
 
 

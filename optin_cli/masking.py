@@ -17,36 +17,40 @@ from optin_cli.structure import Group, Structure
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
-def gate_units(x: torch.Tensor, gates: torch.Tensor, block: int) -> torch.Tensor:
+def gate_units(x: torch.Tensor, gates: torch.Tensor, block: int, axis: int = -1) -> torch.Tensor:
     """Scale each unit's columns.
 
     Args:
-        x: (rows, ..., units * block), the consumer's input.
+        x: (rows, ..., units * block), the consumer's input, or (rows * windows, ...) where it is cut into windows.
         gates: (units,) for all rows alike, or (rows, units).
         block: columns a unit.
+        axis: of x that holds the units' columns.
     """
     if block > 1:
         gates = gates.repeat_interleave(block, dim=-1)
+    if gates.dim() == 2 and x.shape[0] != gates.shape[0]:
+        gates = gates.repeat_interleave(x.shape[0] // gates.shape[0], dim=0)
+    shape = [1] * x.dim()
+    shape[axis] = gates.shape[-1]
     if gates.dim() == 2:
-        gates = gates.reshape(gates.shape[0], *([1] * (x.dim() - 2)), gates.shape[-1])
-    return x * gates
+        shape[0] = gates.shape[0]
+    return x * gates.reshape(shape)
 
 
-def _hook(gates: torch.Tensor, block: int) -> Hook:
+def _hook(group: Group, gates: torch.Tensor) -> Hook:
     def scale(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (gate_units(inputs[0], gates, block), *inputs[1:])
+        return (gate_units(inputs[0], gates, group.block, group.axis), *inputs[1:])
 
     return scale
 
 
 @contextlib.contextmanager
 def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[None]:
-    """Scale the consumers' inputs of `groups` by their gates; the hooks are removed whatever happens."""
+    """Scale the units of `groups` by their gates, on the way into the consumers; the hooks are always removed."""
     handles = []
     try:
         for group, gates in groups.items():
-            consumer = model.get_submodule(group.consumer)
-            handles.append(consumer.register_forward_pre_hook(_hook(gates, group.block)))
+            handles.append(model.get_submodule(group.gate).register_forward_pre_hook(_hook(group, gates)))
         yield
     finally:
         for handle in handles:

@@ -7,18 +7,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from optin_cli.architectures import OutputRule
+from optin_cli.architectures import Layout, OutputRule
 from optin_cli.data import Batch
 from optin_cli.structure import Structure
+
+PIXEL_GRID = 14
+"""Longest side of a grid of pixels that is compared as it is: a vision transformer's at 224 pixels."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """What one forward pass went through.
 
-    features: block outputs in order of execution, each (rows, tokens, width); a block that runs several
+    features: block outputs in order of execution, each (rows, tokens, width), tokens being pixels
+    in images; a block that runs several
     times (shared weights) appears as often.
     outputs: final outputs in the order of the structure, each (rows, ..., classes); padding positions of
     distributions over tokens are -inf.
@@ -42,15 +47,33 @@ def first_tensor(output: object) -> torch.Tensor:
     return found
 
 
+def as_tokens(output: torch.Tensor, layout: Layout, rows: int) -> torch.Tensor:
+    """A block's output as (rows, tokens, width): pixels are tokens, of a grid pooled to PIXEL_GRID when larger.
+
+    Args:
+        output: of shape `layout`, where B may be rows x windows, the windows of a row one after another.
+    """
+    if layout == "BTC":
+        return output.reshape(rows, -1, output.shape[-1])
+    if layout == "BHWC":
+        output = output.movedim(-1, 1)
+    height, width = output.shape[-2:]
+    if max(height, width) > PIXEL_GRID:
+        output = F.adaptive_avg_pool2d(output, (min(height, PIXEL_GRID), min(width, PIXEL_GRID)))
+    return output.flatten(2).transpose(1, 2)
+
+
 @contextlib.contextmanager
-def recording(model: nn.Module, structure: Structure) -> Iterator[list[torch.Tensor]]:
-    """Collect every block output, in order of execution, while the context lasts."""
+def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[list[torch.Tensor]]:
+    """Collect every block output as tokens of `rows` samples, in order of execution, while the context lasts."""
     features: list[torch.Tensor] = []
+    handles = []
+    for block in structure.blocks:
 
-    def record(_module: nn.Module, _inputs: object, output: object) -> None:
-        features.append(first_tensor(output))
+        def record(_module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
+            features.append(as_tokens(first_tensor(output), layout, rows))
 
-    handles = [model.get_submodule(block.path).register_forward_hook(record) for block in structure.blocks]
+        handles.append(model.get_submodule(block.path).register_forward_hook(record))
     try:
         yield features
     finally:
@@ -76,6 +99,6 @@ def per_token(output: torch.Tensor, rule: OutputRule) -> bool:
 
 def observe(model: nn.Module, structure: Structure, batch: Batch) -> Trajectory:
     """One forward pass, recorded. Gradients are kept when the caller has them enabled."""
-    with recording(model, structure) as features:
+    with recording(model, structure, batch.size) as features:
         raw = call_model(model, batch.inputs)
     return Trajectory(features, final_outputs(raw, structure.outputs, batch))

@@ -12,197 +12,65 @@ equations are kept, in float64, so memory does not grow with the data.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from optin_cli.artifacts import Refit
+from optin_cli.consumers import Consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError, DataError
-from optin_cli.observe import call_model, first_tensor
+from optin_cli.least_squares import Normal, solve_ridge
+from optin_cli.residuals import consumer_calls, kept_outputs, stream_rows
 from optin_cli.structure import Group, Structure
 
-HOLDOUT = 4
-"""One sample in so many is held out to judge a refit."""
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The forward pass has run as far as it is needed."""
-
-
-@dataclass
-class Normal:
-    """Normal equations of X W = Y over rows: gram X^T X (k, k), cross X^T Y (k, d), total ||Y||^2, rows."""
-
-    gram: torch.Tensor
-    cross: torch.Tensor
-    total: float
-    rows: int
-
-    @classmethod
-    def zeros(cls, width: int, outputs: int, device: torch.device) -> Normal:
-        """No rows yet."""
-        gram = torch.zeros(width, width, dtype=torch.float64, device=device)
-        return cls(gram, gram.new_zeros(width, outputs), 0.0, 0)
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take in rows x (n, k) and y (n, d)."""
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.total += float(y.square().sum())
-        self.rows += x.shape[0]
-
-    def plus(self, other: Normal) -> Normal:
-        """Both sets of rows."""
-        return Normal(
-            self.gram + other.gram, self.cross + other.cross, self.total + other.total, self.rows + other.rows
-        )
-
-    def error(self, weight: torch.Tensor) -> float:
-        """Mean over rows of ||x W - y||^2 for weight (k, d)."""
-        squared = (weight * (self.gram @ weight - 2 * self.cross)).sum() + self.total
-        return max(float(squared), 0.0) / max(self.rows, 1)
-
-
-def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool) -> torch.Tensor:
-    """Minimise ||X W - Y||^2 + mu ||W - start||^2, mu = ridge x mean diagonal of the Gram matrix: (k, d).
-
-    With `bias`, the last column of X is constant 1 and is not drawn to its start.
-    """
-    mean = normal.gram.diagonal()[: -1 if bias else None].mean() if normal.gram.shape[0] > bias else 1.0
-    pull = torch.full_like(normal.gram[0], float(ridge * mean))
-    if bias:
-        pull[-1] = 1e-9 * max(float(normal.gram[-1, -1]), 1.0)
-    matrix = normal.gram + torch.diag(pull)
-    target = normal.cross + pull[:, None] * start
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if int(failed):
-        return torch.matmul(torch.linalg.pinv(matrix, hermitian=True), target)
-    solution: torch.Tensor = torch.cholesky_solve(target, factor)
-    return solution
-
-
-@contextlib.contextmanager
-def _hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def gather(
-    model: nn.Module, group: Group, batch: Batch, calls: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`.
-
-    Returns:
-        (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), each
-        (rows, tokens, width).
-    """
-    inputs: list[torch.Tensor] = []
-    outputs: list[torch.Tensor] = []
-    sums: list[torch.Tensor] = []
-
-    def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        inputs.append(arguments[0])
-        outputs.append(output)
-
-    def arrive(total: torch.Tensor) -> None:
-        sums.append(total)
-        if calls == len(sums):
-            raise _Reached
-
-    def on_sum(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        arrive(arguments[0])
-
-    def on_block(_module: nn.Module, _arguments: object, output: object) -> None:
-        arrive(first_tensor(output))
-
-    if group.residual_sum is not None:
-        last = model.get_submodule(group.residual_sum).register_forward_pre_hook(on_sum)
-    else:
-        last = model.get_submodule(group.block_path).register_forward_hook(on_block)
-    consumer = model.get_submodule(group.consumer)
-    with _hooks(consumer.register_forward_hook(on_consumer), last), contextlib.suppress(_Reached), torch.no_grad():
-        call_model(model, batch.inputs)
-    return inputs, outputs, sums
-
-
 def linear(model: nn.Module, group: Group) -> nn.Linear:
-    """The consumer of a group.
+    """The consumer of a group, for what re-solves linear layers only.
 
     Raises:
-        ArchitectureError: it is not a linear layer, which is all that least squares here can re-solve.
+        ArchitectureError: it is another module.
     """
     consumer = model.get_submodule(group.consumer)
     if not isinstance(consumer, nn.Linear):
         raise ArchitectureError(
-            f"The consumer {group.consumer} is a {type(consumer).__name__}; refit re-solves linear layers only.",
-            hint="Pass --no-refit.",
+            f"The consumer {group.consumer} is a {type(consumer).__name__}; this recipe re-solves linear layers only.",
+            hint="Use another recipe.",
         )
     return consumer
 
 
-def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict[Group, int]:
-    """How often each consumer runs in a forward pass, in the order of their first runs."""
-    counts: dict[Group, int] = {}
-    handles = []
-    for group in structure.groups:
-
-        def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
-            counts[group] = counts.get(group, 0) + 1
-
-        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
-    with _hooks(*handles), torch.no_grad():
-        call_model(model, batch.inputs)
-    return counts
-
-
-def held_out(batch: Batch) -> torch.Tensor:
-    """Which samples of a batch judge the refit, by their keys and so independent of order: (rows,) bool."""
-    digests = (hashlib.sha256(key.encode()).digest() for key in batch.keys)
-    return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.device)
-
-
 def normal_equations(
-    original: nn.Module, model: nn.Module, group: Group, batches: Sequence[Batch], calls: int
+    original: nn.Module,
+    model: nn.Module,
+    group: Group,
+    batches: Sequence[Batch],
+    calls: int,
+    outputs: torch.Tensor | None = None,
 ) -> tuple[Normal, Normal, float]:
     """Stream the normal equations of one consumer.
 
     Returns:
         (training, held-out) equations, and the held-out mean of ||S||^2 that errors are stated relative to.
     """
-    consumer = linear(model, group)
     fitted: Normal | None = None
     judged: Normal | None = None
     size = 0.0
-    for batch in batches:
-        xs, outs, sums = gather(model, group, batch, calls)
-        _, _, targets = gather(original, group, batch, calls)
-        judge = held_out(batch)
-        for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
-            rows = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], dim=-1) if consumer.bias is not None else x
-            y = target - (total - out)
-            for chosen, mine in (
-                (batch.mask_for(x) & ~judge[:, None], "fit"),
-                (batch.mask_for(x) & judge[:, None], "judge"),
-            ):
-                wide_x, wide_y = rows[chosen].double(), y[chosen].double()
-                if fitted is None or judged is None:
-                    fitted = Normal.zeros(wide_x.shape[1], wide_y.shape[1], wide_x.device)
-                    judged = Normal.zeros(wide_x.shape[1], wide_y.shape[1], wide_x.device)
-                if mine == "fit":
-                    fitted.add(wide_x, wide_y)
-                else:
-                    judged.add(wide_x, wide_y)
-                    size += float(target[chosen].double().square().sum())
+    for rows, judge in stream_rows(original, model, group, batches, calls, outputs):
+        if rows.x is None:
+            continue
+        if fitted is None or judged is None:
+            weights = rows.scale.double().square().amax(dim=(0, 1))
+            fitted, judged = (
+                Normal.zeros(rows.x.shape[-1], rows.y.shape[-1], rows.x.device, weights) for _ in range(2)
+            )
+        for chosen, normal in ((rows.taken & ~judge[:, None], fitted), (rows.taken & judge[:, None], judged)):
+            normal.add(rows.x[chosen].double(), rows.y[chosen].double())
+        size += float(rows.target[rows.taken & judge[:, None]].double().square().sum())
     if fitted is None or judged is None or not fitted.rows or not judged.rows:
         raise DataError(
             "Too few calibration samples to refit: one in four is held out and none was left.",
@@ -211,30 +79,53 @@ def normal_equations(
     return fitted, judged, size / judged.rows
 
 
+def unsolved(
+    original: nn.Module,
+    model: nn.Module,
+    group: Group,
+    batches: Sequence[Batch],
+    calls: int,
+    outputs: torch.Tensor | None,
+    reason: str,
+) -> Refit:
+    """The held-out error of a consumer that keeps its weights because it cannot be re-solved."""
+    error = size = 0.0
+    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, inputs=False):
+        taken = rows.taken & judge[:, None]
+        error += float(((rows.found - rows.y) * rows.scale)[taken].double().square().sum())
+        size += float(rows.target[taken].double().square().sum())
+    share = error / size if size else 0.0
+    return Refit(before=share, after=share, ridge=0.0, kept=False, reason=reason)
+
+
 def refit_consumer(
-    original: nn.Module, model: nn.Module, group: Group, batches: Sequence[Batch], calls: int, ridge: float | None
+    original: nn.Module,
+    model: nn.Module,
+    group: Group,
+    batches: Sequence[Batch],
+    calls: int,
+    ridge: float | None,
+    outputs: torch.Tensor | None = None,
 ) -> Refit:
     """Re-solve one consumer in place, unless that does not lower its held-out error.
 
     Args:
         ridge: mu relative to the mean diagonal of X^T X; None chooses among RIDGES by held-out error.
+        outputs: columns of its original output that the consumer still has, None for all.
     """
-    consumer = linear(model, group)
+    consumer = model.get_submodule(group.consumer)
+    reason = why_not(consumer)
+    if reason is not None or not isinstance(consumer, Consumer):
+        return unsolved(original, model, group, batches, calls, outputs, reason or "")
     bias = consumer.bias is not None
-    fitted, judged, size = normal_equations(original, model, group, batches, calls)
-    start = consumer.weight.detach().double().T
-    if consumer.bias is not None:
-        start = torch.cat([start, consumer.bias.detach().double()[None]])
+    fitted, judged, size = normal_equations(original, model, group, batches, calls, outputs)
+    start = weight_matrix(consumer)
     before = judged.error(start)
     trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ([ridge] if ridge else RIDGES)}
     best = min(trials, key=lambda mu: trials[mu])
     kept = trials[best] < before
     if kept:
-        solution = solve_ridge(fitted.plus(judged), start, best, bias=bias).to(consumer.weight.dtype)
-        with torch.no_grad():
-            consumer.weight.copy_((solution[:-1] if bias else solution).T)
-            if consumer.bias is not None:
-                consumer.bias.copy_(solution[-1])
+        set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, best, bias=bias))
     return Refit(before=before / size, after=trials[best] / size, ridge=best, kept=kept)
 
 
@@ -265,5 +156,6 @@ def refit_model(
         changed = changed or len(kept.get(group.name, range(group.units))) < group.units
         if changed:
             tell(number, len(order), group.name)
-            report[group.name] = refit_consumer(original, model, group, batches, calls, ridge)
+            outputs = None if group.residual else kept_outputs(structure, group, kept)
+            report[group.name] = refit_consumer(original, model, group, batches, calls, ridge, outputs)
     return report

@@ -32,11 +32,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
 
     for path, shape in plan["parameters"].items():
         owner, leaf = locate(path)
-        old = getattr(owner, leaf)
-        new = torch.empty(shape, dtype=old.dtype, device=old.device)
-        setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
-        if isinstance(owner, nn.Linear) and leaf == "weight":
-            owner.out_features, owner.in_features = shape
+        _resize(owner, leaf, shape)
     for path, value in plan["attributes"].items():
         owner, leaf = locate(path)
         setattr(owner, leaf, value)
@@ -47,6 +43,27 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         owner, leaf = locate(rule["module"])
         _empty(getattr(owner, leaf), rule)
     return model
+
+
+def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
+    """Give a parameter or buffer its new shape, and its module the sizes that follow from it.
+
+    A buffer keeps its first entries: those that are not stored, and so not loaded, are alike for all units.
+    """
+    old = getattr(owner, leaf)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = old[tuple(slice(length) for length in shape)].clone()
+    else:
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    if isinstance(owner, nn.Linear) and leaf == "weight":
+        owner.out_features, owner.in_features = shape
+    elif isinstance(owner, nn.Conv2d) and leaf == "weight":
+        # A depthwise convolution has as many groups as channels; in any other, groups stay.
+        owner.groups = owner.groups if owner.groups == 1 else owner.groups * shape[0] // owner.out_channels
+        owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
+    elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
+        owner.num_features = shape[0]
 
 
 def _select(module: nn.Module, rule: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Sizes are read from the tensors themselves, so a checkpoint that was already cut
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,24 +21,26 @@ from optin_cli.architectures import (
     OutputRule,
     SelectRule,
     SliceRule,
+    StackRule,
 )
 from optin_cli.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One parameter of which `axis` is laid out as parts x units x block."""
+    """One parameter or buffer of which `axis` is laid out as parts x units x block."""
 
     parameter: str
     axis: int
     parts: int
+    block: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prunable axis: `units` units of `block` columns each, side by side in the consumer's input.
+    """One prunable axis: `units` units of `block` columns each, side by side on `axis` of the consumer's input.
 
-    All paths are full in-memory paths in the model.
+    All paths are full in-memory paths in the model. Masking scales the input of `gate`, mostly the consumer.
     """
 
     name: str
@@ -46,8 +48,12 @@ class Group:
     block_name: str
     units: int
     block: int
+    axis: int
     consumer: str
+    gate: str
     residual_sum: str | None
+    residual: bool
+    least: int
     block_path: str
     slices: tuple[Slice, ...]
     set_units: tuple[str, ...]
@@ -109,16 +115,21 @@ def find_structure(
     blocks: list[Block] = []
     groups: list[Group] = []
     for stack in architecture.stacks:
-        found = list(_match(model, f"{root}.{stack.blocks}" if root else stack.blocks))
+        found = list(_match(model, stack, root))
         if not found:
-            problems.append(f"no module matches {stack.blocks!r} (stack {stack.name})")
-        for path, indices in found:
+            of = f" and is one of {', '.join(stack.types)}" if stack.types else ""
+            problems.append(f"no module matches {stack.blocks!r}{of} (stack {stack.name})")
+        for place, indices in found:
             block_name = ".".join([stack.name, *indices])
-            blocks.append(Block(block_name, path, stack.layout))
+            blocks.append(Block(block_name, place.path, stack.layout))
             for rule in stack.groups:
-                group = _resolve_group(model, rule, path, block_name, problems)
+                if rule.types and type(model.get_submodule(place.path)).__name__ not in rule.types:
+                    continue
+                group = _resolve_group(model, rule, place, block_name, problems)
                 if group is not None:
                     groups.append(group)
+    if not problems and not groups:
+        problems.append("none of its blocks has a group that can be pruned")
     if problems:
         shown = problems[:12] + ([f"… and {len(problems) - 12} more"] if len(problems) > 12 else [])
         raise ArchitectureError(
@@ -135,38 +146,69 @@ def _resolve_output(rule: OutputRule, problem_type: str | None) -> OutputRule:
     return rule.model_copy(update={"kind": kind})
 
 
-def _match(model: nn.Module, pattern: str) -> Iterator[tuple[str, list[str]]]:
-    """Modules whose path fits a pattern in which * stands for an index, with the indices that stood there."""
-    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + r"\Z")
-    for path, _ in model.named_modules():
-        if match := expression.match(path):
-            yield path, list(match.groups())
+@dataclass(frozen=True)
+class _Place:
+    """A block's path, and the paths of other modules that its rules may name, by "@NAME"."""
+
+    path: str
+    others: Mapping[str, str]
+
+    def __call__(self, relative: str) -> str:
+        """The full path of one that a rule gives; an unknown "@NAME" stays in it, where no module has that name."""
+        name, dot, rest = relative.partition(".")
+        return f"{self.others[name]}{dot}{rest}" if name in self.others else f"{self.path}.{relative}"
 
 
-def _resolve_group(model: nn.Module, rule: GroupRule, path: str, block_name: str, problems: list[str]) -> Group | None:
+def _match(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[_Place, list[str]]]:
+    """Blocks of a stack in order, each with the indices that stood for the * of the pattern."""
+    prefix = f"{root}." if root else ""
+    expression = re.compile(re.escape(prefix + stack.blocks).replace(r"\*", r"(\d+)") + r"\Z")
+    modules = [(path, type(module).__name__) for path, module in model.named_modules()]
+    found = [
+        (number, path, list(match.groups()))
+        for number, (path, kind) in enumerate(modules)
+        if (match := expression.match(path)) and (not stack.types or kind in stack.types)
+    ]
+    for place, (number, path, indices) in enumerate(found):
+        others = {}
+        end = len(modules)
+        if place + 1 < len(found):
+            end, others["@next"], _ = found[place + 1]
+        elif stack.after_last is not None:
+            others["@next"] = prefix + stack.after_last
+        for name, kinds in stack.between.items():
+            between = [p for p, kind in modules[number + 1 : end] if kind in kinds and not p.startswith(f"{path}.")]
+            others |= {f"@{name}": p for p in between[:1]}
+        yield _Place(path, others), indices
+
+
+def _resolve_group(
+    model: nn.Module, rule: GroupRule, place: _Place, block_name: str, problems: list[str]
+) -> Group | None:
     name = f"{block_name}.{rule.kind}"
     before = len(problems)
     if isinstance(rule.block, int):
         block = rule.block
     else:
-        value = _attribute(model, f"{path}.{rule.block}")
+        value = _attribute(model, place(rule.block))
         block = value if isinstance(value, int) else 0
         if block < 1:
-            problems.append(f"{name}: attribute {path}.{rule.block} is {value!r}, expected a positive integer")
+            problems.append(f"{name}: attribute {place(rule.block)} is {value!r}, expected a positive integer")
             return None
-    slices = [s for r in rule.slices for s in _resolve_slices(model, r, path, name, problems)]
-    inner = [rule.residual_sum, rule.mixer, rule.empty and rule.empty.module, *(s.module for s in rule.select)]
+    slices = [s for r in rule.slices for s in _resolve_slices(model, r, block, place, name, problems)]
+    inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
+    inner += [rule.empty.module] if rule.empty else []
     problems += [
-        f"{name}: module {path}.{target} does not exist"
+        f"{name}: module {place(target)} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
-        if _module(model, f"{path}.{target}") is None
+        if _module(model, place(target)) is None
     ]
     problems += [
-        f"{name}: attribute {path}.{attribute} does not exist"
+        f"{name}: attribute {place(attribute)} does not exist"
         for attribute in [*rule.set_units, *rule.set_width]
-        if _attribute(model, f"{path}.{attribute}") is None
+        if _attribute(model, place(attribute)) is None
     ]
-    units = _count_units(model, slices, block, name, problems)
+    units = _count_units(model, slices, name, problems)
     if len(problems) > before or units == 0:
         return None
     return Group(
@@ -175,31 +217,37 @@ def _resolve_group(model: nn.Module, rule: GroupRule, path: str, block_name: str
         block_name=block_name,
         units=units,
         block=block,
-        consumer=f"{path}.{rule.consumer}",
-        residual_sum=f"{path}.{rule.residual_sum}" if rule.residual_sum else None,
-        block_path=path,
+        axis=1 if isinstance(model.get_submodule(place(rule.consumer)), nn.Conv2d) else -1,
+        consumer=place(rule.consumer),
+        gate=place(rule.gate or rule.consumer),
+        residual_sum=place(rule.residual_sum) if rule.residual_sum else None,
+        residual=rule.residual,
+        least=rule.least,
+        block_path=place.path,
         slices=tuple(slices),
-        set_units=tuple(f"{path}.{a}" for a in rule.set_units),
-        set_width=tuple(f"{path}.{a}" for a in rule.set_width),
-        mixer=f"{path}.{rule.mixer}" if rule.mixer else None,
-        select=tuple(s.model_copy(update={"module": f"{path}.{s.module}"}) for s in rule.select),
-        empty=rule.empty and rule.empty.model_copy(update={"module": f"{path}.{rule.empty.module}"}),
+        set_units=tuple(map(place, rule.set_units)),
+        set_width=tuple(map(place, rule.set_width)),
+        mixer=place(rule.mixer) if rule.mixer else None,
+        select=tuple(s.model_copy(update={"module": place(s.module)}) for s in rule.select),
+        empty=rule.empty and rule.empty.model_copy(update={"module": place(rule.empty.module)}),
     )
 
 
-def _resolve_slices(model: nn.Module, rule: SliceRule, path: str, name: str, problems: list[str]) -> Iterator[Slice]:
+def _resolve_slices(
+    model: nn.Module, rule: SliceRule, block: int, place: _Place, name: str, problems: list[str]
+) -> Iterator[Slice]:
     for parameter in rule.parameters:
-        full = f"{path}.{parameter}"
+        full = place(parameter)
         owner_path, _, leaf = full.rpartition(".")
         owner = _module(model, owner_path)
         if owner is None or (leaf not in owner._parameters and leaf not in owner._buffers):
             if not rule.optional:
                 problems.append(f"{name}: parameter {full} does not exist")
         elif getattr(owner, leaf) is not None:
-            yield Slice(full, rule.axis, rule.parts)
+            yield Slice(full, rule.axis, rule.parts, rule.block or block)
 
 
-def _count_units(model: nn.Module, slices: list[Slice], block: int, name: str, problems: list[str]) -> int:
+def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: list[str]) -> int:
     counts: dict[int, str] = {}
     for piece in slices:
         tensor = tensor_at(model, piece.parameter)
@@ -207,13 +255,13 @@ def _count_units(model: nn.Module, slices: list[Slice], block: int, name: str, p
             problems.append(f"{name}: {piece.parameter} has shape {tuple(tensor.shape)}, no axis {piece.axis}")
             continue
         length = tensor.shape[piece.axis]
-        if length % (piece.parts * block):
+        if length % (piece.parts * piece.block):
             problems.append(
                 f"{name}: axis {piece.axis} of {piece.parameter} has length {length}, "
-                f"not a multiple of parts x block = {piece.parts} x {block}"
+                f"not a multiple of parts x block = {piece.parts} x {piece.block}"
             )
             continue
-        counts.setdefault(length // (piece.parts * block), piece.parameter)
+        counts.setdefault(length // (piece.parts * piece.block), piece.parameter)
     if len(counts) > 1:
         stated = ", ".join(f"{parameter} says {units}" for units, parameter in counts.items())
         problems.append(f"{name}: its parameters disagree on the number of units: {stated}")

@@ -47,7 +47,7 @@ class Plan(BaseModel):
 
 def slice_indices(piece: Slice, group: Group, kept: list[int]) -> torch.Tensor:
     """Positions along `piece.axis` that stay, given the kept units: (parts * len(kept) * block,)."""
-    grid = torch.arange(piece.parts * group.width).reshape(piece.parts, group.units, group.block)
+    grid = torch.arange(piece.parts * group.units * piece.block).reshape(piece.parts, group.units, piece.block)
     return grid[:, kept, :].flatten()
 
 

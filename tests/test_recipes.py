@@ -14,13 +14,14 @@ from optin_cli.costs import measure_costs
 from optin_cli.data import Batch
 from optin_cli.errors import BudgetError, DataError
 from optin_cli.inputs import example_inputs
+from optin_cli.least_squares import Normal
 from optin_cli.masking import gated
 from optin_cli.options import CRITERIA, ScoreOptions
 from optin_cli.pruning import cut_copy
 from optin_cli.recipes import Setting, recipes
 from optin_cli.recipes.kprune import measure_knowledge, prune_upward, search_rest
 from optin_cli.recipes.kwon import mask_gradients, objective, rearrange, rearrange_all, solve_masks, tune_masks
-from optin_cli.refit import Normal, consumer_calls, gather
+from optin_cli.residuals import consumer_calls, gather
 from optin_cli.scoring import Calibration, score_checkpoint
 from optin_cli.scoring.baselines import fisher_batch, unit_energies, wanda_batch
 from optin_cli.selection import Limits, choose_units, reached

@@ -10,7 +10,7 @@ import torch
 from models import FAMILIES, build, make_batch, structure_of
 from running import done
 
-from optin_cli import refit
+from optin_cli import least_squares, refit, residuals
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options import RefitOptions
 from optin_cli.surgery import cut
@@ -29,7 +29,7 @@ def equations(rows=200, width=6, outputs=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     y = x @ torch.randn(width, outputs, generator=generator, dtype=torch.float64) + 0.1
-    normal = refit.Normal.zeros(width, outputs, x.device)
+    normal = least_squares.Normal.zeros(width, outputs, x.device)
     for part_x, part_y in zip(x.split(37), y.split(37), strict=True):
         normal.add(part_x, part_y)
     return x, y, normal
@@ -43,29 +43,29 @@ def test_error_is_the_mean_squared_residual():
 
 def test_a_vanishing_ridge_gives_least_squares():
     x, y, normal = equations()
-    solution = refit.solve_ridge(normal, torch.zeros(6, 3, dtype=torch.float64), 1e-12, bias=False)
+    solution = least_squares.solve_ridge(normal, torch.zeros(6, 3, dtype=torch.float64), 1e-12, bias=False)
     assert torch.allclose(solution, torch.linalg.lstsq(x, y).solution, atol=1e-8)
 
 
 def test_a_huge_ridge_gives_the_start():
     _, _, normal = equations()
     start = torch.randn(6, 3, dtype=torch.float64)
-    assert torch.allclose(refit.solve_ridge(normal, start, 1e12, bias=False), start, atol=1e-6)
+    assert torch.allclose(least_squares.solve_ridge(normal, start, 1e12, bias=False), start, atol=1e-6)
 
 
 def test_the_bias_is_not_drawn_to_its_start():
     x, _, _ = equations()
     rows = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-    normal = refit.Normal.zeros(7, 3, x.device)
+    normal = least_squares.Normal.zeros(7, 3, x.device)
     normal.add(rows, torch.full((len(x), 3), 5.0, dtype=x.dtype))
-    solution = refit.solve_ridge(normal, torch.zeros(7, 3, dtype=x.dtype), 1e6, bias=True)
+    solution = least_squares.solve_ridge(normal, torch.zeros(7, 3, dtype=x.dtype), 1e6, bias=True)
     assert torch.allclose(solution[-1], torch.full((3,), 5.0, dtype=x.dtype), atol=1e-3)
 
 
 def test_columns_that_are_always_zero_are_no_obstacle():
-    normal = refit.Normal.zeros(3, 2, torch.device("cpu"))
+    normal = least_squares.Normal.zeros(3, 2, torch.device("cpu"))
     normal.add(torch.tensor([[1.0, 0.0, 0.0]]).double(), torch.tensor([[2.0, 3.0]]).double())
-    solution = refit.solve_ridge(normal, torch.zeros(3, 2, dtype=torch.float64), 1e-6, bias=False)
+    solution = least_squares.solve_ridge(normal, torch.zeros(3, 2, dtype=torch.float64), 1e-6, bias=False)
     assert torch.allclose(solution[0], torch.tensor([2.0, 3.0]).double(), atol=1e-4)
 
 
@@ -104,7 +104,7 @@ class TestEveryFamily:
 def test_hooks_are_gone_afterwards():
     original = build("bert")
     structure = structure_of(original, "classes")
-    refit.gather(original, structure.groups[0], batch_of(), 1)
+    residuals.gather(original, structure.groups[0], batch_of(), 1)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in original.modules())
 
 
@@ -127,7 +127,7 @@ def test_prune_refits_and_records_it(made, here):
     done(*common, "-o", "refit")
     manifest = read_json("refit/optin.json")
     assert manifest["inputs"]["calibration"]["name"] == "texts.jsonl"
-    assert all(set(r) == {"before", "after", "ridge", "kept"} for r in manifest["refit"].values())
+    assert all(set(r) == {"before", "after", "ridge", "kept", "reason"} for r in manifest["refit"].values())
     done(*common, "--refit-ridge", "0.5", "-o", "ridge")
     assert {r["ridge"] for r in read_json("ridge/optin.json")["refit"].values()} == {0.5}
     done(*common, "--no-refit", "-o", "plain")

@@ -31,12 +31,13 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`.
+    does not exist is an error unless `optional`. `block`: entries a unit has here, where that is not the group's.
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
+    block: int | None = Field(None, ge=1)
     optional: bool = False
 
 
@@ -64,13 +65,23 @@ class SelectRule(_Strict):
 class GroupRule(_Strict):
     """One prunable axis of a block.
 
-    `residual_sum` is the module whose input is the consumer's output plus the residual stream; None where that
-    sum is the block's output.
+    Paths are relative to the block, or begin with "@next" or "@NAME" (see `StackRule`).
+
+    types: class names of the blocks that have this group; all have it where empty.
+    gate: the module whose input is masked, where something between it and the consumer mixes units
+    (squeeze-and-excitation); the consumer itself where None.
+    residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
+    residual stream; None where that sum is the block's output. residual: false where there is no such stream.
+    least: fewest units that the block can run with.
     """
 
     kind: Literal["head", "neuron", "channel"]
+    types: list[str] = []
     consumer: str
+    gate: str | None = None
     residual_sum: str | None = None
+    residual: bool = True
+    least: int = Field(0, ge=0)
     block: int | str = 1
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
@@ -81,10 +92,18 @@ class GroupRule(_Strict):
 
 
 class StackRule(_Strict):
-    """An ordered run of blocks; `*` in `blocks` stands for the index of a module list."""
+    """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
+
+    types: class names of the modules that are blocks; all that fit the pattern where empty.
+    "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
+    module between a block and the next whose class is among `between[NAME]`.
+    """
 
     name: str
     blocks: str
+    types: list[str] = []
+    after_last: str | None = None
+    between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
     groups: list[GroupRule] = Field(min_length=1)
 

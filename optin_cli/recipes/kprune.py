@@ -31,8 +31,10 @@ from torch import nn
 from optin_cli.artifacts import GroupCost, Refit, Totals
 from optin_cli.costs import measure_costs
 from optin_cli.inputs import example_inputs, workload_of
+from optin_cli.least_squares import solve_ridge
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
-from optin_cli.refit import consumer_calls, linear, normal_equations, solve_ridge
+from optin_cli.refit import linear, normal_equations
+from optin_cli.residuals import consumer_calls
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.selection import Kept, Limits, Vector, choose_units

@@ -30,8 +30,10 @@ from torch import nn
 from optin_cli.artifacts import Refit
 from optin_cli.costs import measure_costs
 from optin_cli.inputs import example_inputs, workload_of
+from optin_cli.least_squares import Normal
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
-from optin_cli.refit import Normal, consumer_calls, linear, normal_equations
+from optin_cli.refit import linear, normal_equations
+from optin_cli.residuals import consumer_calls
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.selection import Kept, Limits, choose_units
 from optin_cli.structure import Group

@@ -60,9 +60,9 @@ def unit_energies(
         def collect(
             _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
         ) -> None:
-            x = inputs[0].detach()
-            x = x * batch.mask_for(x).unsqueeze(-1)
-            x = x.reshape(*x.shape[:2], g.units, g.block)
+            x = inputs[0].detach().movedim(g.axis, -1)
+            x = x.reshape(batch.size, -1, x.shape[-1])
+            x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.block)
             if p.dim() == 3:
                 energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
             else:

@@ -1,0 +1,70 @@
+"""Rows of a linear system in; its ridge least-squares solution out. Only normal equations are kept, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Normal:
+    """Normal equations of X W = Y over rows.
+
+    gram: X^T X (k, k). cross: X^T Y (k, d). totals: squared size of each column of Y (d,). rows: how many.
+    weights: (d,), what a unit of squared error in each column of Y counts; 1 where None.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    totals: torch.Tensor
+    rows: int
+    weights: torch.Tensor | None = None
+
+    @classmethod
+    def zeros(cls, width: int, outputs: int, device: torch.device, weights: torch.Tensor | None = None) -> Normal:
+        """No rows yet."""
+        gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+        return cls(gram, gram.new_zeros(width, outputs), gram.new_zeros(outputs), 0, weights)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Take in rows x (n, k) and y (n, d)."""
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+        self.totals += y.square().sum(dim=0)
+        self.rows += x.shape[0]
+
+    def plus(self, other: Normal) -> Normal:
+        """Both sets of rows."""
+        return Normal(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.totals + other.totals,
+            self.rows + other.rows,
+            self.weights,
+        )
+
+    def error(self, weight: torch.Tensor) -> float:
+        """Mean over rows of the weighted ||x W - y||^2 for weight (k, d)."""
+        squared = (weight * (self.gram @ weight - 2 * self.cross)).sum(dim=0) + self.totals
+        if self.weights is not None:
+            squared = squared * self.weights
+        return max(float(squared.sum()), 0.0) / max(self.rows, 1)
+
+
+def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool) -> torch.Tensor:
+    """Minimise ||X W - Y||^2 + mu ||W - start||^2, mu = ridge x mean diagonal of the Gram matrix: (k, d).
+
+    With `bias`, the last column of X is constant 1 and is not drawn to its start.
+    """
+    mean = normal.gram.diagonal()[: -1 if bias else None].mean() if normal.gram.shape[0] > bias else 1.0
+    pull = torch.full_like(normal.gram[0], float(ridge * mean))
+    if bias:
+        pull[-1] = 1e-9 * max(float(normal.gram[-1, -1]), 1.0)
+    matrix = normal.gram + torch.diag(pull)
+    target = normal.cross + pull[:, None] * start
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return torch.matmul(torch.linalg.pinv(matrix, hermitian=True), target)
+    solution: torch.Tensor = torch.cholesky_solve(target, factor)
+    return solution

@@ -1,0 +1,195 @@
+"""Two models and a consumer in; what it should put out for the second's residual stream to be the first's.
+
+A consumer's output enters the residual sum by a scaled permutation: layer scale, batch norm, windows reversed and
+shifted, padding cropped. No description says which; autograd does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from optin_cli.consumers import Consumer, choose_positions, input_rows, output_rows, take
+from optin_cli.data import Batch
+from optin_cli.errors import ArchitectureError
+from optin_cli.observe import call_model, first_tensor
+from optin_cli.structure import Group, Structure
+from optin_cli.surgery import slice_indices
+
+HOLDOUT = 4
+"""One sample in so many is held out to judge a refit."""
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The forward pass has run as far as it is needed."""
+
+
+@contextlib.contextmanager
+def _hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def gather(
+    model: nn.Module, group: Group, batch: Batch, calls: int, *, graph: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`.
+
+    Args:
+        graph: keep what relates the sums to the outputs, for `torch.autograd.grad`.
+
+    Returns:
+        (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), shaped as
+        the model has them; without a residual stream the sums are the outputs.
+    """
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+
+    def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        inputs.append(arguments[0].detach())
+        if graph:
+            torch.set_grad_enabled(True)  # until the sum; no_grad below restores what was
+            output = output.detach().requires_grad_()
+        outputs.append(output)
+        if not group.residual:
+            arrive(output)
+        return output.clone() if graph else output  # the next module may work in place
+
+    def arrive(total: torch.Tensor) -> None:
+        sums.append(total)
+        torch.set_grad_enabled(False)
+        if calls == len(sums):
+            raise _Reached
+
+    def on_sum(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        arrive(arguments[0])
+
+    def on_block(_module: nn.Module, _arguments: object, output: object) -> None:
+        arrive(first_tensor(output))
+
+    hooks = [model.get_submodule(group.consumer).register_forward_hook(on_consumer)]
+    if group.residual and group.residual_sum is not None:
+        hooks.append(model.get_submodule(group.residual_sum).register_forward_pre_hook(on_sum))
+    elif group.residual:
+        hooks.append(model.get_submodule(group.block_path).register_forward_hook(on_block))
+    with _hooks(*hooks), contextlib.suppress(_Reached), torch.no_grad():
+        call_model(model, batch.inputs)
+    return inputs, outputs, sums
+
+
+def pull_back(group: Group, total: torch.Tensor, out: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """M^T value, for the linear map M by which `out` enters `total`: shaped as `out`."""
+    (found,) = torch.autograd.grad(total, out, value, retain_graph=True, allow_unused=True)
+    if found is None:
+        raise ArchitectureError(
+            f"The output of {group.consumer} does not reach the residual sum that the description names.",
+            hint="Correct residual_sum of that group in the architecture description, or pass --no-refit.",
+        )
+    return found
+
+
+def wanted_output(
+    group: Group, out: torch.Tensor, total: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a consumer should put out for the residual sum to become the target.
+
+    `out` enters `total` by a scaled permutation M = P diag(s) (layer scale, batch norm, windows), which autograd
+    tells: s = M^T 1, and the least change of `out` that does it is M^T (target - total) / s^2.
+
+    Returns:
+        (wanted output, scale s, target as `out` is laid out), each shaped as `out`; the scale is 0 where nothing
+        of `out` arrives (padding of windows).
+    """
+    scale = pull_back(group, total, out, torch.ones_like(total))
+    safe = torch.where(scale == 0, 1.0, scale)
+    change = pull_back(group, total, out, target - total.detach()) / safe.square()
+    return out.detach() + change, scale, pull_back(group, total, out, target) / safe
+
+
+def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict[Group, int]:
+    """How often each consumer runs in a forward pass, in the order of their first runs."""
+    counts: dict[Group, int] = {}
+    handles = []
+    for group in structure.groups:
+
+        def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
+            counts[group] = counts.get(group, 0) + 1
+
+        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
+    with _hooks(*handles), torch.no_grad():
+        call_model(model, batch.inputs)
+    return counts
+
+
+def held_out(batch: Batch) -> torch.Tensor:
+    """Which samples of a batch judge the refit, by their keys and so independent of order: (rows,) bool."""
+    digests = (hashlib.sha256(key.encode()).digest() for key in batch.keys)
+    return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.device)
+
+
+def kept_outputs(structure: Structure, group: Group, kept: Mapping[str, Sequence[int]]) -> torch.Tensor | None:
+    """Which columns of a consumer's original output its cut one still has; None for all of them."""
+    for other in structure.groups:
+        for piece in other.slices:
+            if piece.parameter == f"{group.consumer}.weight" and piece.axis == 0 and other.name in kept:
+                return slice_indices(piece, other, list(kept[other.name]))
+    return None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A consumer's rows over one call, at the chosen positions.
+
+    x: (rows, positions, columns) that the weights multiply, None where they are not asked for. y: what they
+    should give. found: what they give. target: the residual sum aimed at. scale: of each entry of y in that sum;
+    all four (rows, positions, outputs). taken: (rows, positions), true where a position counts.
+    """
+
+    x: torch.Tensor | None
+    y: torch.Tensor
+    found: torch.Tensor
+    target: torch.Tensor
+    scale: torch.Tensor
+    taken: torch.Tensor
+
+
+def stream_rows(
+    original: nn.Module,
+    model: nn.Module,
+    group: Group,
+    batches: Sequence[Batch],
+    calls: int,
+    outputs: torch.Tensor | None = None,
+    *,
+    inputs: bool = True,
+) -> Iterator[tuple[Rows, torch.Tensor]]:
+    """The rows that a consumer is judged by, call by call, with which samples are held out.
+
+    Args:
+        outputs: columns of the original's output that the cut consumer has, where there is no residual stream.
+        inputs: whether x is wanted.
+    """
+    consumer = model.get_submodule(group.consumer)
+    axis = 1 if group.axis == 1 else -1
+    for batch in batches:
+        xs, outs, sums = gather(model, group, batch, calls, graph=True)
+        _, _, targets = gather(original, group, batch, calls)
+        for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
+            aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
+            laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]
+            chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])
+            y, scale, goal, found = (take(t, chosen) for t in laid)
+            rows = None
+            if inputs and isinstance(consumer, Consumer):
+                rows = input_rows(consumer, x, batch.size, chosen)
+            taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
+            yield Rows(rows, y, found, goal, scale, taken), held_out(batch)
