@@ -12,7 +12,8 @@ from optin_cli.options import EvalOptions
 from optin_cli.tasks import load_task, task_names
 
 OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
-TASKS = [task for task in map(load_task, task_names()) if task.kind in ("classification", "regression")]
+TEXT_TASKS = [task for task in map(load_task, task_names()) if task.modality == "text"]
+TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regression")]
 
 
 @pytest.fixture(scope="module")
