@@ -10,16 +10,16 @@ from torch import nn
 
 from optin_cli import __version__
 from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source, Sweep, SweepPoint
-from optin_cli.calibration import calibrate, encode, model_length
+from optin_cli.calibration import Note, calibrate, encode, read_samples
 from optin_cli.checkpoint import Checkpoint, load_checkpoint
 from optin_cli.costs import measure_costs
-from optin_cli.data import load_samples
 from optin_cli.data.batches import reserved_positions
+from optin_cli.data.rows import WHOLE
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_of
-from optin_cli.options import CRITERIA, EvalOptions, RefitOptions, ScoreOptions, SweepOptions
+from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions, SweepOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
 from optin_cli.scores import Scores
@@ -29,6 +29,10 @@ from optin_cli.sweeping import check_folder, find_recipe, run_sweep
 from optin_cli.tasks import Task, load_task
 
 DEFAULT_SEQ_LEN = 128
+
+
+def _silent(_message: str) -> None:
+    """Tell nobody."""
 
 
 def load(path: str | Path, *, device: str | None = None) -> nn.Module:
@@ -96,13 +100,16 @@ def score(
     state: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    images: ImageOptions | None = None,
+    note: Note = _silent,
 ) -> Scores:
     """Importance of every unit.
 
     Args:
-        calib: a task name, or a file or folder of texts; labels are needed by the fisher criterion alone.
+        calib: a task name, or a file or folder of texts or images; labels are needed by the fisher criterion alone.
         data: a local copy of the task's dataset.
         state: where an interrupted run leaves what `resume` continues from.
+        images: what may be skipped of images. note: told what a user should know, such as images skipped.
 
     Raises:
         OptinError: bad data, an unfit checkpoint, or options that contradict each other.
@@ -117,7 +124,8 @@ def score(
     checkpoint = _opened(checkpoint)
     calibration = None
     if criterion.needs_data:
-        samples = load_samples(
+        samples = read_samples(
+            checkpoint,
             calib,
             data=_path(data),
             split="calibration",
@@ -125,6 +133,9 @@ def score(
             label_column=label_column,
             limit=options.samples,
             seed=options.seed,
+            images=images,
+            tell=progress,
+            note=note,
         )
         task = task_named(calib)
         calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
@@ -172,12 +183,15 @@ def prune(
     force: bool = False,
     name: str = "mask",
     progress: Progress = lambda _done, _total, _what: None,
+    images: ImageOptions | None = None,
+    note: Note = _silent,
 ) -> Manifest:
     """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
 
     Args:
-        calib, data: unlabelled texts to refit the consumers on; with neither, the kept weights stay as they are.
+        calib, data: unlabelled texts or images to refit the consumers on; with neither, the kept weights stay.
         name: of the mask, for messages and the manifest.
+        images, note: as for `score`.
     """
     source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
     opened = _opened(checkpoint)
@@ -185,12 +199,19 @@ def prune(
         return prune_checkpoint(opened, mask, source, Path(output), force=force, progress=progress)
     options = options or RefitOptions()
     check_mask(opened, mask, name)
-    samples = load_samples(
-        calib, data=_path(data), split="calibration", columns=columns, limit=options.samples, seed=options.seed
+    samples = read_samples(
+        opened,
+        calib,
+        data=_path(data),
+        split="calibration",
+        columns=columns,
+        limit=options.samples,
+        seed=options.seed,
+        images=images,
+        tell=progress,
+        note=note,
     )
-    tokenizer = opened.tokenizer()
-    length = model_length(opened, tokenizer, options.max_length)
-    batches = encode(opened, samples, tokenizer, batch_size=options.batch_size, max_length=length)
+    batches = [*encode(opened, samples, batch_size=options.batch_size, max_length=options.max_length)]
     kept = {group: part.kept for group, part in mask.groups.items()}
 
     def adjust(model: nn.Module) -> dict[str, Refit]:
@@ -221,14 +242,21 @@ def evaluate(
     against: Checkpoint | str | Path | None = None,
     options: EvalOptions | None = None,
     tell: Callable[[float, float, str], None] | None = None,
+    images: ImageOptions | None = None,
+    note: Note = _silent,
 ) -> Evaluation:
-    """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone."""
+    """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone.
+
+    Args:
+        images, note: as for `score`.
+    """
     known = None if task is None else load_task(task)
     opened = _opened(checkpoint)
     other = None if against is None else _opened(against)
     chosen = None
     if task is not None or data is not None:
-        chosen = load_samples(
+        chosen = read_samples(
+            opened,
             None,
             task=known,
             data=_path(data),
@@ -237,6 +265,9 @@ def evaluate(
             label_column=label_column,
             limit=samples,
             seed=seed,
+            images=images,
+            tell=tell,
+            note=note,
         )
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
 
@@ -259,17 +290,20 @@ def sweep(
     force: bool = False,
     progress: Progress = lambda _done, _total, _what: None,
     report: Callable[[SweepPoint], None] = lambda _point: None,
+    images: ImageOptions | None = None,
+    note: Note = _silent,
 ) -> Sweep:
     """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
 
     Args:
-        calib: a task name, or a file or folder of texts; labels are needed by some recipes alone.
+        calib: a task name, or a file or folder of texts or images; labels are needed by some recipes alone.
         output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
             is within the drop, none is written and the result has nothing `chosen`.
         data: a local copy of the task's dataset; a folder also serves calibration by the same task.
         calib_data: a local copy of the calibration task's dataset.
         resume: take the points that an earlier sweep in `output` measured with the same options and inputs.
         report: told every point as soon as it is there.
+        images, note: as for `score`.
 
     Raises:
         OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
@@ -278,7 +312,8 @@ def sweep(
     known, chosen = load_task(task), {name: find_recipe(name) for name in options.recipes}
     check_folder(Path(output), resume=resume, force=force)
     opened = _opened(checkpoint)
-    samples = load_samples(
+    samples = read_samples(
+        opened,
         None,
         task=known,
         data=_path(data),
@@ -287,12 +322,16 @@ def sweep(
         label_column=label_column,
         limit=eval_samples,
         seed=scoring.seed,
+        images=images,
+        tell=progress,
+        note=note,
     )
     if not samples.labelled:
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
-    if calib_data is None and calib == task and data is not None and Path(data).is_dir():
-        calib_data = data
-    texts = load_samples(
+    shared = calib_data is None and calib == task and data is not None and Path(data).is_dir()
+    calib_data = data if shared else calib_data
+    calibration = read_samples(
+        opened,
         calib,
         data=_path(calib_data),
         split="calibration",
@@ -300,14 +339,22 @@ def sweep(
         label_column=label_column,
         limit=scoring.samples,
         seed=scoring.seed,
+        images=images,
+        tell=progress,
+        note=note,
     )
-    if texts.labels is None and (needy := [name for name, recipe in chosen.items() if recipe.needs_labels]):
+    if shared and calibration.split == WHOLE:
+        raise UsageError(
+            f"{data} has no splits, so the model would be scored on the very samples that it is evaluated on.",
+            hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
+        )
+    if calibration.labels is None and (needy := [name for name, recipe in chosen.items() if recipe.needs_labels]):
         raise DataError(
-            f"The recipe {needy[0]} needs labels, and the calibration data {texts.name} has none.",
+            f"The recipe {needy[0]} needs labels, and the calibration data {calibration.name} has none.",
             hint="Pass labelled data to --calib, or another --recipe.",
         )
     calibrations = {
-        labelled: calibrate(opened, texts, scoring, task=task_named(calib) or known, labelled=labelled)
+        labelled: calibrate(opened, calibration, scoring, task=task_named(calib) or known, labelled=labelled)
         for labelled in {recipe.needs_labels for recipe in chosen.values()}
     }
     return run_sweep(

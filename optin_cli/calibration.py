@@ -1,18 +1,94 @@
-"""A checkpoint and samples in; batches that its model takes out."""
+"""A checkpoint and a data source in; samples of what its model takes, and batches of them, out."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from optin_cli.artifacts import Source
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.data import DEFAULT_LENGTH, Batch, Samples, label_ids, make_batches, usable_length
-from optin_cli.options import ScoreOptions
+from optin_cli.data import (
+    DEFAULT_LENGTH,
+    AnySamples,
+    Batch,
+    ImageSamples,
+    Samples,
+    image_batches,
+    image_class_ids,
+    label_ids,
+    load_image_samples,
+    load_samples,
+    make_batches,
+    usable_length,
+)
+from optin_cli.errors import CheckpointError, DataError, UsageError
+from optin_cli.options import ImageOptions, ScoreOptions
 from optin_cli.scoring import Calibration
-from optin_cli.tasks import Task
+from optin_cli.tasks import Role, Task
+
+Tell = Callable[[float, float, str], None]
+Note = Callable[[str], None]
+
+
+def read_samples(
+    checkpoint: Checkpoint,
+    source: str | None,
+    *,
+    task: Task | None = None,
+    data: Path | None = None,
+    split: Role,
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    images: ImageOptions | None = None,
+    tell: Tell | None = None,
+    note: Note = lambda _message: None,
+) -> AnySamples:
+    """Read and select texts or images, as the model takes.
+
+    Args:
+        source, task, data, split, columns, label_column, limit, seed: see `load_samples` and `load_image_samples`.
+        images: what may be skipped of images.
+        tell: told of progress.
+        note: told what a user should know, such as images that were skipped.
+
+    Raises:
+        UsageError: options that contradict each other.
+        DataError: bad data.
+    """
+    if checkpoint.modality == "text":
+        return load_samples(
+            source,
+            task=task,
+            data=data,
+            split=split,
+            columns=columns,
+            label_column=label_column,
+            limit=limit,
+            seed=seed,
+        )
+    if columns is not None:
+        raise UsageError(
+            f"--text-columns name columns of text, but {checkpoint.name} takes images.", hint="Leave them out."
+        )
+    samples = load_image_samples(
+        source,
+        task=task,
+        data=data,
+        split=split,
+        label_column=label_column,
+        limit=limit,
+        seed=seed,
+        options=images,
+        tell=tell,
+    )
+    if samples.skipped_note is not None:
+        note(samples.skipped_note)
+    return samples
 
 
 def model_length(checkpoint: Checkpoint, tokenizer: Any, asked: int | None, *, default: int = DEFAULT_LENGTH) -> int:
@@ -22,18 +98,69 @@ def model_length(checkpoint: Checkpoint, tokenizer: Any, asked: int | None, *, d
 
 def encode(
     checkpoint: Checkpoint,
-    samples: Samples,
-    tokenizer: Any,
+    samples: AnySamples,
     *,
     batch_size: int,
-    max_length: int,
+    max_length: int | None = None,
     task: Task | None = None,
     labelled: bool = False,
-) -> list[Batch]:
-    """Tokenise into batches of the inputs that the model's forward names, on the model's device."""
-    labels = label_ids(samples, task, checkpoint.config) if labelled else None
-    batches = make_batches(samples, tokenizer, batch_size=batch_size, max_length=max_length, label_map=labels)
+) -> Sequence[Batch]:
+    """Batches of what the model takes, on its device.
+
+    Texts are tokenised at once. Images are decoded whenever the batches are gone through; `list` keeps them.
+
+    Args:
+        max_length: most tokens of a text, None for the default.
+        task: names classes where the data does not.
+        labelled: whether batches carry the model's class ids.
+
+    Raises:
+        UsageError: a size out of range, or a maximum length for images.
+        DataError: labels that the model has no classes for.
+    """
+    if isinstance(samples, ImageSamples):
+        if max_length is not None:
+            raise UsageError(f"--max-length counts tokens, but {checkpoint.name} takes images.", hint="Leave it out.")
+        return _encode_images(checkpoint, samples, batch_size, task if labelled else None, labelled)
+    tokenizer = checkpoint.tokenizer()
+    batches = make_batches(
+        samples,
+        tokenizer,
+        batch_size=batch_size,
+        max_length=model_length(checkpoint, tokenizer, max_length),
+        label_map=label_ids(samples, task, checkpoint.config) if labelled else None,
+    )
     return fit_inputs(checkpoint, batches)
+
+
+def _encode_images(
+    checkpoint: Checkpoint,
+    samples: ImageSamples,
+    batch_size: int,
+    task: Task | None,
+    labelled: bool,
+) -> Sequence[Batch]:
+    if checkpoint.image is None:
+        raise CheckpointError(f"{checkpoint.name} does not say what images its model takes.")
+    labels = None
+    if labelled:
+        labels = image_class_ids(samples, task, checkpoint.label_names, checkpoint.num_labels)
+    return image_batches(
+        samples,
+        checkpoint.preprocess(),
+        input_name=checkpoint.image.input_name,
+        shape=checkpoint.image.shape,
+        batch_size=batch_size,
+        labels=labels,
+        device=checkpoint.device,
+    )
+
+
+def require_texts(samples: AnySamples) -> Samples:
+    """The samples, which must be texts."""
+    if isinstance(samples, ImageSamples):
+        raise DataError(f"{samples.name} holds images; expected texts.", hint="Pass texts, or another task.")
+    return samples
 
 
 def fit_inputs(checkpoint: Checkpoint, batches: Iterable[Batch]) -> list[Batch]:
@@ -46,21 +173,28 @@ def fit_inputs(checkpoint: Checkpoint, batches: Iterable[Batch]) -> list[Batch]:
 
 
 def calibrate(
-    checkpoint: Checkpoint, samples: Samples, options: ScoreOptions, *, task: Task | None, labelled: bool
+    checkpoint: Checkpoint,
+    samples: AnySamples,
+    options: ScoreOptions,
+    *,
+    task: Task | None,
+    labelled: bool,
 ) -> Calibration:
-    """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator."""
-    tokenizer = checkpoint.tokenizer()
-    length = model_length(checkpoint, tokenizer, options.max_length)
+    """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator.
+
+    Scoring goes through them again and again, so images are kept decoded.
+    """
     batches, exact_batches = (
-        encode(
-            checkpoint,
-            chosen,
-            tokenizer,
-            batch_size=options.batch_size,
-            max_length=length,
-            task=task,
-            labelled=labelled,
-        )
+        [
+            *encode(
+                checkpoint,
+                chosen,
+                batch_size=options.batch_size,
+                max_length=options.max_length,
+                task=task,
+                labelled=labelled,
+            )
+        ]
         for chosen in (samples, samples.head(options.exact_samples))
     )
     return Calibration(Source(name=samples.name, sha256=samples.sha256), batches, exact_batches)

@@ -11,7 +11,7 @@ from torch import nn
 
 from optin_cli import __version__
 from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Options, Refit, Source, SweepPoint, Totals, Workload
-from optin_cli.data import Samples
+from optin_cli.data import AnySamples
 from optin_cli.errors import DataError
 from optin_cli.evaluating import Prediction, Tell
 from optin_cli.evaluation import evaluate_checkpoint
@@ -52,7 +52,7 @@ def measure_candidate(
     candidate: Candidate,
     setting: Setting,
     task: Task,
-    samples: Samples,
+    samples: AnySamples,
     original: Prediction,
     options: EvalOptions,
     prepare_seconds: float,

@@ -10,7 +10,7 @@ from optin_cli import __version__, metrics
 from optin_cli.artifacts import Comparison, Evaluation, Latency, Measure, Options, Source, Totals, Workload
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import count_macs, count_parameters
-from optin_cli.data import Samples
+from optin_cli.data import AnySamples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluating import Prediction, Tell, Trial, predict, run_trial
 from optin_cli.inputs import example_inputs, random_inputs, workload_of
@@ -23,7 +23,7 @@ __all__ = ["Prediction", "Tell", "evaluate_checkpoint", "predict", "predict_samp
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint,
-    samples: Samples | None,
+    samples: AnySamples | None,
     *,
     task: Task | None = None,
     against: Checkpoint | None = None,
@@ -75,7 +75,7 @@ def evaluate_checkpoint(
         inputs=inputs,
         task=task.name if task is not None else None,
         split=samples.split if samples is not None else "none",
-        samples=len(samples.texts) if samples is not None else 0,
+        samples=len(samples) if samples is not None else 0,
         metric=Measure(name=first, value=mine.values[first]) if first and mine else None,
         metrics=mine.values if mine is not None else {},
         standard_error=mine.error if mine is not None else None,
@@ -87,7 +87,7 @@ def evaluate_checkpoint(
 
 
 def predict_samples(
-    checkpoint: Checkpoint, samples: Samples, task: Task | None, options: EvalOptions, tell: Tell | None
+    checkpoint: Checkpoint, samples: AnySamples, task: Task | None, options: EvalOptions, tell: Tell | None
 ) -> Prediction:
     """Predict samples and, with a task and labels, measure them, as the task's kind demands."""
     return run_trial(Trial(checkpoint, samples, task, options, tell))

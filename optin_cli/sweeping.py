@@ -27,7 +27,7 @@ from optin_cli.candidates import (
 )
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import measure_costs
-from optin_cli.data import Samples
+from optin_cli.data import AnySamples
 from optin_cli.errors import ArtifactError, BudgetError, GateError, UsageError, did_you_mean
 from optin_cli.evaluating import Prediction, Tell
 from optin_cli.evaluation import evaluate_checkpoint, predict_samples
@@ -72,7 +72,7 @@ class Bench:
 
     settings: Mapping[str, Setting]
     task: Task
-    samples: Samples
+    samples: AnySamples
     original: Callable[[], Prediction]
     options: EvalOptions
     sweep: Sweep
@@ -122,7 +122,7 @@ class Bench:
 def run_sweep(
     checkpoint: Checkpoint,
     task: Task,
-    samples: Samples,
+    samples: AnySamples,
     calibrations: Mapping[str, Calibration],
     folder: Path,
     *,
@@ -178,7 +178,7 @@ def run_sweep(
         },
         task=task.name,
         split=samples.split,
-        samples=len(samples.texts),
+        samples=len(samples),
         metric=metric,
         higher_is_better=find_metric(metric).higher_is_better,
         workload=workload,

@@ -393,7 +393,7 @@ def test_batches_hold_what_was_asked_for(tmp_path):
 
 
 def test_decoding_is_off_the_main_thread_and_not_far_ahead(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 20))
+    samples = load(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2, workers=2))
     threads = set()
 
     def watched(image):
@@ -401,7 +401,12 @@ def test_decoding_is_off_the_main_thread_and_not_far_ahead(tmp_path):
         return tensor(image)
 
     before = threading.active_count()
-    through = iter(batches(samples, preprocess=watched, options=ImageOptions(prefetch=2, workers=2)))
+    through = iter(
+        batches(
+            samples,
+            preprocess=watched,
+        )
+    )
     next(through)
     seen = threading.active_count()
     through.close()
@@ -410,9 +415,9 @@ def test_decoding_is_off_the_main_thread_and_not_far_ahead(tmp_path):
 
 
 def test_prefetch_is_bounded(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 20))
+    samples = load(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2))
     count = []
-    made = batches(samples, preprocess=lambda image: count.append(1) or tensor(image), options=ImageOptions(prefetch=2))
+    made = batches(samples, preprocess=lambda image: count.append(1) or tensor(image))
     through = iter(made)
     next(through)
     through.close()
@@ -440,6 +445,13 @@ def test_an_image_that_breaks_later_is_named(tmp_path):
 
 
 # Classes
+
+
+def test_another_size_than_the_model_takes_is_refused(tmp_path):
+    samples = load(image_folder(tmp_path / "set", 2))
+    assert next(iter(batches(samples, shape=(3, 16, 16)))).size == 4
+    with pytest.raises(DataError, match=r"leaves images as \(3, 16, 16\) .*, but its model takes \(3, 24, 24\)"):
+        next(iter(batches(samples, shape=(3, 24, 24))))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from optin_cli.errors import UsageError
+from optin_cli.options import ImageOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 STDIO = "-"
 PIPE_WIDTH = 160
+MAX_UNREADABLE = ImageOptions().max_unreadable
 
 CheckpointArgument = Annotated[
     str,
@@ -60,7 +62,13 @@ TextColumns = Annotated[
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="PATH", help="Local copy of the task's data (file or folder)."),
+    typer.Option("--data", metavar="PATH", help="Local copy of the task's data: a file, or a folder (of images)."),
+]
+MaxUnreadable = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE", help="Share of images that may be skipped because they do not decode; more is an error."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sample selection and probes.")]
 

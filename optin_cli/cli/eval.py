@@ -8,7 +8,7 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import UsageError
-from optin_cli.options import AnswerOptions, EvalOptions
+from optin_cli.options import AnswerOptions, EvalOptions, ImageOptions
 
 DEFAULTS = EvalOptions()
 
@@ -22,7 +22,9 @@ def evaluate(
     checkpoint: common.CheckpointArgument,
     task: Annotated[
         str | None,
-        typer.Option("--task", metavar="TASK", help="Task whose metric is measured (sst2, mrpc, …)."),
+        typer.Option(
+            "--task", metavar="TASK", help="Task whose metric is measured (sst2, imagenet-1k, imagefolder, …)."
+        ),
     ] = None,
     data: common.Data = None,
     against: Annotated[
@@ -57,6 +59,7 @@ def evaluate(
     threads: Annotated[int | None, typer.Option(help="CPU threads. (default: all cores)")] = None,
     text_columns: common.TextColumns = None,
     label_column: common.LabelColumn = None,
+    max_unreadable: common.MaxUnreadable = common.MAX_UNREADABLE,
     seed: common.Seed = 0,
     as_json: common.Json = False,
     arch: common.Arch = None,
@@ -110,6 +113,8 @@ def evaluate(
             against=other,
             options=options,
             tell=tell,
+            images=ImageOptions(max_unreadable=max_unreadable),
+            note=common.say,
         )
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)

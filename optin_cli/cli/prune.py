@@ -9,7 +9,7 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import UsageError
-from optin_cli.options import RefitOptions
+from optin_cli.options import ImageOptions, RefitOptions
 
 DEFAULTS = RefitOptions()
 
@@ -24,7 +24,9 @@ def prune(
     calib: Annotated[
         str | None,
         typer.Option(
-            "--calib", metavar="TASK|PATH", help="Unlabelled texts to refit the cut layers on. (default: no refit)"
+            "--calib",
+            metavar="TASK|PATH",
+            help="Unlabelled texts or images to refit the cut layers on. (default: no refit)",
         ),
     ] = None,
     refit: Annotated[
@@ -38,6 +40,7 @@ def prune(
     max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
     data: common.Data = None,
     text_columns: common.TextColumns = None,
+    max_unreadable: common.MaxUnreadable = common.MAX_UNREADABLE,
     seed: common.Seed = DEFAULTS.seed,
     as_json: common.Json = False,
     arch: common.Arch = None,
@@ -72,6 +75,8 @@ def prune(
             force=force,
             name=name,
             progress=tell,
+            images=ImageOptions(max_unreadable=max_unreadable),
+            note=common.say,
         )
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     common.say(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from optin_cli.cli import common
-from optin_cli.options import CRITERIA, ScoreOptions
+from optin_cli.options import CRITERIA, ImageOptions, ScoreOptions
 
 DEFAULTS = ScoreOptions()
 
@@ -17,7 +17,9 @@ def score(
     checkpoint: common.CheckpointArgument,
     calib: Annotated[
         str | None,
-        typer.Option("--calib", metavar="TASK|PATH", help="Task name (sst2, mrpc, …), or a file or folder of texts."),
+        typer.Option(
+            "--calib", metavar="TASK|PATH", help="Task name (sst2, cifar10, …), or a file or folder of texts or images."
+        ),
     ] = None,
     output: common.Output = None,
     criterion: Annotated[str, typer.Option(help=f"How units are judged: {', '.join(CRITERIA)}.")] = DEFAULTS.criterion,
@@ -42,6 +44,7 @@ def score(
     data: common.Data = None,
     text_columns: common.TextColumns = None,
     label_column: common.LabelColumn = None,
+    max_unreadable: common.MaxUnreadable = common.MAX_UNREADABLE,
     seed: common.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: common.Json = False,
@@ -85,6 +88,8 @@ def score(
             state=state,
             resume=resume,
             progress=tell,
+            images=ImageOptions(max_unreadable=max_unreadable),
+            note=common.say,
         )
     write_scores(target, result, force=force)
     if state is not None:

@@ -9,7 +9,7 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import UsageError
-from optin_cli.options import EvalOptions, ScoreOptions, SweepOptions
+from optin_cli.options import EvalOptions, ImageOptions, ScoreOptions, SweepOptions
 
 SCORING, EVALUATION = ScoreOptions(), EvalOptions()
 EVALUATIONS = 6
@@ -24,7 +24,7 @@ def sweep(
     checkpoint: common.CheckpointArgument,
     calib: Annotated[
         str,
-        typer.Option("--calib", metavar="TASK|PATH", help="Texts to score and refit on.", show_default=False),
+        typer.Option("--calib", metavar="TASK|PATH", help="Texts or images to score and refit on.", show_default=False),
     ],
     task: Annotated[
         str, typer.Option("--task", metavar="TASK", help="Task whose metric is measured.", show_default=False)
@@ -64,6 +64,7 @@ def sweep(
     threads: Annotated[int | None, typer.Option(help="CPU threads. (default: all cores)")] = None,
     text_columns: common.TextColumns = None,
     label_column: common.LabelColumn = None,
+    max_unreadable: common.MaxUnreadable = common.MAX_UNREADABLE,
     seed: common.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted sweep stopped.")] = False,
     as_json: common.Json = False,
@@ -121,6 +122,8 @@ def sweep(
             resume=resume,
             force=force,
             progress=tell,
+            images=ImageOptions(max_unreadable=max_unreadable),
+            note=common.say,
             report=lambda point: common.say(_line(point)),
         )
     common.stderr().print(sweep_table(result))

@@ -14,9 +14,12 @@ from optin_cli.data.labels import image_class_ids, label_ids, label_values
 from optin_cli.data.samples import Label, Samples, load_samples
 from optin_cli.data.windows import Windows, cut_windows
 
+AnySamples = Samples | ImageSamples
+
 __all__ = [
     "DEFAULT_LENGTH",
     "Answers",
+    "AnySamples",
     "Batch",
     "ImageBatches",
     "ImageSamples",

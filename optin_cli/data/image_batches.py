@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -15,7 +15,6 @@ from optin_cli.data.batches import Batch
 from optin_cli.data.decoding import decode_image
 from optin_cli.data.images import ImageSamples, reading_threads
 from optin_cli.errors import DataError, UsageError
-from optin_cli.options import ImageOptions
 
 Preprocess = Callable[[Image], torch.Tensor]
 
@@ -26,9 +25,9 @@ def image_batches(
     *,
     input_name: str,
     batch_size: int,
+    shape: tuple[int, int, int] | None = None,
     labels: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
-    options: ImageOptions | None = None,
 ) -> Sequence[Batch]:
     """Cut images into batches, in an order that depends on content only.
 
@@ -38,6 +37,7 @@ def image_batches(
         preprocess: from an RGB image to (C, H, W) float32, the same size for all.
         input_name: the model's keyword argument.
         batch_size: images per batch; the last may be smaller.
+        shape: (C, H, W) that the model takes, where only one will do.
         labels: class ids of the model, one per sample.
         device: where batches go.
 
@@ -62,7 +62,7 @@ def image_batches(
         _Plan(tuple(rows), tuple(keys[i] for i in rows), None if labels is None else tuple(labels[i] for i in rows))
         for rows in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     )
-    return ImageBatches(samples, preprocess, input_name, plans, torch.device(device), options or ImageOptions())
+    return ImageBatches(samples, preprocess, input_name, plans, shape, torch.device(device))
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class ImageBatches(Sequence[Batch]):
     preprocess: Preprocess
     input_name: str
     plans: tuple[_Plan, ...]
+    shape: tuple[int, int, int] | None
     device: torch.device
-    options: ImageOptions
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -96,19 +96,17 @@ class ImageBatches(Sequence[Batch]):
 
     def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
         if isinstance(index, slice):
-            return ImageBatches(
-                self.samples, self.preprocess, self.input_name, self.plans[index], self.device, self.options
-            )
+            return replace(self, plans=self.plans[index])
         plan = self.plans[index]
         return self._batch(plan, [self._image(row) for row in plan.rows])
 
     def __iter__(self) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(reading_threads(self.options), thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(reading_threads(self.samples.options), thread_name_prefix="decode")
         waiting: deque[tuple[_Plan, list[Future[torch.Tensor]]]] = deque()
         try:
             for plan in self.plans:
                 waiting.append((plan, [pool.submit(self._image, row) for row in plan.rows]))
-                if len(waiting) > self.options.prefetch:
+                if len(waiting) > self.samples.options.prefetch:
                     yield self._finished(*waiting.popleft())
             while waiting:
                 yield self._finished(*waiting.popleft())
@@ -137,6 +135,13 @@ class ImageBatches(Sequence[Batch]):
                 f"{self.samples.images[shapes[first]].name} as {first}, {self.samples.images[shapes[second]].name} "
                 f"as {second}; a batch needs one.",
                 hint="Give the checkpoint's preprocessing a crop to one size, or pass --batch-size 1.",
+            )
+        (found,) = shapes
+        if self.shape is not None and found != self.shape:
+            raise DataError(
+                f"The checkpoint's preprocessing leaves images as {found} (channels, height, width), but its model "
+                f"takes {self.shape}.",
+                hint="Correct the size in the checkpoint's preprocessing, or the model's.",
             )
         inputs = {self.input_name: torch.stack([*images])}
         labels = None if plan.labels is None else torch.tensor(plan.labels)

@@ -35,6 +35,7 @@ class ImageSamples:
     labels: class numbers of the data, or None where it has none; label_names: of classes 0, 1, ….
     sha256: over the files' contents and labels, independent of order. total: images before limiting.
     skipped: those passed over since they do not decode, each "name (reason)". digests: sha256 of each file.
+    options: how they are read, now and later.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ImageSamples:
     total: int
     skipped: tuple[str, ...]
     digests: list[str]
+    options: ImageOptions
 
     def __len__(self) -> int:
         return len(self.images)
@@ -126,6 +128,7 @@ def load_image_samples(
         total=len(gallery.pictures),
         skipped=skipped,
         digests=hashes,
+        options=options,
     )
 
 

@@ -49,6 +49,9 @@ class Samples:
     total: int
     answers: list[Answers] | None = None
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     @property
     def labelled(self) -> bool:
         """Whether there is anything to measure predictions by."""

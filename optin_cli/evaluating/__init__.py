@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from optin_cli.calibration import Tell
 from optin_cli.evaluating.answers import predict_answers
 from optin_cli.evaluating.labels import predict_labels
 from optin_cli.evaluating.similarity import predict_similarity
-from optin_cli.evaluating.trial import Prediction, Tell, Trial, predict, predict_plain
+from optin_cli.evaluating.trial import Prediction, Trial, predict, predict_plain
 from optin_cli.tasks import Kind
 
 PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import torch
 
 from optin_cli import metrics
-from optin_cli.calibration import fit_inputs, model_length
+from optin_cli.calibration import fit_inputs, model_length, require_texts
 from optin_cli.data import Batch, Windows, cut_batches, cut_windows
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluating.spans import best_spans
@@ -34,7 +34,8 @@ WINDOW = 384
 
 def predict_answers(trial: Trial) -> Prediction:
     """Answer every question; with accepted answers, measure those given."""
-    checkpoint, samples, task, chosen = trial.checkpoint, trial.samples, trial.task, trial.options.answers
+    checkpoint, samples, task = trial.checkpoint, require_texts(trial.samples), trial.task
+    chosen = trial.options.answers
     if task is None:
         raise UsageError("Questions are answered for a task.")
     require_fit(trial, task)

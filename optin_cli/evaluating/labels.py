@@ -1,21 +1,20 @@
-"""Classification and regression: one label a sample, predicted from its text or pair of texts."""
+"""Classification and regression: one label a sample, predicted from its image, its text or its pair of texts."""
 
 from __future__ import annotations
 
-import torch
-
 from optin_cli import metrics
-from optin_cli.data import label_ids
+from optin_cli.data import ImageSamples, label_ids
 from optin_cli.evaluating.trial import (
     Prediction,
     Trial,
+    constants_of,
     distributions,
     encoded,
-    keys_of,
-    predict,
     predict_plain,
     require_fit,
+    run_model,
 )
+from optin_cli.tasks import Task
 
 
 def predict_labels(trial: Trial) -> Prediction:
@@ -24,11 +23,19 @@ def predict_labels(trial: Trial) -> Prediction:
     if task is None or samples.labels is None:
         return predict_plain(trial)
     require_fit(trial, task)
-    batches = encoded(trial, labelled=True)
-    outputs = predict(checkpoint, batches, trial.tell)
-    labels = torch.cat([b.labels.cpu() for b in batches if b.labels is not None])
-    positive = int((label_ids(samples, task, checkpoint.config) or {}).get(1, 1))
-    values = metrics.score_metrics(task.metrics, outputs[0], labels, checkpoint.config.num_labels, positive=positive)
+    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.tell)
+    labels, (logits, *_) = outcome.labels, outcome.outputs
+    if labels is None:
+        return predict_plain(trial)
+    positive = _positive(trial, task)
+    values = metrics.score_metrics(task.metrics, logits, labels, checkpoint.num_labels, positive=positive)
     first = task.metrics[0]
-    error = metrics.standard_error(first, values[first], outputs[0], labels, positive=positive)
-    return Prediction(distributions(trial, outputs), keys_of(batches), values, error)
+    error = metrics.standard_error(first, values[first], logits, labels, positive=positive)
+    return Prediction(distributions(trial, outcome.outputs), outcome.keys, values, error, constants_of(trial))
+
+
+def _positive(trial: Trial, task: Task) -> int:
+    """The model's id of the class that F1 of two classes counts."""
+    if isinstance(trial.samples, ImageSamples):
+        return 1
+    return int((label_ids(trial.samples, task, trial.checkpoint.config) or {}).get(1, 1))

@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli import metrics
+from optin_cli.calibration import Tell, require_texts
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.data import Batch, label_values
 from optin_cli.errors import UsageError
-from optin_cli.evaluating.trial import Prediction, Tell, Trial, encoded, keys_of, require_fit, require_pairs
+from optin_cli.evaluating.trial import Prediction, Trial, encoded, keys_of, require_fit, require_pairs
 from optin_cli.observe import call_model
 
 
 def predict_similarity(trial: Trial) -> Prediction:
     """Embed both texts of every sample; with labels, measure how their cosine follows them."""
-    samples, task = trial.samples, trial.task
+    samples, task = require_texts(trial.samples), trial.task
     if task is None:
         raise UsageError("Similarity is measured for a task.")
     require_fit(trial, task)

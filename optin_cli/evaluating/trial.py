@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from optin_cli.artifacts import Options
-from optin_cli.calibration import encode, model_length
+from optin_cli.calibration import Tell, encode, require_texts
 from optin_cli.checkpoint import Checkpoint
-from optin_cli.data import Batch, Samples
+from optin_cli.data import AnySamples, Batch, ImageSamples
 from optin_cli.errors import DataError
 from optin_cli.observe import call_model, final_outputs, per_token
 from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
-
-Tell = Callable[[float, float, str], None]
 
 PURPOSES: Mapping[str, str] = {
     "AutoModel": "similarity",
@@ -32,7 +30,7 @@ class Trial:
     """One checkpoint to be tried on one set of samples."""
 
     checkpoint: Checkpoint
-    samples: Samples
+    samples: AnySamples
     task: Task | None
     options: EvalOptions
     tell: Tell | None = None
@@ -54,19 +52,37 @@ class Prediction:
     constants: Options = field(default_factory=dict)
 
 
-@torch.inference_mode()
-def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
-    """Every final output over all samples.
+@dataclass(frozen=True)
+class Outcome:
+    """What a model put out for batches, and what is known of them.
 
-    Returns:
-        one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
-        Distributions over tokens are padded to the longest sample with the lowest finite number.
+    outputs: one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
+    Distributions over tokens are padded to the longest sample with the lowest finite number.
+    keys: of the samples, in order. labels: of all of them on the CPU, or None.
     """
+
+    outputs: list[torch.Tensor]
+    keys: list[str]
+    labels: torch.Tensor | None
+
+
+def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
+    """Every final output over all samples, as in `Outcome`."""
+    return run_model(checkpoint, batches, tell).outputs
+
+
+@torch.inference_mode()
+def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> Outcome:
+    """Go through the batches once."""
+    keys: list[str] = []
+    labels: list[torch.Tensor] = []
     rules = checkpoint.structure.outputs
     collected: list[list[torch.Tensor]] = [[] for _ in rules]
     for number, batch in enumerate(batches):
         if tell is not None:
             tell(number, len(batches), checkpoint.name)
+        keys += batch.keys
+        labels += [] if batch.labels is None else [batch.labels.cpu()]
         outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
         for rows, output, rule in zip(collected, outputs, rules, strict=True):
             flat = output[batch.mask_for(output)] if per_token(output, rule) else output
@@ -77,27 +93,30 @@ def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None 
         lowest = torch.finfo(torch.float32).min / 4
         padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
         merged.append(torch.cat(padded).clamp(min=lowest))
-    return merged
+    return Outcome(merged, keys, torch.cat(labels) if labels else None)
 
 
 def predict_plain(trial: Trial) -> Prediction:
     """Run the model on the samples, which nothing is measured by."""
-    batches = encoded(trial, labelled=False)
-    return Prediction(distributions(trial, predict(trial.checkpoint, batches, trial.tell)), keys_of(batches))
+    outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.tell)
+    return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=constants_of(trial))
 
 
-def encoded(trial: Trial, *, labelled: bool) -> list[Batch]:
-    """The samples as batches, each one sequence."""
-    tokenizer = trial.checkpoint.tokenizer()
+def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
+    """The samples as batches, each one sequence or image."""
     return encode(
         trial.checkpoint,
         trial.samples,
-        tokenizer,
         batch_size=trial.options.batch_size,
-        max_length=model_length(trial.checkpoint, tokenizer, trial.options.max_length),
+        max_length=trial.options.max_length,
         task=trial.task,
         labelled=labelled,
     )
+
+
+def constants_of(trial: Trial) -> Options:
+    """What is recorded of how the samples were read: images that were passed over."""
+    return {"skipped_images": len(trial.samples.skipped)} if isinstance(trial.samples, ImageSamples) else {}
 
 
 def distributions(trial: Trial, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -113,7 +132,7 @@ def keys_of(batches: Sequence[Batch]) -> list[str]:
 
 def require_pairs(trial: Trial, task: Task) -> None:
     """Refuse samples that do not hold two texts each."""
-    if len(trial.samples.texts[0]) != 2:
+    if len(require_texts(trial.samples).texts[0]) != 2:
         raise DataError(
             f"The task {task.name} takes two texts a sample, {' and '.join(task.text_columns)}, but those of "
             f"{trial.samples.name} have one.",
