@@ -38,7 +38,7 @@ def read_samples(
     source: str | None,
     *,
     task: Task | None = None,
-    data: Path | None = None,
+    data: str | Path | None = None,
     split: Role,
     columns: Sequence[str] | None = None,
     label_column: str | None = None,
@@ -60,6 +60,7 @@ def read_samples(
         UsageError: options that contradict each other.
         DataError: bad data.
     """
+    data = None if data is None else Path(data)
     if checkpoint.modality == "text":
         return load_samples(
             source,

@@ -166,6 +166,11 @@ def pick_device(name: str | None) -> torch.device:
         raise UsageError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def as_checkpoint(checkpoint: Checkpoint | str | Path, device: str | None = None) -> Checkpoint:
+    """The checkpoint itself, or what loads from a path or hub id."""
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint, device=device)
+
+
 def load_checkpoint(
     source: str | Path,
     *,

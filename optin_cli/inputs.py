@@ -8,10 +8,35 @@ import torch
 
 from optin_cli.artifacts import Workload
 from optin_cli.checkpoint import Checkpoint
+from optin_cli.data.batches import reserved_positions
+from optin_cli.errors import UsageError
 
 Inputs = dict[str, torch.Tensor]
 
+DEFAULT_SEQ_LEN = 128
+
 PROBE_ROWS, PROBE_TOKENS = 4, 24
+
+
+def workload_length(checkpoint: Checkpoint, asked: int | None) -> int | None:
+    """Sequence length that costs are stated for: `asked`, or 128, within what the model's positions hold.
+
+    None for image models, whose inputs have one size.
+    """
+    if checkpoint.image is not None:
+        if asked is None:
+            return None
+        raise UsageError(
+            f"{checkpoint.name} takes images of {workload_of(checkpoint, None).shape}, which have no sequence length.",
+            hint="Leave out --seq-len.",
+        )
+    rows = getattr(checkpoint.config, "max_position_embeddings", None)
+    most = int(rows) - reserved_positions(checkpoint.model, int(rows)) if rows else DEFAULT_SEQ_LEN
+    if asked is None:
+        return min(DEFAULT_SEQ_LEN, most)
+    if not 1 <= asked <= most:
+        raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {checkpoint.name} holds.")
+    return asked
 
 
 def workload_of(checkpoint: Checkpoint, seq_len: int | None, batch_size: int = 1) -> Workload:

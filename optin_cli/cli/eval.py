@@ -87,6 +87,7 @@ def evaluate(
     from optin_cli.errors import Exit
     from optin_cli.evaluation import require_drop
     from optin_cli.files import write_text
+    from optin_cli.inputs import workload_length
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -95,9 +96,9 @@ def evaluate(
     options = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
-        seq_len=api.workload_length(opened, seq_len),
+        seq_len=workload_length(opened, seq_len),
         latency_batch=latency_batch,
-        latency_length=min(latency_length, api.workload_length(opened, None) or latency_length),
+        latency_length=min(latency_length, workload_length(opened, None) or latency_length),
         latency_runs=latency_runs,
         answers=AnswerOptions(doc_stride=doc_stride, no_answer_threshold=no_answer_threshold),
     )

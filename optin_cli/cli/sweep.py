@@ -88,6 +88,7 @@ def sweep(
     import torch
 
     from optin_cli import api
+    from optin_cli.inputs import workload_length
     from optin_cli.pictures import PICTURES, draw_text
     from optin_cli.sweeping import MODEL, PARTIAL, RESULT, check_folder, find_recipe, require_chosen
 
@@ -100,9 +101,9 @@ def sweep(
     evaluation = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
-        seq_len=api.workload_length(opened, seq_len),
+        seq_len=workload_length(opened, seq_len),
         latency_batch=latency_batch,
-        latency_length=min(latency_length, api.workload_length(opened, None) or latency_length),
+        latency_length=min(latency_length, workload_length(opened, None) or latency_length),
         latency_runs=latency_runs,
     )
     with common.resumable(folder / PARTIAL), common.progress("sweeping") as tell:

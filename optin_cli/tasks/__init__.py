@@ -130,3 +130,8 @@ def load_task(name: str) -> Task:
     if name not in names:
         raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
     return parse_task(FOLDER / f"{name}.json")
+
+
+def task_named(source: str | None) -> Task | None:
+    """The task of that name, None for a path or nothing."""
+    return None if source is None or Path(source).exists() else load_task(source)
