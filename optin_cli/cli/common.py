@@ -36,9 +36,7 @@ Arch = Annotated[
 ]
 ArchArgs = Annotated[
     str | None,
-    typer.Option(
-        "--arch-args", metavar="K=V,…", help="What timm's model was made with, such as img_size=112,num_classes=10."
-    ),
+    typer.Option("--arch-args", metavar="K=V,…", help="What timm's model was made with, such as img_size=112."),
 ]
 ArchitectureFile = Annotated[
     Path | None,
