@@ -2,12 +2,12 @@
 
 (ICLR 2024, arXiv 2308.03449.) The sublayers (groups) are pruned from the bottom up; for each:
 
-1. Knowledge measurement of every unit of this and the later sublayers, in the model pruned so far:
-   predictive, K_pred(u) = mean over samples of gamma^2 KL(p || p without u) to second order in the mask, an
-   expected squared gradient by the mask (p softened by gamma); and representational, K_rep(u) = mean over
-   samples of ||x_u W_u||_F^2, the change of the sublayer's output when u goes.
-2. Knowledge-preserving mask search: S(u) = K_pred(u) + lambda K_rep(u), times mu for heads; keep the units of
-   highest S(u) per FLOP, over all sublayers not pruned yet, as far as the remaining budget goes.
+1. Knowledge measurement of every column c of the consumers' inputs, in this and the later sublayers of the model
+   pruned so far: predictive, K_pred(c) = mean over samples of gamma^2 KL(p || p without c) to second order in the
+   mask, an expected squared gradient by the mask (p softened by gamma); and representational, K_rep(c) = mean over
+   tokens (images: samples) and outputs of (x_c w_c)^2, the change of the sublayer's output when c goes.
+2. Knowledge-preserving mask search: S = K_pred + lambda K_rep, for heads mu times the mean over their columns;
+   keep the units of highest S per FLOP, over all sublayers not pruned yet, as far as the remaining budget goes.
 3. Prune this sublayer by that mask; knowledge-preserving weight tuning of its consumer:
 
        min_W ||X W - Q||_F^2,   Q = original's (sublayer output + its input) - pruned model's sublayer input
@@ -15,7 +15,8 @@
 Simplifications: the gradients are taken of a random square root of the Hessian of KL (the sketch), because the
 gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which
 keeping by a threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of
-TINY_RIDGE against singular inputs; lambda and mu are constants, where the paper searches a few values per task.
+TINY_RIDGE against singular inputs; lambda and mu are those of the authors' published command, where the paper
+searches a few values per task.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from optin_cli.least_squares import solve_ridge
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import linear, normal_equations
 from optin_cli.residuals import consumer_calls
-from optin_cli.scoring.baselines import unit_energies
+from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.selection import Kept, Limits, Vector, choose_units
 from optin_cli.structure import Group
@@ -43,8 +44,9 @@ from optin_cli.surgery import cut
 
 GAMMA = 2.0
 """Temperature of the softened predictions."""
-LAMBDA = 0.00025
-"""Weight of representational beside predictive knowledge."""
+LAMBDA = 0.00025 * 32**2
+"""Weight of representational beside predictive knowledge: the authors' 0.00025, whose gradients are of means over
+batches of 32 samples, restated for gradients of single samples."""
 MU = 64.0
 """Weight of heads beside neurons."""
 TINY_RIDGE = 1e-6
@@ -54,24 +56,33 @@ TINY_RIDGE = 1e-6
 def measure_knowledge(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> dict[str, Vector]:
     """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name."""
     checkpoint = setting.checkpoint
-    totals = {group.name: torch.zeros(group.units, dtype=torch.float64) for group in groups}
-    samples = 0
+    columns = [replace(group, units=group.width, block=1) for group in groups]
+    predicted = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
+    represented = {name: zeros.clone() for name, zeros in predicted.items()}
+    samples = tokens = 0
     for batch in (b.to(checkpoint.device) for b in setting.calibration.batches):
-        with unit_energies(model, groups, batch, mixed=True) as represented:
-            predicted = sketch_batch(
+        with unit_energies(model, columns, batch, mixed=False) as energies:
+            gradients = sketch_batch(
                 model,
                 checkpoint.structure,
-                groups,
+                columns,
                 batch,
                 Objective(manifold=0.0, output=1.0, temperature=GAMMA),
                 probes=1,
                 seed=setting.options.seed,
             )
-        for group in groups:
-            knowledge = predicted[group.name] + LAMBDA * represented[group.name]
-            totals[group.name] += knowledge.sum(dim=0) * (MU if group.kind == "head" else 1.0)
+        for name in predicted:
+            predicted[name] += gradients[name].sum(dim=0)
+            represented[name] += energies[name].sum(dim=0)
         samples += batch.size
-    return {name: (total / samples).float().numpy() for name, total in totals.items()}
+        tokens += int(batch.token_mask.sum()) if "attention_mask" in batch.inputs else batch.size
+    knowledge = {}
+    for group in groups:
+        outputs = consumer_columns(model, group).shape[-1]
+        each = predicted[group.name] / samples + LAMBDA * represented[group.name] / (tokens * outputs)
+        scale = MU if group.kind == "head" else 1.0
+        knowledge[group.name] = (scale * each.reshape(group.units, group.block).mean(dim=1)).float().numpy()
+    return knowledge
 
 
 def search_rest(

@@ -8,14 +8,16 @@ With g_s the gradient of sample s's loss by the masks at m = 1, I = mean_s g_s g
    that lowers 1/2 (1 - m)^T I_group (1 - m), for the pruned units in turn (block-diagonal Fisher).
 3. Mask tuning: per group from the bottom up, the masks of the kept units become the real numbers m = 1 + r of
 
-       min_r ||A (1 + r) - b||^2 + damp^2 ||r||^2
+       min_r ||A^T A r - A^T (b - A 1)||^2 + damp^2 ||r||^2
 
    where column u of A is x_u W_u, what unit u puts into the consumer's output in the pruned model, and b the
    original's consumer output plus residual stream less the pruned model's residual stream. When a value
    leaves [-10, 10] it is discarded, and tuning stops there. Masks are folded into the consumers' weights.
 
-Simplifications: A^T A and A^T b are solved directly instead of A by LSMR, which has the same solution. They
-follow from the consumer's normal equations: A^T A = (X^T X) * (W W^T) summed over each unit's columns.
+A^T A and A^T b follow from the consumer's normal equations: A^T A = (X^T X) * (W W^T) summed over each unit's
+columns. Simplifications: the damped problem, which the authors give to LSMR, is solved directly; the first
+layer's heads are tuned too, and the last layer on all tokens, where the authors leave the former out and use the
+first token for the latter.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from optin_cli.structure import Group
 Vector64 = NDArray[np.float64]
 
 DAMP = 1.0
-"""How strongly tuned masks are drawn to 1, in units of the rows' squared error."""
+"""How strongly tuned masks are drawn to 1, in units of the normal equations' residual (the authors' value)."""
 BOUND = 10.0
 """Largest size of a tuned mask."""
 
@@ -121,8 +123,8 @@ def solve_masks(
     units = columns // block
     square = (normal.gram[:columns, :columns] * (weight @ weight.T)).reshape(units, block, units, block).sum((1, 3))
     target = (cross * weight).sum(dim=1).reshape(units, block).sum(dim=1)
-    damped = square + damp**2 * torch.eye(units, dtype=square.dtype, device=square.device)
-    offset: torch.Tensor = torch.linalg.solve(damped, target - square.sum(dim=1))
+    damped = square @ square + damp**2 * torch.eye(units, dtype=square.dtype, device=square.device)
+    offset: torch.Tensor = torch.linalg.solve(damped, square @ (target - square.sum(dim=1)))
     return 1.0 + offset
 
 
