@@ -22,7 +22,7 @@ from optin_cli.consumers import Consumer, set_weight_matrix, weight_matrix, why_
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.least_squares import Normal, solve_ridge
-from optin_cli.residuals import consumer_calls, kept_outputs, stream_rows
+from optin_cli.residuals import Known, consumer_calls, kept_outputs, knowing, stream_rows
 from optin_cli.structure import Group, Structure
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -51,6 +51,7 @@ def normal_equations(
     batches: Sequence[Batch],
     calls: int,
     outputs: torch.Tensor | None = None,
+    known: Known | None = None,
 ) -> tuple[Normal, Normal, float]:
     """Stream the normal equations of one consumer.
 
@@ -60,7 +61,7 @@ def normal_equations(
     fitted: Normal | None = None
     judged: Normal | None = None
     size = 0.0
-    for rows, judge in stream_rows(original, model, group, batches, calls, outputs):
+    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, known=known):
         if rows.x is None:
             continue
         if fitted is None or judged is None:
@@ -87,10 +88,11 @@ def unsolved(
     calls: int,
     outputs: torch.Tensor | None,
     reason: str,
+    known: Known | None = None,
 ) -> Refit:
     """The held-out error of a consumer that keeps its weights because it cannot be re-solved."""
     error = size = 0.0
-    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, inputs=False):
+    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, inputs=False, known=known):
         taken = rows.taken & judge[:, None]
         error += float(((rows.found - rows.y) * rows.scale)[taken].double().square().sum())
         size += float(rows.target[taken].double().square().sum())
@@ -106,19 +108,21 @@ def refit_consumer(
     calls: int,
     ridge: float | None,
     outputs: torch.Tensor | None = None,
+    known: Known | None = None,
 ) -> Refit:
     """Re-solve one consumer in place, unless that does not lower its held-out error.
 
     Args:
         ridge: mu relative to the mean diagonal of X^T X; None chooses among RIDGES by held-out error.
         outputs: columns of its original output that the consumer still has, None for all.
+        known: what earlier blocks of both models put out, to start behind them.
     """
     consumer = model.get_submodule(group.consumer)
     reason = why_not(consumer)
     if reason is not None or not isinstance(consumer, Consumer):
-        return unsolved(original, model, group, batches, calls, outputs, reason or "")
+        return unsolved(original, model, group, batches, calls, outputs, reason or "", known)
     bias = consumer.bias is not None
-    fitted, judged, size = normal_equations(original, model, group, batches, calls, outputs)
+    fitted, judged, size = normal_equations(original, model, group, batches, calls, outputs, known)
     start = weight_matrix(consumer)
     before = judged.error(start)
     trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ([ridge] if ridge else RIDGES)}
@@ -152,10 +156,12 @@ def refit_model(
     order = consumer_calls(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
-    for number, (group, calls) in enumerate(order.items()):
-        changed = changed or len(kept.get(group.name, range(group.units))) < group.units
-        if changed:
-            tell(number, len(order), group.name)
-            outputs = None if group.residual else kept_outputs(structure, group, kept)
-            report[group.name] = refit_consumer(original, model, group, batches, calls, ridge, outputs)
+    with knowing(original, model, structure, batches) as known:
+        for number, (group, calls) in enumerate(order.items()):
+            changed = changed or len(kept.get(group.name, range(group.units))) < group.units
+            if changed:
+                tell(number, len(order), group.name)
+                known.advance(group)
+                outputs = None if group.residual else kept_outputs(structure, group, kept)
+                report[group.name] = refit_consumer(original, model, group, batches, calls, ridge, outputs, known)
     return report

@@ -18,6 +18,7 @@ from optin_cli.consumers import Consumer, choose_positions, input_rows, output_r
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.observe import call_model, first_tensor
+from optin_cli.replay import Prefixes
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import slice_indices
 
@@ -146,6 +147,36 @@ def kept_outputs(structure: Structure, group: Group, kept: Mapping[str, Sequence
 
 
 @dataclass(frozen=True)
+class Known:
+    """Outputs of the blocks, of the original and of the cut model, that come before the consumer at hand."""
+
+    original: Prefixes
+    model: Prefixes
+
+    def advance(self, group: Group) -> None:
+        """Neither model changes any more before the block of `group`."""
+        self.original.advance(group)
+        self.model.advance(group)
+
+
+@contextlib.contextmanager
+def knowing(original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> Iterator[Known]:
+    """Keep block outputs of both models in temporary files while consumers are walked in execution order."""
+    with Prefixes(original, structure, batches) as first, Prefixes(model, structure, batches) as second:
+        yield Known(first, second)
+
+
+@contextlib.contextmanager
+def skipping(known: Known | None, number: int) -> Iterator[None]:
+    """Passes of batch `number` through either model start behind the blocks that are known."""
+    if known is None:
+        yield
+        return
+    with known.original.skipping(number), known.model.skipping(number):
+        yield
+
+
+@dataclass(frozen=True)
 class Rows:
     """A consumer's rows over one call, at the chosen positions.
 
@@ -171,18 +202,21 @@ def stream_rows(
     outputs: torch.Tensor | None = None,
     *,
     inputs: bool = True,
+    known: Known | None = None,
 ) -> Iterator[tuple[Rows, torch.Tensor]]:
     """The rows that a consumer is judged by, call by call, with which samples are held out.
 
     Args:
         outputs: columns of the original's output that the cut consumer has, where there is no residual stream.
         inputs: whether x is wanted.
+        known: what earlier blocks of both models put out, to start behind them.
     """
     consumer = model.get_submodule(group.consumer)
     axis = 1 if group.axis == 1 else -1
-    for batch in batches:
-        xs, outs, sums = gather(model, group, batch, calls, graph=True)
-        _, _, targets = gather(original, group, batch, calls)
+    for number, batch in enumerate(batches):
+        with skipping(known, number):
+            xs, outs, sums = gather(model, group, batch, calls, graph=True)
+            _, _, targets = gather(original, group, batch, calls)
         for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
             aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
             laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]

@@ -35,7 +35,7 @@ from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.least_squares import solve_ridge
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import linear, normal_equations
-from optin_cli.residuals import consumer_calls
+from optin_cli.residuals import Known, consumer_calls, knowing, skipping
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.selection import Kept, Limits, Vector, choose_units
@@ -53,15 +53,21 @@ TINY_RIDGE = 1e-6
 """Relative to the mean diagonal of X^T X."""
 
 
-def measure_knowledge(setting: Setting, model: nn.Module, groups: Sequence[Group]) -> dict[str, Vector]:
-    """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name."""
+def measure_knowledge(
+    setting: Setting, model: nn.Module, groups: Sequence[Group], known: Known | None = None
+) -> dict[str, Vector]:
+    """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name.
+
+    Args:
+        known: what the blocks before put out.
+    """
     checkpoint = setting.checkpoint
     columns = [replace(group, units=group.width, block=1) for group in groups]
     predicted = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
     represented = {name: zeros.clone() for name, zeros in predicted.items()}
     samples = tokens = 0
-    for batch in (b.to(checkpoint.device) for b in setting.calibration.batches):
-        with unit_energies(model, columns, batch, mixed=False) as energies:
+    for number, batch in enumerate(b.to(checkpoint.device) for b in setting.calibration.batches):
+        with skipping(known, number), unit_energies(model, columns, batch, mixed=False) as energies:
             gradients = sketch_batch(
                 model,
                 checkpoint.structure,
@@ -114,7 +120,7 @@ def search_rest(
     )
 
 
-def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) -> Refit:
+def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, known: Known) -> Refit:
     """Solve one consumer's weights and bias in place, on all samples.
 
     Returns:
@@ -123,7 +129,9 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) 
     consumer = linear(model, group)
     bias = consumer.bias is not None
     ridge = setting.ridge or TINY_RIDGE
-    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, setting.calibration.batches, calls)
+    fitted, judged, size = normal_equations(
+        setting.checkpoint.model, model, group, setting.calibration.batches, calls, known=known
+    )
     start = consumer.weight.detach().double().T
     if consumer.bias is not None:
         start = torch.cat([start, consumer.bias.detach().double()[None]])
@@ -155,17 +163,19 @@ def prune_upward(
     tuned: dict[str, torch.Tensor] = {}
     changed = False
     importance = first
-    for number, (group, calls) in enumerate(order):
-        setting.tell(number, len(order), group.name)
-        if changed:
-            importance = measure_knowledge(setting, model, [g for g, _ in order[number:]])
-        done[group.name] = search_rest(importance, groups, totals, limits, done)[group.name]
-        cut(model, checkpoint.structure, {group.name: done[group.name]}, checkpoint.root)
-        changed = changed or len(done[group.name]) < group.units
-        if changed:
-            report[group.name] = tune_consumer(setting, model, group, calls)
-            state = model.get_submodule(group.consumer).state_dict()
-            tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
+    with knowing(checkpoint.model, model, checkpoint.structure, setting.calibration.batches) as known:
+        for number, (group, calls) in enumerate(order):
+            setting.tell(number, len(order), group.name)
+            known.advance(group)
+            if changed:
+                importance = measure_knowledge(setting, model, [g for g, _ in order[number:]], known)
+            done[group.name] = search_rest(importance, groups, totals, limits, done)[group.name]
+            cut(model, checkpoint.structure, {group.name: done[group.name]}, checkpoint.root)
+            changed = changed or len(done[group.name]) < group.units
+            if changed:
+                report[group.name] = tune_consumer(setting, model, group, calls, known)
+                state = model.get_submodule(group.consumer).state_dict()
+                tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
     return {name: done[name] for name in groups}, report, tuned
 
 

@@ -35,7 +35,7 @@ from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.least_squares import Normal
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import linear, normal_equations
-from optin_cli.residuals import consumer_calls
+from optin_cli.residuals import Known, consumer_calls, knowing
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.selection import Kept, Limits, choose_units
 from optin_cli.structure import Group
@@ -128,7 +128,7 @@ def solve_masks(
     return 1.0 + offset
 
 
-def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) -> Refit:
+def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, known: Known) -> Refit:
     """Fold tuned masks into one consumer, unless one of them is out of bounds.
 
     Returns:
@@ -136,7 +136,7 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) 
     """
     consumer = linear(model, group)
     batches = setting.calibration.batches
-    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, batches, calls)
+    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, batches, calls, known=known)
     weight = consumer.weight.detach().double().T
     bias = None if consumer.bias is None else consumer.bias.detach().double()
 
@@ -159,16 +159,20 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int) 
 
 def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refit]:
     """Tune the masks of a cut model's groups in place, from the first cut one on, until one goes out of bounds."""
-    order = consumer_calls(setting.checkpoint.model, setting.checkpoint.structure, setting.calibration.batches[0])
+    original, structure = setting.checkpoint.model, setting.checkpoint.structure
+    batches = setting.calibration.batches
+    order = consumer_calls(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
-    for number, (group, calls) in enumerate(order.items()):
-        changed = changed or len(kept[group.name]) < group.units
-        if changed and kept[group.name]:
-            setting.tell(number, len(order), group.name)
-            report[group.name] = tune_consumer(setting, model, group, calls)
-            if not report[group.name].kept:
-                break
+    with knowing(original, model, structure, batches) as known:
+        for number, (group, calls) in enumerate(order.items()):
+            changed = changed or len(kept[group.name]) < group.units
+            if changed and kept[group.name]:
+                setting.tell(number, len(order), group.name)
+                known.advance(group)
+                report[group.name] = tune_consumer(setting, model, group, calls, known)
+                if not report[group.name].kept:
+                    break
     return report
 
 

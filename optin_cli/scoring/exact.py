@@ -5,8 +5,7 @@ Blocks before a unit's block do not change, so their recorded outputs are replay
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from optin_cli.data import Batch
 from optin_cli.masking import gated
 from optin_cli.observe import Trajectory, observe, per_token
+from optin_cli.replay import captured, replayed
 from optin_cli.scoring.sketch import Objective
 from optin_cli.structure import Group, Structure
 from optin_cli.trajectory import manifold_distance, output_distance
@@ -27,50 +27,6 @@ def repeat_rows(value: Any, times: int) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(repeat_rows(item, times) for item in value)
     return value
-
-
-@contextlib.contextmanager
-def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str, Any]]]:
-    """Record (block path, raw output) of every block call, in order, while the context lasts."""
-    calls: list[tuple[str, Any]] = []
-    handles = []
-    for block in structure.blocks:
-
-        def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
-            calls.append((path, output))
-
-        handles.append(model.get_submodule(block.path).register_forward_hook(record))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> Iterator[None]:
-    """The first len(outputs) block calls return the given outputs without computing; the rest run."""
-    position = 0
-    modules = {block.path: model.get_submodule(block.path) for block in structure.blocks}
-    originals: dict[str, Any] = {path: module.__dict__.get("forward") for path, module in modules.items()}
-
-    def stub(compute: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal position
-            position += 1
-            return outputs[position - 1] if position <= len(outputs) else compute(*args, **kwargs)
-
-        return forward
-
-    try:
-        for module in modules.values():
-            module.forward = stub(module.forward)
-        yield
-    finally:
-        for path, module in modules.items():
-            del module.forward
-            if originals[path] is not None:
-                module.forward = originals[path]
 
 
 def trajectory_distance(
