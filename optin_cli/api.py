@@ -21,8 +21,9 @@ from optin_cli.inputs import example_inputs, workload_length, workload_of
 from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
+from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
-from optin_cli.scoring import Progress, score_checkpoint
+from optin_cli.scoring import Progress
 from optin_cli.selection import Algorithm, Limits, make_mask
 from optin_cli.tasks import load_task, task_named
 
@@ -102,7 +103,7 @@ def score(
         )
         task = task_named(calib)
         calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
-    return score_checkpoint(
+    return score_in_rounds(
         checkpoint,
         calibration,
         options,

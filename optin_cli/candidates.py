@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -89,6 +89,7 @@ def measure_candidate(
         macs_ratio=other.macs_ratio,
         parameters_ratio=other.parameters_ratio,
         value=result.metric.value,
+        metrics=result.metrics,
         standard_error=result.standard_error,
         drop=other.drop,
         agreement=other.agreement,
@@ -142,6 +143,6 @@ def save_candidate(
 
 def scoring_constants(options: ScoreOptions) -> Options:
     """Constants of scoring as artifacts record them, less the criterion, which is the recipe's own."""
-    constants: Options = {**asdict(options), "exact_kinds": list(options.exact_kinds)}
+    constants: Options = options.recorded()
     del constants["criterion"]
     return constants

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from optin_cli.errors import UsageError, did_you_mean
 
@@ -49,14 +50,16 @@ class ScoreOptions:
     """Every constant of a scoring run.
 
     criterion: a key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
-    the kinds in `exact_kinds`, sketch for the others. output_weight is lambda, temperature is tau.
-    samples, exact_samples: how many calibration samples each estimator sees. probes: backward passes a sample.
-    rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what
-    the model holds.
+    the kinds in `exact_kinds`, sketch for the others. rescore: shares of the MACs at which, cut to that share and
+    refitted, the model's remaining units are scored anew (trajectory criteria only). output_weight is lambda,
+    temperature is tau. samples, exact_samples: how many calibration samples each estimator sees. probes: backward
+    passes a sample. rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128
+    tokens, or what the model holds.
     """
 
     criterion: str = "trajectory"
     estimator: str = "sketch"
+    rescore: tuple[float, ...] = (0.8, 0.6)
     output_weight: float = 0.1
     temperature: float = 4.0
     probes: int = 4
@@ -78,10 +81,18 @@ class ScoreOptions:
                 f"Unknown estimator {self.estimator!r}.",
                 hint=did_you_mean(self.estimator, get_args(Estimator)),
             )
+        if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
+            raise UsageError(
+                f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
+            )
         if not 0 <= self.output_weight < math.inf:
             raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
         if self.criterion not in CRITERIA:
             raise UsageError(f"Unknown criterion {self.criterion!r}.", hint=did_you_mean(self.criterion, CRITERIA))
+
+    def recorded(self) -> dict[str, Any]:
+        """Every constant as artifacts record it."""
+        return {**asdict(self), "exact_kinds": list(self.exact_kinds), "rescore": list(self.rescore)}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,14 @@ def score(
         str,
         typer.Option(help="sketch: all units in a few backward passes; exact: remove each; hybrid: both."),
     ] = DEFAULTS.estimator,
+    rescore: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARES|none",
+            help="Shares of the MACs at which, cut and refitted, the model's remaining units are scored anew; "
+            "none: score once.",
+        ),
+    ] = ",".join(map(str, DEFAULTS.rescore)),
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = DEFAULTS.samples,
     exact_samples: Annotated[int, typer.Option(help="Share of them that exact removal sees.")] = DEFAULTS.exact_samples,
     exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = ",".join(
@@ -58,11 +66,13 @@ def score(
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
     common.require_free(target, force=force)
     from optin_cli import api
+    from optin_cli.rescoring import state_files
     from optin_cli.scores import write_scores
 
     options = ScoreOptions(
         criterion=criterion,
         estimator=estimator,
+        rescore=() if rescore == "none" else tuple(common.shares_of(rescore, "--rescore")),
         output_weight=output_weight,
         temperature=temperature,
         probes=probes,
@@ -92,8 +102,8 @@ def score(
             note=common.say,
         )
     write_scores(target, result, force=force)
-    if state is not None:
-        state.unlink(missing_ok=True)
+    for path in [] if state is None else state_files(state, options):
+        path.unlink(missing_ok=True)
     if target == common.STDIO:
         return
     typer.echo(result.header.dump() if as_json else target, nl=not as_json)

@@ -1,4 +1,4 @@
-"""Recipes that score every unit once, search a mask under the budget, and refit or not."""
+"""Recipes that score every unit, search a mask under the budget, and refit or not; without refit they score once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optin_cli.artifacts import Refit
 from optin_cli.data import Batch
 from optin_cli.recipes import Adjust, Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import refit_model
-from optin_cli.scoring import score_checkpoint
+from optin_cli.rescoring import score_in_rounds
 from optin_cli.selection import Algorithm, Kept, Limits, choose_units
 
 
@@ -28,10 +28,12 @@ def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust
     return adjust
 
 
-def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, refit: bool) -> Prepared:
+def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, refit: bool, rounds: bool) -> Prepared:
     """Score by a criterion; each budget then searches and, with `refit`, re-solves the consumers."""
     options = replace(setting.options, criterion=criterion)
-    scores = score_checkpoint(
+    if not rounds:
+        options = replace(options, rescore=())
+    scores = score_in_rounds(
         setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.tell
     )
     groups = scores.header.groups
@@ -45,15 +47,29 @@ def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, re
 
 
 def _scored(
-    name: str, source: str, criterion: str, algorithm: Algorithm, *, refit: bool, labels: bool = False
+    name: str,
+    source: str,
+    criterion: str,
+    algorithm: Algorithm,
+    *,
+    refit: bool,
+    labels: bool = False,
+    rounds: bool | None = None,
 ) -> Recipe:
-    prepare = functools.partial(prepare_scored, criterion=criterion, algorithm=algorithm, refit=refit)
+    prepare = functools.partial(
+        prepare_scored,
+        criterion=criterion,
+        algorithm=algorithm,
+        refit=refit,
+        rounds=refit if rounds is None else rounds,
+    )
     return Recipe(name, source, prepare, needs_labels=labels)
 
 
 SCORED: tuple[Recipe, ...] = (
-    _scored("optin", "this project: trajectory, exact search, refit", "trajectory", "exact", refit=True),
-    _scored("no-refit", "this project without refit", "trajectory", "exact", refit=False),
+    _scored("optin", "this project: scored in rounds, exact search, refit", "trajectory", "exact", refit=True),
+    _scored("one-shot", "this project, scored once, with refit", "trajectory", "exact", refit=True, rounds=False),
+    _scored("no-refit", "this project, scored once, without refit", "trajectory", "exact", refit=False),
     _scored("magnitude", "squared weights, no refit", "magnitude", "exact", refit=False),
     _scored("wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", "wanda", "exact", refit=False),
     _scored("fisher", "diagonal Fisher, no refit", "fisher", "exact", refit=False, labels=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,7 +86,7 @@ def score_checkpoint(
     inputs = {"checkpoint": checkpoint.source}
     if calibration is not None:
         inputs["calibration"] = calibration.source
-    recorded: Options = {**asdict(options), "exact_kinds": list(options.exact_kinds)}
+    recorded: Options = options.recorded()
     fingerprint = hashlib.sha256(repr((recorded, sorted(inputs.items()))).encode()).hexdigest()
     totals = Accumulator()
     if resume and state is not None and state.exists():

