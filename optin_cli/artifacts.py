@@ -277,7 +277,8 @@ class SweepBaseline(Frozen):
 class SweepPoint(Frozen):
     """One recipe at one budget; ratios, drop and agreement are against the original.
 
-    asked: share of the MACs to keep. value: of the metric. metrics: all that the task names. latency_ratio: from runs interleaved with the original's.
+    asked: share of the MACs to keep. value: of the metric. metrics: all that the task names. latency_ratio: from
+    runs interleaved with the original's.
     prepare_seconds: what the recipe does once for all its budgets (scoring); prune_seconds: search, cut, refit.
     """
 

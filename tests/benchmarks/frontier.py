@@ -1,6 +1,6 @@
 """What each recipe loses at each budget, on real checkpoints: the table of the README.
 
-    python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon] [--keep-flops 0.6,0.5]
+    python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon]
 
 Calibrates on 512 training texts and evaluates on the test split (STS-B: development split, cosine of mean-pooled
 outputs). Recipes that need labels are left out where calibration has none. Every finished point is kept in DIR, and
