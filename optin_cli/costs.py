@@ -4,7 +4,8 @@ MACs are the multiply-accumulates of matrix products, convolutions and attention
 counts one per multiply-accumulate). Element-wise work and normalisation are not MACs and count nothing.
 
 A unit's cost is measured, not assumed: all MACs of the modules whose weights the group slices, and the
-products inside its mixer (scores and values of attention), grow in proportion to its units.
+products inside its mixer (scores and values of attention), each less those of modules inside it, grow in proportion
+to its units.
 """
 
 from __future__ import annotations
@@ -122,13 +123,12 @@ def unit_parameters(model: nn.Module, group: Group) -> int:
 
 def unit_macs(model: nn.Module, group: Group, by_module: Mapping[str, float]) -> float:
     """MACs that one unit of a group costs, from the measured MACs of each module."""
-    owners = {s.parameter.rpartition(".")[0] for s in group.slices}
-    sliced = sum(by_module.get(path, 0.0) for path in owners)
-    mixed = 0.0
-    if group.mixer is not None:
-        children = (f"{group.mixer}.{name}" for name, _ in model.get_submodule(group.mixer).named_children())
-        mixed = by_module.get(group.mixer, 0.0) - sum(by_module.get(child, 0.0) for child in children)
-    return (sliced + mixed) / group.units
+    places = {s.parameter.rpartition(".")[0] for s in group.slices} | ({group.mixer} if group.mixer else set())
+    total = 0.0
+    for place in sorted(places):
+        children = (f"{place}.{name}" for name, _ in model.get_submodule(place).named_children())
+        total += by_module.get(place, 0.0) - sum(by_module.get(child, 0.0) for child in children)
+    return total / group.units
 
 
 def measure_costs(

@@ -20,8 +20,8 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     Args:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
         plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
-            "select": [{"module", "argument", "axis", "index"}],
-            "empty": [{"module", "consumer", "norm", "returns"}]}.
+            "select": [{"module", "argument", "axis", "index"}], "attend": [path],
+            "empty": [{"module", "consumer", "norm", "remove", "returns"}]}.
     """
     root = plan["root"] + "." if plan["root"] else ""
     inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
@@ -39,9 +39,16 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     for rule in plan["select"]:
         owner, leaf = locate(rule["module"])
         _select(getattr(owner, leaf), rule)
+    for path in plan.get("attend", []):
+        owner, leaf = locate(path)
+        module = getattr(owner, leaf)
+        module.forward = types.MethodType(_attend, module)
     for rule in plan["empty"]:
         owner, leaf = locate(rule["module"])
         _empty(getattr(owner, leaf), rule)
+        for path in rule.get("remove", []):
+            owner, leaf = locate(path)
+            setattr(owner, leaf, None)
     return model
 
 
@@ -73,12 +80,26 @@ def _select(module: nn.Module, rule: dict[str, Any]) -> None:
     def choose(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         bound = signature.bind(*args, **kwargs)
         value = bound.arguments.get(rule["argument"])
-        if value is not None:
+        if value is not None and value.shape[rule["axis"]] != 1:
             index = torch.tensor(rule["index"], device=value.device)
             bound.arguments[rule["argument"]] = value.index_select(rule["axis"], index)
         return bound.args, bound.kwargs
 
     module.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+def _attend(self: Any, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Self-attention of fused projections with any number of heads; x: (rows, tokens, width)."""
+    bias = None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+    projected = nn.functional.linear(x, self.qkv.weight, bias)
+    q, k, v = projected.reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    added = shared_rel_pos_bias
+    if self.relative_position_bias_table is not None:
+        own = self._get_rel_pos_bias()
+        added = own if added is None else own + added
+    out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added)
+    joined: torch.Tensor = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+    return joined
 
 
 def _empty(module: Any, rule: dict[str, Any]) -> None:

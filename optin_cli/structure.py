@@ -60,6 +60,7 @@ class Group:
     set_width: tuple[str, ...]
     mixer: str | None
     select: tuple[SelectRule, ...]
+    attend: str | None
     empty: EmptyRule | None
 
     @property
@@ -123,7 +124,7 @@ def find_structure(
             block_name = ".".join([stack.name, *indices])
             blocks.append(Block(block_name, place.path, stack.layout))
             for rule in stack.groups:
-                if rule.types and type(model.get_submodule(place.path)).__name__ not in rule.types:
+                if not _applies(model, rule, place):
                     continue
                 group = _resolve_group(model, rule, place, block_name, problems)
                 if group is not None:
@@ -155,6 +156,8 @@ class _Place:
 
     def __call__(self, relative: str) -> str:
         """The full path of one that a rule gives; an unknown "@NAME" stays in it, where no module has that name."""
+        if not relative:
+            return self.path
         name, dot, rest = relative.partition(".")
         return f"{self.others[name]}{dot}{rest}" if name in self.others else f"{self.path}.{relative}"
 
@@ -187,7 +190,11 @@ def _resolve_group(
 ) -> Group | None:
     name = f"{block_name}.{rule.kind}"
     before = len(problems)
-    if isinstance(rule.block, int):
+    if rule.count is not None:
+        block = _block_of_count(model, rule, place, name, problems)
+        if block < 1:
+            return None
+    elif isinstance(rule.block, int):
         block = rule.block
     else:
         value = _attribute(model, place(rule.block))
@@ -197,7 +204,7 @@ def _resolve_group(
             return None
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, block, place, name, problems)]
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
-    inner += [rule.empty.module] if rule.empty else []
+    inner += [rule.attend, rule.empty.module if rule.empty else None]
     problems += [
         f"{name}: module {place(target)} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
@@ -229,8 +236,29 @@ def _resolve_group(
         set_width=tuple(map(place, rule.set_width)),
         mixer=place(rule.mixer) if rule.mixer else None,
         select=tuple(s.model_copy(update={"module": place(s.module)}) for s in rule.select),
-        empty=rule.empty and rule.empty.model_copy(update={"module": place(rule.empty.module)}),
+        attend=place(rule.attend) if rule.attend else None,
+        empty=rule.empty
+        and rule.empty.model_copy(
+            update={"module": place(rule.empty.module), "remove": tuple(map(place, rule.empty.remove))}
+        ),
     )
+
+
+def _applies(model: nn.Module, rule: GroupRule, place: _Place) -> bool:
+    """Whether a block is of the variant that has this group."""
+    needed = {**rule.when, **({"": rule.types} if rule.types else {})}
+    return all(type(_module(model, place(path))).__name__ in kinds for path, kinds in needed.items())
+
+
+def _block_of_count(model: nn.Module, rule: GroupRule, place: _Place, name: str, problems: list[str]) -> int:
+    """Size of a unit, from the number of units that an attribute holds; 0 where that cannot be told or none is left."""
+    count = _attribute(model, place(str(rule.count)))
+    first = rule.slices[0]
+    tensor = _attribute(model, place(first.parameters[0]))
+    if not isinstance(count, int) or not isinstance(tensor, torch.Tensor) or tensor.dim() <= first.axis:
+        problems.append(f"{name}: attribute {place(str(rule.count))} is {count!r}, expected the number of units")
+        return 0
+    return tensor.shape[first.axis] // (first.parts * count) if count else 0
 
 
 def _resolve_slices(

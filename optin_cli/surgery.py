@@ -32,6 +32,7 @@ class Plan(BaseModel):
     parameters: dict[str, list[int]] = {}
     attributes: dict[str, int] = {}
     select: list[Selection] = []
+    attend: list[str] = []
     empty: list[EmptyRule] = []
 
     def then(self, later: Plan) -> Plan:
@@ -41,6 +42,7 @@ class Plan(BaseModel):
             parameters={**self.parameters, **later.parameters},
             attributes={**self.attributes, **later.attributes},
             select=[*self.select, *later.select],
+            attend=[*self.attend, *(path for path in later.attend if path not in self.attend)],
             empty=[*self.empty, *later.empty],
         )
 
@@ -69,19 +71,22 @@ def cut(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]], r
         if group.name not in kept or len(kept[group.name]) == group.units:
             continue
         units = kept[group.name]
-        for piece in group.slices:
+        removed = tuple(f"{path}." for path in group.empty.remove) if group.empty and not units else ()
+        pieces = [piece for piece in group.slices if not piece.parameter.startswith(removed)]
+        for piece in pieces:
             tensor = tensors.get(piece.parameter, tensor_at(model, piece.parameter))
             index = slice_indices(piece, group, units).to(tensor.device)
             tensors[piece.parameter] = tensor.detach().index_select(piece.axis, index)
         plan = plan.then(
             Plan(
                 root=root,
-                parameters={p.parameter: list(tensors[p.parameter].shape) for p in group.slices},
+                parameters={p.parameter: list(tensors[p.parameter].shape) for p in pieces},
                 attributes={
                     **dict.fromkeys(group.set_units, len(units)),
                     **dict.fromkeys(group.set_width, len(units) * group.block),
                 },
                 select=[Selection(**s.model_dump(), index=units) for s in group.select if units],
+                attend=[group.attend] if group.attend and units else [],
                 empty=[group.empty] if group.empty and not units else [],
             )
         )

@@ -62,11 +62,32 @@ SIGHT = {
     "patch_size": 8,
     "num_labels": 3,
 }
-TIMM_VIT = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 1.25}
+TIMM_VIT = {
+    "img_size": 24,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 1.25,
+    "num_classes": 3,
+}
+TOGETHER = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 
 IMAGES = {
     "vit": ("transformers", "vit", SIGHT),
-    "timm-vit": ("timm", "vit_tiny_patch16_224", TIMM_VIT | {"num_classes": 3}),
+    "deit": ("transformers", "deit", SIGHT | {"head": "DeiTForImageClassification"}),
+    "deit-distilled": ("transformers", "deit", SIGHT | {"head": "DeiTForImageClassificationWithTeacher"}),
+    "beit": ("transformers", "beit", SIGHT | {"use_relative_position_bias": True}),
+    "beit-shared": ("transformers", "beit", SIGHT | TOGETHER),
+    "dinov2": ("transformers", "dinov2", SIGHT | {"mlp_ratio": 2}),
+    "dinov2-swiglu": ("transformers", "dinov2", SIGHT | {"mlp_ratio": 2, "use_swiglu_ffn": True}),
+    "dinov2-registers": ("transformers", "dinov2_with_registers", SIGHT | {"mlp_ratio": 2}),
+    "timm-vit": ("timm", "vit_tiny_patch16_224", TIMM_VIT),
+    "timm-deit": ("timm", "deit_tiny_distilled_patch16_224", TIMM_VIT),
+    "timm-dinov2": ("timm", "vit_small_patch14_reg4_dinov2", TIMM_VIT),
+    "timm-dinov2-swiglu": ("timm", "vit_giant_patch14_dinov2", TIMM_VIT | {"mlp_ratio": 2.5}),
+    "timm-beit": ("timm", "beit_base_patch16_224", TIMM_VIT),
+    "timm-beit-shared": ("timm", "beit_base_patch16_224", TIMM_VIT | {"use_shared_rel_pos_bias": True}),
 }
 """Families of image classifiers: library, model type or timm's name of a model, and what makes it tiny."""
 SIDE = 24
@@ -96,8 +117,10 @@ def build_stock(family, **overrides):
     library, kind, values = IMAGES[family]
     if library == "timm":
         return timm.create_model(kind, **(values | overrides))
-    head = overrides.pop("head", "AutoModelForImageClassification")
-    return getattr(transformers, head).from_config(AutoConfig.for_model(kind, **(values | overrides)))
+    values = values | overrides
+    head = getattr(transformers, values.pop("head", "AutoModelForImageClassification"))
+    make = head.from_config if hasattr(head, "from_config") else head
+    return make(AutoConfig.for_model(kind, **values))
 
 
 def is_timm(model):

@@ -45,17 +45,22 @@ class EmptyRule(_Strict):
     """How a module computes once its group has no unit left and its own forward cannot run.
 
     The module then returns a zero-wide tensor, passed through its child `consumer` (giving the bias) and,
-    with `norm`, through residual and normalisation; as a tuple of `returns` items unless 0.
+    with `norm`, through residual and normalisation; as a tuple of `returns` items unless 0. `remove`: modules of
+    the block that served only the units that are gone.
     """
 
     module: str
     consumer: str | None = None
     norm: str | None = None
+    remove: tuple[str, ...] = ()
     returns: int = Field(0, ge=0)
 
 
 class SelectRule(_Strict):
-    """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers."""
+    """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers.
+
+    The module "" is the block itself. An axis of length 1 stands for all units alike.
+    """
 
     module: str
     argument: str
@@ -67,27 +72,32 @@ class GroupRule(_Strict):
 
     Paths are relative to the block, or begin with "@next" or "@NAME" (see `StackRule`).
 
-    types: class names of the blocks that have this group; all have it where empty.
+    types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
+    of which each must be for the block to have this group.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
-    least: fewest units that the block can run with.
+    least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
+    holds the size of one (`block`). attend: a fused attention whose own forward takes its input's width for its heads'.
     """
 
     kind: Literal["head", "neuron", "channel"]
     types: list[str] = []
+    when: dict[str, list[str]] = {}
     consumer: str
     gate: str | None = None
     residual_sum: str | None = None
     residual: bool = True
     least: int = Field(0, ge=0)
     block: int | str = 1
+    count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
     set_width: list[str] = []
     mixer: str | None = None
     select: list[SelectRule] = []
+    attend: str | None = None
     empty: EmptyRule | None = None
 
 
