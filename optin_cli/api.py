@@ -174,7 +174,16 @@ def prune(
     kept = {group: part.kept for group, part in mask.groups.items()}
 
     def adjust(model: nn.Module) -> dict[str, Refit]:
-        return refit_model(opened.model, model, opened.structure, kept, batches, ridge=options.ridge, tell=progress)
+        return refit_model(
+            opened.model,
+            model,
+            opened.structure,
+            kept,
+            batches,
+            ridge=options.ridge,
+            add_bias=options.add_bias,
+            tell=progress,
+        )
 
     return prune_checkpoint(
         opened,

@@ -120,13 +120,18 @@ CRITERIA: Mapping[str, Criterion] = {
 
 @dataclass(frozen=True)
 class RefitOptions:
-    """Every constant of a refit. ridge: relative to the mean diagonal of X^T X; None chooses by held-out error."""
+    """Every constant of a refit.
+
+    ridge: relative to the mean diagonal of X^T X; None chooses by held-out error. add_bias: give layers without
+    bias one.
+    """
 
     samples: int = 512
     ridge: float | None = None
     batch_size: int = 32
     max_length: int | None = None
     seed: int = 0
+    add_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.ridge is not None and self.ridge <= 0:

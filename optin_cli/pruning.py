@@ -27,6 +27,7 @@ from optin_cli.errors import ArtifactError, did_you_mean
 from optin_cli.files import atomic_folder
 from optin_cli.inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.masking import masked
+from optin_cli.refit import added_biases
 from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
 from optin_cli.surgery import Plan, cut
 from optin_cli.weights import weight_files
@@ -106,6 +107,7 @@ def prune_checkpoint(
         masked_difference = largest_difference(cut_outputs, masked_outputs)
         require_equal("The cut model against the masked original", masked_difference, tolerance)
         refit = adjust(model) if adjust is not None else None
+        plan = plan.then(added_biases(checkpoint.model, model, checkpoint.structure, checkpoint.root))
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
         progress(1, 1, "saving")

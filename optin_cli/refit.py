@@ -24,6 +24,7 @@ from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.least_squares import Normal, solve_ridge
 from optin_cli.residuals import Known, consumer_calls, kept_outputs, knowing, stream_rows
 from optin_cli.structure import Group, Structure
+from optin_cli.surgery import Plan
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
@@ -109,6 +110,8 @@ def refit_consumer(
     ridge: float | None,
     outputs: torch.Tensor | None = None,
     known: Known | None = None,
+    *,
+    add_bias: bool = False,
 ) -> Refit:
     """Re-solve one consumer in place, unless that does not lower its held-out error.
 
@@ -116,11 +119,15 @@ def refit_consumer(
         ridge: mu relative to the mean diagonal of X^T X; None chooses among RIDGES by held-out error.
         outputs: columns of its original output that the consumer still has, None for all.
         known: what earlier blocks of both models put out, to start behind them.
+        add_bias: give it a bias if it has none.
     """
     consumer = model.get_submodule(group.consumer)
     reason = why_not(consumer)
     if reason is not None or not isinstance(consumer, Consumer):
         return unsolved(original, model, group, batches, calls, outputs, reason or "", known)
+    added = add_bias and consumer.bias is None
+    if added:
+        consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
     bias = consumer.bias is not None
     fitted, judged, size = normal_equations(original, model, group, batches, calls, outputs, known)
     start = weight_matrix(consumer)
@@ -130,6 +137,8 @@ def refit_consumer(
     kept = trials[best] < before
     if kept:
         set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, best, bias=bias))
+    elif added:
+        consumer.bias = None
     return Refit(before=before / size, after=trials[best] / size, ridge=best, kept=kept)
 
 
@@ -141,6 +150,7 @@ def refit_model(
     batches: Sequence[Batch],
     *,
     ridge: float | None = None,
+    add_bias: bool = False,
     tell: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
 ) -> dict[str, Refit]:
     """Re-solve every consumer of a cut model in place, from the first cut group on.
@@ -148,6 +158,7 @@ def refit_model(
     Args:
         structure: of the original; paths are the same in the cut model.
         kept: the kept units that `model` was cut by.
+        add_bias: give consumers without bias one, which folds in the mean of what went; see `added_biases`.
 
     Returns:
         by group name, in execution order: held-out error before and after relative to the mean squared size of
@@ -163,5 +174,17 @@ def refit_model(
                 tell(number, len(order), group.name)
                 known.advance(group)
                 outputs = None if group.residual else kept_outputs(structure, group, kept)
-                report[group.name] = refit_consumer(original, model, group, batches, calls, ridge, outputs, known)
+                report[group.name] = refit_consumer(
+                    original, model, group, batches, calls, ridge, outputs, known, add_bias=add_bias
+                )
     return report
+
+
+def added_biases(original: nn.Module, model: nn.Module, structure: Structure, root: str) -> Plan:
+    """The plan that gives a stock model the biases that refit added to consumers."""
+    shapes = {}
+    for consumer in {group.consumer: None for group in structure.groups}:
+        had, has = original.get_submodule(consumer), model.get_submodule(consumer)
+        if getattr(had, "bias", None) is None and isinstance(bias := getattr(has, "bias", None), torch.Tensor):
+            shapes[f"{consumer}.bias"] = list(bias.shape)
+    return Plan(root=root, parameters=shapes)

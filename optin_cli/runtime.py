@@ -55,9 +55,12 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
 def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
     """Give a parameter or buffer its new shape, and its module the sizes that follow from it.
 
-    A buffer keeps its first entries: those that are not stored, and so not loaded, are alike for all units.
+    A buffer keeps its first entries: those that are not stored, and so not loaded, are alike for all units. A bias
+    that the module lacks is given to it.
     """
     old = getattr(owner, leaf)
+    if old is None:
+        old = owner.weight
     if leaf in owner._buffers:
         owner._buffers[leaf] = old[tuple(slice(length) for length in shape)].clone()
     else:

@@ -13,6 +13,7 @@ from running import done
 from optin_cli import least_squares, refit, residuals
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options import RefitOptions
+from optin_cli.runtime import apply_plan
 from optin_cli.surgery import cut
 
 
@@ -132,3 +133,24 @@ def test_prune_refits_and_records_it(made, here):
     assert {r["ridge"] for r in read_json("ridge/optin.json")["refit"].values()} == {0.5}
     done(*common, "--no-refit", "-o", "plain")
     assert read_json("plain/optin.json")["refit"] is None
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_layers_without_bias_get_one_only_when_asked(add):
+    original = build("bert")
+    for block in original.bert.encoder.layer:
+        block.output.dense.bias = None
+    structure = structure_of(original)
+    kept = {g.name: list(range(0, g.units, 2)) for g in structure.groups}
+    model = copy.deepcopy(original)
+    plan = cut(model, structure, kept)
+    report = refit.refit_model(original, model, structure, kept, [batch_of(16)], add_bias=add)
+    added = refit.added_biases(original, model, structure, "")
+    taken = {f"{structure.group(name).consumer}.bias" for name, r in report.items() if r.kept and "neuron" in name}
+    assert set(added.parameters) == (taken if add else set())
+    assert taken
+    rebuilt = apply_plan(copy.deepcopy(original), plan.then(added).model_dump())
+    rebuilt.load_state_dict(model.state_dict())
+    inputs = batch_of().inputs
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(**inputs).logits, model(**inputs).logits)

@@ -35,6 +35,9 @@ def prune(
     refit_ridge: Annotated[
         float | None, typer.Option(help="Ridge of the refit, relative. (default: by held-out error)")
     ] = None,
+    add_bias: Annotated[
+        bool, typer.Option("--add-bias", help="Give refitted layers that have no bias one.")
+    ] = DEFAULTS.add_bias,
     samples: Annotated[int, typer.Option(help="Samples to refit on.")] = DEFAULTS.samples,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
     max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
@@ -62,7 +65,7 @@ def prune(
     from optin_cli import api
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
-    options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed)
+    options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed, add_bias)
     with common.progress("pruning") as tell:
         manifest = api.prune(
             opened,
