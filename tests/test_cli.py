@@ -317,7 +317,12 @@ def watched(stop=None):
         yield told
 
 
-@pytest.mark.parametrize("extra", [[], ["--estimator", "hybrid", "--exact-samples", "4"], ["--criterion", "fisher"]])
+ONCE = ("--rescore", "none")
+
+
+@pytest.mark.parametrize(
+    "extra", [ONCE, (*ONCE, "--estimator", "hybrid", "--exact-samples", "4"), ("--criterion", "fisher")]
+)
 def test_resumed_scores_are_those_of_one_run(work, extra):
     args = ["score", "bert", "--calib", "train.jsonl", *QUICK, "--batch-size", "2", *extra, "-o"]
     with watched() as told:
@@ -337,6 +342,20 @@ def test_resumed_scores_are_those_of_one_run(work, extra):
         assert len(again) - 1 == jobs - stop, "finished batches were computed again"
         assert output.read_bytes() == Path("whole.safetensors").read_bytes()
         assert not partial.exists()
+
+
+def test_resumed_rounds_are_those_of_one_run(work):
+    args = ["score", "bert", "--calib", "train.jsonl", *QUICK, "--batch-size", "2", "-o"]
+    with watched() as told:
+        done(*args, "whole.safetensors")
+    assert any(what.endswith("neuron") for _, _, what in told), "no refit between rounds"
+    for stop in (2, len(told) // 2, len(told) - 2):
+        output = f"after-{stop}.safetensors"
+        with watched(stop):
+            assert call(*args, output).code == 130
+        done(*args, output, "--resume")
+        assert Path(output).read_bytes() == Path("whole.safetensors").read_bytes()
+        assert not list(work.glob("*.partial*"))
 
 
 def test_resume_with_nothing_to_resume(work):
