@@ -213,7 +213,8 @@ def save_images(folder, family, *, dtype=torch.float32, **overrides):
     model = build(family, dtype=dtype, **overrides)
     if is_timm(model):
         arguments = IMAGES[family][2] | overrides
-        save_for_hf(model, folder, model_config={"model_args": arguments}, safe_serialization=True)
+        config = {"model_args": arguments, "pretrained_cfg": {"crop_pct": 1.0}}
+        save_for_hf(model, folder, model_config=config, safe_serialization=True)
         return folder
     model.save_pretrained(folder)
     size = {"height": SIDE, "width": SIDE}
