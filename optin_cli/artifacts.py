@@ -59,8 +59,19 @@ class Totals(Frozen):
     bytes: int
 
 
+class SharedCost(Frozen):
+    """What one unit of each of two groups costs in weights that both index."""
+
+    macs: float
+    parameters: int
+
+
 class GroupCost(Frozen):
-    """One prunable axis: how many units it has, and the columns (of the consumer's input) and cost of each."""
+    """One prunable axis: how many units it has, and the columns (of the consumer's input) and cost of each.
+
+    A unit's cost is what removing it alone saves. least: fewest units that can stay. shared: by the name of another
+    group, what both saved together and is so counted twice.
+    """
 
     kind: str
     block: str
@@ -68,6 +79,8 @@ class GroupCost(Frozen):
     unit_width: int = 1
     unit_macs: float
     unit_parameters: int
+    least: int = 0
+    shared: dict[str, SharedCost] = {}
 
 
 class Workload(Frozen):

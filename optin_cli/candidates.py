@@ -20,7 +20,8 @@ from optin_cli.options import EvalOptions, ScoreOptions
 from optin_cli.pruning import cut_copy, prune_checkpoint
 from optin_cli.recipes import Prepared, Setting
 from optin_cli.saving import round_to_storage
-from optin_cli.selection import Kept, Limits, reached
+from optin_cli.selection import Kept, Limits
+from optin_cli.spending import reached
 from optin_cli.surgery import Plan
 from optin_cli.tasks import Task
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.artifacts import GroupCost, Totals
+from optin_cli.artifacts import GroupCost, SharedCost, Totals
 from optin_cli.observe import call_model
-from optin_cli.structure import Group, Structure, tensor_at
+from optin_cli.structure import Group, Slice, Structure, tensor_at
 
 # fvcore runs torch.jit at import and at every use, which newer torch calls deprecated.
 with warnings.catch_warnings():
@@ -131,6 +131,28 @@ def unit_macs(model: nn.Module, group: Group, by_module: Mapping[str, float]) ->
     return total / group.units
 
 
+def shared_costs(
+    model: nn.Module, structure: Structure, by_module: Mapping[str, float]
+) -> dict[str, dict[str, SharedCost]]:
+    """What units of two groups cost together in weights sliced by both: by the earlier group, by the later one."""
+    costs: dict[str, dict[str, SharedCost]] = {group.name: {} for group in structure.groups}
+    seen: dict[str, tuple[Group, Slice]] = {}
+    for group in structure.groups:
+        for piece in group.slices:
+            if piece.parameter not in seen:
+                seen[piece.parameter] = group, piece
+                continue
+            other, theirs = seen[piece.parameter]
+            tensor = tensor_at(model, piece.parameter)
+            columns = tensor.numel() // (tensor.shape[piece.axis] * tensor.shape[theirs.axis])
+            macs = by_module.get(piece.parameter.rpartition(".")[0], 0.0)
+            costs[other.name][group.name] = SharedCost(
+                macs=macs / (group.units * other.units),
+                parameters=columns * piece.parts * piece.block * theirs.parts * theirs.block,
+            )
+    return costs
+
+
 def measure_costs(
     model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], weight_bytes: int
 ) -> tuple[Totals, dict[str, GroupCost]]:
@@ -140,6 +162,7 @@ def measure_costs(
         weight_bytes: size of the stored weights, which the model in memory cannot tell.
     """
     total, by_module = count_macs(model, inputs)
+    shared = shared_costs(model, structure, by_module)
     groups = {
         group.name: GroupCost(
             kind=group.kind,
@@ -148,6 +171,8 @@ def measure_costs(
             unit_width=group.block,
             unit_macs=unit_macs(model, group, by_module),
             unit_parameters=unit_parameters(model, group),
+            least=group.least,
+            shared=shared[group.name],
         )
         for group in structure.groups
     }

@@ -21,12 +21,17 @@ from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Tota
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
+from optin_cli.spending import Row, make_row, reached
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
 Vector = NDArray[np.float32]
 Vector64 = NDArray[np.float64]
 Kept = dict[str, list[int]]
+ROUNDS = 8
+"""Most integer programs solved one after another where groups share weights."""
+SLACK = 1e-9
+"""Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,6 @@ class Limits:
         """The budgets by name, as a mask records them."""
         named = {"macs": self.keep_macs, "parameters": self.keep_parameters}
         return {name: share for name, share in named.items() if share is not None}
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One budget as an inequality: sum of cost[group] * kept[group] <= limit, in units of the cheapest unit."""
-
-    name: str
-    cost: dict[str, float]
-    fixed: float
-    total: float
-    share: float
-
-    @property
-    def limit(self) -> float:
-        return self.share * self.total - self.fixed
 
 
 def choose_units(
@@ -95,7 +85,7 @@ def choose_units(
     levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
     _protect(levels, groups, limits.protect)
     for row in rows:
-        least = sum(row.cost[name] * levels[name][0] for name in groups)
+        least = row.spent({name: levels[name][0] for name in groups})
         if least > row.limit + 1e-12 * row.total:
             raise BudgetError(
                 f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
@@ -106,15 +96,8 @@ def choose_units(
     if algorithm == "optin":
         counts = _prefix_search(importance, groups, levels, rows)
     else:
-        counts = _integer_program(importance, order, levels, rows)
+        counts = _choose_counts(importance, order, groups, levels, rows)
     return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
-
-
-def reached(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], totals: Totals) -> dict[str, float]:
-    """Shares of the whole model's MACs and parameters that remain under a mask."""
-    macs = totals.macs - sum(g.unit_macs * (g.units - len(kept[n])) for n, g in groups.items())
-    parameters = totals.parameters - sum(g.unit_parameters * (g.units - len(kept[n])) for n, g in groups.items())
-    return {"macs": macs / totals.macs, "parameters": parameters / totals.parameters}
 
 
 def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
@@ -131,7 +114,7 @@ def _rounded_up(share: float) -> float:
 
 def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
     """Allowed counts of kept units, ascending, ending in all of them."""
-    least = (limits.minima or {}).get(group.kind, 0)
+    least = max((limits.minima or {}).get(group.kind, 0), group.least)
     if least > group.units:
         raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
     step = limits.round_to // math.gcd(limits.round_to, block)
@@ -147,7 +130,7 @@ def _protect(levels: dict[str, list[int]], groups: Mapping[str, GroupCost], patt
             levels[name] = [groups[name].units]
 
 
-def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[_Row]:
+def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
     asked = limits.asked()
     if not asked:
         raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5 or --keep-params 0.5.")
@@ -157,25 +140,50 @@ def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> li
     for name, share in asked.items():
         if not 0 < share <= 1:
             raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
-        cost = {g: c.unit_macs if name == "macs" else float(c.unit_parameters) for g, c in groups.items()}
-        unit = min((c for c in cost.values() if c > 0), default=1.0)
-        total = float(totals.macs if name == "macs" else totals.parameters)
-        fixed = total - sum(cost[g] * groups[g].units for g in groups)
-        rows.append(_Row(name, {g: c / unit for g, c in cost.items()}, fixed / unit, total / unit, share))
+        rows.append(make_row(name, groups, totals, share))
     return rows
+
+
+def _choose_counts(
+    importance: Mapping[str, Vector],
+    order: Mapping[str, NDArray[np.intp]],
+    groups: Mapping[str, GroupCost],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[Row],
+) -> dict[str, int]:
+    """The integer program, repeated where groups share weights and their cost is not a sum over groups.
+
+    Each round bounds the shared cost from above by a sum that is exact at the last round's choice. That choice
+    thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
+    """
+    counts = {name: group.units for name, group in groups.items()}
+    lowest = {name: steps[0] for name, steps in levels.items()}
+    if any(row.bound(lowest, counts) > row.limit for row in rows):
+        counts = lowest
+    best, gained = counts, -np.inf
+    for _ in range(ROUNDS if any(row.pairs for row in rows) else 1):
+        bounds = [row.curvature(counts) for row in rows]
+        counts = _integer_program(importance, order, levels, rows, bounds)
+        gain = sum(float(importance[n].astype(np.float64)[order[n][:k]].sum()) for n, k in counts.items())
+        if gain <= gained:
+            break
+        best, gained = counts, gain
+    return best
 
 
 def _integer_program(
     importance: Mapping[str, Vector],
     order: Mapping[str, NDArray[np.intp]],
     levels: Mapping[str, list[int]],
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
+    curvature: Sequence[Mapping[str, float]],
 ) -> dict[str, int]:
     """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
     owners: list[str] = []
     gains: list[float] = []
     sizes: list[int] = []
     after: list[int] = []
+    squares: list[int] = []
     for name, steps in levels.items():
         # A last step of another size costs otherwise, so the steps of such a group must be told to come in order.
         irregular = len(steps) > 1 and steps[-1] - steps[-2] != steps[1] - steps[0]
@@ -185,11 +193,16 @@ def _integer_program(
             gains.append(float(ranked[low:high].sum()))
             after.append(len(sizes) - 1 if irregular and low != steps[0] else -1)
             sizes.append(high - low)
+            squares.append(high**2 - low**2)
     counts = {name: steps[0] for name, steps in levels.items()}
     if not owners:
         return counts
-    matrix = np.array([[row.cost[name] * size for name, size in zip(owners, sizes, strict=True)] for row in rows])
-    limit = np.array([row.limit - sum(row.cost[n] * counts[n] for n in counts) for row in rows])
+    matrix = np.array([[row.own[name] * size for name, size in zip(owners, sizes, strict=True)] for row in rows])
+    limit = np.array([row.limit - sum(row.own[n] * counts[n] for n in counts) for row in rows])
+    for number, bends in enumerate(curvature):
+        if bends:
+            matrix[number] += [bends.get(n, 0.0) * square for n, square in zip(owners, squares, strict=True)]
+            limit[number] -= sum(bend * counts[n] ** 2 for n, bend in bends.items()) + SLACK * rows[number].total
     taken = solve_knapsack(np.array(gains), matrix, limit, np.array(after))
     chosen: dict[str, int] = dict.fromkeys(levels, 0)
     for name, take in zip(owners, taken, strict=True):
@@ -201,7 +214,7 @@ def _prefix_search(
     importance: Mapping[str, Vector],
     groups: Mapping[str, GroupCost],
     levels: Mapping[str, list[int]],
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
 ) -> dict[str, int]:
     """OPTIN's search: try every number of heads, fill the rest of the budget with the best other units.
 
@@ -210,12 +223,13 @@ def _prefix_search(
     if [row.name for row in rows] != ["macs"]:
         raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
     row = rows[0]
+    cost = row.linear({name: group.units for name, group in groups.items()})
     ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
     for name, group in groups.items():
         values = np.sort(importance[name].astype(np.float64))[::-1][levels[name][0] :]
-        ranked[group.kind == "head"] += [(float(-v), name, row.cost[name]) for v in values]
+        ranked[group.kind == "head"] += [(float(-v), name, cost[name]) for v in values]
     heads, others = (sorted(ranked[is_head]) for is_head in (True, False))
-    room = row.limit - sum(row.cost[name] * levels[name][0] for name in groups)
+    room = row.limit - sum(cost[name] * levels[name][0] for name in groups)
     head_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in heads])])
     head_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in heads])])
     other_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in others])])

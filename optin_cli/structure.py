@@ -5,8 +5,7 @@ Sizes are read from the tensors themselves, so a checkpoint that was already cut
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +20,9 @@ from optin_cli.architectures import (
     OutputRule,
     SelectRule,
     SliceRule,
-    StackRule,
 )
 from optin_cli.errors import ArchitectureError
+from optin_cli.places import Place, match_blocks
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def find_structure(
     blocks: list[Block] = []
     groups: list[Group] = []
     for stack in architecture.stacks:
-        found = list(_match(model, stack, root))
+        found = list(match_blocks(model, stack, root))
         if not found:
             of = f" and is one of {', '.join(stack.types)}" if stack.types else ""
             problems.append(f"no module matches {stack.blocks!r}{of} (stack {stack.name})")
@@ -147,48 +146,10 @@ def _resolve_output(rule: OutputRule, problem_type: str | None) -> OutputRule:
     return rule.model_copy(update={"kind": kind})
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A block's path, and the paths of other modules that its rules may name, by "@NAME"."""
-
-    path: str
-    others: Mapping[str, str]
-
-    def __call__(self, relative: str) -> str:
-        """The full path of one that a rule gives; an unknown "@NAME" stays in it, where no module has that name."""
-        if not relative:
-            return self.path
-        name, dot, rest = relative.partition(".")
-        return f"{self.others[name]}{dot}{rest}" if name in self.others else f"{self.path}.{relative}"
-
-
-def _match(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[_Place, list[str]]]:
-    """Blocks of a stack in order, each with the indices that stood for the * of the pattern."""
-    prefix = f"{root}." if root else ""
-    expression = re.compile(re.escape(prefix + stack.blocks).replace(r"\*", r"(\d+)") + r"\Z")
-    modules = [(path, type(module).__name__) for path, module in model.named_modules()]
-    found = [
-        (number, path, list(match.groups()))
-        for number, (path, kind) in enumerate(modules)
-        if (match := expression.match(path)) and (not stack.types or kind in stack.types)
-    ]
-    for place, (number, path, indices) in enumerate(found):
-        others = {}
-        end = len(modules)
-        if place + 1 < len(found):
-            end, others["@next"], _ = found[place + 1]
-        elif stack.after_last is not None:
-            others["@next"] = prefix + stack.after_last
-        for name, kinds in stack.between.items():
-            between = [p for p, kind in modules[number + 1 : end] if kind in kinds and not p.startswith(f"{path}.")]
-            others |= {f"@{name}": p for p in between[:1]}
-        yield _Place(path, others), indices
-
-
 def _resolve_group(
-    model: nn.Module, rule: GroupRule, place: _Place, block_name: str, problems: list[str]
+    model: nn.Module, rule: GroupRule, place: Place, block_name: str, problems: list[str]
 ) -> Group | None:
-    name = f"{block_name}.{rule.kind}"
+    name = f"{block_name}.{rule.name or rule.kind}"
     before = len(problems)
     if rule.count is not None:
         block = _block_of_count(model, rule, place, name, problems)
@@ -244,13 +205,13 @@ def _resolve_group(
     )
 
 
-def _applies(model: nn.Module, rule: GroupRule, place: _Place) -> bool:
+def _applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
     needed = {**rule.when, **({"": rule.types} if rule.types else {})}
     return all(type(_module(model, place(path))).__name__ in kinds for path, kinds in needed.items())
 
 
-def _block_of_count(model: nn.Module, rule: GroupRule, place: _Place, name: str, problems: list[str]) -> int:
+def _block_of_count(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:
     """Size of a unit, from the number of units that an attribute holds; 0 where that cannot be told or none is left."""
     count = _attribute(model, place(str(rule.count)))
     first = rule.slices[0]
@@ -262,7 +223,7 @@ def _block_of_count(model: nn.Module, rule: GroupRule, place: _Place, name: str,
 
 
 def _resolve_slices(
-    model: nn.Module, rule: SliceRule, block: int, place: _Place, name: str, problems: list[str]
+    model: nn.Module, rule: SliceRule, block: int, place: Place, name: str, problems: list[str]
 ) -> Iterator[Slice]:
     for parameter in rule.parameters:
         full = place(parameter)

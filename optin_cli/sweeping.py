@@ -39,7 +39,7 @@ from optin_cli.pictures import write_pictures
 from optin_cli.recipes import Prepared, Recipe, Setting, recipes
 from optin_cli.saving import MANIFEST
 from optin_cli.scoring import Calibration
-from optin_cli.selection import reached
+from optin_cli.spending import reached
 from optin_cli.tasks import Task
 
 RESULT = "sweep.json"
@@ -256,7 +256,7 @@ def _tell_of(tell: Tell, recipe: str, done: float, total: float, what: str) -> N
 
 
 def _smallest_share(costs: Mapping[str, GroupCost], totals: Totals, asked: Sequence[float]) -> float:
-    least: float = reached({name: [] for name in costs}, costs, totals)["macs"]
+    least: float = reached({name: range(c.least) for name, c in costs.items()}, costs, totals)["macs"]
     rounded: float = min(1.0, math.ceil(least * 10**PLACES - 1e-8) / 10**PLACES)
     if asked and min(asked) < least - 1e-12:
         raise BudgetError(

@@ -73,7 +73,27 @@ TIMM_VIT = {
 }
 TOGETHER = {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}
 
+WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [4, 4], "window_size": 3, "image_size": 24, "patch_size": 4}
+TIMM_WINDOWS = {"img_size": 24, "patch_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (4, 4)}
+SMALL_STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "num_labels": 3}
+MOBILE = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 12, 16, 16, 40], "image_size": 24}
+
 IMAGES = {
+    "swin": ("transformers", "swin", WINDOWS | {"num_labels": 3}),
+    "swinv2": ("transformers", "swinv2", WINDOWS | {"num_labels": 3}),
+    "convnext": ("transformers", "convnext", SMALL_STAGES),
+    "mobilevit": ("transformers", "mobilevit", MOBILE | {"num_labels": 3}),
+    "mobilenet_v2": ("transformers", "mobilenet_v2", {"depth_multiplier": 0.25, "image_size": 24, "num_labels": 3}),
+    "resnet": ("transformers", "resnet", SMALL_STAGES | {"embedding_size": 8, "layer_type": "basic"}),
+    "resnet-bottleneck": ("transformers", "resnet", SMALL_STAGES | {"hidden_sizes": [16, 16, 24, 32]}),
+    "timm-swin": ("timm", "swin_tiny_patch4_window7_224", TIMM_WINDOWS | {"window_size": 4, "num_classes": 3}),
+    "timm-convnext": ("timm", "test_convnext2", {"num_classes": 3}),
+    "timm-mobilevit": ("timm", "mobilevit_xxs", {"num_classes": 3}),
+    "timm-resnet": ("timm", "test_resnet", {"num_classes": 3}),
+    "timm-mobilenetv2": ("timm", "mobilenetv2_035", {"num_classes": 3}),
+    "timm-efficientnet": ("timm", "test_efficientnet", {"num_classes": 3}),
+    "timm-vgg": ("timm", "vgg11", {"num_classes": 3, "mlp_ratio": 0.005}),
+    "timm-vgg-bn": ("timm", "vgg11_bn", {"num_classes": 3, "mlp_ratio": 0.005}),
     "vit": ("transformers", "vit", SIGHT),
     "deit": ("transformers", "deit", SIGHT | {"head": "DeiTForImageClassification"}),
     "deit-distilled": ("transformers", "deit", SIGHT | {"head": "DeiTForImageClassificationWithTeacher"}),
@@ -92,6 +112,8 @@ IMAGES = {
 """Families of image classifiers: library, model type or timm's name of a model, and what makes it tiny."""
 SIDE = 24
 """Height and width of their images."""
+HALVED = 32
+"""The same for models that halve it five times."""
 
 
 def tiny_config(family, **overrides):
@@ -110,6 +132,13 @@ def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
     for name, parameter in model.eval().requires_grad_(False).named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
         parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(norm))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5)  # or little of the image gets through
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.normal_(1, 0.2)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
     return model.to(dtype)
 
 
@@ -155,9 +184,14 @@ def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def side_of(model):
+    return HALVED if type(model).__name__ in ("VGG", "ConvNeXt", "ConvNextForImageClassification") else SIDE
+
+
 def make_pixels(model, rows=2, *, seed=0):
     """Random images of the tiny models' size, by the name of the model's input."""
-    pixels = torch.randn(rows, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    side = side_of(model)
+    pixels = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(seed))
     return {"x" if is_timm(model) else model.main_input_name: pixels}
 
 
@@ -180,7 +214,7 @@ def random_kept(structure, seed=0, share=0.5):
     kept = {}
     for group in structure.groups:
         order = torch.randperm(group.units, generator=generator)
-        kept[group.name] = sorted(order[: int(group.units * share)].tolist())
+        kept[group.name] = sorted(order[: max(int(group.units * share), group.least)].tolist())
     return kept
 
 
@@ -211,13 +245,15 @@ def save_images(folder, family, *, dtype=torch.float32, **overrides):
     """Write an image classifier as its library does; returns the folder."""
     folder = Path(folder)
     model = build(family, dtype=dtype, **overrides)
+    side = side_of(model)
     if is_timm(model):
+        model.pretrained_cfg = dict(model.pretrained_cfg, input_size=(3, side, side))
         arguments = IMAGES[family][2] | overrides
         config = {"model_args": arguments, "pretrained_cfg": {"crop_pct": 1.0}}
         save_for_hf(model, folder, model_config=config, safe_serialization=True)
         return folder
     model.save_pretrained(folder)
-    size = {"height": SIDE, "width": SIDE}
+    size = {"height": side, "width": side}
     transformers.ViTImageProcessor(size=size).save_pretrained(folder)
     return folder
 

@@ -25,6 +25,7 @@ from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.masking import masked
 from optin_cli.observe import observe
+from optin_cli.spending import reached
 from optin_cli.surgery import cut
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
@@ -40,7 +41,8 @@ def tiny(request):
 
 
 def empty(groups, *kinds):
-    return {group.name: [] for group in groups if group.kind in kinds}
+    """No unit of groups of those kinds, or as few as their blocks run with."""
+    return {group.name: list(range(group.least)) for group in groups if group.kind in kinds}
 
 
 def cut_copy(tiny, *masks):
@@ -53,10 +55,13 @@ def cut_copy(tiny, *masks):
 
 @torch.no_grad()
 def trajectory(tiny, model=None):
-    """Outputs and block outputs at real tokens."""
+    """Outputs, and block outputs at real tokens where cutting leaves them their width."""
     batch = Batch(tiny.inputs, None, tuple(map(str, range(len(next(iter(tiny.inputs.values())))))))
     found = observe(model or tiny.model, tiny.structure, batch)
-    return [*found.outputs, *(features[batch.mask_for(features)] for features in found.features)]
+    cut_away = {piece.parameter for group in tiny.structure.groups for piece in group.slices if piece.axis == 0}
+    whole = [f"{block.path}.weight" not in cut_away for block in tiny.structure.blocks]
+    features = found.features if all(whole) else []
+    return [*found.outputs, *(f[batch.mask_for(f)] for f in features)]
 
 
 def assert_same(mine, theirs):
@@ -76,7 +81,7 @@ class TestEveryFamily:
         last = [g for g in groups if g.block_name == groups[-1].block_name]
         masks = [random_kept(tiny.structure, 1), random_kept(tiny.structure, 2, share=0.8)]
         masks += [empty(groups[:2], "head"), empty(groups[:2], "neuron"), empty(last, "head", "neuron")]
-        masks += [empty(groups, "head"), empty(groups, "neuron"), empty(groups, "head", "neuron")]
+        masks += [empty(groups, "head"), empty(groups, "neuron"), empty(groups, "head", "neuron", "channel")]
         masks += [{groups[0].name: [1, 2]}, {}]
         whole = trajectory(tiny)
         for kept in masks:
@@ -92,18 +97,26 @@ class TestEveryFamily:
             tiny.model(**tiny.inputs)
         assert totals.macs == counter.get_total_flops() / 2
         groups = tiny.structure.groups
-        for kept in (random_kept(tiny.structure, 3), empty(groups, "head", "neuron")):
+        for kept in (random_kept(tiny.structure, 3), empty(groups, "head", "neuron", "channel")):
             model = cut_copy(tiny, kept)
             gone = {name: costs[name].units - len(units) for name, units in kept.items()}
             macs = sum(costs[name].unit_macs * n for name, n in gone.items())
             parameters = sum(costs[name].unit_parameters * n for name, n in gone.items())
-            assert count_macs(model, tiny.inputs)[0] == totals.macs - macs
+            for name, other, both in ((n, o, both) for n, c in costs.items() for o, both in c.shared.items()):
+                macs -= both.macs * gone[name] * gone[other]
+                parameters -= both.parameters * gone[name] * gone[other]
+            assert count_macs(model, tiny.inputs)[0] == pytest.approx(totals.macs - macs, rel=1e-12)
             assert count_parameters(model) == totals.parameters - parameters
+            share = reached(kept, costs, totals)
+            assert share["macs"] == pytest.approx(count_macs(model, tiny.inputs)[0] / totals.macs)
 
     def test_cutting_twice_is_cutting_once(self, tiny):
         first = random_kept(tiny.structure, 4, share=0.7)
         once = cut_copy(tiny, first)
-        for second in (random_kept(structure_of(once, tiny.head), 5), {tiny.structure.groups[0].name: []}):
+        for second in (
+            random_kept(structure_of(once, tiny.head), 5),
+            empty(tiny.structure.groups[:1], "head", "neuron", "channel"),
+        ):
             both = cut_copy(tiny, compose(tiny.structure, first, second))
             twice = cut_copy(tiny, first, second)
             assert {n: p.shape for n, p in twice.named_parameters()} == {n: p.shape for n, p in both.named_parameters()}

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from models import IMAGES, SIDE, build, make_pixels, random_kept, save_images
+from models import IMAGES, SIDE, build, make_pixels, random_kept, save_images, side_of
 from PIL import Image
 from running import python
 from safetensors.torch import save_file
@@ -58,16 +58,17 @@ def edit_config(folder, **changes):
 def test_what_a_checkpoint_says(tmp_path, family):
     checkpoint = load_checkpoint(save_images(tmp_path / "tiny", family))
     assert (checkpoint.library, checkpoint.modality) == (IMAGES[family][0], "image")
-    assert checkpoint.image.shape == (3, SIDE, SIDE)
+    side = side_of(checkpoint.model)
+    assert checkpoint.image.shape == (3, side, side)
     assert (checkpoint.num_labels, checkpoint.plan) == (3, None)
     torch.testing.assert_close(logits(checkpoint.model), logits(build(family)))
     seen = checkpoint.preprocess()(Image.new("RGB", (40, 30), "red"))
-    assert (tuple(seen.shape), seen.dtype) == ((3, SIDE, SIDE), torch.float32)
+    assert (tuple(seen.shape), seen.dtype) == ((3, side, side), torch.float32)
     with pytest.raises(CheckpointError, match="no tokenizer"):
         checkpoint.tokenizer()
     profile = optin_cli.profile(checkpoint)
-    assert profile.workload.image == (3, SIDE, SIDE)
-    assert json.loads(profile.dump())["workload"] == {"batch_size": 1, "image": [3, SIDE, SIDE]}
+    assert profile.workload.image == (3, side, side)
+    assert json.loads(profile.dump())["workload"] == {"batch_size": 1, "image": [3, side, side]}
     with pytest.raises(UsageError, match="no sequence length"):
         optin_cli.profile(checkpoint, seq_len=12)
 
@@ -77,8 +78,8 @@ def test_cut_folders(tmp_path, family):
     """Certified in a fresh process, loaded by optin, cut again: always what the masked model computes."""
     checkpoint = load_checkpoint(save_images(tmp_path / "whole", family, dtype=torch.float16))
     kept = random_kept(checkpoint.structure, 1)
-    kept[checkpoint.structure.groups[0].name] = []
-    kept[checkpoint.structure.groups[-1].name] = []
+    for group in (checkpoint.structure.groups[0], checkpoint.structure.groups[-1]):
+        kept[group.name] = list(range(group.least))
     manifest = optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
     assert parse(Manifest, (tmp_path / "small" / "optin.json").read_text(), "optin.json") == manifest
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance

@@ -24,7 +24,8 @@ from optin_cli.recipes.kwon import mask_gradients, objective, rearrange, rearran
 from optin_cli.residuals import consumer_calls, gather
 from optin_cli.scoring import Calibration, score_checkpoint
 from optin_cli.scoring.baselines import fisher_batch, unit_energies, wanda_batch
-from optin_cli.selection import Limits, choose_units, reached
+from optin_cli.selection import Limits, choose_units
+from optin_cli.spending import reached
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,8 @@ from optin_cli.artifacts import GroupCost, GroupScores, ScoresHeader, Source, To
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
-from optin_cli.selection import Limits, choose_units, importance_lost, make_mask, reached
+from optin_cli.selection import Limits, choose_units, importance_lost, make_mask
+from optin_cli.spending import reached
 
 SLACK = 1e-9
 

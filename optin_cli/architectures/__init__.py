@@ -72,6 +72,7 @@ class GroupRule(_Strict):
 
     Paths are relative to the block, or begin with "@next" or "@NAME" (see `StackRule`).
 
+    name: what distinguishes it in its block; its kind where None.
     types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
     of which each must be for the block to have this group.
     gate: the module whose input is masked, where something between it and the consumer mixes units
@@ -83,6 +84,7 @@ class GroupRule(_Strict):
     """
 
     kind: Literal["head", "neuron", "channel"]
+    name: str | None = None
     types: list[str] = []
     when: dict[str, list[str]] = {}
     consumer: str
