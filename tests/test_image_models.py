@@ -4,22 +4,22 @@ import json
 import sys
 
 import pytest
+import timm
 import torch
-from models import IMAGES, SIDE, build, make_pixels, random_kept, save_images, side_of
+from models import IMAGES, SIDE, TIMM_VIT, build, make_pixels, random_kept, save_images, side_of
 from PIL import Image
-from running import python
+from running import call, done, python
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import optin_cli
-from optin_cli.artifacts import Budget, GroupMask, Manifest, Mask, parse
+from optin_cli.artifacts import Budget, GroupMask, Manifest, Mask, Profile, parse
 from optin_cli.checkpoint import load_checkpoint
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
 from optin_cli.inputs import workload_of
 from optin_cli.libraries import parse_arguments
 from optin_cli.masking import masked
 from optin_cli.observe import call_model
-
-TIMM = [family for family, (library, _, _) in IMAGES.items() if library == "timm"]
 
 
 def logits(model):
@@ -149,6 +149,28 @@ def test_a_lone_state_dict_of_timm(tmp_path, folder):
 def test_wrong_architectures_of_a_lone_state_dict(tmp_path, folder, arch, arguments, error, message):
     with pytest.raises(error, match=message):
         load_checkpoint(lone(folder, tmp_path), arch=arch, arch_args=parse_arguments(arguments))
+
+
+def test_the_command_line_takes_a_lone_state_dict(tmp_path, folder):
+    path = lone(folder, tmp_path)
+    run = done("profile", path, "--arch", "timm:vit_tiny_patch16_224", "--arch-args", ARGUMENTS, "--json")
+    assert parse(Profile, run.out, "stdout").workload.image == (3, SIDE, SIDE)
+    assert "24 x 24 pixels" in done("profile", folder).out
+    assert "no sequence length" in call("profile", folder, "--seq-len", "9").err
+    assert "not KEY=VALUE" in call("profile", path, "--arch", "timm:vit_tiny_patch16_224", "--arch-args", "x").err
+
+
+def test_blocks_that_compute_otherwise_are_refused(tmp_path):
+    """Normalisation behind attention, or inside it, would make a mask and a cut differ."""
+    name = "vit_base_patch16_rpn_224"
+    model = timm.create_model(name, **TIMM_VIT)
+    save_for_hf(model, tmp_path / name, model_config={"model_args": TIMM_VIT}, safe_serialization=True)
+    with pytest.raises(ArchitectureError, match="and is one of Block"):
+        load_checkpoint(tmp_path / name)
+    arguments = TIMM_VIT | {"scale_attn_norm": True}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    save_for_hf(model, tmp_path / "scaled", model_config={"model_args": arguments}, safe_serialization=True)
+    assert {g.kind for g in load_checkpoint(tmp_path / "scaled").structure.groups} == {"neuron"}
 
 
 def test_arguments_are_read():
