@@ -6,57 +6,45 @@ Nothing here imports torch, so that stages without a model (search, inspect) sta
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from optin_cli.errors import ArtifactError
+from optin_cli.records import Artifact, Frozen, Options, Source, Totals, Workload, to_json
+from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, SweepBaseline, SweepPoint
 
-Options = dict[str, JsonValue]
-
-
-class Frozen(BaseModel):
-    """Immutable record; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Source(Frozen):
-    """What an artifact was made from: a display name and the sha256 of its content."""
-
-    name: str
-    sha256: str
-
-
-class Artifact(Frozen):
-    """Common head of every artifact. Holds no timestamps and no machine paths: equal runs, equal bytes."""
-
-    kind: ClassVar[str]
-    optin_version: str
-    options: Options
-    inputs: dict[str, Source]
-
-    def dump(self) -> str:
-        """Indented JSON text ending in a newline, lists of numbers on one line each."""
-        return to_json(self.model_dump(mode="json", by_alias=True)) + "\n"
-
-
-class Totals(Frozen):
-    """Whole-model cost. MACs are multiply-accumulates of matrix products, convolutions and attention."""
-
-    macs: int
-    parameters: int
-    bytes: int
+__all__ = [
+    "KINDS",
+    "Artifact",
+    "Budget",
+    "Certificate",
+    "Comparison",
+    "Evaluation",
+    "Frozen",
+    "GroupCost",
+    "GroupMask",
+    "GroupScores",
+    "Latency",
+    "Manifest",
+    "Mask",
+    "Measure",
+    "Options",
+    "Profile",
+    "Refit",
+    "ScoresHeader",
+    "SharedCost",
+    "Source",
+    "Sweep",
+    "SweepBaseline",
+    "SweepPoint",
+    "Totals",
+    "Workload",
+    "parse",
+    "require_source",
+    "to_json",
+    "validate",
+]
 
 
 class SharedCost(Frozen):
@@ -80,33 +68,7 @@ class GroupCost(Frozen):
     unit_macs: float
     unit_parameters: int
     least: int = 0
-    shared: dict[str, SharedCost] = {}
-
-
-class Workload(Frozen):
-    """The input shape that a cost is stated for: sequences of `seq_len` tokens, or images (channels, height, width)."""
-
-    batch_size: int = 1
-    seq_len: int | None = None
-    image: tuple[int, int, int] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Workload:
-        if (self.seq_len is None) == (self.image is None):
-            raise ValueError("give either seq_len or image")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
-
-    @property
-    def shape(self) -> str:
-        """The shape of one input, in words."""
-        if self.image is None:
-            return f"{self.seq_len} tokens"
-        channels, height, width = self.image
-        return f"{height} x {width} pixels" + (f" of {channels} channel(s)" if channels != 3 else "")
+    shared: dict[str, SharedCost] = Field(default_factory=dict)
 
 
 class Profile(Artifact):
@@ -230,129 +192,9 @@ class Manifest(Artifact):
     versions: dict[str, str]
 
 
-class Measure(Frozen):
-    """A named number."""
-
-    name: str
-    value: float
-
-
-class Latency(Workload):
-    """Median wall time of one forward pass."""
-
-    runs: int
-    device: str
-    threads: int
-    median_ms: float
-    samples_per_second: float
-
-
-class Comparison(Frozen):
-    """The evaluated model beside another on the same samples; ratios are this / other."""
-
-    name: str
-    metric: Measure | None
-    drop: float | None
-    agreement: float | None
-    kl: float | None
-    macs_ratio: float
-    parameters_ratio: float
-    bytes_ratio: float
-    latency_ratio: float | None
-
-
-class Evaluation(Artifact):
-    """`optin eval`: task metric, size and speed of a checkpoint."""
-
-    kind: ClassVar[str] = "eval"
-    schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
-    task: str | None
-    split: str
-    samples: int
-    metric: Measure | None
-    metrics: dict[str, float]
-    standard_error: float | None
-    workload: Workload
-    totals: Totals
-    latency: Latency | None
-    against: Comparison | None
-
-
-class SweepBaseline(Frozen):
-    """The original, by the measures of a sweep."""
-
-    value: float
-    standard_error: float | None
-    totals: Totals
-    latency: Latency | None
-
-
-class SweepPoint(Frozen):
-    """One recipe at one budget; ratios, drop and agreement are against the original.
-
-    asked: share of the MACs to keep. value: of the metric. metrics: all that the task names. latency_ratio: from
-    runs interleaved with the original's.
-    prepare_seconds: what the recipe does once for all its budgets (scoring); prune_seconds: search, cut, refit.
-    """
-
-    recipe: str
-    asked: float
-    macs_ratio: float
-    parameters_ratio: float
-    value: float
-    metrics: dict[str, float] = {}
-    standard_error: float | None
-    drop: float
-    agreement: float | None
-    latency: Latency | None
-    latency_ratio: float | None
-    prepare_seconds: float
-    prune_seconds: float
-
-
-class Sweep(Artifact):
-    """`optin sweep`: what each recipe loses at each budget.
-
-    chosen: number of the point that is the smallest within the allowed drop.
-    """
-
-    kind: ClassVar[str] = "sweep"
-    schema_: Literal["optin.sweep/1"] = Field(default="optin.sweep/1", alias="schema")
-    task: str
-    split: str
-    samples: int
-    metric: str
-    higher_is_better: bool
-    workload: Workload
-    baseline: SweepBaseline
-    points: list[SweepPoint]
-    chosen: int | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Sweep:
-        if self.chosen is not None and not 0 <= self.chosen < len(self.points):
-            raise ValueError(f"chosen is {self.chosen}, but there are {len(self.points)} points")
-        return self
-
-
 A = TypeVar("A", bound=Artifact)
 
 KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep)
-
-
-def to_json(value: Any) -> str:
-    """Indented JSON whose lists of plain numbers stay on one line, so that masks can be read and edited."""
-
-    def render(node: Any, indent: str) -> str:
-        deeper = indent + "  "
-        if isinstance(node, Mapping) and node:
-            rows = ",\n".join(f"{deeper}{json.dumps(str(k))}: {render(v, deeper)}" for k, v in node.items())
-            return "{\n" + rows + "\n" + indent + "}"
-        if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
-            return "[\n" + ",\n".join(deeper + render(item, deeper) for item in node) + "\n" + indent + "]"
-        return json.dumps(node, ensure_ascii=False, allow_nan=False)
-
-    return render(value, "")
 
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:
