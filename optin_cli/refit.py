@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from optin_cli.artifacts import Refit
+from optin_cli.batch_norms import batch_norms, fold_bias, following_norms, reestimate
 from optin_cli.consumers import Consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError, DataError
@@ -26,6 +27,7 @@ from optin_cli.residuals import Known, consumer_calls, kept_outputs, knowing, st
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import Plan
 
+BATCH_NORM = "batch_norm"
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 
@@ -112,6 +114,7 @@ def refit_consumer(
     known: Known | None = None,
     *,
     add_bias: bool = False,
+    norm: nn.BatchNorm2d | None = None,
 ) -> Refit:
     """Re-solve one consumer in place, unless that does not lower its held-out error.
 
@@ -120,12 +123,13 @@ def refit_consumer(
         outputs: columns of its original output that the consumer still has, None for all.
         known: what earlier blocks of both models put out, to start behind them.
         add_bias: give it a bias if it has none.
+        norm: the batch norm behind it, which then takes the bias in.
     """
     consumer = model.get_submodule(group.consumer)
     reason = why_not(consumer)
     if reason is not None or not isinstance(consumer, Consumer):
         return unsolved(original, model, group, batches, calls, outputs, reason or "", known)
-    added = add_bias and consumer.bias is None
+    added = (add_bias or norm is not None) and consumer.bias is None
     if added:
         consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
     bias = consumer.bias is not None
@@ -137,6 +141,8 @@ def refit_consumer(
     kept = trials[best] < before
     if kept:
         set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, best, bias=bias))
+        if added and norm is not None:
+            fold_bias(consumer, norm)
     elif added:
         consumer.bias = None
     return Refit(before=before / size, after=trials[best] / size, ridge=best, kept=kept)
@@ -162,9 +168,11 @@ def refit_model(
 
     Returns:
         by group name, in execution order: held-out error before and after relative to the mean squared size of
-        the residual stream, and whether the new weights were taken.
+        the residual stream, and whether the new weights were taken; and, where there are batch norms, the same of
+        the outputs as their statistics were measured anew, by the name BATCH_NORM.
     """
     order = consumer_calls(original, structure, batches[0])
+    norms = following_norms(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
     with knowing(original, model, structure, batches) as known:
@@ -173,10 +181,20 @@ def refit_model(
             if changed:
                 tell(number, len(order), group.name)
                 known.advance(group)
-                outputs = None if group.residual else kept_outputs(structure, group, kept)
                 report[group.name] = refit_consumer(
-                    original, model, group, batches, calls, ridge, outputs, known, add_bias=add_bias
+                    original,
+                    model,
+                    group,
+                    batches,
+                    calls,
+                    ridge,
+                    None if group.residual else kept_outputs(structure, group, kept),
+                    known,
+                    add_bias=add_bias,
+                    norm=batch_norms(model).get(norms.get(group.consumer, "")),
                 )
+    if report and (measured := reestimate(original, model, structure, batches)) is not None:
+        report[BATCH_NORM] = measured
     return report
 
 

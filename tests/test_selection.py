@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optin_cli import knapsack
-from optin_cli.artifacts import GroupCost, GroupScores, ScoresHeader, Source, Totals, Workload
+from optin_cli.artifacts import GroupCost, GroupScores, ScoresHeader, SharedCost, Source, Totals, Workload
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
@@ -289,3 +289,69 @@ def test_mask_records_what_was_asked_and_reached():
     assert mask.budget.reached == instance.reached(kept)
     assert mask.importance_lost == instance.lost(kept)
     assert mask.inputs == origin | {"scores": source}
+
+
+# Groups that share weights
+
+
+def chain(widths, seed=0):
+    """Convolutions in a row: what is between two of them costs the product of both widths."""
+    rng = np.random.default_rng(seed)
+    groups, importance = {}, {}
+    for i, units in enumerate(widths):
+        name = f"features.{i}.channel"
+        own = 3.0
+        shared = {f"features.{i + 1}.channel": SharedCost(macs=2.0, parameters=1)} if i + 1 < len(widths) else {}
+        before, after = (widths[i - 1] if i else 0), (widths[i + 1] if i + 1 < len(widths) else 0)
+        groups[name] = GroupCost(
+            kind="channel",
+            block=f"features.{i}",
+            units=units,
+            unit_macs=own + 2.0 * (before + after),
+            unit_parameters=3 + before + after,
+            least=1,
+            shared=shared,
+        )
+        importance[name] = rng.exponential(size=units).astype(np.float32)
+    pairs = sum(a * b for a, b in itertools.pairwise(widths))
+    macs = int(10 + 3 * sum(widths) + 2 * pairs)
+    return importance, groups, Totals(macs=macs, parameters=10 + 3 * sum(widths) + pairs, bytes=0)
+
+
+def cost_of(counts):
+    return 10 + 3 * sum(counts) + 2 * sum(a * b for a, b in itertools.pairwise(counts))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_shared_weights_against_brute_force(share, seed):
+    widths = (6, 4, 5)
+    importance, groups, totals = chain(widths, seed)
+    blocks = dict.fromkeys(groups, 1)
+    kept = choose_units(importance, groups, totals, Limits(keep_macs=share), blocks=blocks)
+    counts = [len(units) for units in kept.values()]
+    assert reached(kept, groups, totals)["macs"] == pytest.approx(cost_of(counts) / totals.macs)
+    assert cost_of(counts) <= share * totals.macs and min(counts) >= 1
+    ranked = [np.sort(values.astype(np.float64))[::-1] for values in importance.values()]
+    gains = {
+        c: sum(r[:n].sum() for r, n in zip(ranked, c, strict=True))
+        for c in itertools.product(*(range(1, w + 1) for w in widths))
+        if cost_of(c) <= share * totals.macs
+    }
+    assert sum(r[:n].sum() for r, n in zip(ranked, counts, strict=True)) >= 0.9 * max(gains.values())
+
+
+@pytest.mark.parametrize("algorithm", ["exact", "optin"])
+def test_shared_weights_within_every_budget(algorithm):
+    importance, groups, totals = chain((16, 24, 8, 12))
+    blocks = dict.fromkeys(groups, 1)
+    for share in (0.2, 0.35, 0.6, 0.95):
+        kept = choose_units(importance, groups, totals, Limits(keep_macs=share), blocks=blocks, algorithm=algorithm)
+        now = reached(kept, groups, totals)["macs"]
+        assert now <= share
+        assert algorithm == "optin" or now > share - 0.06
+    least = cost_of([1] * 4) / totals.macs
+    with pytest.raises(BudgetError, match="cannot be met"):
+        choose_units(importance, groups, totals, Limits(keep_macs=least - 0.001), blocks=blocks)
+    kept = choose_units(importance, groups, totals, Limits(keep_macs=least + 1e-6), blocks=blocks)
+    assert [len(units) for units in kept.values()] == [1] * 4
