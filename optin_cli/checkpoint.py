@@ -209,6 +209,8 @@ def load_checkpoint(
         files = weight_files(blueprint.folder)
     state = read_state(files)
     model, root = library_named(blueprint.library).build(blueprint, state, str(source))
+    if blueprint.image is not None:
+        _require_size(model, blueprint.image, str(source))
     head = known_heads()[blueprint.auto_class]
     return Checkpoint(
         name=path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source),
@@ -220,6 +222,21 @@ def load_checkpoint(
         dtype=storage_dtype(state),
         weight_bytes=sum(f.stat().st_size for f in files),
     )
+
+
+@torch.no_grad()
+def _require_size(model: nn.Module, image: ImageInput, name: str) -> None:
+    """Refuse a model that does not take images of the size that its own preprocessing makes."""
+    try:
+        model(**{image.input_name: torch.zeros(1, *image.shape)})
+    except (RuntimeError, ValueError, AssertionError) as error:
+        lines = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{name} says that its images have {image.height} x {image.width} pixels and {image.channels} channels, "
+            f"but its model refuses them: {lines[0].rstrip('.') if lines else type(error).__name__}.",
+            hint="Correct the size in the checkpoint's preprocessing: input_size in config.json for timm, size and "
+            "crop_size in preprocessor_config.json for transformers.",
+        ) from error
 
 
 def _fetch(source: str) -> Path:

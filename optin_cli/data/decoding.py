@@ -84,5 +84,5 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no image of a known format ({', '.join(FORMATS)})"
+        return "it is no image of a known format"
     return first_line(error).rstrip(".")
