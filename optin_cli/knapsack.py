@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import os
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +19,22 @@ MOST_COMBINATIONS = 200_000
 MILP_GAP = 1e-6
 MILP_SECONDS = 20.0
 """When the integer program may stop: relative distance from the optimum, and seconds."""
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Drop what compiled code prints meanwhile: HiGHS leaves notes on standard output, which is for data."""
+    sys.stdout.flush()
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def solve_knapsack(
@@ -89,16 +110,17 @@ def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArr
     for row, (late, early) in enumerate(ordered):
         chains[row, late], chains[row, early] = 1.0, -1.0
     closed = np.array([after[i] >= 0 and int(after[i]) not in place and not taken[after[i]] for i in core])
-    solution = milp(
-        c=-value[core],
-        constraints=[
-            LinearConstraint(costs[:, core], ub=limits - costs @ taken),
-            *([LinearConstraint(chains, ub=0)] if ordered else []),
-        ],
-        integrality=np.ones(core.size),
-        bounds=Bounds(0, np.where(closed, 0, 1)),
-        options={"mip_rel_gap": MILP_GAP, "time_limit": MILP_SECONDS},
-    )
+    with quiet_stdout():
+        solution = milp(
+            c=-value[core],
+            constraints=[
+                LinearConstraint(costs[:, core], ub=limits - costs @ taken),
+                *([LinearConstraint(chains, ub=0)] if ordered else []),
+            ],
+            integrality=np.ones(core.size),
+            bounds=Bounds(0, np.where(closed, 0, 1)),
+            options={"mip_rel_gap": MILP_GAP, "time_limit": MILP_SECONDS},
+        )
     # A time-out leaves the best mask found, or none; the greedy one is feasible and within the gap.
     if solution.x is None or float(value @ taken) - float(solution.fun) < float(value @ feasible):
         return feasible

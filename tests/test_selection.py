@@ -1,5 +1,6 @@
 """The search against brute force on small instances, and its limits, errors and laws on random ones."""
 
+import ctypes
 import itertools
 import re
 
@@ -355,3 +356,13 @@ def test_shared_weights_within_every_budget(algorithm):
         choose_units(importance, groups, totals, Limits(keep_macs=least - 0.001), blocks=blocks)
     kept = choose_units(importance, groups, totals, Limits(keep_macs=least + 1e-6), blocks=blocks)
     assert [len(units) for units in kept.values()] == [1] * 4
+
+
+def test_what_a_solver_prints_is_not_data(capfd):
+    libc = ctypes.CDLL(None)
+    print("before")
+    with knapsack.quiet_stdout():
+        libc.puts(b"noise")
+    print("after")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "before\nafter\n"
