@@ -48,13 +48,12 @@ def linear(model: nn.Module, group: Group) -> nn.Linear:
 
 
 def normal_equations(
-    original: nn.Module,
     model: nn.Module,
     group: Group,
     batches: Sequence[Batch],
     calls: int,
+    known: Known,
     outputs: torch.Tensor | None = None,
-    known: Known | None = None,
 ) -> tuple[Normal, Normal, float]:
     """Stream the normal equations of one consumer.
 
@@ -64,7 +63,7 @@ def normal_equations(
     fitted: Normal | None = None
     judged: Normal | None = None
     size = 0.0
-    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, known=known):
+    for rows, judge in stream_rows(model, group, batches, calls, known, outputs):
         if rows.x is None:
             continue
         if fitted is None or judged is None:
@@ -84,18 +83,17 @@ def normal_equations(
 
 
 def unsolved(
-    original: nn.Module,
     model: nn.Module,
     group: Group,
     batches: Sequence[Batch],
     calls: int,
+    known: Known,
     outputs: torch.Tensor | None,
     reason: str,
-    known: Known | None = None,
 ) -> Refit:
     """The held-out error of a consumer that keeps its weights because it cannot be re-solved."""
     error = size = 0.0
-    for rows, judge in stream_rows(original, model, group, batches, calls, outputs, inputs=False, known=known):
+    for rows, judge in stream_rows(model, group, batches, calls, known, outputs, inputs=False):
         taken = rows.taken & judge[:, None]
         error += float(((rows.found - rows.y) * rows.scale)[taken].double().square().sum())
         size += float(rows.target[taken].double().square().sum())
@@ -104,14 +102,13 @@ def unsolved(
 
 
 def refit_consumer(
-    original: nn.Module,
     model: nn.Module,
     group: Group,
     batches: Sequence[Batch],
     calls: int,
+    known: Known,
     ridge: float | None,
     outputs: torch.Tensor | None = None,
-    known: Known | None = None,
     *,
     add_bias: bool = False,
     norm: nn.BatchNorm2d | None = None,
@@ -121,19 +118,19 @@ def refit_consumer(
     Args:
         ridge: mu relative to the mean diagonal of X^T X; None chooses among RIDGES by held-out error.
         outputs: columns of its original output that the consumer still has, None for all.
-        known: what earlier blocks of both models put out, to start behind them.
+        known: what the original puts out there, and what earlier blocks of the cut model put out.
         add_bias: give it a bias if it has none.
         norm: the batch norm behind it, which then takes the bias in.
     """
     consumer = model.get_submodule(group.consumer)
     reason = why_not(consumer)
     if reason is not None or not isinstance(consumer, Consumer):
-        return unsolved(original, model, group, batches, calls, outputs, reason or "", known)
+        return unsolved(model, group, batches, calls, known, outputs, reason or "")
     added = (add_bias or norm is not None) and consumer.bias is None
     if added:
         consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
     bias = consumer.bias is not None
-    fitted, judged, size = normal_equations(original, model, group, batches, calls, outputs, known)
+    fitted, judged, size = normal_equations(model, group, batches, calls, known, outputs)
     start = weight_matrix(consumer)
     before = judged.error(start)
     trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ([ridge] if ridge else RIDGES)}
@@ -175,21 +172,20 @@ def refit_model(
     norms = following_norms(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
-    with knowing(original, model, structure, batches) as known:
+    with knowing(original, model, structure, batches, order) as known:
         for number, (group, calls) in enumerate(order.items()):
             changed = changed or len(kept.get(group.name, range(group.units))) < group.units
             if changed:
                 tell(number, len(order), group.name)
                 known.advance(group)
                 report[group.name] = refit_consumer(
-                    original,
                     model,
                     group,
                     batches,
                     calls,
+                    known,
                     ridge,
                     None if group.residual else kept_outputs(structure, group, kept),
-                    known,
                     add_bias=add_bias,
                     norm=batch_norms(model).get(norms.get(group.consumer, "")),
                 )

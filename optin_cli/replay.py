@@ -77,6 +77,7 @@ class Prefixes:
         self.model, self.structure, self.batches = model, structure, batches
         self._scratch = tempfile.TemporaryDirectory()
         self._depth = 0
+        self._stored = 0
         with captured(model, structure) as calls, torch.no_grad():
             call_model(model, batches[0].inputs)
         paths = {block.name: block.path for block in structure.blocks}
@@ -96,10 +97,11 @@ class Prefixes:
         depth = self._first.get(group.block_name, 0)
         if depth <= self._depth:
             return
-        for number, batch in enumerate(self.batches):
+        self._depth = min(depth, self._stored)
+        for number, batch in enumerate(self.batches if depth > self._stored else ()):
             for index, output in enumerate(self._run(number, batch, depth), start=self._depth):
                 torch.save(output, self._file(number, index))
-        self._depth = depth
+        self._depth = self._stored = depth
 
     @contextlib.contextmanager
     def skipping(self, number: int) -> Iterator[None]:

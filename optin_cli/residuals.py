@@ -17,39 +17,25 @@ from torch import nn
 from optin_cli.consumers import Consumer, choose_positions, input_rows, output_rows, take
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError
-from optin_cli.observe import call_model, first_tensor
+from optin_cli.observe import call_model
 from optin_cli.replay import Prefixes
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import slice_indices
+from optin_cli.targets import Reached, Targets, at_residual_sum, removing
 
 HOLDOUT = 4
 """One sample in so many is held out to judge a refit."""
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The forward pass has run as far as it is needed."""
-
-
-@contextlib.contextmanager
-def _hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def gather(
-    model: nn.Module, group: Group, batch: Batch, calls: int, *, graph: bool = False
+    model: nn.Module, group: Group, batch: Batch, calls: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`.
 
-    Args:
-        graph: keep what relates the sums to the outputs, for `torch.autograd.grad`.
-
     Returns:
         (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), shaped as
-        the model has them; without a residual stream the sums are the outputs.
+        the model has them, with the graph that relates the sums to the outputs; without a residual stream the sums
+        are the outputs.
     """
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
@@ -57,32 +43,19 @@ def gather(
 
     def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         inputs.append(arguments[0].detach())
-        if graph:
-            torch.set_grad_enabled(True)  # until the sum; no_grad below restores what was
-            output = output.detach().requires_grad_()
-        outputs.append(output)
-        if not group.residual:
-            arrive(output)
-        return output.clone() if graph else output  # the next module may work in place
+        torch.set_grad_enabled(True)  # until the sum; no_grad below restores what was
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1].clone()  # the next module may work in place
 
     def arrive(total: torch.Tensor) -> None:
         sums.append(total)
         torch.set_grad_enabled(False)
         if calls == len(sums):
-            raise _Reached
-
-    def on_sum(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        arrive(arguments[0])
-
-    def on_block(_module: nn.Module, _arguments: object, output: object) -> None:
-        arrive(first_tensor(output))
+            raise Reached
 
     hooks = [model.get_submodule(group.consumer).register_forward_hook(on_consumer)]
-    if group.residual and group.residual_sum is not None:
-        hooks.append(model.get_submodule(group.residual_sum).register_forward_pre_hook(on_sum))
-    elif group.residual:
-        hooks.append(model.get_submodule(group.block_path).register_forward_hook(on_block))
-    with _hooks(*hooks), contextlib.suppress(_Reached), torch.no_grad():
+    hooks.append(at_residual_sum(model, group, arrive))
+    with removing(*hooks), contextlib.suppress(Reached), torch.no_grad():
         call_model(model, batch.inputs)
     return inputs, outputs, sums
 
@@ -126,7 +99,7 @@ def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict
             counts[group] = counts.get(group, 0) + 1
 
         handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
-    with _hooks(*handles), torch.no_grad():
+    with removing(*handles), torch.no_grad():
         call_model(model, batch.inputs)
     return counts
 
@@ -148,32 +121,32 @@ def kept_outputs(structure: Structure, group: Group, kept: Mapping[str, Sequence
 
 @dataclass(frozen=True)
 class Known:
-    """Outputs of the blocks, of the original and of the cut model, that come before the consumer at hand."""
+    """What is known while consumers are walked in execution order.
 
-    original: Prefixes
+    targets: the original's residual sums of the block at hand. model: outputs of the cut model's earlier blocks.
+    """
+
+    targets: Targets
     model: Prefixes
 
     def advance(self, group: Group) -> None:
         """Neither model changes any more before the block of `group`."""
-        self.original.advance(group)
+        self.targets.advance(group)
         self.model.advance(group)
 
 
 @contextlib.contextmanager
-def knowing(original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> Iterator[Known]:
-    """Keep block outputs of both models in temporary files while consumers are walked in execution order."""
-    with Prefixes(original, structure, batches) as first, Prefixes(model, structure, batches) as second:
-        yield Known(first, second)
+def knowing(
+    original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch], calls: Mapping[Group, int]
+) -> Iterator[Known]:
+    """Keep what both models put out in temporary files.
 
-
-@contextlib.contextmanager
-def skipping(known: Known | None, number: int) -> Iterator[None]:
-    """Passes of batch `number` through either model start behind the blocks that are known."""
-    if known is None:
-        yield
-        return
-    with known.original.skipping(number), known.model.skipping(number):
-        yield
+    Args:
+        calls: from `consumer_calls`.
+    """
+    known = Known(Targets(original, structure, batches, calls), Prefixes(model, structure, batches))
+    with known.targets, known.model:
+        yield known
 
 
 @dataclass(frozen=True)
@@ -194,30 +167,28 @@ class Rows:
 
 
 def stream_rows(
-    original: nn.Module,
     model: nn.Module,
     group: Group,
     batches: Sequence[Batch],
     calls: int,
+    known: Known,
     outputs: torch.Tensor | None = None,
     *,
     inputs: bool = True,
-    known: Known | None = None,
 ) -> Iterator[tuple[Rows, torch.Tensor]]:
     """The rows that a consumer is judged by, call by call, with which samples are held out.
 
     Args:
+        known: what the original puts out there, and what earlier blocks of the cut `model` put out.
         outputs: columns of the original's output that the cut consumer has, where there is no residual stream.
         inputs: whether x is wanted.
-        known: what earlier blocks of both models put out, to start behind them.
     """
     consumer = model.get_submodule(group.consumer)
     axis = 1 if group.axis == 1 else -1
     for number, batch in enumerate(batches):
-        with skipping(known, number):
-            xs, outs, sums = gather(model, group, batch, calls, graph=True)
-            _, _, targets = gather(original, group, batch, calls)
-        for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
+        with known.model.skipping(number):
+            xs, outs, sums = gather(model, group, batch, calls)
+        for x, out, total, target in zip(xs, outs, sums, known.targets.sums(number, group), strict=True):
             aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
             laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])

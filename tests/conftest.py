@@ -9,8 +9,10 @@ import pytest
 from running import QUICK, done, write_rows
 
 CACHE = tempfile.TemporaryDirectory(prefix="optin-tests-")
-# Set before any library reads them: the tests use no network and leave nothing in the user's caches.
+# Set before any library reads them: the tests use no network and leave nothing in the user's caches. Models so small
+# gain nothing from threads, which only wait for each other when tests run side by side.
 os.environ |= {
+    "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": CACHE.name,
     "HF_DATASETS_CACHE": f"{CACHE.name}/datasets",

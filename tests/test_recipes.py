@@ -83,7 +83,7 @@ def errors(original, model, structure, data):
         for batch in data:
             mine, theirs = (gather(m, group, batch, calls)[2] for m in (model, original))
             pairs = zip(mine, theirs, strict=True)
-            total += sum(float((a - b)[batch.token_mask].double().square().sum()) for a, b in pairs)
+            total += sum(float((a - b).detach()[batch.token_mask].double().square().sum()) for a, b in pairs)
         found[group.name] = total
     return found
 

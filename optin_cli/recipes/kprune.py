@@ -21,6 +21,7 @@ searches a few values per task.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.least_squares import solve_ridge
 from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
 from optin_cli.refit import linear, normal_equations
-from optin_cli.residuals import Known, consumer_calls, knowing, skipping
+from optin_cli.residuals import Known, consumer_calls, knowing
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.selection import Kept, Limits, Vector, choose_units
@@ -67,7 +68,8 @@ def measure_knowledge(
     represented = {name: zeros.clone() for name, zeros in predicted.items()}
     samples = tokens = 0
     for number, batch in enumerate(b.to(checkpoint.device) for b in setting.calibration.batches):
-        with skipping(known, number), unit_energies(model, columns, batch, mixed=False) as energies:
+        skipping = contextlib.nullcontext() if known is None else known.model.skipping(number)
+        with skipping, unit_energies(model, columns, batch, mixed=False) as energies:
             gradients = sketch_batch(
                 model,
                 checkpoint.structure,
@@ -129,9 +131,7 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, 
     consumer = linear(model, group)
     bias = consumer.bias is not None
     ridge = setting.ridge or TINY_RIDGE
-    fitted, judged, size = normal_equations(
-        setting.checkpoint.model, model, group, setting.calibration.batches, calls, known=known
-    )
+    fitted, judged, size = normal_equations(model, group, setting.calibration.batches, calls, known)
     start = consumer.weight.detach().double().T
     if consumer.bias is not None:
         start = torch.cat([start, consumer.bias.detach().double()[None]])
@@ -163,7 +163,8 @@ def prune_upward(
     tuned: dict[str, torch.Tensor] = {}
     changed = False
     importance = first
-    with knowing(checkpoint.model, model, checkpoint.structure, setting.calibration.batches) as known:
+    calls_of = dict(order)
+    with knowing(checkpoint.model, model, checkpoint.structure, setting.calibration.batches, calls_of) as known:
         for number, (group, calls) in enumerate(order):
             setting.tell(number, len(order), group.name)
             known.advance(group)

@@ -136,7 +136,7 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, 
     """
     consumer = linear(model, group)
     batches = setting.calibration.batches
-    fitted, judged, size = normal_equations(setting.checkpoint.model, model, group, batches, calls, known=known)
+    fitted, judged, size = normal_equations(model, group, batches, calls, known)
     weight = consumer.weight.detach().double().T
     bias = None if consumer.bias is None else consumer.bias.detach().double()
 
@@ -164,7 +164,7 @@ def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refi
     order = consumer_calls(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
-    with knowing(original, model, structure, batches) as known:
+    with knowing(original, model, structure, batches, order) as known:
         for number, (group, calls) in enumerate(order.items()):
             changed = changed or len(kept[group.name]) < group.units
             if changed and kept[group.name]:
