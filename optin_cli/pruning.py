@@ -25,12 +25,12 @@ from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import count_macs, count_parameters
 from optin_cli.errors import ArtifactError, did_you_mean
 from optin_cli.files import atomic_folder
+from optin_cli.folders import CARD, MANIFEST, weight_files
 from optin_cli.inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.masking import masked
 from optin_cli.refit import added_biases
-from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
+from optin_cli.saving import round_to_storage, save_cut
 from optin_cli.surgery import Plan, cut
-from optin_cli.weights import weight_files
 
 
 def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
