@@ -101,16 +101,16 @@ def share_of(part: float, whole: float) -> str:
 
 def _headline(report: Report) -> str:
     """One sentence of what was measured."""
-    said = []
+    shares, metrics = [], []
     for quantity in report.quantities:
         if quantity.is_metric and quantity.after is not None:
             before = "" if quantity.before is None else f" (before: {quantity.before:.4f})"
             spread = "" if quantity.spread is None else f" ± {quantity.spread:.4f}"
-            said.append(f"{quantity.name} {quantity.after:.4f}{spread}{before}")
+            metrics.append(f"{quantity.name} {quantity.after:.4f}{spread}{before}")
         elif quantity.ratio is not None:
             what = quantity.name.removesuffix(" (ms)")
-            said.append(f"{quantity.ratio:.3f} of the {what if what == 'MACs' else what.lower()}")
-    return "; ".join(said)
+            shares.append(f"{what if what == 'MACs' else what.lower()} \N{MULTIPLICATION SIGN} {quantity.ratio:.3f}")
+    return "; ".join(part for part in (", ".join(shares), *metrics) if part)
 
 
 def _this(report: Report, sweep: Sweep) -> tuple[float, float | None, float] | None:

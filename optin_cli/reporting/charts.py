@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from optin_cli.artifacts import Sweep, SweepPoint
 from optin_cli.reporting.facts import GroupFacts
 
-MOST_CELLS = 64
-"""Kinds whose groups have up to this many units are drawn unit by unit, others as bars of how many are kept."""
+MOST_CELLS = 32
+"""Heads, and kinds whose groups have up to this many units, are drawn unit by unit; others as bars of how many stay."""
 STEPS = 5
 CELL, GAP = 20, 3
 LETTER = 6.8
@@ -101,7 +101,7 @@ class Plot:
 
 def is_drawn_by_unit(groups: Sequence[GroupFacts]) -> bool:
     """Whether groups of one kind are small enough to draw every unit."""
-    return max(group.units for group in groups) <= MOST_CELLS
+    return groups[0].kind == "head" or max(group.units for group in groups) <= MOST_CELLS
 
 
 def draw_heat_map(kind: str, groups: Sequence[GroupFacts]) -> HeatMap:
