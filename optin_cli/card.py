@@ -210,18 +210,13 @@ def _recipe(manifest: Manifest) -> str:
         lines.append(f"Recipe: `{recipe}`.")
     if criterion is not None:
         lines.append(f"Importance of units: criterion `{criterion}`.")
-    for role, what in (
-        ("scoring", "Scored"),
-        ("calibration", "Refitted" if manifest.refit is not None else "Calibrated"),
-    ):
+    for role, what in (("scoring", "Scored"), ("calibration", "Refitted")):
         if role in manifest.inputs:
             source = manifest.inputs[role]
-            lines.append(f"{what} on `{source.name}` (sha256 `{source.sha256[:12]}…`), without labels needed.")
+            lines.append(f"{what} on `{source.name}` (sha256 `{source.sha256[:12]}…`).")
     if manifest.refit is not None:
-        kept = sum(refit.kept for refit in manifest.refit.values())
-        lines.append(
-            f"Least squares solved {kept} of {len(manifest.refit)} consumers anew; the others keep their weights."
-        )
+        kept, whole = sum(refit.kept for refit in manifest.refit.values()), len(manifest.refit)
+        lines.append(f"Least squares solved {kept} of {whole} consumers anew; the others keep their weights.")
     else:
         lines.append("No refit: the kept weights are those of the original.")
     listed = ", ".join(f"`{key}` {_plain(value)}" for key, value in options.items())
@@ -270,8 +265,8 @@ def _measured(evaluation: Evaluation) -> str:
     lines = [
         "## Metric and latency",
         "",
-        f"By `optin eval` {evaluation.optin_version}{task}. Behind ± is the standard error; a cell without a number was "
-        "not measured.",
+        f"By `optin eval` {evaluation.optin_version}{task}. Behind ± is the standard error; "
+        "a cell without a number was not measured.",
         "",
         "| | on | before | after | change |",
         "|---|---|---|---|---|",
@@ -288,5 +283,5 @@ def _latency(latency: Latency, other: Comparison | None) -> tuple[str, str, str,
         f"batch {latency.batch_size}, {latency.shape}, {latency.device}{threads}, median of {latency.runs} runs",
         f"{latency.median_ms / ratio:.4g}" if ratio else "",
         f"{latency.median_ms:.4g}",
-        f"× {ratio:.3f}" if ratio else "",
+        f"ratio {ratio:.3f}" if ratio else "",
     )

@@ -18,6 +18,8 @@ LETTER = 6.8
 """Width of a letter of the labels."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400.0, 300.0, 58.0, 14.0, 14.0, 46.0
 STYLES = 6
+ASIDE = 4.0
+"""Pixels between the points of two recipes at the same place."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +211,16 @@ def _plot(
         return round(HEIGHT - BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM), 1)
 
     series = []
-    for number, name in enumerate(dict.fromkeys(point.recipe for point in sweep.points)):
+    recipes = dict.fromkeys(point.recipe for point in sweep.points)
+    for number, name in enumerate(recipes):
+        aside = round((number - (len(recipes) - 1) / 2) * ASIDE, 1)  # or error bars at one budget would hide each other
         marks = []
         for point in sorted((p for p in sweep.points if p.recipe == name), key=place):
             error, is_chosen = point.standard_error, sweep.chosen is not None and sweep.points[sweep.chosen] is point
             told = f"{point.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
             marks.append(
                 Mark(
-                    x_of(place(point)),
+                    round(x_of(place(point)) + aside, 1),
                     y_of(point.value),
                     None if error is None else y_of(point.value - error),
                     None if error is None else y_of(point.value + error),

@@ -91,10 +91,10 @@ def commands_for(evidence: Evidence) -> list[str]:
     by_sweep = isinstance(manifest, Manifest) and "recipe" in manifest.options
     if isinstance(manifest, Manifest) and evidence.pruned is not None and not by_sweep:
         lines.append(_prune(manifest, evidence.pruned.name))
-    lines += [_sweep(read.content) for read in evidence.sweeps if isinstance(read.content, Sweep)]
-    return lines + [
+    lines += [
         _evaluate(read.content, read.name) for read in evidence.evaluations if isinstance(read.content, Evaluation)
     ]
+    return lines + [_sweep(read.content) for read in evidence.sweeps if isinstance(read.content, Sweep)]
 
 
 def _line(command: str, words: list[str], artifact: Artifact, seq_len: int | None = SEQ_LEN) -> str:

@@ -18,6 +18,9 @@ from optin_cli.reading import Read, artifacts_in, read_artifact
 from optin_cli.scores import Scores
 
 SWEEP = "sweep.json"
+BESIDE_CUT = ("mask", "scores", "profile", "eval")
+BESIDE_SWEEP = ("scores", "profile")
+"""Kinds that are also looked for beside a cut folder, and beside a sweep of which no model was written."""
 Note = Callable[[str], None]
 
 
@@ -75,7 +78,8 @@ def gather(
         inside = [*artifacts_in(folder), *(read_artifact(path) for path in sorted(folder.glob(f"*/{SWEEP}")))]
         found += [Found(read, named=False) for read in inside if read.kind != "manifest"]
         if folder == cut or (folder / SWEEP).is_file():
-            beside = (read for read in artifacts_in(folder.resolve().parent) if read.kind != "manifest")
+            kinds = BESIDE_SWEEP if cut is None else BESIDE_CUT
+            beside = (read for read in artifacts_in(folder.resolve().parent) if read.kind in kinds)
             found += [Found(read, named=False, beside=True) for read in beside]
     if cut is None:
         evidence = Evidence(original=_anchor(found, folder))
