@@ -186,7 +186,7 @@ def _sizes(manifest: Manifest | None, evidence: Evidence, sweeps: Iterable[tuple
         conditions = f"one input of {workload.shape}" if key == "macs" and workload is not None else ""
         old = getattr(before, key, None)
         new = getattr(manifest.after, key) if manifest is not None else None
-        missing = None if new is not None else "Nothing was cut yet, or the cut model is not at hand."
+        missing = None if new is not None else "No cut model is part of this report."
         ratio = new / old if new is not None and old else None
         yield Quantity(name, old, new, None, ratio, conditions, missing)
 
@@ -221,9 +221,23 @@ def _measures(
         for e in originals
         if e.metric is not None
     ]
+    if manifest is None and not (timed or measured):
+        timed, measured = [*_baseline_speeds(sweeps)], [*_baseline_values(sweeps)]
     chosen = [pair for _, sweep in sweeps if (pair := _chosen(sweep, manifest)) is not None]
     yield from timed or [speed for speed, _ in chosen if speed] or [Quantity("Latency", missing=HOW_TO_MEASURE)]
     yield from measured or [value for _, value in chosen] or [Quantity("Task metric", missing=HOW_TO_MEASURE)]
+
+
+def _baseline_speeds(sweeps: Iterable[tuple[str, Sweep]]) -> Iterable[Quantity]:
+    for _, sweep in sweeps:
+        if (speed := sweep.baseline.latency) is not None:
+            yield Quantity("Latency (ms)", speed.median_ms, conditions=_conditions(speed), missing=IN_THE_SWEEP)
+
+
+def _baseline_values(sweeps: Iterable[tuple[str, Sweep]]) -> Iterable[Quantity]:
+    for _, sweep in sweeps:
+        data = f"{sweep.inputs['data'].name}, {sweep.samples:,} samples"
+        yield Quantity(sweep.metric, sweep.baseline.value, conditions=data, missing=IN_THE_SWEEP, is_metric=True)
 
 
 def _chosen(sweep: Sweep, manifest: Manifest | None) -> tuple[Quantity | None, Quantity] | None:
@@ -244,6 +258,7 @@ def _chosen(sweep: Sweep, manifest: Manifest | None) -> tuple[Quantity | None, Q
     return speed, value
 
 
+IN_THE_SWEEP = "Of the pruned models: see the frontier."
 HOW_TO_MEASURE = "Not measured: optin eval with --against measures both models in one run."
 
 
