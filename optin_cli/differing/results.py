@@ -13,7 +13,7 @@ TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seco
 
 def _split(rows: Section) -> tuple[Section, Section]:
     """Rows of what was counted or computed, and those of what was timed."""
-    timed = {key: row for key, row in rows.items() if key.rpartition(".")[2] in TIMED_WORDS}
+    timed = {key: row for key, row in rows.items() if key.endswith(TIMED_WORDS)}
     return {key: row for key, row in rows.items() if key not in timed}, timed
 
 
