@@ -18,7 +18,7 @@ from optin_cli.reading import Read, artifacts_in, read_artifact
 from optin_cli.scores import Scores
 
 SWEEP = "sweep.json"
-BESIDE_CUT = ("mask", "scores", "profile", "eval")
+BESIDE_CUT = ("mask", "scores", "profile", "eval", "sweep")
 BESIDE_SWEEP = ("scores", "profile")
 """Kinds that are also looked for beside a cut folder, and beside a sweep of which no model was written."""
 Note = Callable[[str], None]
