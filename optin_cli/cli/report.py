@@ -16,7 +16,7 @@ def report(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]", help="What prune or sweep wrote, or a folder that holds artifacts.", show_default=False
+            metavar="DIR", help="What prune or sweep wrote, or a folder that holds artifacts.", show_default=False
         ),
     ] = None,
     output: common.Output = None,
