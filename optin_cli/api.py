@@ -12,8 +12,10 @@ from optin_cli import __version__
 from optin_cli.api_sweep import sweep
 from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source
 from optin_cli.calibration import Note, calibrate, encode, read_samples
+from optin_cli.card import write_measured
 from optin_cli.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.costs import measure_costs
+from optin_cli.differing import Difference, diff
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
@@ -21,6 +23,7 @@ from optin_cli.inputs import example_inputs, workload_length, workload_of
 from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
+from optin_cli.reporting import Report, write_report
 from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress
@@ -240,4 +243,46 @@ def evaluate(
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
 
 
-__all__ = ["evaluate", "load", "profile", "prune", "score", "search", "sweep"]
+def report(
+    folder: str | Path | None,
+    output: str | Path,
+    *,
+    mask: str | Path | None = None,
+    scores: str | Path | None = None,
+    profile: str | Path | None = None,
+    evaluations: Sequence[str | Path] = (),
+    sweeps: Sequence[str | Path] = (),
+    force: bool = False,
+    note: Note = lambda _message: None,
+) -> Report:
+    """Write one self-contained HTML page of a pruned model, and return what it says.
+
+    Args:
+        folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
+            is found by its hash.
+        mask, scores, profile, evaluations, sweeps: files to take besides, which must fit.
+        note: told what lies in the folder but does not fit.
+
+    Raises:
+        OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
+    """
+    single = {"mask": mask, "scores": scores, "profile": profile}
+    files: dict[str, Sequence[str | Path]] = {kind: [path] for kind, path in single.items() if path is not None}
+    files |= {"eval": evaluations, "sweep": sweeps}
+    return write_report(folder, output, files=files, force=force, note=note)
+
+
+__all__ = [
+    "Difference",
+    "Report",
+    "diff",
+    "evaluate",
+    "load",
+    "profile",
+    "prune",
+    "report",
+    "score",
+    "search",
+    "sweep",
+    "write_measured",
+]

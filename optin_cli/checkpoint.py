@@ -18,6 +18,7 @@ from optin_cli.architectures import find_architecture, known_heads, parse_archit
 from optin_cli.artifacts import Source
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
+from optin_cli.folders import FILE_SUFFIXES, weight_files
 from optin_cli.libraries import (
     CONFIG,
     Blueprint,
@@ -32,7 +33,7 @@ from optin_cli.libraries import (
 )
 from optin_cli.libraries.hub import download
 from optin_cli.structure import Structure, find_structure
-from optin_cli.weights import FILE_SUFFIXES, read_state, storage_dtype, weight_files
+from optin_cli.weights import read_state, storage_dtype
 
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optin_cli import __version__, card
+from optin_cli.architectures import known_heads
 from optin_cli.artifacts import Certificate, Manifest, Mask, Options, Refit, Source, Totals, require_source
 from optin_cli.certify import (
     largest_difference,
@@ -25,12 +26,12 @@ from optin_cli.checkpoint import Checkpoint
 from optin_cli.costs import count_macs, count_parameters
 from optin_cli.errors import ArtifactError, did_you_mean
 from optin_cli.files import atomic_folder
+from optin_cli.folders import CARD, MANIFEST, weight_files
 from optin_cli.inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.masking import masked
 from optin_cli.refit import added_biases
-from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
+from optin_cli.saving import round_to_storage, save_cut
 from optin_cli.surgery import Plan, cut
-from optin_cli.weights import weight_files
 
 
 def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
@@ -122,6 +123,7 @@ def prune_checkpoint(
             inputs={
                 "checkpoint": checkpoint.source,
                 "mask": mask_source,
+                **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
                 **({"calibration": adjusted_with} if adjusted_with is not None else {}),
             },
             family=checkpoint.structure.family,
@@ -155,5 +157,13 @@ def prune_checkpoint(
         )
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         how = checkpoint.builder.loading(checkpoint.blueprint)
-        (folder / CARD).write_text(card.write_card(manifest, checkpoint.library, how), encoding="utf-8")
+        text = card.write_card(
+            manifest,
+            checkpoint.library,
+            how,
+            front=card.read_front(checkpoint.folder),
+            pipeline=known_heads()[checkpoint.auto_class].pipeline,
+            licence_files=sorted(path.name for path in folder.glob("LICENSE*")),
+        )
+        (folder / CARD).write_text(text, encoding="utf-8")
     return manifest

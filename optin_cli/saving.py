@@ -14,8 +14,6 @@ from optin_cli.checkpoint import Checkpoint
 from optin_cli.libraries import CONFIG, MODELING
 from optin_cli.surgery import Plan
 
-MANIFEST = "optin.json"
-CARD = "README.md"
 CARRIED = (
     "tokenizer*",
     "vocab.*",

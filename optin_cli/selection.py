@@ -263,12 +263,16 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
     return Mask(
         optin_version=__version__,
         options={
+            "criterion": header.criterion,
             "algorithm": algorithm,
             "round_to": limits.round_to,
             "minima": dict(limits.minima or {}),
             "protect": list(limits.protect),
         },
-        inputs={"scores": scores_source, "checkpoint": header.inputs["checkpoint"]},
+        inputs={
+            "scores": scores_source,
+            **{role: header.inputs[role] for role in ("checkpoint", "calibration") if role in header.inputs},
+        },
         workload=header.workload,
         budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
         importance_lost=importance_lost(kept, scores.importance),

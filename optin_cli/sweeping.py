@@ -32,12 +32,12 @@ from optin_cli.errors import ArtifactError, BudgetError, GateError, UsageError, 
 from optin_cli.evaluating import Prediction, Tell
 from optin_cli.evaluation import evaluate_checkpoint, predict_samples
 from optin_cli.files import check_output, read_bytes, write_text
+from optin_cli.folders import MANIFEST
 from optin_cli.inputs import example_inputs, workload_of
 from optin_cli.metrics import find_metric
 from optin_cli.options import EvalOptions, ScoreOptions, SweepOptions
 from optin_cli.pictures import write_pictures
 from optin_cli.recipes import Prepared, Recipe, Setting, recipes
-from optin_cli.saving import MANIFEST
 from optin_cli.scoring import Calibration
 from optin_cli.spending import reached
 from optin_cli.tasks import Task

@@ -5,7 +5,6 @@ Only tensors are ever read: safetensors, or torch files under `weights_only=True
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections import Counter
@@ -20,35 +19,9 @@ from optin_cli.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 NESTS = ("state_dict", "model")
 TORCH_STARTS = (b"PK", b"\x80")
 """First bytes of a zip archive and of a pickle, the two forms of torch files."""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one file, or the shards an index names.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    for name in FOLDER_FILES:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [folder / name]
-        if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-                return [folder / shard for shard in shards]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index} is not a valid weight index: {error}.") from error
-    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise CheckpointError(
-        f"{folder} holds no weights: found {found}; expected {' or '.join(FOLDER_FILES)}.",
-        hint="Save the model with save_pretrained, or pass the weights file itself with --arch CONFIG_FOLDER.",
-    )
 
 
 def read_state(files: list[Path]) -> State:

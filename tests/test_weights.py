@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from optin_cli.checkpoint import load_checkpoint
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
-from optin_cli.weights import FILE_SUFFIXES, read_state, storage_dtype, strip_prefix, weight_files
+from optin_cli.folders import FILE_SUFFIXES, weight_files
+from optin_cli.weights import read_state, storage_dtype, strip_prefix
 
 STATE = {"a.weight": torch.tensor([[1.0, 2.0]]), "a.bias": torch.tensor([3.0]), "step": torch.tensor(7)}
 

@@ -154,9 +154,13 @@ class OutputRule(_Strict):
 
 
 class HeadRule(_Strict):
-    """A kind of model head, by what loads it (an auto class of transformers), and what it puts out."""
+    """A kind of model head, by what loads it (an auto class of transformers), and what it puts out.
+
+    pipeline: the task that hubs file such models under.
+    """
 
     library: LibraryName = "transformers"
+    pipeline: str | None = None
     outputs: list[OutputRule] = Field(min_length=1)
     may_miss: list[str] = []
     """First path components of weights that no output depends on and that checkpoints often lack."""

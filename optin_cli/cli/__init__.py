@@ -13,10 +13,12 @@ import typer
 
 from optin_cli import __version__
 from optin_cli.cli.demo import demo
+from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
 from optin_cli.cli.inspect import inspect
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
+from optin_cli.cli.report import report
 from optin_cli.cli.score import score
 from optin_cli.cli.search import search
 from optin_cli.cli.sweep import sweep
@@ -51,7 +53,7 @@ def _root(
     pass
 
 
-for command in (profile, score, search, prune, evaluate, sweep, inspect, demo):
+for command in (profile, score, search, prune, evaluate, sweep, report, diff, inspect, demo):
     app.command(name="eval" if command is evaluate else None)(command)
 
 

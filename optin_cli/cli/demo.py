@@ -48,6 +48,7 @@ def demo(
             with contextlib.redirect_stdout(sys.stderr):
                 run(command)
         _print_result(Path(f"{NAME}-pruned.eval.json"))
+    common.say(f"All of it on one page: optin report {folder}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,9 @@ def evaluate(
         float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
     ] = None,
     output: common.Output = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
+    ] = False,
     samples: Annotated[int | None, typer.Option(help="Evaluate on this many samples. (default: all)")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
     max_length: Annotated[
@@ -72,6 +76,10 @@ def evaluate(
     to_stdout = output == common.STDIO or (as_json and output is None)
     target = common.STDIO if to_stdout else output or f"{common.stem_of(checkpoint)}.eval.json"
     common.require_free(target, force=force)
+    if card:
+        from optin_cli.card import require_card
+
+        require_card(Path(checkpoint))
     if max_drop is not None and (against is None or task is None):
         raise UsageError(
             "--max-drop compares the task's metric with another checkpoint's.",
@@ -119,6 +127,10 @@ def evaluate(
         )
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)
+    if card:
+        from optin_cli.card import write_measured
+
+        write_measured(Path(checkpoint), result)
     common.stderr().print(evaluation_table(result))
     if target != common.STDIO:
         typer.echo(result.dump() if as_json else target, nl=not as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from optin_cli.artifacts import Artifact, Manifest, Mask
     from optin_cli.scores import Scores
 
-MANIFEST = "optin.json"
-
 
 def inspect(
     file: Annotated[
@@ -30,6 +27,8 @@ def inspect(
     as_json: common.Json = False,
 ) -> None:
     """What an artifact says."""
+    from optin_cli.folders import MANIFEST
+
     path = Path(file)
     if path.is_dir():
         path = path / MANIFEST
@@ -38,35 +37,16 @@ def inspect(
                 f"{file} has no {MANIFEST}, so optin did not write it.",
                 hint="For a checkpoint, use optin profile.",
             )
-    if path.suffix == ".safetensors":
-        from optin_cli.scores import read_scores
+    from optin_cli.reading import read_artifact
+    from optin_cli.scores import Scores
 
-        scores = read_scores(path)
-        if as_json:
-            typer.echo(scores.header.dump(), nl=False)
-        else:
-            _print(scores.header, _scores_table(scores))
-        return
-    artifact = _parse(str(path))
+    read = read_artifact(path)
     if as_json:
-        typer.echo(artifact.dump(), nl=False)
-        return
-    _print(artifact, _table(artifact))
-
-
-def _parse(name: str) -> Artifact:
-    from optin_cli.artifacts import KINDS, validate
-    from optin_cli.files import read_bytes
-
-    try:
-        raw = json.loads(read_bytes(name, "optin"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{name} is neither a safetensors file nor valid JSON: {error}.") from error
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    kinds = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
-    if schema not in kinds:
-        raise ArtifactError(f"{name} has the schema {schema!r}; known are {', '.join(kinds)}.")
-    return validate(kinds[schema], raw, name)
+        typer.echo(read.head.dump(), nl=False)
+    elif isinstance(read.content, Scores):
+        _print(read.head, _scores_table(read.content))
+    else:
+        _print(read.head, _table(read.content))
 
 
 def _print(artifact: Artifact, table: Table) -> None:

@@ -135,6 +135,7 @@ def sweep(
         typer.echo(result.dump(), nl=False)
     if max_drop is not None:
         require_chosen(result)
+    common.say(f"All of it on one page: optin report {folder}")
     if not as_json:
         typer.echo(f"{folder / MODEL}/" if max_drop is not None else folder / RESULT)
 

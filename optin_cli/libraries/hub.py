@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optin_cli.errors import CheckpointError
-from optin_cli.weights import FILE_SUFFIXES
+from optin_cli.folders import FILE_SUFFIXES
 
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
 

@@ -1,0 +1,259 @@
+"""Facts in; places and sizes of what a report draws out: plain numbers in pixels, which the template writes as SVG."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from optin_cli.artifacts import Sweep, SweepPoint
+from optin_cli.reporting.facts import GroupFacts
+
+MOST_CELLS = 32
+"""Heads, and kinds whose groups have up to this many units, are drawn unit by unit; others as bars of how many stay."""
+STEPS = 5
+CELL, GAP = 20, 3
+LETTER = 6.8
+"""Width of a letter of the labels."""
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400.0, 300.0, 58.0, 14.0, 14.0, 46.0
+STYLES = 6
+ASIDE = 4.0
+"""Pixels between the points of two recipes at the same place."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit. step: 1 (least important fifth of its kind) to 5; 0 where importance is not known."""
+
+    unit: int
+    x: float
+    side: float
+    step: int
+    kept: bool
+    title: str
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One group: its label, how many units stay, and its cells."""
+
+    label: str
+    y: float
+    count: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Units of one kind, a row a group."""
+
+    kind: str
+    rows: tuple[HeatRow, ...]
+    columns: tuple[tuple[int, float], ...]
+    left: float
+    width: float
+    height: float
+    legend: tuple[tuple[int, float, str], ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a series, with the ends of its error bar where there is one."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    title: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Series:
+    """One recipe: `style` numbers its colour, dashes and marker."""
+
+    name: str
+    style: int
+    path: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A metric over something, both axes linear."""
+
+    title: str
+    summary: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    lines: tuple[tuple[str, float, str], ...]
+    series: tuple[Series, ...]
+    this: Mark | None = None
+    width: float = WIDTH
+    height: float = HEIGHT
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    top: float = TOP
+    bottom: float = HEIGHT - BOTTOM
+
+
+def is_drawn_by_unit(groups: Sequence[GroupFacts]) -> bool:
+    """Whether groups of one kind are small enough to draw every unit."""
+    return groups[0].kind == "head" or max(group.units for group in groups) <= MOST_CELLS
+
+
+def draw_heat_map(kind: str, groups: Sequence[GroupFacts]) -> HeatMap:
+    """A square a unit, larger and darker the more important it is; removed units are crossed out."""
+    values = sorted(v for group in groups for v in group.importance or ())
+    bounds = [values[len(values) * step // STEPS] for step in range(1, STEPS)] if values else []
+    left = 10 + LETTER * max(len(group.label) for group in groups)
+    pitch = CELL + GAP
+    top = pitch
+    rows = []
+    for number, group in enumerate(groups):
+        kept = None if group.kept is None else set(group.kept)
+        cells = []
+        for unit in range(group.units):
+            step = 1 + bisect.bisect_right(bounds, group.importance[unit]) if group.importance else 0
+            stays = kept is None or unit in kept
+            told = f"importance {group.importance[unit]:.3g}" if group.importance else "importance not known"
+            fate = "" if kept is None else ", kept" if stays else ", removed"
+            title = f"{group.name}, {kind} {unit}: {told}{fate}"
+            cells.append(Cell(unit, left + unit * pitch, _side(step), step, stays, title))
+        count = f"{group.units}" if kept is None else f"{len(kept)}/{group.units}"
+        rows.append(HeatRow(group.label, top + number * pitch, count, tuple(cells)))
+    most = max(group.units for group in groups)
+    every = 1 if most <= 16 else 4
+    edges = [values[0], *bounds, values[-1]] if values else []
+    legend = tuple(
+        (step, _side(step), f"{edges[step - 1]:.2g} to {edges[step]:.2g}") for step in range(1, STEPS + 1) if edges
+    )
+    return HeatMap(
+        kind=kind,
+        rows=tuple(rows),
+        columns=tuple((unit, left + unit * pitch + CELL / 2) for unit in range(0, most, every)),
+        left=left,
+        width=left + most * pitch + 8 + LETTER * max(len(row.count) for row in rows),
+        height=top + len(groups) * pitch,
+        legend=legend,
+        summary=_summary(kind, groups),
+    )
+
+
+def _side(step: int) -> float:
+    return CELL - 2.0 if step == 0 else round(CELL * (0.3 + 0.7 * (step - 1) / (STEPS - 1)) - 2.0 * step / STEPS, 1)
+
+
+def _summary(kind: str, groups: Sequence[GroupFacts]) -> str:
+    units = sum(group.units for group in groups)
+    if groups[0].kept is None:
+        return f"{units:,} units of kind {kind} in {len(groups)} groups; none is removed."
+    kept = sum(len(group.kept or ()) for group in groups)
+    whole = [group.label for group in groups if len(group.kept or ()) == group.units]
+    empty = [group.label for group in groups if not group.kept]
+    parts = [f"{kept:,} of {units:,} units of kind {kind} are kept in {len(groups)} groups"]
+    parts += [f"{len(whole)} of them stay whole"] if whole else []
+    parts += [f"{len(empty)} lose all"] if empty else []
+    return "; ".join(parts) + "."
+
+
+def draw_plots(sweep: Sweep, this: tuple[float, float | None, float] | None) -> list[Plot]:
+    """The metric over the share of MACs and, where all points were timed, over the share of latency.
+
+    Args:
+        this: (share of MACs, share of latency, metric) of the model that the report is on.
+    """
+    plots = [
+        _plot(
+            sweep,
+            lambda point: point.macs_ratio,
+            f"{sweep.metric} over MACs",
+            f"MACs, share of the original ({sweep.workload.shape})",
+            None if this is None else (this[0], this[2]),
+        )
+    ]
+    speed = sweep.baseline.latency
+    if speed is not None and sweep.points and all(point.latency_ratio is not None for point in sweep.points):
+        label = f"latency, share of the original (batch {speed.batch_size}, {speed.shape})"
+        mine = None if this is None or this[1] is None else (this[1], this[2])
+        plots.append(
+            _plot(sweep, lambda point: point.latency_ratio or 0.0, f"{sweep.metric} over latency", label, mine)
+        )
+    return plots
+
+
+def _plot(
+    sweep: Sweep,
+    place: Callable[[SweepPoint], float],
+    title: str,
+    x_label: str,
+    this: tuple[float, float] | None,
+) -> Plot:
+    original = sweep.baseline.value
+    levels = [("original", original)]
+    if isinstance(most := sweep.options.get("max_drop"), (int, float)):
+        levels.append(("allowed", original - most if sweep.higher_is_better else original + most))
+    errors = [point.standard_error or 0.0 for point in sweep.points]
+    heights = [value for _, value in levels] + ([this[1]] if this else [])
+    heights += [p.value - e for p, e in zip(sweep.points, errors, strict=True)]
+    heights += [p.value + e for p, e in zip(sweep.points, errors, strict=True)]
+    y_ticks = ticks(min(heights), max(heights))
+    x_ticks = ticks(0.0, max([1.0, *map(place, sweep.points)] + ([this[0]] if this else [])))
+
+    def x_of(value: float) -> float:
+        return round(LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y_of(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM), 1)
+
+    series = []
+    recipes = dict.fromkeys(point.recipe for point in sweep.points)
+    for number, name in enumerate(recipes):
+        aside = round((number - (len(recipes) - 1) / 2) * ASIDE, 1)  # or error bars at one budget would hide each other
+        marks = []
+        for point in sorted((p for p in sweep.points if p.recipe == name), key=place):
+            error, is_chosen = point.standard_error, sweep.chosen is not None and sweep.points[sweep.chosen] is point
+            told = f"{point.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            marks.append(
+                Mark(
+                    round(x_of(place(point)) + aside, 1),
+                    y_of(point.value),
+                    None if error is None else y_of(point.value - error),
+                    None if error is None else y_of(point.value + error),
+                    f"{name} at {place(point):.3f}: {told}{' (chosen)' if is_chosen else ''}",
+                    is_chosen,
+                )
+            )
+        path = " ".join(f"{'L' if n else 'M'}{mark.x} {mark.y}" for n, mark in enumerate(marks))
+        series.append(Series(name, number % STYLES, path, tuple(marks)))
+    best = max if sweep.higher_is_better else min
+    summary = f"{len(sweep.points)} models. The original has {original:.4f}."
+    if sweep.points:
+        point = best(sweep.points, key=lambda p: p.value)
+        summary += f" The best of them has {point.value:.4f}: {point.recipe} at {place(point):.3f}."
+    if this is not None:
+        summary += f" This report's model has {this[1]:.4f} at {this[0]:.3f}."
+    return Plot(
+        title=title,
+        summary=summary,
+        x_label=x_label,
+        y_label=sweep.metric,
+        x_ticks=tuple((x_of(value), f"{value:g}") for value in x_ticks),
+        y_ticks=tuple((y_of(value), f"{value:g}") for value in y_ticks),
+        lines=tuple((name, y_of(value), f"{name} {value:.4f}") for name, value in levels),
+        series=tuple(series),
+        this=None if this is None else Mark(x_of(this[0]), y_of(this[1]), None, None, "this report's model", False),
+    )
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers, equally far apart, the first no more than `low` and the last no less than `high`."""
+    spread = (high - low) or abs(high) or 1.0
+    size = 10.0 ** math.floor(math.log10(spread / most))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10, 20) if spread / (size * factor) <= most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]

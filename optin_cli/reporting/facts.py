@@ -1,0 +1,213 @@
+"""Evidence in; the facts of a report out: plain records of numbers that were measured, and what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from optin_cli.artifacts import (
+    Certificate,
+    Evaluation,
+    GroupCost,
+    Manifest,
+    Mask,
+    Profile,
+    Refit,
+    Sweep,
+    Totals,
+    Workload,
+)
+from optin_cli.reporting.commands import commands_for
+from optin_cli.reporting.evidence import Evidence
+from optin_cli.reporting.quantities import Quantity, measures, reads_of, sizes, totals_before, workload_of
+from optin_cli.scores import Scores
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """One group: kept unit indices (None: nothing was cut) and importances, where they are known."""
+
+    name: str
+    label: str
+    block: str
+    kind: str
+    units: int
+    kept: tuple[int, ...] | None
+    importance: tuple[float, ...] | None
+
+    @property
+    def share_kept(self) -> float | None:
+        """Share of the group's importance that its kept units hold."""
+        if self.importance is None or self.kept is None or sum(self.importance) == 0:
+            return None
+        return sum(self.importance[unit] for unit in self.kept) / sum(self.importance)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """MACs of a layer's prunable parts, or of all that cannot be pruned."""
+
+    name: str
+    before: float
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file or source that the report rests on."""
+
+    role: str
+    name: str
+    sha256: str
+    version: str | None
+    tie: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says."""
+
+    title: str
+    original: str
+    is_cut: bool
+    budget: tuple[tuple[str, float, float], ...]
+    quantities: tuple[Quantity, ...]
+    workload: Workload | None
+    groups: tuple[GroupFacts, ...]
+    layers: tuple[LayerCost, ...]
+    criterion: str | None
+    evaluations: tuple[tuple[str, Evaluation], ...]
+    sweeps: tuple[tuple[str, Sweep], ...]
+    refit: Mapping[str, Refit] | None
+    refit_data: str | None
+    certificate: Certificate | None
+    commands: tuple[str, ...]
+    origins: tuple[Origin, ...]
+    versions: Mapping[str, str]
+    options: tuple[tuple[str, str, str], ...]
+
+
+def make_report(evidence: Evidence) -> Report:
+    """Put the facts of the evidence together; nothing is estimated that was not measured."""
+    manifest = evidence.manifest.content if evidence.manifest is not None else None
+    mask = evidence.mask.content if evidence.mask is not None else None
+    scores = evidence.scores.content if evidence.scores is not None else None
+    manifest = manifest if isinstance(manifest, Manifest) else None
+    source = manifest or (mask if isinstance(mask, Mask) else None)
+    evaluations = tuple(
+        (read.name, read.content) for read in evidence.evaluations if isinstance(read.content, Evaluation)
+    )
+    sweeps = tuple((read.name, read.content) for read in evidence.sweeps if isinstance(read.content, Sweep))
+    costs = _costs(evidence)
+    return Report(
+        title=evidence.pruned.name if evidence.pruned is not None else evidence.original.name,
+        original=evidence.original.name,
+        is_cut=manifest is not None,
+        budget=()
+        if source is None
+        else tuple(
+            (name, share, source.budget.reached.get(name, share)) for name, share in source.budget.asked.items()
+        ),
+        quantities=(*sizes(evidence, manifest), *measures(evidence, evaluations, sweeps, manifest)),
+        workload=workload_of(evidence),
+        groups=_groups(source, scores if isinstance(scores, Scores) else None, costs),
+        layers=_layers(source, costs, totals_before(evidence, manifest), manifest.after if manifest else None),
+        criterion=scores.header.criterion if isinstance(scores, Scores) else None,
+        evaluations=evaluations,
+        sweeps=sweeps,
+        refit=manifest.refit if manifest else None,
+        refit_data=manifest.inputs["calibration"].name if manifest and "calibration" in manifest.inputs else None,
+        certificate=manifest.certificate if manifest else None,
+        commands=tuple(commands_for(evidence)),
+        origins=tuple(_origins(evidence)),
+        versions=manifest.versions if manifest else {},
+        options=tuple(_options(evidence)),
+    )
+
+
+def _costs(evidence: Evidence) -> Mapping[str, GroupCost]:
+    """Unit costs by group, from the scores or else a profile."""
+    if evidence.scores is not None and isinstance(evidence.scores.content, Scores):
+        return evidence.scores.content.header.groups
+    if evidence.profile is not None and isinstance(evidence.profile.content, Profile):
+        return evidence.profile.content.groups
+    return {}
+
+
+def _groups(
+    source: Manifest | Mask | None, scores: Scores | None, costs: Mapping[str, GroupCost]
+) -> tuple[GroupFacts, ...]:
+    units = {name: group.units for name, group in costs.items()}
+    units |= {name: group.units for name, group in (source.groups if source is not None else {}).items()}
+    found = []
+    for name, count in units.items():
+        block, kind = (costs[name].block, costs[name].kind) if name in costs else name.rpartition(".")[::2]
+        kept = None if source is None else tuple(source.groups[name].kept) if name in source.groups else None
+        vector = None if scores is None else scores.importance.get(name)
+        importance = None if vector is None else tuple(float(v) for v in vector)
+        label = name.removesuffix(f".{kind}") or name
+        found.append(GroupFacts(name, label, block, kind, count, kept, importance))
+    return tuple(found)
+
+
+def _layers(
+    source: Manifest | Mask | None, costs: Mapping[str, GroupCost], totals: Totals | None, after: Totals | None
+) -> tuple[LayerCost, ...]:
+    """MACs by layer. Weights that two groups share count once, in the layer of the group that names them."""
+    if totals is None or not costs:
+        return ()
+    before: dict[str, float] = {}
+    saved: dict[str, float] = {}
+    gone = {
+        name: 0 if source is None or name not in source.groups else group.units - len(source.groups[name].kept)
+        for name, group in costs.items()
+    }
+    for name, group in costs.items():
+        whole, less = group.unit_macs * group.units, group.unit_macs * gone[name]
+        for other, shared in group.shared.items():
+            if other in costs:
+                whole -= shared.macs * group.units * costs[other].units
+                less -= shared.macs * gone[name] * gone[other]
+        before[group.block] = before.get(group.block, 0.0) + whole
+        saved[group.block] = saved.get(group.block, 0.0) + less
+    rest = totals.macs - sum(before.values())
+    layers = [LayerCost(b, m, None if source is None else m - saved[b]) for b, m in before.items()]
+    layers.append(LayerCost("cannot be pruned", rest, None if source is None else rest))
+    whole_after = None if source is None else after.macs if after is not None else totals.macs - sum(saved.values())
+    return (*layers, LayerCost("whole model", totals.macs, whole_after))
+
+
+def _origins(evidence: Evidence) -> Iterable[Origin]:
+    yield Origin(
+        "original checkpoint", evidence.original.name, evidence.original.sha256, None, "named by the artifacts"
+    )
+    if evidence.pruned is not None:
+        yield Origin(
+            "cut model", evidence.pruned.name, evidence.pruned.sha256, None, "computed from config and weights"
+        )
+    for read in reads_of(evidence):
+        if read.kind != "manifest":
+            tie = evidence.ties.get(read.name, "")
+            yield Origin(read.kind, read.name, read.sha256, read.head.optin_version, tie)
+    seen = set()
+    for read in reads_of(evidence):
+        for role, source in read.head.inputs.items():
+            if role in ("calibration", "data") and source.sha256 not in seen:
+                seen.add(source.sha256)
+                yield Origin(f"{role} of the {read.kind}", source.name, source.sha256, None, "as recorded")
+    manifest = evidence.manifest
+    if manifest is not None and evidence.mask is None:
+        named = manifest.head.inputs["mask"]
+        yield Origin("mask", named.name, named.sha256, None, "as recorded; the file was not found")
+
+
+def _options(evidence: Evidence) -> Iterable[tuple[str, str, str]]:
+    for read in reads_of(evidence):
+        for key, value in read.head.options.items():
+            yield read.name, key, _shown(value)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "default"
+    return ", ".join(f"{v}" for v in value) or "none" if isinstance(value, (list, tuple)) else str(value)
