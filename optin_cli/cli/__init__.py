@@ -14,6 +14,7 @@ import typer
 from optin_cli import __version__
 from optin_cli.cli.demo import demo
 from optin_cli.cli.eval import evaluate
+from optin_cli.cli.export import export
 from optin_cli.cli.inspect import inspect
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
@@ -31,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval.",
+    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval, export.",
     epilog="Exit status: 0 done, 1 failure, 2 usage, 3 a quality gate not met, 130 interrupted.",
 )
 
@@ -51,7 +52,7 @@ def _root(
     pass
 
 
-for command in (profile, score, search, prune, evaluate, sweep, inspect, demo):
+for command in (profile, score, search, prune, evaluate, export, sweep, inspect, demo):
     app.command(name="eval" if command is evaluate else None)(command)
 
 

@@ -219,7 +219,7 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
     return model.eval().requires_grad_(False), root
 
 
-def preprocess(blueprint: Blueprint, _model: nn.Module) -> Preprocess:
+def preprocess(blueprint: Blueprint) -> Preprocess:
     """The checkpoint's own image processor."""
     folder = blueprint.folder
     if folder is None or not any((folder / name).is_file() for name in PROCESSORS):
