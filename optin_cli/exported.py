@@ -16,8 +16,9 @@ from optin_cli.errors import ArtifactError, CheckpointError, UsageError
 from optin_cli.export_record import Export
 from optin_cli.exporting import ExportError, Run, Target, target_of
 from optin_cli.exporting.places import record_of
-from optin_cli.exporting.tracing import Inputs, Named, silenced
+from optin_cli.exporting.tracing import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
+from optin_cli.inputs import Inputs
 from optin_cli.libraries import read_folder
 from optin_cli.structure import Structure, resolve_outputs
 

@@ -28,7 +28,10 @@ def score(
     ] = DEFAULTS.criterion,
     estimator: Annotated[
         str,
-        typer.Option(help="sketch: all units in a few backward passes; exact: remove each; hybrid: both."),
+        typer.Option(
+            help="sketch: all units in a few backward passes; exact: remove each; hybrid: both.",
+            autocompletion=completion.estimators,
+        ),
     ] = DEFAULTS.estimator,
     rescore: Annotated[
         str,

@@ -34,16 +34,16 @@ def write(traced: Traced, path: Path, opset: int | None) -> int:
         ) from error
     if found is None:
         raise ExportError("torch.onnx.export gave nothing back.")
-    names = {dim: traced.axes[v.name][i] for v in found.model.graph.inputs for i, dim in _open_axes(v, traced)}
-    found.rename_axes(names)
+    found.rename_axes(_axis_names(found.model, traced))
     _forget_machine(found.model)
     weights = sum(value.const_value.nbytes for value in found.model.graph.initializers.values() if value.const_value)
     found.save(path, external_data=weights > MOST_BYTES)
     return int(found.model.opset_imports[""])
 
 
-def _open_axes(value: Any, traced: Traced) -> list[tuple[int, Any]]:
-    return [(i, dim) for i, dim in enumerate(value.shape) if i in traced.axes[value.name] and not isinstance(dim, int)]
+def _axis_names(model: Any, traced: Traced) -> dict[Any, str]:
+    """What the exporter's symbols of the inputs' free axes are to be called."""
+    return {value.shape[axis]: name for value in model.graph.inputs for axis, name in traced.axes[value.name].items()}
 
 
 def _cause(error: BaseException) -> str:

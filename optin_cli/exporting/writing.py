@@ -27,9 +27,9 @@ from optin_cli.errors import CertificateError
 from optin_cli.export_record import Export, ExportCertificate, ExportProbe, TensorRule
 from optin_cli.exporting import Target, Traced
 from optin_cli.exporting.places import check_place, place_of, record_of
-from optin_cli.exporting.tracing import Inputs, export_probes, input_names, silenced, trace
+from optin_cli.exporting.tracing import export_probes, input_names, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
-from optin_cli.inputs import example_inputs, workload_length, workload_of
+from optin_cli.inputs import Inputs, example_inputs, workload_length, workload_of
 from optin_cli.libraries import CONFIG
 from optin_cli.saving import carried_files
 
@@ -45,8 +45,11 @@ probes = {{}}
 for key, array in load_file(feed).items():
     number, _, name = key.partition("/")
     probes.setdefault(number, {{}})[name] = array
-found = {{number: run(inputs) for number, inputs in probes.items()}}
-save_file({{f"{{n}}/{{k}}": numpy.ascontiguousarray(v) for n, outputs in found.items() for k, v in outputs.items()}}, result)
+found = {{}}
+for number, inputs in probes.items():
+    for name, array in run(inputs).items():
+        found[f"{{number}}/{{name}}"] = numpy.ascontiguousarray(array)
+save_file(found, result)
 """
 """Runs a file on the arrays "NUMBER/INPUT" of a safetensors file, and stores "NUMBER/OUTPUT"."""
 
@@ -187,10 +190,8 @@ def _output_rules(traced: Traced, outputs: Mapping[str, torch.Tensor]) -> dict[s
     free: dict[str, TensorRule] = {}
     for name, node in zip(traced.gives, inner, strict=True):
         lengths = node.meta["val"].shape
-        labels = [
-            outputs[name].shape[i] if isinstance(n, int) else ("batch", "length")[i] for i, n in enumerate(lengths)
-        ]
-        free[name] = TensorRule(dtype=_dtype(outputs[name]), shape=labels)
+        shape = [n if isinstance(n, int) else ("batch", "length")[axis] for axis, n in enumerate(lengths)]
+        free[name] = TensorRule(dtype=_dtype(outputs[name]), shape=shape)
     return free
 
 
