@@ -268,7 +268,7 @@ def export(
     """
     target = target_named(to)
     beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
-    opened = as_checkpoint(checkpoint)
+    opened = as_checkpoint(checkpoint, "cpu")
     place = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
     return export_checkpoint(opened, target, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
 

@@ -103,6 +103,7 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
             f"{path.parent / 'config.json'} is not the config that {path.name} was exported with.",
             hint="Put the two back together, or run optin export again.",
         )
+    target.check(path)
     try:
         with silenced():
             run = target.open(str(path), torch.get_num_threads())

@@ -82,7 +82,7 @@ def _prepare() -> None:
 
 def run(arguments: list[str] | None = None) -> Any:
     """Run one command; failures and interruptions are raised."""
-    result = app(arguments, standalone_mode=False)
+    result = app(arguments, prog_name=app.info.name, standalone_mode=False)
     if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
         raise KeyboardInterrupt
     return result

@@ -54,7 +54,7 @@ class Target:
 
     write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and tells
     the opset it took. open: a file and a number of CPU threads in, what runs it out. Its source must stand alone, with
-    all imports inside: the certificate runs it in a process without optin.
+    all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run code.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Target:
     write: Callable[[Traced, Path, int | None], int | None]
     open: Callable[[str, int], Run]
     opsets: tuple[int, int] | None = None
+    check: Callable[[Path], None] = lambda _path: None
 
     @property
     def runtime(self) -> str:

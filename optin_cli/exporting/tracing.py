@@ -89,7 +89,7 @@ def export_probes(checkpoint: Checkpoint, takes: Sequence[str]) -> list[Inputs]:
 
 
 def trace(checkpoint: Checkpoint, takes: Sequence[str], example: Inputs) -> Traced:
-    """The model as a program of torch whose batch size, and length of text, are free.
+    """The model (on the CPU) as a program of torch whose batch size, and length of text, are free.
 
     Raises:
         ExportError: the model's code cannot be traced so.
@@ -100,10 +100,9 @@ def trace(checkpoint: Checkpoint, takes: Sequence[str], example: Inputs) -> Trac
     free = {"batch": torch.export.Dim("batch"), "length": torch.export.Dim("length", max=most_tokens(checkpoint))}
     shapes = {name: {axis: free[label] for axis, label in of.items()} for name, of in axes.items()}
     model = Outputs(checkpoint.model, takes, gives).eval()
-    kwargs = {name: tensor.to(checkpoint.device) for name, tensor in example.items()}
     try:
         with torch.no_grad():
-            program = torch.export.export(model, (), kwargs=kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(model, (), kwargs=dict(example), dynamic_shapes=shapes)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ExportError(

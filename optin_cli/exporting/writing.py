@@ -6,12 +6,14 @@ what the model in memory gives.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,6 +86,8 @@ def export_checkpoint(
     path = place_of(output, target)
     check_place(path, force=force)
     _check_company(checkpoint, path)
+    if checkpoint.device.type != "cpu":  # the device of a model's constants would be written into the file
+        checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu"))
     workload = workload_of(checkpoint, workload_length(checkpoint, seq_len))
     takes = input_names(checkpoint)
     probes = export_probes(checkpoint, takes)

@@ -36,7 +36,7 @@ MODALITIES: Mapping[str, Modality] = {"input_ids": "text", "pixel_values": "imag
 
 LOADER = '''
 
-class {name}(transformers.{stock}):
+class {stock}(transformers.{stock}):
     """{stock} with the shapes of `config.{key}`."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -249,14 +249,14 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
     model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
-    config.auto_map = {auto: f"{Path(MODELING).stem}.Optin{stock}" for auto, stock in _classes(blueprint).items()}
+    config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
     config.save_pretrained(folder)
 
 
 def modeling(blueprint: Blueprint) -> str:
-    """One class for each entry of the auto map."""
+    """One class for each entry of the auto map, of the stock class's name: pipelines tell by it what a model is for."""
     stocks = dict.fromkeys(_classes(blueprint).values())
-    classes = "".join(LOADER.format(name=f"Optin{stock}", stock=stock, key=PLAN_KEY) for stock in stocks)
+    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
