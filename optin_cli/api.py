@@ -17,7 +17,7 @@ from optin_cli.costs import measure_costs
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.export_record import Export
-from optin_cli.exported import as_evaluated
+from optin_cli.exported import as_evaluated, device_for
 from optin_cli.exporting import target_named
 from optin_cli.exporting.writing import export_checkpoint
 from optin_cli.files import sha256_of
@@ -224,7 +224,9 @@ def evaluate(
         images, note: as for `score`.
     """
     known = None if task is None else load_task(task)
-    opened, other = as_evaluated(checkpoint, against)
+    device = device_for(None, checkpoint, against)
+    opened = as_evaluated(checkpoint, device)
+    other = None if against is None else as_evaluated(against, device)
     chosen = None
     if task is not None or data is not None:
         chosen = read_samples(

@@ -66,18 +66,9 @@ def is_exported(source: Checkpoint | str | Path | None) -> bool:
     return source is not None and target_of(source) is not None and not Path(source).is_dir()
 
 
-def as_evaluated(
-    checkpoint: Checkpoint | str | Path, against: Checkpoint | str | Path | None
-) -> tuple[Checkpoint, Checkpoint | None]:
-    """Two models to compare, on one device: the CPU where either is an exported file."""
-    device = device_for(None, checkpoint, against)
-    first, second = (
-        source if isinstance(source, Checkpoint) or source is None else load_evaluated(source, device=device)
-        for source in (checkpoint, against)
-    )
-    if first is None:
-        raise TypeError("no checkpoint")
-    return first, second
+def as_evaluated(source: Checkpoint | str | Path, device: str | None = None) -> Checkpoint:
+    """The checkpoint itself, or what loads from a path, hub id or exported file."""
+    return source if isinstance(source, Checkpoint) else load_evaluated(source, device=device)
 
 
 def device_for(device: str | None, *sources: Checkpoint | str | Path | None) -> str | None:

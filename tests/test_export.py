@@ -234,8 +234,8 @@ def test_segments_of_pairs_are_an_input_where_the_tokenizer_gives_them(tmp_path)
 
 def test_a_file_that_computes_something_else_is_not_written(small, monkeypatch):
     def write(traced, path, opset):
-        for tensor in traced.program.state_dict.values():
-            tensor.data.mul_(1.01)
+        weights = traced.program.state_dict
+        weights.update({name: tensor * 1.01 for name, tensor in weights.items()})
         return for_torch_export.write(traced, path, opset)
 
     monkeypatch.setattr(for_torch_export, "TARGET", replace(for_torch_export.TARGET, write=write))

@@ -91,8 +91,6 @@ def evaluate(
         from optin_cli.tasks import load_task
 
         load_task(task)
-    import torch
-
     from optin_cli import api
     from optin_cli.errors import Exit
     from optin_cli.evaluation import require_drop
@@ -101,8 +99,7 @@ def evaluate(
     from optin_cli.inputs import workload_length
     from optin_cli.libraries import parse_arguments
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    common.use_threads(threads)
     device = device_for(device, checkpoint, against)
     arguments = parse_arguments(arch_args)
     opened = load_evaluated(checkpoint, device=device, arch=arch, arch_args=arguments, architecture=architecture)

@@ -97,8 +97,6 @@ def sweep(
     from optin_cli.tasks import load_task
 
     load_task(task)
-    import torch
-
     from optin_cli import api
     from optin_cli.inputs import workload_length
     from optin_cli.pictures import PICTURES, draw_text
@@ -107,8 +105,7 @@ def sweep(
     for name in names:
         find_recipe(name)
     check_folder(folder, resume=resume, force=force)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    common.use_threads(threads)
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     evaluation = EvalOptions(
         batch_size=batch_size,
