@@ -12,6 +12,7 @@ __all__ = [
     "__version__",
     "diff",
     "evaluate",
+    "export",
     "load",
     "profile",
     "prune",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from optin_cli.api import diff, evaluate, load, profile, prune, report, score, search, sweep, write_measured
+    from optin_cli.api import diff, evaluate, export, load, profile, prune, report, score, search, sweep, write_measured
 
 
 def __getattr__(name: str) -> Any:

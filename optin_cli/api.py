@@ -18,6 +18,10 @@ from optin_cli.costs import measure_costs
 from optin_cli.differing import Difference, diff
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
+from optin_cli.export_record import Export
+from optin_cli.exported import as_evaluated, device_for
+from optin_cli.exporting import target_named
+from optin_cli.exporting.writing import export_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_length, workload_of
 from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
@@ -219,11 +223,13 @@ def evaluate(
     """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone.
 
     Args:
+        checkpoint, against: also files that `export` wrote, which run in their own runtimes.
         images, note: as for `score`.
     """
     known = None if task is None else load_task(task)
-    opened = as_checkpoint(checkpoint)
-    other = None if against is None else as_checkpoint(against)
+    device = device_for(None, checkpoint, against)
+    opened = as_evaluated(checkpoint, device)
+    other = None if against is None else as_evaluated(against, device)
     chosen = None
     if task is not None or data is not None:
         chosen = read_samples(
@@ -241,6 +247,35 @@ def evaluate(
             note=note,
         )
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
+
+
+def export(
+    checkpoint: Checkpoint | str | Path,
+    to: str,
+    output: str | Path | None = None,
+    *,
+    opset: int | None = None,
+    seq_len: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> Export:
+    """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
+
+    Args:
+        to: a target: onnx, torch-export or openvino.
+        output: the file or its folder. Where none is given, the checkpoint's own folder, if that is how it was given,
+            and else a folder named after both.
+        opset: version of ONNX operators, None for the exporter's own choice.
+        seq_len: length of text that MACs are recorded for.
+
+    Raises:
+        OptinError: a package is missing, the model cannot be expressed, or the runtime computes something else.
+    """
+    target = target_named(to)
+    beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
+    opened = as_checkpoint(checkpoint, "cpu")
+    place = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
+    return export_checkpoint(opened, target, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
 
 
 def report(
@@ -277,6 +312,7 @@ __all__ = [
     "Report",
     "diff",
     "evaluate",
+    "export",
     "load",
     "profile",
     "prune",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from optin_cli.errors import ArtifactError
+from optin_cli.export_record import Export
 from optin_cli.records import Artifact, Frozen, Options, Source, Totals, Workload, to_json
 from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, SweepBaseline, SweepPoint
 
@@ -21,6 +22,7 @@ __all__ = [
     "Certificate",
     "Comparison",
     "Evaluation",
+    "Export",
     "Frozen",
     "GroupCost",
     "GroupMask",
@@ -194,7 +196,7 @@ class Manifest(Artifact):
 
 A = TypeVar("A", bound=Artifact)
 
-KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep)
+KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export)
 
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:

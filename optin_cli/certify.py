@@ -60,30 +60,43 @@ def run_probe_fresh(
     with tempfile.TemporaryDirectory() as scratch:
         feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
         save_file(dict(inputs), feed)
-        environment = {
-            **os.environ,
-            "HF_MODULES_CACHE": str(Path(scratch) / "modules"),
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
         arguments = [str(folder.resolve()), loading, str(feed), str(result), str(torch.get_num_threads())]
-        process = subprocess.run(
-            [sys.executable, "-c", RELOAD, *arguments, ",".join(names)],
-            env=environment,
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if process.returncode != 0:
-            last = "\n".join(process.stderr.strip().splitlines()[-3:])
-            raise CertificateError(f"The cut checkpoint does not load in a fresh process:\n{last}")
+        run_fresh(RELOAD, [*arguments, ",".join(names)], Path(scratch), "The cut checkpoint does not load")
         return load_file(result)
 
 
+def run_fresh(code: str, arguments: Sequence[str], scratch: Path, failure: str) -> None:
+    """Run Python code in a fresh process.
+
+    Args:
+        scratch: a temporary folder, to work in and for the modules that transformers copies.
+        failure: what its failing means, in words.
+
+    Raises:
+        CertificateError: the process failed; carries the last lines it printed.
+    """
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        last = "\n".join(process.stderr.strip().splitlines()[-3:])
+        raise CertificateError(f"{failure} in a fresh process:\n{last}")
+
+
 def largest_difference(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
-    """Largest absolute difference over all outputs."""
-    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+    """Largest absolute difference over all outputs; NaN where one is."""
+    return float(torch.stack([(mine[name] - theirs[name]).abs().max() for name in mine]).max())
 
 
 def tolerance_for(outputs: Mapping[str, torch.Tensor]) -> float:
@@ -91,11 +104,14 @@ def tolerance_for(outputs: Mapping[str, torch.Tensor]) -> float:
     return RELATIVE_TOLERANCE * max(1.0, *(float(o.abs().max()) for o in outputs.values()))
 
 
-def require_equal(what: str, difference: float, tolerance: float) -> None:
+DEFECT = "This is a defect of the architecture description or of optin; please report it."
+
+
+def require_equal(what: str, difference: float, tolerance: float, hint: str = DEFECT) -> None:
     """Raise CertificateError when outputs differ by more than the tolerance (or are not numbers)."""
     if not difference <= tolerance:
         raise CertificateError(
             f"{what}: outputs differ by {difference:.3g}, more than the tolerance of {tolerance:.3g}. "
             "Nothing was written.",
-            hint="This is a defect of the architecture description or of optin; please report it.",
+            hint=hint,
         )

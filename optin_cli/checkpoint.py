@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures import find_architecture, known_heads, parse_architecture
-from optin_cli.artifacts import Source
+from optin_cli.artifacts import Source, Totals, Workload
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.folders import FILE_SUFFIXES, weight_files
@@ -39,11 +39,23 @@ VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What is recorded of a model that a runtime holds, since it cannot be looked into.
+
+    runtime: name and version. totals: its cost for an input of the shape `workload`.
+    """
+
+    runtime: str
+    workload: Workload
+    totals: Totals
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model in memory with all that is known of its origin.
 
     `root` is the path of the base model inside `model`; `weight_bytes` and `dtype` are those of the stored weights,
-    whatever type the model computes in.
+    whatever type the model computes in. recorded: for an exported model, whose `model` only passes tensors on.
     """
 
     name: str
@@ -54,6 +66,7 @@ class Checkpoint:
     root: str
     dtype: torch.dtype
     weight_bytes: int
+    recorded: Recorded | None = None
 
     @property
     def source(self) -> Source:
@@ -62,8 +75,9 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
-        return next(self.model.parameters()).device
+        """Where the model lies. One that a runtime holds has no parameters here, and computes on the CPU."""
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def library(self) -> str:
@@ -131,7 +145,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the checkpoint does not say.
         """
-        return self.builder.preprocess(self.blueprint, self.model)
+        return self.builder.preprocess(self.blueprint)
 
     def tokenizer(self) -> Any:
         """Load the tokenizer.

@@ -94,6 +94,14 @@ def predict_samples(
 
 
 def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
+    recorded = checkpoint.recorded
+    if recorded is not None:
+        if recorded.workload != workload:
+            raise UsageError(
+                f"The MACs of {checkpoint.name} are recorded for {recorded.workload.shape}, not for {workload.shape}.",
+                hint="Leave out --seq-len, or export again with that --seq-len.",
+            )
+        return recorded.totals
     macs, _ = count_macs(checkpoint.model, example_inputs(checkpoint, workload))
     return Totals(macs=macs, parameters=count_parameters(checkpoint.model), bytes=checkpoint.weight_bytes)
 
@@ -102,13 +110,17 @@ def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[
     if options.latency_runs == 0:
         return []
     workload = workload_of(checkpoints[0], options.latency_length, options.latency_batch)
-    return forward_latency(
+    latencies = forward_latency(
         [c.model for c in checkpoints],
         random_inputs(checkpoints, workload),
         workload,
         runs=options.latency_runs,
         warmup=options.latency_warmup,
     )
+    return [
+        found if checkpoint.recorded is None else found.model_copy(update={"runtime": checkpoint.recorded.runtime})
+        for found, checkpoint in zip(latencies, checkpoints, strict=True)
+    ]
 
 
 def _compare(
@@ -135,6 +147,7 @@ def _compare(
             drop = sign * (theirs.values[metric] - mine.values[metric])
     return Comparison(
         name=against.name,
+        runtime="torch" if against.recorded is None else against.recorded.runtime,
         metric=value,
         drop=drop,
         agreement=agreement,

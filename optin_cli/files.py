@@ -163,6 +163,31 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
                 aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield a temporary folder, whose files take their places in `folder` on success; nothing is left on failure.
+
+    Args:
+        folder: made if it is not there; its other files stay.
+        last: the file that makes the others count, which is replaced after all of them.
+    """
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            yield temporary
+        return
+    with explained_os_errors(folder):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{last}.", suffix=".tmp", dir=folder))
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            for file in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+                file.chmod(0o666 & ~umask)
+                file.replace(folder / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
     """Write text atomically, or to standard output for "-"."""
     if str(path) == STDIO:

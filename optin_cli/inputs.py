@@ -30,13 +30,18 @@ def workload_length(checkpoint: Checkpoint, asked: int | None) -> int | None:
             f"{checkpoint.name} takes images of {workload_of(checkpoint, None).shape}, which have no sequence length.",
             hint="Leave out --seq-len.",
         )
-    rows = getattr(checkpoint.config, "max_position_embeddings", None)
-    most = int(rows) - reserved_positions(checkpoint.model, int(rows)) if rows else DEFAULT_SEQ_LEN
+    most = most_tokens(checkpoint) or DEFAULT_SEQ_LEN
     if asked is None:
-        return min(DEFAULT_SEQ_LEN, most)
+        return min(DEFAULT_SEQ_LEN, most) if checkpoint.recorded is None else checkpoint.recorded.workload.seq_len
     if not 1 <= asked <= most:
         raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {checkpoint.name} holds.")
     return asked
+
+
+def most_tokens(checkpoint: Checkpoint) -> int | None:
+    """Most tokens of a sequence that the model's positions hold; None for images, and where nothing limits them."""
+    rows = getattr(checkpoint.config, "max_position_embeddings", None) if checkpoint.image is None else None
+    return int(rows) - reserved_positions(checkpoint.model, int(rows)) if rows else None
 
 
 def workload_of(checkpoint: Checkpoint, seq_len: int | None, batch_size: int = 1) -> Workload:
@@ -69,20 +74,23 @@ def random_inputs(checkpoints: Sequence[Checkpoint], workload: Workload, *, seed
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for _ in checkpoints]
 
 
-def probe_inputs(checkpoint: Checkpoint, max_length: int | None) -> Inputs:
+def probe_inputs(
+    checkpoint: Checkpoint, max_length: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS
+) -> Inputs:
     """Fixed random inputs on the CPU: images, or token ids whose later rows are padded by ever more positions.
 
     Args:
         max_length: most tokens that a row of text may have.
+        rows: samples. tokens: of a row of text.
     """
     generator = torch.Generator().manual_seed(0)
     if checkpoint.image is not None:
-        pixels = torch.randn((PROBE_ROWS, *checkpoint.image.shape), generator=generator)
+        pixels = torch.randn((rows, *checkpoint.image.shape), generator=generator)
         return {checkpoint.image.input_name: pixels}
     vocabulary, pad = int(checkpoint.config.vocab_size), checkpoint.config.pad_token_id
-    tokens = min(PROBE_TOKENS, max_length or PROBE_TOKENS)
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (PROBE_ROWS, tokens), generator=generator)
+    tokens = min(tokens, max_length or tokens)
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)
-    for row in range(PROBE_ROWS):
-        mask[row, tokens - row * tokens // (2 * PROBE_ROWS) :] = 0
+    for row in range(rows):
+        mask[row, tokens - row * tokens // (2 * rows) :] = 0
     return {"input_ids": torch.where(mask.bool(), ids, pad or 0), "attention_mask": mask}

@@ -118,6 +118,21 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 
 
+RECIPES = (
+    "optin",
+    "one-shot",
+    "no-refit",
+    "magnitude",
+    "wanda",
+    "fisher",
+    "random",
+    "optin-paper",
+    "kwon",
+    "kprune",
+)
+"""Names of the recipes, which shell completion tells without importing them."""
+
+
 @dataclass(frozen=True)
 class RefitOptions:
     """Every constant of a refit.

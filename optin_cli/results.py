@@ -17,19 +17,21 @@ class Measure(Frozen):
 
 
 class Latency(Workload):
-    """Median wall time of one forward pass."""
+    """Median wall time of one forward pass. runtime: what ran it, torch or the runtime of an exported file."""
 
     runs: int
     device: str
+    runtime: str = "torch"
     threads: int
     median_ms: float
     samples_per_second: float
 
 
 class Comparison(Frozen):
-    """The evaluated model beside another on the same samples; ratios are this / other."""
+    """The evaluated model beside another on the same samples; ratios are this / other. runtime: what ran the other."""
 
     name: str
+    runtime: str = "torch"
     metric: Measure | None
     drop: float | None
     agreement: float | None

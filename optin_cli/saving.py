@@ -30,6 +30,13 @@ CARRIED = (
 """Files of a checkpoint that belong to any model cut from it: tokenizer, processor, licence."""
 
 
+def carried_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files of a checkpoint that go along with any model made from it, in order of their names."""
+    source = checkpoint.folder
+    found = {path for pattern in CARRIED for path in source.glob(pattern)} if source is not None else set()
+    return sorted(path for path in found if path.is_file())
+
+
 def round_to_storage(model: nn.Module, dtype: torch.dtype) -> None:
     """Round the weights in memory to what storing them as `dtype` keeps, so that saving changes nothing more."""
     with torch.no_grad():
@@ -55,9 +62,8 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path) -> No
     }
     checkpoint.builder.save(checkpoint.blueprint, model, state, plan.model_dump(), folder)
     (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
-    source = checkpoint.folder
-    for path in sorted(p for pattern in CARRIED for p in source.glob(pattern)) if source is not None else []:
-        if path.is_file() and not (folder / path.name).exists():
+    for path in carried_files(checkpoint):
+        if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(folder / CONFIG)

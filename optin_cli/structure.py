@@ -137,13 +137,15 @@ def find_structure(
             + "\n".join(f"  {p}" for p in shown),
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
-    outputs = tuple(_resolve_output(rule, problem_type) for rule in head.outputs)
-    return Structure(architecture.family, tuple(blocks), tuple(groups), outputs)
+    return Structure(architecture.family, tuple(blocks), tuple(groups), resolve_outputs(head, problem_type))
 
 
-def _resolve_output(rule: OutputRule, problem_type: str | None) -> OutputRule:
-    kind = rule.kind_by_problem_type.get(problem_type or "", rule.kind)
-    return rule.model_copy(update={"kind": kind})
+def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:
+    """What a head puts out, each with the distribution that it has for that type of problem."""
+    return tuple(
+        rule.model_copy(update={"kind": rule.kind_by_problem_type.get(problem_type or "", rule.kind)})
+        for rule in head.outputs
+    )
 
 
 def _resolve_group(

@@ -15,6 +15,7 @@ from optin_cli import __version__
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
+from optin_cli.cli.export import export
 from optin_cli.cli.inspect import inspect
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
@@ -33,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval.",
+    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval, export.",
     epilog="Exit status: 0 done, 1 failure, 2 usage, 3 a quality gate not met, 130 interrupted.",
 )
 
@@ -53,7 +54,7 @@ def _root(
     pass
 
 
-for command in (profile, score, search, prune, evaluate, sweep, report, diff, inspect, demo):
+for command in (profile, score, search, prune, evaluate, export, sweep, report, diff, inspect, demo):
     app.command(name="eval" if command is evaluate else None)(command)
 
 
@@ -83,7 +84,7 @@ def _prepare() -> None:
 
 def run(arguments: list[str] | None = None) -> Any:
     """Run one command; failures and interruptions are raised."""
-    result = app(arguments, standalone_mode=False)
+    result = app(arguments, prog_name=app.info.name, standalone_mode=False)
     if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
         raise KeyboardInterrupt
     return result

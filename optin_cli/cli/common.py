@@ -120,6 +120,17 @@ def open_checkpoint(
     return load_checkpoint(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)
 
 
+def use_threads(threads: int | None) -> None:
+    """Compute with that many CPU threads, in torch and in the runtimes of exported files."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"{threads} threads were asked for; expected at least 1.", hint="Leave out --threads for all.")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 def stderr() -> Console:
     """Console for talk."""
     return _console(error=True)

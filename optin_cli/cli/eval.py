@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
 from optin_cli.options import AnswerOptions, EvalOptions, ImageOptions
 
@@ -20,17 +20,27 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: common.CheckpointArgument,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CKPT",
+            help="Checkpoint, as for the other commands, or a file that optin export wrote (.onnx, .pt2, .xml).",
+            show_default=False,
+        ),
+    ],
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", metavar="TASK", help="Task whose metric is measured (sst2, imagenet-1k, imagefolder, …)."
+            "--task",
+            metavar="TASK",
+            help="Task whose metric is measured (sst2, imagenet-1k, imagefolder, …).",
+            autocompletion=completion.tasks,
         ),
     ] = None,
     data: common.Data = None,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="CKPT", help="Checkpoint to compare with, in the same run."),
+        typer.Option("--against", metavar="CKPT", help="Checkpoint or exported file to compare with, in the same run."),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
@@ -89,18 +99,19 @@ def evaluate(
         from optin_cli.tasks import load_task
 
         load_task(task)
-    import torch
-
     from optin_cli import api
     from optin_cli.errors import Exit
     from optin_cli.evaluation import require_drop
+    from optin_cli.exported import device_for, load_evaluated
     from optin_cli.files import write_text
     from optin_cli.inputs import workload_length
+    from optin_cli.libraries import parse_arguments
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
-    other = None if against is None else common.open_checkpoint(against, None, None, architecture, device)
+    common.use_threads(threads)
+    device = device_for(device, checkpoint, against)
+    arguments = parse_arguments(arch_args)
+    opened = load_evaluated(checkpoint, device=device, arch=arch, arch_args=arguments, architecture=architecture)
+    other = None if against is None else load_evaluated(against, device=device, architecture=architecture)
     options = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
@@ -181,6 +192,9 @@ def evaluation_table(result: Evaluation) -> Table:
             )
         )
         rows.append(("samples/s", f"{latency.samples_per_second:,.0f}", "", ""))
+        runtimes = (latency.runtime, "" if other is None else other.runtime)
+        if any(name not in ("", "torch") for name in runtimes):
+            rows.append(("runtime", *runtimes, ""))
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     return table

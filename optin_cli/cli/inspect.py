@@ -21,7 +21,9 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="Scores, mask, eval, sweep or profile file, or a pruned folder.", show_default=False
+            metavar="FILE",
+            help="Scores, mask, eval, sweep, profile or export record, or a pruned folder.",
+            show_default=False,
         ),
     ],
     as_json: common.Json = False,
@@ -61,8 +63,9 @@ def _print(artifact: Artifact, table: Table) -> None:
 
 
 def _table(artifact: Artifact) -> Table:
-    from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Sweep
+    from optin_cli.artifacts import Evaluation, Export, Manifest, Mask, Profile, Sweep
     from optin_cli.cli.eval import evaluation_table
+    from optin_cli.cli.export import export_table
     from optin_cli.cli.profile import profile_table
     from optin_cli.cli.sweep import sweep_table
 
@@ -72,6 +75,8 @@ def _table(artifact: Artifact) -> Table:
         return profile_table(artifact)
     if isinstance(artifact, (Mask, Manifest)):
         return _mask_table(artifact)
+    if isinstance(artifact, Export):
+        return export_table(artifact)
     if isinstance(artifact, Sweep):
         return sweep_table(artifact)
     raise TypeError(type(artifact).__name__)

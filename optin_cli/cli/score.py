@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, completion
 from optin_cli.options import CRITERIA, ImageOptions, ScoreOptions
 
 DEFAULTS = ScoreOptions()
@@ -22,10 +22,16 @@ def score(
         ),
     ] = None,
     output: common.Output = None,
-    criterion: Annotated[str, typer.Option(help=f"How units are judged: {', '.join(CRITERIA)}.")] = DEFAULTS.criterion,
+    criterion: Annotated[
+        str,
+        typer.Option(help=f"How units are judged: {', '.join(CRITERIA)}.", autocompletion=completion.criteria),
+    ] = DEFAULTS.criterion,
     estimator: Annotated[
         str,
-        typer.Option(help="sketch: all units in a few backward passes; exact: remove each; hybrid: both."),
+        typer.Option(
+            help="sketch: all units in a few backward passes; exact: remove each; hybrid: both.",
+            autocompletion=completion.estimators,
+        ),
     ] = DEFAULTS.estimator,
     rescore: Annotated[
         str,

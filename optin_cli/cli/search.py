@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ def search(
         str | None, typer.Option(metavar="SHARE[,…]", help="Share of the model's parameters to keep.")
     ] = None,
     output: common.Output = None,
-    algorithm: Annotated[str, typer.Option(help="exact (integer program) or optin (the paper's search).")] = "exact",
+    algorithm: Annotated[
+        str,
+        typer.Option(
+            help="exact (integer program) or optin (the paper's search).", autocompletion=completion.algorithms
+        ),
+    ] = "exact",
     round_to: Annotated[int, typer.Option(help="Kept widths come in multiples of this (8, 16, 32).")] = 1,
     min_heads: Annotated[int, typer.Option(help="Fewest heads left in a layer.")] = 0,
     min_neurons: Annotated[int, typer.Option(help="Fewest neurons left in a layer.")] = 0,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
 from optin_cli.options import EvalOptions, ImageOptions, ScoreOptions, SweepOptions
 
@@ -27,7 +27,14 @@ def sweep(
         typer.Option("--calib", metavar="TASK|PATH", help="Texts or images to score and refit on.", show_default=False),
     ],
     task: Annotated[
-        str, typer.Option("--task", metavar="TASK", help="Task whose metric is measured.", show_default=False)
+        str,
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="Task whose metric is measured.",
+            show_default=False,
+            autocompletion=completion.tasks,
+        ),
     ],
     keep_flops: Annotated[
         str | None, typer.Option(metavar="SHARE[,…]", help="Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.")
@@ -37,7 +44,12 @@ def sweep(
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Most models tried for --max-drop.")] = EVALUATIONS,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME[,…]", help="Ways of pruning: optin, no-refit, magnitude, fisher, …")
+        str,
+        typer.Option(
+            metavar="NAME[,…]",
+            help="Ways of pruning: optin, no-refit, magnitude, fisher, …",
+            autocompletion=completion.recipes,
+        ),
     ] = "optin",
     output: common.Output = None,
     data: common.Data = None,
@@ -85,8 +97,6 @@ def sweep(
     from optin_cli.tasks import load_task
 
     load_task(task)
-    import torch
-
     from optin_cli import api
     from optin_cli.inputs import workload_length
     from optin_cli.pictures import PICTURES, draw_text
@@ -95,8 +105,7 @@ def sweep(
     for name in names:
         find_recipe(name)
     check_folder(folder, resume=resume, force=force)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    common.use_threads(threads)
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     evaluation = EvalOptions(
         batch_size=batch_size,

@@ -179,7 +179,13 @@ def usable_length(
 
 
 def reserved_positions(model: torch.nn.Module, rows: int) -> int:
-    """Rows of the position table that no token uses: those up to its padding index, where it has one."""
+    """Rows of the position table that no token uses: those up to its padding index, where it has one.
+
+    A model that a runtime holds shows no table, and says it in an attribute of this function's name.
+    """
+    told = getattr(model, "reserved_positions", None)
+    if isinstance(told, int):
+        return told
     find_words = getattr(model, "get_input_embeddings", None)
     words = find_words() if callable(find_words) else None
     tables = [

@@ -99,7 +99,7 @@ class Library(Protocol):
             CheckpointError: the weights are not those of the model.
         """
 
-    def preprocess(self, blueprint: Blueprint, model: nn.Module) -> Preprocess:
+    def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
 
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:

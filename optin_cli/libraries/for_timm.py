@@ -186,11 +186,11 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
     return model.eval().requires_grad_(False), ""
 
 
-def preprocess(_blueprint: Blueprint, model: nn.Module) -> Preprocess:
+def preprocess(blueprint: Blueprint) -> Preprocess:
     """The evaluation transform of the model's own data config."""
     from timm.data import create_transform, resolve_model_data_config
 
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform = create_transform(**resolve_model_data_config(blueprint.stock), is_training=False)
 
     def prepare(image: Image) -> torch.Tensor:
         tensor: torch.Tensor = transform(image)

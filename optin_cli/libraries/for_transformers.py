@@ -219,7 +219,7 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
     return model.eval().requires_grad_(False), root
 
 
-def preprocess(blueprint: Blueprint, _model: nn.Module) -> Preprocess:
+def preprocess(blueprint: Blueprint) -> Preprocess:
     """The checkpoint's own image processor."""
     folder = blueprint.folder
     if folder is None or not any((folder / name).is_file() for name in PROCESSORS):
@@ -254,7 +254,7 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 
 
 def modeling(blueprint: Blueprint) -> str:
-    """One class for each entry of the auto map."""
+    """One class for each entry of the auto map, of the stock class's name: pipelines tell by it what a model is for."""
     stocks = dict.fromkeys(_classes(blueprint).values())
     classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
