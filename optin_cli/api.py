@@ -18,6 +18,7 @@ from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_length, workload_of
+from optin_cli.layouts import Layout
 from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
@@ -25,6 +26,7 @@ from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress
 from optin_cli.selection import Algorithm, Limits, make_mask
+from optin_cli.stock_masks import stock_settings
 from optin_cli.tasks import load_task, task_named
 
 
@@ -122,11 +124,17 @@ def search(
     round_to: int = 1,
     minima: dict[str, int] | None = None,
     protect: Sequence[str] = (),
+    layout: Layout = "ragged",
     algorithm: Algorithm = "exact",
     name: str = "scores",
 ) -> Mask:
-    """The mask that loses least importance within the budgets (shares of the whole model, 0 to 1)."""
-    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect))
+    """The mask that loses least importance within the budgets (shares of the whole model, 0 to 1).
+
+    Args:
+        layout: "uniform" for the same number of units in every layer, which `prune` then writes as a folder that the
+            library's own class loads.
+    """
+    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect), layout)
     return make_mask(scores, scores.source(name), limits, algorithm=algorithm)
 
 
@@ -158,6 +166,11 @@ def prune(
         return prune_checkpoint(opened, mask, source, Path(output), force=force, progress=progress)
     options = options or RefitOptions()
     check_mask(opened, mask, name)
+    if stock_settings(opened, mask, name) is not None and options.add_bias:
+        raise UsageError(
+            "--add-bias gives layers a bias that the stock class has no place for, but the mask's layout is uniform.",
+            hint="Leave out --add-bias.",
+        )
     samples = read_samples(
         opened,
         calib,

@@ -12,15 +12,7 @@ tags: [optin, pruned]
 
 ## How to load
 
-The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
-weights can (it needs torch and {library} only):
-
-```python
-{loading}
-```
-
-or, without running code from this folder, `optin_cli.load(folder)`.
-Do **not** let the stock class ignore mismatched sizes: it would fill in random weights.
+{how}
 
 ## What was done
 
@@ -49,6 +41,27 @@ products, convolutions and attention at the stated input size.
 """
 
 
+RAGGED = """The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
+weights can (it needs torch and {library} only):
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder)`.
+Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
+
+UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
+whatever reads its config:
+
+```python
+{loading}
+```"""
+
+HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+"""By layout."""
+
+
 def write_card(manifest: Manifest, library: str, loading: str) -> str:
     """Model card in Markdown.
 
@@ -63,9 +76,8 @@ def write_card(manifest: Manifest, library: str, loading: str) -> str:
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
-        model_class=manifest.model_class,
         library=library,
-        loading=loading,
+        how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
         budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
         batch=manifest.workload.batch_size,
         shape=manifest.workload.shape,

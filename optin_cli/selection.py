@@ -6,6 +6,7 @@ importance, so the decision is how many each group keeps: an integer program.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 import math
@@ -20,8 +21,11 @@ from optin_cli import __version__
 from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
 from optin_cli.knapsack import solve_knapsack
+from optin_cli.layouts import LAYOUTS, Layout
+from optin_cli.prefix_search import prefix_search
 from optin_cli.scores import Scores
 from optin_cli.spending import Row, make_row, reached
+from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
@@ -40,7 +44,8 @@ class Limits:
 
     keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
     round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
-    a group, by kind. protect: groups (names or patterns with *) that stay whole.
+    a group, by kind. protect: groups (names or patterns with *) that stay whole. layout: "uniform" for the same
+    number of units in every block of a stack, one that the stock config can state.
     """
 
     keep_macs: float | None = None
@@ -48,6 +53,7 @@ class Limits:
     round_to: int = 1
     minima: Mapping[str, int] | None = None
     protect: Sequence[str] = ()
+    layout: Layout = "ragged"
 
     def asked(self) -> dict[str, float]:
         """The budgets by name, as a mask records them."""
@@ -81,23 +87,46 @@ def choose_units(
         BudgetError: no mask meets the limits; states the smallest reachable share.
         UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
     """
+    if limits.layout == "uniform" and algorithm == "optin":
+        raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
+    if limits.layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     rows = _rows(groups, totals, limits)
     levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
-    _protect(levels, groups, limits.protect)
+    whole = _protected(groups, limits.protect)
+    levels |= {name: [groups[name].units] for name in whole}
+    if limits.layout == "uniform":
+        levels = uniform_levels(groups, levels, whole)
+        merged = merge_importance(importance, groups)
+        rows = [merge_row(row, groups) for row in rows]
+        _require_reachable(rows, levels, limits)
+        counts = spread(_choose_counts(merged, _ranked(merged), levels, rows), groups)
+    else:
+        _require_reachable(rows, levels, limits)
+        if algorithm == "optin":
+            counts = prefix_search(importance, groups, levels, rows)
+        else:
+            counts = _choose_counts(importance, _ranked(importance), levels, rows)
+    order = _ranked(importance)
+    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
+
+
+def _ranked(importance: Mapping[str, Vector]) -> dict[str, NDArray[np.intp]]:
+    """Units by falling importance."""
+    return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
+
+
+def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], limits: Limits) -> None:
+    """Refuse a budget that the lowest levels exceed."""
     for row in rows:
-        least = row.spent({name: levels[name][0] for name in groups})
+        least = row.spent({name: steps[0] for name, steps in levels.items()})
         if least > row.limit + 1e-12 * row.total:
+            also = ", or leave out --layout uniform" if limits.layout == "uniform" else ""
             raise BudgetError(
                 f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
                 f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
-                hint="Ask for more, or lower --min-heads, --min-neurons or the protected groups.",
+                hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{also}.",
             )
-    order = {name: np.argsort(-importance[name].astype(np.float64), kind="stable") for name in groups}
-    if algorithm == "optin":
-        counts = _prefix_search(importance, groups, levels, rows)
-    else:
-        counts = _choose_counts(importance, order, groups, levels, rows)
-    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
 
 
 def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
@@ -121,13 +150,14 @@ def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int
     return [k for k in range(0, group.units, step) if k >= least] + [group.units]
 
 
-def _protect(levels: dict[str, list[int]], groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> None:
+def _protected(groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> set[str]:
+    whole: set[str] = set()
     for pattern in patterns:
         found = fnmatch.filter(groups, pattern)
         if not found:
             raise UsageError(f"There is no group {pattern!r} to protect.", hint=did_you_mean(pattern, groups))
-        for name in found:
-            levels[name] = [groups[name].units]
+        whole |= set(found)
+    return whole
 
 
 def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
@@ -147,7 +177,6 @@ def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> li
 def _choose_counts(
     importance: Mapping[str, Vector],
     order: Mapping[str, NDArray[np.intp]],
-    groups: Mapping[str, GroupCost],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],
 ) -> dict[str, int]:
@@ -156,7 +185,7 @@ def _choose_counts(
     Each round bounds the shared cost from above by a sum that is exact at the last round's choice. That choice
     thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
     """
-    counts = {name: group.units for name, group in groups.items()}
+    counts = {name: steps[-1] for name, steps in levels.items()}
     lowest = {name: steps[0] for name, steps in levels.items()}
     if any(row.bound(lowest, counts) > row.limit for row in rows):
         counts = lowest
@@ -185,8 +214,8 @@ def _integer_program(
     after: list[int] = []
     squares: list[int] = []
     for name, steps in levels.items():
-        # A last step of another size costs otherwise, so the steps of such a group must be told to come in order.
-        irregular = len(steps) > 1 and steps[-1] - steps[-2] != steps[1] - steps[0]
+        # Steps of different sizes cost differently, so those of such a group must be told to come in order.
+        irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
         ranked = importance[name].astype(np.float64)[order[name]]
         for low, high in itertools.pairwise(steps):
             owners.append(name)
@@ -210,43 +239,6 @@ def _integer_program(
     return {name: levels[name][number] for name, number in chosen.items()}
 
 
-def _prefix_search(
-    importance: Mapping[str, Vector],
-    groups: Mapping[str, GroupCost],
-    levels: Mapping[str, list[int]],
-    rows: Sequence[Row],
-) -> dict[str, int]:
-    """OPTIN's search: try every number of heads, fill the rest of the budget with the best other units.
-
-    Units go in order of importance over all layers; counts are then rounded down to an allowed level.
-    """
-    if [row.name for row in rows] != ["macs"]:
-        raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
-    row = rows[0]
-    cost = row.linear({name: group.units for name, group in groups.items()})
-    ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
-    for name, group in groups.items():
-        values = np.sort(importance[name].astype(np.float64))[::-1][levels[name][0] :]
-        ranked[group.kind == "head"] += [(float(-v), name, cost[name]) for v in values]
-    heads, others = (sorted(ranked[is_head]) for is_head in (True, False))
-    room = row.limit - sum(cost[name] * levels[name][0] for name in groups)
-    head_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in heads])])
-    head_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in heads])])
-    other_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in others])])
-    other_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in others])])
-    best = (-np.inf, 0, 0)
-    for number in range(len(head_cost)):
-        left = room - head_cost[number]
-        if left < 0:
-            break
-        fits = int(np.searchsorted(other_cost, left * (1 + 1e-12), side="right")) - 1
-        best = max(best, (float(head_gain[number] + other_gain[fits]), number, fits))
-    counts = {name: steps[0] for name, steps in levels.items()}
-    for _, name, _ in heads[: best[1]] + others[: best[2]]:
-        counts[name] += 1
-    return {name: max(k for k in levels[name] if k <= count) for name, count in counts.items()}
-
-
 def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorithm: Algorithm = "exact") -> Mask:
     """Choose units under the limits and record the outcome as a mask artifact.
 
@@ -259,7 +251,14 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
     """
     header = scores.header
     blocks = {name: group.unit_width for name, group in header.groups.items()}
-    kept = choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+
+    def choose(limits: Limits) -> Kept:
+        return choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+
+    if limits.layout == "uniform":
+        require_expressible(header.groups, header.architecture)
+    kept = choose(limits)
+    ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
     return Mask(
         optin_version=__version__,
         options={
@@ -267,10 +266,12 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
             "round_to": limits.round_to,
             "minima": dict(limits.minima or {}),
             "protect": list(limits.protect),
+            "layout": limits.layout,
         },
         inputs={"scores": scores_source, "checkpoint": header.inputs["checkpoint"]},
         workload=header.workload,
         budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
         importance_lost=importance_lost(kept, scores.importance),
+        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
         groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
     )

@@ -11,7 +11,7 @@ from optin_cli.cli import common
 from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from optin_cli.artifacts import Mask
+    from optin_cli.artifacts import Mask, ScoresHeader
 
 BAR = 16
 SIGNS = 24
@@ -34,6 +34,13 @@ def search(
     round_to: Annotated[int, typer.Option(help="Kept widths come in multiples of this (8, 16, 32).")] = 1,
     min_heads: Annotated[int, typer.Option(help="Fewest heads left in a layer.")] = 0,
     min_neurons: Annotated[int, typer.Option(help="Fewest neurons left in a layer.")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="ragged|uniform",
+            help="uniform: the same number of units in every layer, so that the stock class loads the result.",
+        ),
+    ] = "ragged",
     protect: Annotated[
         list[str] | None,
         typer.Option(metavar="GROUP", help="Group that stays whole; encoder.0.* works; repeatable."),
@@ -44,11 +51,14 @@ def search(
     """The best mask within a budget of FLOPs or parameters."""
     from optin_cli.artifacts import Source
     from optin_cli.files import write_text
+    from optin_cli.layouts import LAYOUTS
     from optin_cli.scores import read_scores
     from optin_cli.selection import ALGORITHMS, Limits, make_mask
 
     if algorithm not in ALGORITHMS:
         raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
+    if layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     budgets = _budgets(keep_flops, keep_params)
     to_stdout = output == common.STDIO or (as_json and output is None)
     if to_stdout and len(budgets) > 1:
@@ -74,6 +84,7 @@ def search(
             round_to=round_to,
             minima={"head": min_heads, "neuron": min_neurons},
             protect=tuple(protect or ()),
+            layout=layout,
         )
         masks.append(make_mask(read, source, limits, algorithm=algorithm))
     if folder is not None:
@@ -83,8 +94,25 @@ def search(
         common.stderr().print(
             picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
         )
+        for line in uniform_notes(mask, read.header):
+            common.say(line)
         if target != common.STDIO:
             typer.echo(mask.dump() if as_json else target, nl=not as_json)
+
+
+def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
+    """What a uniform layout cost against the mask of the same limits whose layers differ, and what it holds whole."""
+    if mask.ragged_importance_lost is None or mask.importance_lost is None:
+        return []
+    from optin_cli.uniform import pinned_classes
+
+    lost, ragged = mask.importance_lost, mask.ragged_importance_lost
+    more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"
+    notes = [f"uniform layout: loses {lost:.4g} of the importance; layers of different widths would lose {ragged:.4g}"]
+    notes[0] += f" (uniform: {more})" if lost > ragged else ""
+    if pinned := pinned_classes(header.groups):
+        notes.append(f"stays whole: {', '.join(pinned)}, of which the config of {header.architecture} states no less")
+    return notes
 
 
 def _shares(text: str | None, option: str) -> list[float | None]:
