@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load", "profile", "prune", "score", "search", "sweep"]
+__all__ = ["__version__", "evaluate", "load", "profile", "profile_latency", "prune", "score", "search", "sweep"]
 
 if TYPE_CHECKING:
-    from optin_cli.api import evaluate, load, profile, prune, score, search, sweep
+    from optin_cli.api import evaluate, load, profile, profile_latency, prune, score, search, sweep
 
 
 def __getattr__(name: str) -> Any:

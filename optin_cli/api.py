@@ -10,7 +10,7 @@ from torch import nn
 
 from optin_cli import __version__
 from optin_cli.api_sweep import sweep
-from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source
+from optin_cli.artifacts import Evaluation, LatencyTable, Manifest, Mask, Profile, Refit, Source
 from optin_cli.calibration import Note, calibrate, encode, read_samples
 from optin_cli.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.costs import measure_costs
@@ -18,8 +18,9 @@ from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_length, workload_of
+from optin_cli.latency import measure_table
 from optin_cli.layouts import Layout
-from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
+from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, LatencyOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
 from optin_cli.rescoring import score_in_rounds
@@ -52,6 +53,19 @@ def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) 
         totals=totals,
         groups=groups,
     )
+
+
+def profile_latency(
+    checkpoint: Checkpoint | str | Path,
+    *,
+    seq_len: int | None = None,
+    options: LatencyOptions | None = None,
+    tell: Progress = lambda _done, _total, _what: None,
+) -> LatencyTable:
+    """What the whole model and each group's units cost in time on the checkpoint's device, for `search`."""
+    opened, options = as_checkpoint(checkpoint), options or LatencyOptions()
+    workload = workload_of(opened, workload_length(opened, seq_len), options.batch_size)
+    return measure_table(opened, workload, options, tell=tell)
 
 
 def score(
@@ -125,6 +139,8 @@ def search(
     minima: dict[str, int] | None = None,
     protect: Sequence[str] = (),
     layout: Layout = "ragged",
+    keep_latency: float | None = None,
+    latency_table: LatencyTable | None = None,
     algorithm: Algorithm = "exact",
     name: str = "scores",
 ) -> Mask:
@@ -133,9 +149,11 @@ def search(
     Args:
         layout: "uniform" for the same number of units in every layer, which `prune` then writes as a folder that the
             library's own class loads.
+        keep_latency: share of the time that `latency_table` measured.
     """
-    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect), layout)
-    return make_mask(scores, scores.source(name), limits, algorithm=algorithm)
+    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect), layout, keep_latency, latency_table)
+    source = None if latency_table is None else Source(name="latency", sha256=sha256_of(latency_table.dump().encode()))
+    return make_mask(scores, scores.source(name), limits, algorithm=algorithm, table_source=source)
 
 
 def prune(
@@ -253,4 +271,4 @@ def evaluate(
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
 
 
-__all__ = ["evaluate", "load", "profile", "prune", "score", "search", "sweep"]
+__all__ = ["evaluate", "load", "profile", "profile_latency", "prune", "score", "search", "sweep"]

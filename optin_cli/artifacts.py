@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from optin_cli.errors import ArtifactError
+from optin_cli.latency_table import LatencyTable
 from optin_cli.layouts import Layout
 from optin_cli.records import Artifact, Frozen, Options, Source, Totals, Workload, to_json
 from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, SweepBaseline, SweepPoint
@@ -27,6 +28,7 @@ __all__ = [
     "GroupMask",
     "GroupScores",
     "Latency",
+    "LatencyTable",
     "Manifest",
     "Mask",
     "Measure",
@@ -225,7 +227,7 @@ class Manifest(Artifact):
 
 A = TypeVar("A", bound=Artifact)
 
-KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep)
+KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, LatencyTable)
 
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:

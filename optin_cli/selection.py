@@ -7,25 +7,26 @@ importance, so the decision is how many each group keeps: an integer program.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli import __version__
-from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals
-from optin_cli.errors import BudgetError, UsageError, did_you_mean
+from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals, require_source
+from optin_cli.errors import BudgetError, UsageError
 from optin_cli.knapsack import solve_knapsack
-from optin_cli.layouts import LAYOUTS, Layout
+from optin_cli.layouts import LAYOUTS
+from optin_cli.limits import Limits, allowed_counts, protected_groups
 from optin_cli.prefix_search import prefix_search
 from optin_cli.scores import Scores
-from optin_cli.spending import Row, make_row, reached
+from optin_cli.spending import Row, make_latency_row, make_row, reached
 from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels
+
+__all__ = ["ALGORITHMS", "Algorithm", "Kept", "Limits", "choose_units", "importance_lost", "make_mask"]
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
@@ -36,29 +37,6 @@ ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
 SLACK = 1e-9
 """Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a mask must respect.
-
-    keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
-    round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
-    a group, by kind. protect: groups (names or patterns with *) that stay whole. layout: "uniform" for the same
-    number of units in every block of a stack, one that the stock config can state.
-    """
-
-    keep_macs: float | None = None
-    keep_parameters: float | None = None
-    round_to: int = 1
-    minima: Mapping[str, int] | None = None
-    protect: Sequence[str] = ()
-    layout: Layout = "ragged"
-
-    def asked(self) -> dict[str, float]:
-        """The budgets by name, as a mask records them."""
-        named = {"macs": self.keep_macs, "parameters": self.keep_parameters}
-        return {name: share for name, share in named.items() if share is not None}
 
 
 def choose_units(
@@ -92,8 +70,8 @@ def choose_units(
     if limits.layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     rows = _rows(groups, totals, limits)
-    levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
-    whole = _protected(groups, limits.protect)
+    levels = {name: allowed_counts(name, group, limits, blocks[name]) for name, group in groups.items()}
+    whole = protected_groups(groups, limits.protect)
     levels |= {name: [groups[name].units] for name in whole}
     if limits.layout == "uniform":
         levels = uniform_levels(groups, levels, whole)
@@ -141,36 +119,24 @@ def _rounded_up(share: float) -> float:
     return math.ceil(share * 1e4 - 1e-8) / 1e4
 
 
-def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
-    """Allowed counts of kept units, ascending, ending in all of them."""
-    least = max((limits.minima or {}).get(group.kind, 0), group.least)
-    if least > group.units:
-        raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
-    step = limits.round_to // math.gcd(limits.round_to, block)
-    return [k for k in range(0, group.units, step) if k >= least] + [group.units]
-
-
-def _protected(groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> set[str]:
-    whole: set[str] = set()
-    for pattern in patterns:
-        found = fnmatch.filter(groups, pattern)
-        if not found:
-            raise UsageError(f"There is no group {pattern!r} to protect.", hint=did_you_mean(pattern, groups))
-        whole |= set(found)
-    return whole
-
-
 def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
     asked = limits.asked()
     if not asked:
-        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5 or --keep-params 0.5.")
+        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or --keep-latency 0.5.")
     if limits.round_to < 1:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
         if not 0 < share <= 1:
             raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
-        rows.append(make_row(name, groups, totals, share))
+        if name != "latency":
+            rows.append(make_row(name, groups, totals, share))
+        elif limits.latency_table is not None:
+            rows.append(make_latency_row(limits.latency_table, groups, share))
+        else:
+            raise UsageError(
+                "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
+            )
     return rows
 
 
@@ -210,24 +176,25 @@ def _integer_program(
     """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
     owners: list[str] = []
     gains: list[float] = []
-    sizes: list[int] = []
+    spans: list[tuple[int, int]] = []
     after: list[int] = []
     squares: list[int] = []
     for name, steps in levels.items():
         # Steps of different sizes cost differently, so those of such a group must be told to come in order.
         irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
+        irregular = irregular or any(name in row.curves for row in rows)
         ranked = importance[name].astype(np.float64)[order[name]]
         for low, high in itertools.pairwise(steps):
             owners.append(name)
             gains.append(float(ranked[low:high].sum()))
-            after.append(len(sizes) - 1 if irregular and low != steps[0] else -1)
-            sizes.append(high - low)
+            after.append(len(spans) - 1 if irregular and low != steps[0] else -1)
+            spans.append((low, high))
             squares.append(high**2 - low**2)
     counts = {name: steps[0] for name, steps in levels.items()}
     if not owners:
         return counts
-    matrix = np.array([[row.own[name] * size for name, size in zip(owners, sizes, strict=True)] for row in rows])
-    limit = np.array([row.limit - sum(row.own[n] * counts[n] for n in counts) for row in rows])
+    matrix = np.array([[row.between(n, *span) for n, span in zip(owners, spans, strict=True)] for row in rows])
+    limit = np.array([row.limit - sum(row.between(n, 0, k) for n, k in counts.items()) for row in rows])
     for number, bends in enumerate(curvature):
         if bends:
             matrix[number] += [bends.get(n, 0.0) * square for n, square in zip(owners, squares, strict=True)]
@@ -239,17 +206,28 @@ def _integer_program(
     return {name: levels[name][number] for name, number in chosen.items()}
 
 
-def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorithm: Algorithm = "exact") -> Mask:
+def make_mask(
+    scores: Scores,
+    scores_source: Source,
+    limits: Limits,
+    *,
+    algorithm: Algorithm = "exact",
+    table_source: Source | None = None,
+) -> Mask:
     """Choose units under the limits and record the outcome as a mask artifact.
 
     Args:
         scores: from `optin score`.
         scores_source: name and hash of the scores file, recorded as the mask's origin.
+        table_source: the same of the latency table in `limits`.
 
     Raises:
+        ArtifactError: the latency table is of another checkpoint.
         BudgetError, UsageError: see `choose_units`.
     """
     header = scores.header
+    if limits.latency_table is not None and table_source is not None:
+        require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
     blocks = {name: group.unit_width for name, group in header.groups.items()}
 
     def choose(limits: Limits) -> Kept:
@@ -259,6 +237,9 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
         require_expressible(header.groups, header.architecture)
     kept = choose(limits)
     ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
+    now = reached(kept, header.groups, header.totals)
+    if limits.latency_table is not None:
+        now["latency"] = limits.latency_table.reached({name: len(units) for name, units in kept.items()})
     return Mask(
         optin_version=__version__,
         options={
@@ -268,9 +249,13 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
             "protect": list(limits.protect),
             "layout": limits.layout,
         },
-        inputs={"scores": scores_source, "checkpoint": header.inputs["checkpoint"]},
+        inputs={
+            "scores": scores_source,
+            "checkpoint": header.inputs["checkpoint"],
+            **({} if table_source is None else {"latency_table": table_source}),
+        },
         workload=header.workload,
-        budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
+        budget=Budget(asked=limits.asked(), reached=now),
         importance_lost=importance_lost(kept, scores.importance),
         ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
         groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},

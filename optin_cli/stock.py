@@ -32,13 +32,15 @@ class StockKey:
     def value(self, units: int) -> int | float:
         """What the config says of `units` units.
 
-        A ratio is one that gives the whole number back where the library multiplies and rounds down.
+        A ratio is whole where it can be, else one that gives the number back when multiplied and rounded down.
         """
         if self.per_unit is None:
             return self.fixed or 0
         number = round(self.per_unit * units)
         if self.over is None:
             return number
+        if number % self.over == 0:
+            return number // self.over
         ratio = number / self.over
         return ratio if int(self.over * ratio) == number else (number + 0.5) / self.over
 
@@ -82,4 +84,5 @@ def resolve_stock(
         )
         for key, said in rule.keys.items()
     )
-    return Stock(tuple(keys), rule.step)
+    step = place(rule.step) if isinstance(rule.step, str) else rule.step
+    return Stock(tuple(keys), number_at(model, step, owner, problems))

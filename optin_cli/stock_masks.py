@@ -62,12 +62,10 @@ def _state(structure: Structure, kept: Mapping[str, int]) -> tuple[Settings, lis
     for name, members in classes.items():
         if all(count == group.units for group, count in members):
             continue
-        fewest, most = (pick(members, key=lambda member: member[1]) for pick in (min, max))
+        (few, least), (many, most) = (pick(members, key=lambda member: member[1]) for pick in (min, max))
         stock, count = members[0][0].stock, members[0][1]
-        if fewest[1] != most[1]:
-            problems.append(
-                f"{fewest[0].name} keeps {fewest[1]} units and {most[0].name} {most[1]}, but there is one number for all"
-            )
+        if least != most:
+            problems.append(f"{few.name} keeps {least} units and {many.name} {most}, but there is one number for all")
         elif stock is None:
             problems.append(f"its config has no key for fewer units of {name}, of which the mask keeps {count}")
         elif not stock.counts().allows(count):

@@ -65,8 +65,13 @@ def merge_importance(importance: Mapping[str, Vector], groups: Mapping[str, Grou
 def merge_row(row: Row, groups: Mapping[str, GroupCost]) -> Row:
     """A budget over classes. Groups that share weights stay whole under this layout, so what they share is fixed."""
     own = {name: sum(row.own[m] for m in members) for name, members in classes_of(groups).items()}
+    curves = {
+        name: np.sum([row.curves[m][: min(groups[n].units for n in members) + 1] for m in members], axis=0)
+        for name, members in classes_of(groups).items()
+        if all(m in row.curves for m in members)
+    }
     shared = sum(each * groups[a].units * groups[b].units for a, b, each in row.pairs)
-    return replace(row, own=own, pairs=(), fixed=row.fixed + shared)
+    return replace(row, own=own, pairs=(), fixed=row.fixed + shared, curves=curves)
 
 
 def uniform_levels(

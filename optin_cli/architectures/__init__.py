@@ -62,10 +62,13 @@ class StockKey(_Strict):
 
 
 class StockRule(_Strict):
-    """How the stock config says that all blocks have fewer units alike. step: of which counts are multiples."""
+    """How the stock config says that all blocks have fewer units alike.
+
+    step: of which counts are multiples, where a ratio must be whole: a number, or an attribute that holds it.
+    """
 
     keys: dict[str, StockKey] = Field(min_length=1)
-    step: int = Field(1, ge=1)
+    step: int | str = 1
 
 
 class EmptyRule(_Strict):

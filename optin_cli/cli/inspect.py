@@ -24,7 +24,9 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="Scores, mask, eval, sweep or profile file, or a pruned folder.", show_default=False
+            metavar="FILE",
+            help="Scores, mask, eval, sweep, profile or latency file, or a pruned folder.",
+            show_default=False,
         ),
     ],
     as_json: common.Json = False,
@@ -81,13 +83,15 @@ def _print(artifact: Artifact, table: Table) -> None:
 
 
 def _table(artifact: Artifact) -> Table:
-    from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Sweep
+    from optin_cli.artifacts import Evaluation, LatencyTable, Manifest, Mask, Profile, Sweep
     from optin_cli.cli.eval import evaluation_table
-    from optin_cli.cli.profile import profile_table
+    from optin_cli.cli.profile import latency_table, profile_table
     from optin_cli.cli.sweep import sweep_table
 
     if isinstance(artifact, Evaluation):
         return evaluation_table(artifact)
+    if isinstance(artifact, LatencyTable):
+        return latency_table(artifact)
     if isinstance(artifact, Profile):
         return profile_table(artifact)
     if isinstance(artifact, (Mask, Manifest)):

@@ -46,14 +46,11 @@ class {name}(transformers.{stock}):
         apply_plan(self, config.{key})
 '''
 
+TRUST = ", trust_remote_code=True"
+
 RELOAD = """
 import transformers
-model = getattr(transformers, "{auto_class}").from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-"""
-
-RELOAD_STOCK = """
-import transformers
-model = transformers.{auto_class}.from_pretrained(folder, dtype=torch.float32)
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
 """
 
 CARD = """from transformers import {auto_class}, {processor}
@@ -269,24 +266,23 @@ def modeling(blueprint: Blueprint) -> str:
 
 def _stock_config(blueprint: Blueprint, settings: Settings) -> Any:
     """The config with `settings`, validated anew, and without what only a cut checkpoint's has."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     raw = {k: v for k, v in blueprint.config.to_dict().items() if k not in (PLAN_KEY, "auto_map")}
-    try:
-        return AutoConfig.for_model(**(raw | settings))
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise CheckpointError(f"transformers refuses the config: {' '.join(str(error).split())}") from error
+    return AutoConfig.for_model(**(raw | settings))
 
 
 def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
     """Build the class without memory for its weights."""
-    config = _stock_config(blueprint, settings)
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in blueprint.stock(config).state_dict().items()}
-    except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{blueprint.model_class} does not build: {' '.join(str(error).split())}") from error
+            state = blueprint.stock(_stock_config(blueprint, settings)).state_dict()
+    except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+        shown = " ".join(str(error).split())
+        raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {shown}") from error
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
@@ -297,16 +293,13 @@ def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Setting
 
 def reloading(blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
     """By the auto class; with the code beside the weights unless the stock class takes them."""
-    if stock:
-        words = f"plain {blueprint.auto_class}.from_pretrained in a fresh process without optin"
-        return words, RELOAD_STOCK.format(auto_class=blueprint.auto_class)
-    words = "AutoModel.from_pretrained(trust_remote_code=True) in a fresh process without optin"
-    return words, RELOAD.format(auto_class=blueprint.auto_class)
+    trust = "" if stock else TRUST
+    words = f"{blueprint.auto_class}.from_pretrained({trust.lstrip(', ')}) in a fresh process without optin"
+    return words, RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
 
 
 def loading(blueprint: Blueprint, *, stock: bool = False) -> str:
     """By the auto class, with what prepares its inputs."""
-    text = blueprint.modality == "text"
+    text, trust = blueprint.modality == "text", "" if stock else TRUST
     variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
-    trust = "" if stock else ", trust_remote_code=True"
     return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)
