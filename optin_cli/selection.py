@@ -24,7 +24,7 @@ from optin_cli.limits import Limits, allowed_counts, protected_groups
 from optin_cli.prefix_search import prefix_search
 from optin_cli.scores import Scores
 from optin_cli.spending import Row, make_latency_row, make_row, reached
-from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels
+from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels, whole_words
 
 __all__ = ["ALGORITHMS", "Algorithm", "Kept", "Limits", "choose_units", "importance_lost", "make_mask"]
 
@@ -77,10 +77,10 @@ def choose_units(
         levels = uniform_levels(groups, levels, whole)
         merged = merge_importance(importance, groups)
         rows = [merge_row(row, groups) for row in rows]
-        _require_reachable(rows, levels, limits)
+        _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
         counts = spread(_choose_counts(merged, _ranked(merged), levels, rows), groups)
     else:
-        _require_reachable(rows, levels, limits)
+        _require_reachable(rows, levels)
         if algorithm == "optin":
             counts = prefix_search(importance, groups, levels, rows)
         else:
@@ -94,16 +94,15 @@ def _ranked(importance: Mapping[str, Vector]) -> dict[str, NDArray[np.intp]]:
     return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
 
 
-def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], limits: Limits) -> None:
-    """Refuse a budget that the lowest levels exceed."""
+def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], otherwise: str = "") -> None:
+    """Refuse a budget that the lowest levels exceed; `otherwise`: what else may help."""
     for row in rows:
         least = row.spent({name: steps[0] for name, steps in levels.items()})
         if least > row.limit + 1e-12 * row.total:
-            also = ", or leave out --layout uniform" if limits.layout == "uniform" else ""
             raise BudgetError(
                 f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
                 f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
-                hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{also}.",
+                hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{otherwise}.",
             )
 
 

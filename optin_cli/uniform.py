@@ -38,12 +38,23 @@ def pinned_classes(groups: Mapping[str, GroupCost]) -> list[str]:
     return [name for name, members in classes_of(groups).items() if any(groups[m].stock is None for m in members)]
 
 
+def whole_words(groups: Mapping[str, GroupCost]) -> str:
+    """Which classes stay whole, for messages; nothing where none must."""
+    pinned = pinned_classes(groups)
+    return f", under which {' and '.join(pinned)} {'stay' if len(pinned) > 1 else 'stays'} whole" if pinned else ""
+
+
 def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> None:
     """Refuse a model whose stock config can state no mask at all.
 
     Raises:
         UsageError: with the reason.
     """
+    if not any("stock" in group.model_fields_set for group in groups.values()):
+        raise UsageError(
+            f"The scores of this {model_class} do not say what its config can state: an earlier optin wrote them.",
+            hint="Score the checkpoint again for --layout uniform.",
+        )
     if len(pinned_classes(groups)) == len(classes_of(groups)):
         raise UsageError(
             f"--layout uniform cannot be had for this {model_class}: its config has no key that states fewer units "
