@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli import __version__
-from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals, require_source
+from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Options, Source, Totals, require_source
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.layouts import LAYOUTS
@@ -237,8 +237,11 @@ def make_mask(
     kept = choose(limits)
     ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
     now = reached(kept, header.groups, header.totals)
-    if limits.latency_table is not None:
-        now["latency"] = limits.latency_table.reached({name: len(units) for name, units in kept.items()})
+    timed: Options = {}
+    if (table := limits.latency_table) is not None:
+        now["latency"] = table.reached({name: len(units) for name, units in kept.items()})
+        shape = table.workload.model_dump(mode="json")
+        timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
     return Mask(
         optin_version=__version__,
         options={
@@ -247,6 +250,7 @@ def make_mask(
             "minima": dict(limits.minima or {}),
             "protect": list(limits.protect),
             "layout": limits.layout,
+            **timed,
         },
         inputs={
             "scores": scores_source,

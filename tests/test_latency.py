@@ -236,6 +236,7 @@ def test_search_meets_time_and_flops_together(table, made, here):
     mask = parse(Mask, (here / "m.json").read_text(), "mask")
     assert mask.budget.asked == {"macs": 0.7, "latency": 0.8}
     assert mask.budget.reached["macs"] <= 0.7 and mask.budget.reached["latency"] <= 0.8
+    assert mask.options["latency"] | {"batch_size": 1, "seq_len": 32, "threads": 1} == mask.options["latency"]
     assert mask.inputs["latency_table"].name == "flat.latency.json"
     assert "of the latency" in run.stderr
 

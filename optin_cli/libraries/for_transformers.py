@@ -294,8 +294,9 @@ def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Setting
 def reloading(blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
     """By the auto class; with the code beside the weights unless the stock class takes them."""
     trust = "" if stock else TRUST
-    words = f"{blueprint.auto_class}.from_pretrained({trust.lstrip(', ')}) in a fresh process without optin"
-    return words, RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
+    call = f"{blueprint.auto_class}.from_pretrained"
+    words = f"plain {call}" if stock else f"{call}({trust.lstrip(', ')})"
+    return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
 
 
 def loading(blueprint: Blueprint, *, stock: bool = False) -> str:
