@@ -15,6 +15,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "profile_latency",
     "prune",
     "report",
     "score",
@@ -24,7 +25,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from optin_cli.api import diff, evaluate, export, load, profile, prune, report, score, search, sweep, write_measured
+    from optin_cli.api import (
+        diff,
+        evaluate,
+        export,
+        load,
+        profile,
+        profile_latency,
+        prune,
+        report,
+        score,
+        search,
+        sweep,
+        write_measured,
+    )
 
 
 def __getattr__(name: str) -> Any:

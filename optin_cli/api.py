@@ -10,7 +10,7 @@ from torch import nn
 
 from optin_cli import __version__
 from optin_cli.api_sweep import sweep
-from optin_cli.artifacts import Evaluation, Manifest, Mask, Profile, Refit, Source
+from optin_cli.artifacts import Evaluation, LatencyTable, Manifest, Mask, Profile, Refit, Source
 from optin_cli.calibration import Note, calibrate, encode, read_samples
 from optin_cli.card import write_measured
 from optin_cli.checkpoint import Checkpoint, as_checkpoint
@@ -24,7 +24,9 @@ from optin_cli.exporting import target_named
 from optin_cli.exporting.writing import export_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_length, workload_of
-from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, RefitOptions, ScoreOptions
+from optin_cli.latency import measure_table
+from optin_cli.layouts import Layout
+from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, LatencyOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
 from optin_cli.reporting import Report, write_report
@@ -32,6 +34,7 @@ from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress
 from optin_cli.selection import Algorithm, Limits, make_mask
+from optin_cli.stock_masks import stock_settings
 from optin_cli.tasks import load_task, task_named
 
 
@@ -57,6 +60,19 @@ def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) 
         totals=totals,
         groups=groups,
     )
+
+
+def profile_latency(
+    checkpoint: Checkpoint | str | Path,
+    *,
+    seq_len: int | None = None,
+    options: LatencyOptions | None = None,
+    tell: Progress = lambda _done, _total, _what: None,
+) -> LatencyTable:
+    """What the whole model and each group's units cost in time on the checkpoint's device, for `search`."""
+    opened, options = as_checkpoint(checkpoint), options or LatencyOptions()
+    workload = workload_of(opened, workload_length(opened, seq_len), options.batch_size)
+    return measure_table(opened, workload, options, tell=tell)
 
 
 def score(
@@ -129,12 +145,22 @@ def search(
     round_to: int = 1,
     minima: dict[str, int] | None = None,
     protect: Sequence[str] = (),
+    layout: Layout = "ragged",
+    keep_latency: float | None = None,
+    latency_table: LatencyTable | None = None,
     algorithm: Algorithm = "exact",
     name: str = "scores",
 ) -> Mask:
-    """The mask that loses least importance within the budgets (shares of the whole model, 0 to 1)."""
-    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect))
-    return make_mask(scores, scores.source(name), limits, algorithm=algorithm)
+    """The mask that loses least importance within the budgets (shares of the whole model, 0 to 1).
+
+    Args:
+        layout: "uniform" for the same number of units in every layer, which `prune` then writes as a folder that the
+            library's own class loads.
+        keep_latency: share of the time that `latency_table` measured.
+    """
+    limits = Limits(keep_flops, keep_params, round_to, minima, tuple(protect), layout, keep_latency, latency_table)
+    source = None if latency_table is None else Source(name="latency", sha256=sha256_of(latency_table.dump().encode()))
+    return make_mask(scores, scores.source(name), limits, algorithm=algorithm, table_source=source)
 
 
 def prune(
@@ -165,6 +191,11 @@ def prune(
         return prune_checkpoint(opened, mask, source, Path(output), force=force, progress=progress)
     options = options or RefitOptions()
     check_mask(opened, mask, name)
+    if stock_settings(opened, mask, name) is not None and options.add_bias:
+        raise UsageError(
+            "--add-bias gives layers a bias that the stock class has no place for, but the mask's layout is uniform.",
+            hint="Leave out --add-bias.",
+        )
     samples = read_samples(
         opened,
         calib,
@@ -315,6 +346,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "profile_latency",
     "prune",
     "report",
     "score",

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from optin_cli.errors import ArtifactError
 from optin_cli.export_record import Export
+from optin_cli.latency_table import LatencyTable
+from optin_cli.layouts import Layout
 from optin_cli.records import Artifact, Frozen, Options, Source, Totals, Workload, to_json
 from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, SweepBaseline, SweepPoint
 
@@ -28,6 +30,7 @@ __all__ = [
     "GroupMask",
     "GroupScores",
     "Latency",
+    "LatencyTable",
     "Manifest",
     "Mask",
     "Measure",
@@ -37,6 +40,7 @@ __all__ = [
     "ScoresHeader",
     "SharedCost",
     "Source",
+    "StockCounts",
     "Sweep",
     "SweepBaseline",
     "SweepPoint",
@@ -56,11 +60,33 @@ class SharedCost(Frozen):
     parameters: int
 
 
+class StockCounts(Frozen):
+    """Counts of a group's units that the stock config can state for all blocks: multiples of `step`, 1 or more.
+
+    divisor_of: what they must divide, None for anything.
+    """
+
+    step: int = 1
+    divisor_of: int | None = None
+
+    def allows(self, count: int) -> bool:
+        """Whether the config can state `count` units."""
+        fits = count >= 1 and count % self.step == 0
+        return fits and (self.divisor_of is None or self.divisor_of % count == 0)
+
+    @property
+    def words(self) -> str:
+        """What counts must be."""
+        multiple = f"multiples of {self.step}" if self.step > 1 else "1 or more"
+        return f"counts are {multiple}" + (f" that divide {self.divisor_of}" if self.divisor_of else "")
+
+
 class GroupCost(Frozen):
     """One prunable axis: how many units it has, and the columns (of the consumer's input) and cost of each.
 
     A unit's cost is what removing it alone saves. least: fewest units that can stay. shared: by the name of another
-    group, what both saved together and is so counted twice.
+    group, what both saved together and is so counted twice. stock: None where the stock config cannot state that
+    there are fewer units.
     """
 
     kind: str
@@ -71,6 +97,7 @@ class GroupCost(Frozen):
     unit_parameters: int
     least: int = 0
     shared: dict[str, SharedCost] = Field(default_factory=dict)
+    stock: StockCounts | None = None
 
 
 class Profile(Artifact):
@@ -134,7 +161,8 @@ class Budget(Frozen):
 class Mask(Artifact):
     """`optin search`: the kept units of every group under a budget.
 
-    importance_lost: None where the units were not chosen by their scores alone.
+    importance_lost: None where the units were not chosen by their scores alone. ragged_importance_lost: under a
+    uniform layout, what the mask of the same limits loses whose layers differ.
     """
 
     kind: ClassVar[str] = "mask"
@@ -142,6 +170,7 @@ class Mask(Artifact):
     workload: Workload
     budget: Budget
     importance_lost: float | None
+    ragged_importance_lost: float | None = None
     groups: dict[str, GroupMask]
 
 
@@ -163,8 +192,8 @@ class Refit(Frozen):
 class Certificate(Frozen):
     """Largest absolute differences between outputs, over a probe batch.
 
-    `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by plain
-    transformers without optin; `masked` compares the cut model with the masked original.
+    `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by the library
+    without optin; `masked` compares the cut model with the masked original.
     """
 
     probe: str
@@ -176,7 +205,10 @@ class Certificate(Frozen):
 
 
 class Manifest(Artifact):
-    """`optin prune`: what the folder `optin.json` lies in was cut from, how, and the proof that it loads."""
+    """`optin prune`: what the folder `optin.json` lies in was cut from, how, and the proof that it loads.
+
+    layout: uniform where the library's own class loads the folder by its config alone.
+    """
 
     kind: ClassVar[str] = "manifest"
     schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")
@@ -188,6 +220,7 @@ class Manifest(Artifact):
     budget: Budget
     before: Totals
     after: Totals
+    layout: Layout = "ragged"
     groups: dict[str, GroupMask]
     refit: dict[str, Refit] | None = None
     certificate: Certificate
@@ -196,7 +229,16 @@ class Manifest(Artifact):
 
 A = TypeVar("A", bound=Artifact)
 
-KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export)
+KINDS: tuple[type[Artifact], ...] = (
+    Profile,
+    ScoresHeader,
+    Mask,
+    Manifest,
+    Evaluation,
+    Sweep,
+    Export,
+    LatencyTable,
+)
 
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:

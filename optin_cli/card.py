@@ -23,13 +23,6 @@ TEXT = """---
 
 {how}
 
-```python
-{loading}
-```
-
-or, without running code from this folder, `optin_cli.load(folder)`.
-{warning}
-
 ## What was done
 
 Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli/) {version}, without training.
@@ -68,9 +61,25 @@ Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most
 {licence}
 """
 BEGIN, END = "<!-- optin:measured -->", "<!-- /optin:measured -->"
-HOW = """The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
-weights can (it needs torch and {library} only):"""
-WARNING = "Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."
+RAGGED = """The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
+weights can (it needs torch and {library} only):
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder)`.
+Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
+
+UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
+whatever reads its config:
+
+```python
+{loading}
+```"""
+
+HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+"""By layout."""
 UNMEASURED = """## Metric and latency
 
 Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
@@ -99,8 +108,6 @@ def write_card(
     library: str,
     loading: str,
     *,
-    how: str = HOW,
-    warning: str = WARNING,
     front: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
     licence_files: Sequence[str] = (),
@@ -109,7 +116,6 @@ def write_card(
 
     Args:
         library: that builds the model. loading: lines of Python that load the folder.
-        how, warning: what is said before and after those lines.
         front: the original card's front matter. pipeline: the task that hubs file such models under.
         licence_files: names of those that lie in the folder.
     """
@@ -122,9 +128,7 @@ def write_card(
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
-        how=how.format(model_class=manifest.model_class, library=library),
-        warning=warning,
-        loading=loading,
+        how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
         budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
         batch=manifest.workload.batch_size,
         shape=manifest.workload.shape,

@@ -173,6 +173,7 @@ def measure_costs(
             unit_parameters=unit_parameters(model, group),
             least=group.least,
             shared=shared[group.name],
+            stock=group.stock.counts() if group.stock else None,
         )
         for group in structure.groups
     }

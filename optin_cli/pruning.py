@@ -31,6 +31,7 @@ from optin_cli.inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.masking import masked
 from optin_cli.refit import added_biases
 from optin_cli.saving import round_to_storage, save_cut
+from optin_cli.stock_masks import stock_settings
 from optin_cli.surgery import Plan, cut
 
 
@@ -84,14 +85,16 @@ def prune_checkpoint(
         progress: told what is being done.
 
     Raises:
-        ArtifactError: the mask does not belong to the checkpoint.
+        ArtifactError: the mask does not belong to the checkpoint, or is of a uniform layout that the stock class
+            cannot express.
         CertificateError: the reloaded folder computes something else; nothing is written.
     """
     check_mask(checkpoint, mask, mask_source.name)
+    settings = stock_settings(checkpoint, mask, mask_source.name)
     kept = {name: group.kept for name, group in mask.groups.items()}
     names = [rule.name for rule in checkpoint.structure.outputs]
     probe = probe_inputs(checkpoint, mask.workload.seq_len)
-    loader, loading = checkpoint.builder.reloading(checkpoint.blueprint)
+    loader, loading = checkpoint.builder.reloading(checkpoint.blueprint, stock=settings is not None)
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
         progress(0, 1, "cutting")
@@ -112,7 +115,7 @@ def prune_checkpoint(
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
         progress(1, 1, "saving")
-        save_cut(checkpoint, model, plan, folder)
+        save_cut(checkpoint, model, plan, folder, settings=settings)
         progress(1, 1, "certifying in a fresh process")
         reloaded = run_probe_fresh(folder, loading, probe, names)
         reloaded_difference = largest_difference(cut_outputs, reloaded)
@@ -138,6 +141,7 @@ def prune_checkpoint(
                 parameters=count_parameters(model),
                 bytes=sum(path.stat().st_size for path in weight_files(folder)),
             ),
+            layout="ragged" if settings is None else "uniform",
             groups=mask.groups,
             refit=refit,
             certificate=Certificate(
@@ -156,7 +160,7 @@ def prune_checkpoint(
             },
         )
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-        how = checkpoint.builder.loading(checkpoint.blueprint)
+        how = checkpoint.builder.loading(checkpoint.blueprint, stock=settings is not None)
         text = card.write_card(
             manifest,
             checkpoint.library,

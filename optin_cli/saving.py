@@ -12,6 +12,7 @@ from torch import nn
 from optin_cli import runtime
 from optin_cli.checkpoint import Checkpoint
 from optin_cli.libraries import CONFIG, MODELING
+from optin_cli.stock import Settings
 from optin_cli.surgery import Plan
 
 CARRIED = (
@@ -51,17 +52,23 @@ def modeling_source(checkpoint: Checkpoint) -> str:
     return text + checkpoint.builder.modeling(checkpoint.blueprint)
 
 
-def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path) -> None:
+def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
     """Write weights, config, modelling code and carried files of a cut model into an existing folder.
 
     Weights keep the storage type of the checkpoint, and the config gains the plan.
+
+    Args:
+        settings: keys of the stock config that state the cut; the folder then needs neither plan nor code.
     """
     state = {
         name: (tensor.to(checkpoint.dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    checkpoint.builder.save(checkpoint.blueprint, model, state, plan.model_dump(), folder)
-    (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
+    if settings is None:
+        checkpoint.builder.save(checkpoint.blueprint, model, state, plan.model_dump(), folder)
+        (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
+    else:
+        checkpoint.builder.save_stock(checkpoint.blueprint, model, state, settings, folder)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

@@ -6,22 +6,27 @@ importance, so the decision is how many each group keeps: an integer program.
 
 from __future__ import annotations
 
-import fnmatch
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli import __version__
-from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals
-from optin_cli.errors import BudgetError, UsageError, did_you_mean
+from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Options, Source, Totals, require_source
+from optin_cli.errors import BudgetError, UsageError
 from optin_cli.knapsack import solve_knapsack
+from optin_cli.layouts import LAYOUTS
+from optin_cli.limits import Limits, allowed_counts, protected_groups
+from optin_cli.prefix_search import prefix_search
 from optin_cli.scores import Scores
-from optin_cli.spending import Row, make_row, reached
+from optin_cli.spending import Row, make_latency_row, make_row, reached
+from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels, whole_words
+
+__all__ = ["ALGORITHMS", "Algorithm", "Kept", "Limits", "choose_units", "importance_lost", "make_mask"]
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
@@ -32,27 +37,6 @@ ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
 SLACK = 1e-9
 """Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a mask must respect.
-
-    keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
-    round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
-    a group, by kind. protect: groups (names or patterns with *) that stay whole.
-    """
-
-    keep_macs: float | None = None
-    keep_parameters: float | None = None
-    round_to: int = 1
-    minima: Mapping[str, int] | None = None
-    protect: Sequence[str] = ()
-
-    def asked(self) -> dict[str, float]:
-        """The budgets by name, as a mask records them."""
-        named = {"macs": self.keep_macs, "parameters": self.keep_parameters}
-        return {name: share for name, share in named.items() if share is not None}
 
 
 def choose_units(
@@ -81,23 +65,45 @@ def choose_units(
         BudgetError: no mask meets the limits; states the smallest reachable share.
         UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
     """
+    if limits.layout == "uniform" and algorithm == "optin":
+        raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
+    if limits.layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     rows = _rows(groups, totals, limits)
-    levels = {name: _levels(name, group, limits, blocks[name]) for name, group in groups.items()}
-    _protect(levels, groups, limits.protect)
+    levels = {name: allowed_counts(name, group, limits, blocks[name]) for name, group in groups.items()}
+    whole = protected_groups(groups, limits.protect)
+    levels |= {name: [groups[name].units] for name in whole}
+    if limits.layout == "uniform":
+        levels = uniform_levels(groups, levels, whole)
+        merged = merge_importance(importance, groups)
+        rows = [merge_row(row, groups) for row in rows]
+        _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
+        counts = spread(_choose_counts(merged, _ranked(merged), levels, rows), groups)
+    else:
+        _require_reachable(rows, levels)
+        if algorithm == "optin":
+            counts = prefix_search(importance, groups, levels, rows)
+        else:
+            counts = _choose_counts(importance, _ranked(importance), levels, rows)
+    order = _ranked(importance)
+    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
+
+
+def _ranked(importance: Mapping[str, Vector]) -> dict[str, NDArray[np.intp]]:
+    """Units by falling importance."""
+    return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
+
+
+def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], otherwise: str = "") -> None:
+    """Refuse a budget that the lowest levels exceed; `otherwise`: what else may help."""
     for row in rows:
-        least = row.spent({name: levels[name][0] for name in groups})
+        least = row.spent({name: steps[0] for name, steps in levels.items()})
         if least > row.limit + 1e-12 * row.total:
             raise BudgetError(
                 f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
                 f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
-                hint="Ask for more, or lower --min-heads, --min-neurons or the protected groups.",
+                hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{otherwise}.",
             )
-    order = {name: np.argsort(-importance[name].astype(np.float64), kind="stable") for name in groups}
-    if algorithm == "optin":
-        counts = _prefix_search(importance, groups, levels, rows)
-    else:
-        counts = _choose_counts(importance, order, groups, levels, rows)
-    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
 
 
 def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
@@ -112,42 +118,30 @@ def _rounded_up(share: float) -> float:
     return math.ceil(share * 1e4 - 1e-8) / 1e4
 
 
-def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
-    """Allowed counts of kept units, ascending, ending in all of them."""
-    least = max((limits.minima or {}).get(group.kind, 0), group.least)
-    if least > group.units:
-        raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
-    step = limits.round_to // math.gcd(limits.round_to, block)
-    return [k for k in range(0, group.units, step) if k >= least] + [group.units]
-
-
-def _protect(levels: dict[str, list[int]], groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        found = fnmatch.filter(groups, pattern)
-        if not found:
-            raise UsageError(f"There is no group {pattern!r} to protect.", hint=did_you_mean(pattern, groups))
-        for name in found:
-            levels[name] = [groups[name].units]
-
-
 def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
     asked = limits.asked()
     if not asked:
-        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5 or --keep-params 0.5.")
+        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or --keep-latency 0.5.")
     if limits.round_to < 1:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
         if not 0 < share <= 1:
             raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
-        rows.append(make_row(name, groups, totals, share))
+        if name != "latency":
+            rows.append(make_row(name, groups, totals, share))
+        elif limits.latency_table is not None:
+            rows.append(make_latency_row(limits.latency_table, groups, share))
+        else:
+            raise UsageError(
+                "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
+            )
     return rows
 
 
 def _choose_counts(
     importance: Mapping[str, Vector],
     order: Mapping[str, NDArray[np.intp]],
-    groups: Mapping[str, GroupCost],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],
 ) -> dict[str, int]:
@@ -156,7 +150,7 @@ def _choose_counts(
     Each round bounds the shared cost from above by a sum that is exact at the last round's choice. That choice
     thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
     """
-    counts = {name: group.units for name, group in groups.items()}
+    counts = {name: steps[-1] for name, steps in levels.items()}
     lowest = {name: steps[0] for name, steps in levels.items()}
     if any(row.bound(lowest, counts) > row.limit for row in rows):
         counts = lowest
@@ -181,24 +175,25 @@ def _integer_program(
     """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
     owners: list[str] = []
     gains: list[float] = []
-    sizes: list[int] = []
+    spans: list[tuple[int, int]] = []
     after: list[int] = []
     squares: list[int] = []
     for name, steps in levels.items():
-        # A last step of another size costs otherwise, so the steps of such a group must be told to come in order.
-        irregular = len(steps) > 1 and steps[-1] - steps[-2] != steps[1] - steps[0]
+        # Steps of different sizes cost differently, so those of such a group must be told to come in order.
+        irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
+        irregular = irregular or any(name in row.curves for row in rows)
         ranked = importance[name].astype(np.float64)[order[name]]
         for low, high in itertools.pairwise(steps):
             owners.append(name)
             gains.append(float(ranked[low:high].sum()))
-            after.append(len(sizes) - 1 if irregular and low != steps[0] else -1)
-            sizes.append(high - low)
+            after.append(len(spans) - 1 if irregular and low != steps[0] else -1)
+            spans.append((low, high))
             squares.append(high**2 - low**2)
     counts = {name: steps[0] for name, steps in levels.items()}
     if not owners:
         return counts
-    matrix = np.array([[row.own[name] * size for name, size in zip(owners, sizes, strict=True)] for row in rows])
-    limit = np.array([row.limit - sum(row.own[n] * counts[n] for n in counts) for row in rows])
+    matrix = np.array([[row.between(n, *span) for n, span in zip(owners, spans, strict=True)] for row in rows])
+    limit = np.array([row.limit - sum(row.between(n, 0, k) for n, k in counts.items()) for row in rows])
     for number, bends in enumerate(curvature):
         if bends:
             matrix[number] += [bends.get(n, 0.0) * square for n, square in zip(owners, squares, strict=True)]
@@ -210,56 +205,43 @@ def _integer_program(
     return {name: levels[name][number] for name, number in chosen.items()}
 
 
-def _prefix_search(
-    importance: Mapping[str, Vector],
-    groups: Mapping[str, GroupCost],
-    levels: Mapping[str, list[int]],
-    rows: Sequence[Row],
-) -> dict[str, int]:
-    """OPTIN's search: try every number of heads, fill the rest of the budget with the best other units.
-
-    Units go in order of importance over all layers; counts are then rounded down to an allowed level.
-    """
-    if [row.name for row in rows] != ["macs"]:
-        raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
-    row = rows[0]
-    cost = row.linear({name: group.units for name, group in groups.items()})
-    ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
-    for name, group in groups.items():
-        values = np.sort(importance[name].astype(np.float64))[::-1][levels[name][0] :]
-        ranked[group.kind == "head"] += [(float(-v), name, cost[name]) for v in values]
-    heads, others = (sorted(ranked[is_head]) for is_head in (True, False))
-    room = row.limit - sum(cost[name] * levels[name][0] for name in groups)
-    head_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in heads])])
-    head_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in heads])])
-    other_cost = np.concatenate([[0.0], np.cumsum([c for _, _, c in others])])
-    other_gain = np.concatenate([[0.0], np.cumsum([-v for v, _, _ in others])])
-    best = (-np.inf, 0, 0)
-    for number in range(len(head_cost)):
-        left = room - head_cost[number]
-        if left < 0:
-            break
-        fits = int(np.searchsorted(other_cost, left * (1 + 1e-12), side="right")) - 1
-        best = max(best, (float(head_gain[number] + other_gain[fits]), number, fits))
-    counts = {name: steps[0] for name, steps in levels.items()}
-    for _, name, _ in heads[: best[1]] + others[: best[2]]:
-        counts[name] += 1
-    return {name: max(k for k in levels[name] if k <= count) for name, count in counts.items()}
-
-
-def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorithm: Algorithm = "exact") -> Mask:
+def make_mask(
+    scores: Scores,
+    scores_source: Source,
+    limits: Limits,
+    *,
+    algorithm: Algorithm = "exact",
+    table_source: Source | None = None,
+) -> Mask:
     """Choose units under the limits and record the outcome as a mask artifact.
 
     Args:
         scores: from `optin score`.
         scores_source: name and hash of the scores file, recorded as the mask's origin.
+        table_source: the same of the latency table in `limits`.
 
     Raises:
+        ArtifactError: the latency table is of another checkpoint.
         BudgetError, UsageError: see `choose_units`.
     """
     header = scores.header
+    if limits.latency_table is not None and table_source is not None:
+        require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
     blocks = {name: group.unit_width for name, group in header.groups.items()}
-    kept = choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+
+    def choose(limits: Limits) -> Kept:
+        return choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+
+    if limits.layout == "uniform":
+        require_expressible(header.groups, header.architecture)
+    kept = choose(limits)
+    ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
+    now = reached(kept, header.groups, header.totals)
+    timed: Options = {}
+    if (table := limits.latency_table) is not None:
+        now["latency"] = table.reached({name: len(units) for name, units in kept.items()})
+        shape = table.workload.model_dump(mode="json")
+        timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
     return Mask(
         optin_version=__version__,
         options={
@@ -268,13 +250,17 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
             "round_to": limits.round_to,
             "minima": dict(limits.minima or {}),
             "protect": list(limits.protect),
+            "layout": limits.layout,
+            **timed,
         },
         inputs={
             "scores": scores_source,
             **{role: header.inputs[role] for role in ("checkpoint", "calibration") if role in header.inputs},
+            **({} if table_source is None else {"latency_table": table_source}),
         },
         workload=header.workload,
-        budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
+        budget=Budget(asked=limits.asked(), reached=now),
         importance_lost=importance_lost(kept, scores.importance),
+        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
         groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
     )

@@ -9,9 +9,20 @@ proportion to the product of both counts:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from optin_cli.artifacts import GroupCost, Totals
+from optin_cli.errors import ArtifactError
+from optin_cli.latency_table import LatencyTable
+
+Vector = NDArray[np.float64]
+
+
+TIME_UNITS = 1e4
+"""Units of time that the whole model takes: integer programs like numbers that are neither tiny nor huge."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class Row:
     """One budget, in units of the cheapest unit's cost.
 
     own: cost of a unit of each group by itself. pairs: (group, group, cost of a unit of each together). fixed:
-    what no mask removes. share: of `total` that may remain.
+    what no mask removes. share: of `total` that may remain. curves: cost of 0, 1, … units of a group (units + 1,),
+    never falling, beside `own`.
     """
 
     name: str
@@ -28,15 +40,21 @@ class Row:
     fixed: float
     total: float
     share: float
+    curves: Mapping[str, Vector] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
         """What groups may cost."""
         return self.share * self.total - self.fixed
 
+    def between(self, name: str, low: int, high: int) -> float:
+        """What a group costs more with `high` units than with `low`, by itself."""
+        curve = self.curves.get(name)
+        return self.own[name] * (high - low) + (0.0 if curve is None else float(curve[high] - curve[low]))
+
     def spent(self, counts: Mapping[str, int]) -> float:
         """What groups cost with so many units kept."""
-        alone = sum(self.own[name] * counts[name] for name in self.own)
+        alone = sum(self.between(name, 0, counts[name]) for name in self.own)
         return alone + sum(cost * counts[a] * counts[b] for a, b, cost in self.pairs)
 
     def linear(self, units: Mapping[str, int]) -> dict[str, float]:
@@ -50,7 +68,7 @@ class Row:
     def bound(self, counts: Mapping[str, int], around: Mapping[str, int]) -> float:
         """No less than `spent`, and equal to it at `around`: see `curvature`."""
         bends = self.curvature(around)
-        return sum(self.own[name] * n + bends.get(name, 0.0) * n * n for name, n in counts.items())
+        return sum(self.between(name, 0, n) + bends.get(name, 0.0) * n * n for name, n in counts.items())
 
     def curvature(self, counts: Mapping[str, int]) -> dict[str, float]:
         """k_g such that sum_g own_g n_g + k_g n_g^2 is no less than `spent`, and equal to it at `counts`.
@@ -85,6 +103,24 @@ def make_row(name: str, groups: Mapping[str, GroupCost], totals: Totals, share: 
     scaled = tuple((a, b, each / unit) for a, b, each in pairs)
     fixed = (total - prunable) / unit
     return Row(name, {g: c / unit for g, c in own.items()}, scaled, fixed, total / unit, share)
+
+
+def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share: float) -> Row:
+    """The budget of measured time. A group that the table lacks takes the time of the whole model's rest.
+
+    Raises:
+        ArtifactError: the table was measured with other numbers of units.
+    """
+    curves = {name: curve for name, curve in table.curves().items() if name in groups}
+    for name, curve in curves.items():
+        if len(curve) != groups[name].units + 1:
+            raise ArtifactError(
+                f"The latency table says that {name} has {len(curve) - 1} units; it has {groups[name].units}.",
+                hint="Measure the checkpoint again with optin profile --latency.",
+            )
+    curves = {name: TIME_UNITS * curve for name, curve in curves.items()}
+    fixed = TIME_UNITS - sum(float(curve[-1]) for curve in curves.values())
+    return Row("latency", dict.fromkeys(groups, 0.0), (), fixed, TIME_UNITS, share, curves)
 
 
 def reached(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], totals: Totals) -> dict[str, float]:

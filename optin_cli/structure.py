@@ -5,6 +5,7 @@ Sizes are read from the tensors themselves, so a checkpoint that was already cut
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,11 @@ from optin_cli.architectures import (
     SliceRule,
 )
 from optin_cli.errors import ArchitectureError
+from optin_cli.lookup import attribute_at, module_at, number_at, tensor_at
 from optin_cli.places import Place, match_blocks
+from optin_cli.stock import Stock, resolve_stock
+
+__all__ = ["Block", "Group", "Slice", "Structure", "find_structure", "tensor_at"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Group:
     """One prunable axis: `units` units of `block` columns each, side by side on `axis` of the consumer's input.
 
     All paths are full in-memory paths in the model. Masking scales the input of `gate`, mostly the consumer.
+    stock: how the stock config states the number of units; None where it cannot.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Group:
     select: tuple[SelectRule, ...]
     attend: str | None
     empty: EmptyRule | None
+    stock: Stock | None
 
     @property
     def width(self) -> int:
@@ -157,26 +164,25 @@ def _resolve_group(
         block = _block_of_count(model, rule, place, name, problems)
         if block < 1:
             return None
-    elif isinstance(rule.block, int):
-        block = rule.block
     else:
-        value = _attribute(model, place(rule.block))
-        block = value if isinstance(value, int) else 0
+        factors = rule.block if isinstance(rule.block, list) else [rule.block]
+        paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
+        block = math.prod(number_at(model, path, name, problems) for path in paths)
         if block < 1:
-            problems.append(f"{name}: attribute {place(rule.block)} is {value!r}, expected a positive integer")
             return None
+    stock = resolve_stock(model, rule.stock, place, name, problems)
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, block, place, name, problems)]
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
     inner += [rule.attend, rule.empty.module if rule.empty else None]
     problems += [
         f"{name}: module {place(target)} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
-        if _module(model, place(target)) is None
+        if module_at(model, place(target)) is None
     ]
     problems += [
         f"{name}: attribute {place(attribute)} does not exist"
         for attribute in [*rule.set_units, *rule.set_width]
-        if _attribute(model, place(attribute)) is None
+        if attribute_at(model, place(attribute)) is None
     ]
     units = _count_units(model, slices, name, problems)
     if len(problems) > before or units == 0:
@@ -204,20 +210,21 @@ def _resolve_group(
         and rule.empty.model_copy(
             update={"module": place(rule.empty.module), "remove": tuple(map(place, rule.empty.remove))}
         ),
+        stock=stock,
     )
 
 
 def _applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
     needed = {**rule.when, **({"": rule.types} if rule.types else {})}
-    return all(type(_module(model, place(path))).__name__ in kinds for path, kinds in needed.items())
+    return all(type(module_at(model, place(path))).__name__ in kinds for path, kinds in needed.items())
 
 
 def _block_of_count(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:
     """Size of a unit, from the number of units that an attribute holds; 0 where that cannot be told or none is left."""
-    count = _attribute(model, place(str(rule.count)))
+    count = attribute_at(model, place(str(rule.count)))
     first = rule.slices[0]
-    tensor = _attribute(model, place(first.parameters[0]))
+    tensor = attribute_at(model, place(first.parameters[0]))
     if not isinstance(count, int) or not isinstance(tensor, torch.Tensor) or tensor.dim() <= first.axis:
         problems.append(f"{name}: attribute {place(str(rule.count))} is {count!r}, expected the number of units")
         return 0
@@ -227,15 +234,17 @@ def _block_of_count(model: nn.Module, rule: GroupRule, place: Place, name: str, 
 def _resolve_slices(
     model: nn.Module, rule: SliceRule, block: int, place: Place, name: str, problems: list[str]
 ) -> Iterator[Slice]:
-    for parameter in rule.parameters:
+    own = place(rule.block) if isinstance(rule.block, str) else rule.block or block
+    size = number_at(model, own, name, problems)
+    for parameter in rule.parameters if size else []:
         full = place(parameter)
         owner_path, _, leaf = full.rpartition(".")
-        owner = _module(model, owner_path)
+        owner = module_at(model, owner_path)
         if owner is None or (leaf not in owner._parameters and leaf not in owner._buffers):
             if not rule.optional:
                 problems.append(f"{name}: parameter {full} does not exist")
         elif getattr(owner, leaf) is not None:
-            yield Slice(full, rule.axis, rule.parts, rule.block or block)
+            yield Slice(full, rule.axis, rule.parts, size)
 
 
 def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: list[str]) -> int:
@@ -257,25 +266,3 @@ def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: lis
         stated = ", ".join(f"{parameter} says {units}" for units, parameter in counts.items())
         problems.append(f"{name}: its parameters disagree on the number of units: {stated}")
     return next(iter(counts), 0)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _attribute(model: nn.Module, path: str) -> object:
-    owner_path, _, leaf = path.rpartition(".")
-    owner = _module(model, owner_path)
-    return getattr(owner, leaf, None)
-
-
-def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
-    """The parameter or buffer at a full path."""
-    owner_path, _, leaf = path.rpartition(".")
-    tensor = getattr(model.get_submodule(owner_path), leaf)
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{path} is not a tensor")
-    return tensor

@@ -26,6 +26,7 @@ SMALL = {
 }
 DISTIL = {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 40}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
+GROUPED = {"num_key_value_heads": 4, "num_attention_heads": 8, "pad_token_id": 0}
 SHARED = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
 
 FAMILIES = {
@@ -51,6 +52,9 @@ HEADS = {
     "answers": ("AutoModelForQuestionAnswering", {"num_labels": 2}),
     "base": ("AutoModel", {}),
 }
+DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}
+NEXT = {"next": ("AutoModelForCausalLM", {})}
+"""The head of decoders, which continue a text."""
 
 
 SIGHT = {
@@ -117,7 +121,7 @@ HALVED = 32
 
 
 def tiny_config(family, **overrides):
-    model_type, values = FAMILIES[family]
+    model_type, values = (FAMILIES | DECODERS)[family]
     return AutoConfig.for_model(model_type, **(values | overrides))
 
 
@@ -127,7 +131,7 @@ def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
     if family in IMAGES:
         model = build_stock(family, **overrides)
     else:
-        auto_class, values = HEADS[head]
+        auto_class, values = (HEADS | NEXT)[head]
         model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
     for name, parameter in model.eval().requires_grad_(False).named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
@@ -168,7 +172,7 @@ def structure_of(model, head="classes", architecture=None):
         description = architecture or find_architecture(model.config.model_type)
         rule = known_heads()["AutoModelForImageClassification"]
         return find_structure(model, description, rule, root=root_of(model))
-    config, auto_class = model.config, HEADS[head][0]
+    config, auto_class = model.config, (HEADS | NEXT)[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
     return find_structure(model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind)

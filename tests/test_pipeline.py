@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import FAMILIES, HEADS, make_inputs, save_checkpoint
+from models import DECODERS, FAMILIES, HEADS, make_inputs, save_checkpoint
 from running import write_rows
 
 import optin_cli
@@ -15,7 +15,11 @@ from optin_cli.masking import masked
 from optin_cli.options import ScoreOptions
 
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
-CASES = [*((family, "classes") for family in FAMILIES), *(("bert", head) for head in HEADS if head != "classes")]
+CASES = [
+    *((family, "classes") for family in FAMILIES),
+    *(("bert", head) for head in HEADS if head != "classes"),
+    *((family, "next") for family in DECODERS),
+]
 
 
 @pytest.fixture(scope="module")

@@ -31,14 +31,44 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. `block`: entries a unit has here, where that is not the group's.
+    does not exist is an error unless `optional`. `block`: entries a unit has here, where that is not the group's
+    (a number, or an attribute that holds it).
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
-    block: int | None = Field(None, ge=1)
+    block: int | str | None = None
     optional: bool = False
+
+
+class StockKey(_Strict):
+    """A key of the library's own config, and its value when every block of the stack keeps `units` units of the group.
+
+    The value is per_unit x units (a number, or an attribute that holds it), divided by the attribute `over` where a
+    config states a ratio; or, whatever is kept, the attribute `fixed`. divides: an attribute that it must divide.
+    """
+
+    per_unit: float | str | None = None
+    over: str | None = None
+    fixed: str | None = None
+    divides: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StockKey:
+        if (self.per_unit is None) == (self.fixed is None):
+            raise ValueError("give either per_unit or fixed")
+        return self
+
+
+class StockRule(_Strict):
+    """How the stock config says that all blocks have fewer units alike.
+
+    step: of which counts are multiples, where a ratio must be whole: a number, or an attribute that holds it.
+    """
+
+    keys: dict[str, StockKey] = Field(min_length=1)
+    step: int | str = 1
 
 
 class EmptyRule(_Strict):
@@ -79,8 +109,10 @@ class GroupRule(_Strict):
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
+    block: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
     holds the size of one (`block`). attend: a fused attention whose own forward takes its input's width for its heads'.
+    stock: None where the stock config cannot say that there are fewer units.
     """
 
     kind: Literal["head", "neuron", "channel"]
@@ -92,7 +124,7 @@ class GroupRule(_Strict):
     residual_sum: str | None = None
     residual: bool = True
     least: int = Field(0, ge=0)
-    block: int | str = 1
+    block: int | str | list[str] = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
@@ -101,6 +133,7 @@ class GroupRule(_Strict):
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None
+    stock: StockRule | None = None
 
 
 class StackRule(_Strict):

@@ -51,7 +51,7 @@ Output = Annotated[
 ]
 SeqLen = Annotated[
     int | None,
-    typer.Option("--seq-len", metavar="N", help="Sequence length that MACs are stated for. (default: 128)"),
+    typer.Option("--seq-len", metavar="N", help="Sequence length that costs are stated for. (default: 128)"),
 ]
 TextColumns = Annotated[
     str | None,
@@ -93,6 +93,7 @@ def stem_of(source: str) -> str:
     for suffix in (
         ".scores.safetensors",
         ".mask.json",
+        ".latency.json",
         ".json",
         ".safetensors",
         ".pt",

@@ -22,7 +22,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Scores, mask, eval, sweep, profile or export record, or a pruned folder.",
+            help="Scores, mask, eval, sweep, profile or latency file, an export's record, or a pruned folder.",
             show_default=False,
         ),
     ],
@@ -63,14 +63,16 @@ def _print(artifact: Artifact, table: Table) -> None:
 
 
 def _table(artifact: Artifact) -> Table:
-    from optin_cli.artifacts import Evaluation, Export, Manifest, Mask, Profile, Sweep
+    from optin_cli.artifacts import Evaluation, Export, LatencyTable, Manifest, Mask, Profile, Sweep
     from optin_cli.cli.eval import evaluation_table
     from optin_cli.cli.export import export_table
-    from optin_cli.cli.profile import profile_table
+    from optin_cli.cli.profile import latency_table, profile_table
     from optin_cli.cli.sweep import sweep_table
 
     if isinstance(artifact, Evaluation):
         return evaluation_table(artifact)
+    if isinstance(artifact, LatencyTable):
+        return latency_table(artifact)
     if isinstance(artifact, Profile):
         return profile_table(artifact)
     if isinstance(artifact, (Mask, Manifest)):

@@ -87,6 +87,8 @@ def prune(
         f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     )
+    if manifest.layout == "uniform":
+        common.say(f"uniform layout: loaded by {certificate.loader}")
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
         before_error, after_error = (

@@ -11,7 +11,10 @@ from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from optin_cli.artifacts import Mask
+    from optin_cli.artifacts import LatencyTable, Mask, ScoresHeader, Source
+
+Shares = tuple[float | None, float | None, float | None]
+"""Of MACs, parameters and time."""
 
 BAR = 16
 SIGNS = 24
@@ -29,6 +32,12 @@ def search(
     keep_params: Annotated[
         str | None, typer.Option(metavar="SHARE[,…]", help="Share of the model's parameters to keep.")
     ] = None,
+    keep_latency: Annotated[
+        str | None, typer.Option(metavar="SHARE[,…]", help="Share of the measured time to keep; with --latency-table.")
+    ] = None,
+    latency_table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What optin profile --latency wrote.")
+    ] = None,
     output: common.Output = None,
     algorithm: Annotated[
         str,
@@ -39,6 +48,13 @@ def search(
     round_to: Annotated[int, typer.Option(help="Kept widths come in multiples of this (8, 16, 32).")] = 1,
     min_heads: Annotated[int, typer.Option(help="Fewest heads left in a layer.")] = 0,
     min_neurons: Annotated[int, typer.Option(help="Fewest neurons left in a layer.")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="ragged|uniform",
+            help="uniform: the same number of units in every layer, so that the stock class loads the result.",
+        ),
+    ] = "ragged",
     protect: Annotated[
         list[str] | None,
         typer.Option(metavar="GROUP", help="Group that stays whole; encoder.0.* works; repeatable."),
@@ -46,15 +62,18 @@ def search(
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
-    """The best mask within a budget of FLOPs or parameters."""
-    from optin_cli.artifacts import Source
+    """The best mask within a budget of FLOPs, parameters or measured time."""
     from optin_cli.files import write_text
+    from optin_cli.layouts import LAYOUTS
     from optin_cli.scores import read_scores
     from optin_cli.selection import ALGORITHMS, Limits, make_mask
 
     if algorithm not in ALGORITHMS:
         raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
-    budgets = _budgets(keep_flops, keep_params)
+    if layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
+    budgets = _budgets(keep_flops, keep_params, keep_latency)
+    table, table_source = _read_table(keep_latency, latency_table)
     to_stdout = output == common.STDIO or (as_json and output is None)
     if to_stdout and len(budgets) > 1:
         raise UsageError(
@@ -72,15 +91,18 @@ def search(
     name = "stdin" if scores == common.STDIO else Path(scores).name
     source: Source = read.source(name)
     masks = []
-    for flops, parameters in budgets:
+    for flops, parameters, time in budgets:
         limits = Limits(
             keep_macs=flops,
             keep_parameters=parameters,
             round_to=round_to,
             minima={"head": min_heads, "neuron": min_neurons},
             protect=tuple(protect or ()),
+            layout=layout,
+            keep_latency=time,
+            latency_table=table,
         )
-        masks.append(make_mask(read, source, limits, algorithm=algorithm))
+        masks.append(make_mask(read, source, limits, algorithm=algorithm, table_source=table_source))
     if folder is not None:
         folder.mkdir(exist_ok=True)
     for mask, target in zip(masks, targets, strict=True):
@@ -88,28 +110,69 @@ def search(
         common.stderr().print(
             picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
         )
+        for line in uniform_notes(mask, read.header):
+            common.say(line)
         if target != common.STDIO:
             typer.echo(mask.dump() if as_json else target, nl=not as_json)
+
+
+def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
+    """What a uniform layout cost against the mask of the same limits whose layers differ, and what it holds whole."""
+    if mask.ragged_importance_lost is None or mask.importance_lost is None:
+        return []
+    from optin_cli.uniform import pinned_classes
+
+    lost, ragged = mask.importance_lost, mask.ragged_importance_lost
+    more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"
+    notes = [f"uniform layout: loses {lost:.4g} of the importance; layers of different widths would lose {ragged:.4g}"]
+    notes[0] += f" (uniform: {more})" if lost > ragged else ""
+    if pinned := pinned_classes(header.groups):
+        notes.append(f"stays whole: {', '.join(pinned)}, of which the config of {header.architecture} states no less")
+    return notes
 
 
 def _shares(text: str | None, option: str) -> list[float | None]:
     return [None] if text is None else [*common.shares_of(text, option)]
 
 
-def _budgets(keep_flops: str | None, keep_params: str | None) -> list[tuple[float | None, float | None]]:
-    """Pairs of (MACs, parameters) shares; a single value goes with every value of the other list."""
-    flops, parameters = _shares(keep_flops, "--keep-flops"), _shares(keep_params, "--keep-params")
-    if keep_flops is None and keep_params is None:
+def _budgets(keep_flops: str | None, keep_params: str | None, keep_latency: str | None) -> list[Shares]:
+    """Shares of (MACs, parameters, time); a single value goes with every value of the other lists."""
+    given = {"--keep-flops": keep_flops, "--keep-params": keep_params, "--keep-latency": keep_latency}
+    if all(text is None for text in given.values()):
         raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or both.")
-    if len(flops) != len(parameters) and 1 not in (len(flops), len(parameters)):
-        raise UsageError(f"--keep-flops lists {len(flops)} budgets and --keep-params {len(parameters)}.")
-    count = max(len(flops), len(parameters))
-    return list(zip(flops * (count // len(flops)), parameters * (count // len(parameters)), strict=True))
+    lists = {option: _shares(text, option) for option, text in given.items()}
+    longest = max(lists, key=lambda option: len(lists[option]))
+    count = len(lists[longest])
+    for option, shares in lists.items():
+        if len(shares) not in (1, count):
+            raise UsageError(f"{longest} lists {count} budgets and {option} {len(shares)}.")
+    flops, parameters, time = (shares * (count // len(shares)) for shares in lists.values())
+    return list(zip(flops, parameters, time, strict=True))
 
 
-def _targets(
-    output: str | None, folder: Path | None, stem: str, budgets: list[tuple[float | None, float | None]]
-) -> list[str]:
+def _read_table(keep_latency: str | None, path: str | None) -> tuple[LatencyTable | None, Source | None]:
+    """The latency table and its name and hash; warns where it was measured on something else than what is here."""
+    if (keep_latency is None) != (path is None):
+        raise UsageError(
+            "--keep-latency and --latency-table go together.",
+            hint="Measure with optin profile CKPT --latency, then pass --keep-latency 0.6 --latency-table FILE.",
+        )
+    if path is None:
+        return None, None
+    from optin_cli.artifacts import LatencyTable, Source, parse
+    from optin_cli.files import read_bytes, sha256_of
+
+    name = "stdin" if path == common.STDIO else Path(path).name
+    content = read_bytes(path, "latency")
+    table = parse(LatencyTable, content, name)
+    from optin_cli.devices import other_device
+
+    if (difference := other_device(table.device, table.threads)) is not None:
+        common.say(f"warning: {name} was {difference}. Times differ between devices, and so will what is reached.")
+    return table, Source(name=name, sha256=sha256_of(content))
+
+
+def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[Shares]) -> list[str]:
     if len(budgets) == 1:
         return [output or f"{stem}.mask.json"]
     names = ["-".join(f"{share:g}" for share in budget if share is not None) for budget in budgets]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from optin_cli.stock import Settings
     from optin_cli.weights import State
 
 Modality = Literal["text", "image"]
@@ -105,13 +106,27 @@ class Library(Protocol):
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
         """Write weights and config of a cut model into a folder."""
 
+    def stock_shapes(self, blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that the library itself builds from the config with `settings`, by name.
+
+        Raises:
+            CheckpointError: it refuses such a config.
+        """
+
+    def save_stock(self, blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+        """Write weights and the config with `settings` into a folder, one like any other of the library."""
+
     def modeling(self, blueprint: Blueprint) -> str:
         """Code that follows the text of `runtime.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(self, blueprint: Blueprint) -> tuple[str, str]:
-        """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`."""
+    def reloading(self, blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+        """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
 
-    def loading(self, blueprint: Blueprint) -> str:
+        Args:
+            stock: whether the library's own class takes its weights.
+        """
+
+    def loading(self, blueprint: Blueprint, *, stock: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""
 
 

@@ -22,6 +22,8 @@ from optin_cli.weights import State, strip_prefix
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from optin_cli.stock import Settings
+
 LIBRARY = "timm"
 LOADED_BY = "timm.create_model"
 INPUT = "x"
@@ -54,6 +56,15 @@ sys.path.insert(0, folder)
 import modeling_optin
 model = modeling_optin.load_model()
 """
+
+RELOAD_STOCK = """
+import timm
+model = timm.create_model("local-dir:" + folder, pretrained=True)
+"""
+
+CARD_STOCK = """import timm
+
+model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)"""
 
 CARD = """import sys
 
@@ -211,11 +222,37 @@ def modeling(_blueprint: Blueprint) -> str:
     return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS)
 
 
-def reloading(_blueprint: Blueprint) -> tuple[str, str]:
-    """By the function beside the weights."""
+def _stock_config(blueprint: Blueprint, settings: Settings) -> dict[str, Any]:
+    """The config whose arguments of the model are those of `settings`, without what only a cut checkpoint's has."""
+    raw = {key: value for key, value in blueprint.config.items() if key != PLAN_KEY}
+    return {**raw, "model_args": {**raw.get("model_args", {}), **settings}}
+
+
+def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Build the model as timm does from a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / CONFIG).write_text(json.dumps(_stock_config(blueprint, settings)), encoding="utf-8")
+        try:
+            model = _timm().create_model(f"local-dir:{scratch}", pretrained=False)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+            raise CheckpointError(f"timm refuses the config: {' '.join(str(error).split())}") from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def save_stock(blueprint: Blueprint, _model: Any, state: State, settings: Settings, folder: Path) -> None:
+    """As timm's save_for_hf does, with the changed arguments of the model."""
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.dumps(_stock_config(blueprint, settings), indent=2)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def reloading(_blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights."""
+    if stock:
+        return "plain timm.create_model in a fresh process without optin", RELOAD_STOCK
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD
 
 
-def loading(_blueprint: Blueprint) -> str:
-    """By the function beside the weights."""
-    return CARD
+def loading(_blueprint: Blueprint, *, stock: bool = False) -> str:
+    """By timm itself, or by the function beside the weights."""
+    return CARD_STOCK if stock else CARD

@@ -29,6 +29,8 @@ from optin_cli.weights import State, strip_prefix
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from optin_cli.stock import Settings
+
 LIBRARY = "transformers"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MODALITIES: Mapping[str, Modality] = {"input_ids": "text", "pixel_values": "image"}
@@ -44,15 +46,17 @@ class {stock}(transformers.{stock}):
         apply_plan(self, config.{key})
 '''
 
+TRUST = ", trust_remote_code=True"
+
 RELOAD = """
 import transformers
-model = getattr(transformers, "{auto_class}").from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
 """
 
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
-model = {auto_class}.from_pretrained(folder, trust_remote_code=True)
+model = {auto_class}.from_pretrained(folder{trust})
 {variable} = {processor}.from_pretrained(folder)"""
 
 
@@ -260,14 +264,43 @@ def modeling(blueprint: Blueprint) -> str:
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
-def reloading(blueprint: Blueprint) -> tuple[str, str]:
-    """By the auto class, with the code beside the weights."""
-    words = "AutoModel.from_pretrained(trust_remote_code=True) in a fresh process without optin"
-    return words, RELOAD.format(auto_class=blueprint.auto_class)
+def _stock_config(blueprint: Blueprint, settings: Settings) -> Any:
+    """The config with `settings`, validated anew, and without what only a cut checkpoint's has."""
+    from transformers import AutoConfig
+
+    raw = {k: v for k, v in blueprint.config.to_dict().items() if k not in (PLAN_KEY, "auto_map")}
+    return AutoConfig.for_model(**(raw | settings))
 
 
-def loading(blueprint: Blueprint) -> str:
+def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Build the class without memory for its weights."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with torch.device("meta"):
+            state = blueprint.stock(_stock_config(blueprint, settings)).state_dict()
+    except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+        shown = " ".join(str(error).split())
+        raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {shown}") from error
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+    """As save_pretrained does, with the changed config."""
+    model.save_pretrained(folder, state_dict=state)
+    _stock_config(blueprint, settings).save_pretrained(folder)
+
+
+def reloading(blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+    """By the auto class; with the code beside the weights unless the stock class takes them."""
+    trust = "" if stock else TRUST
+    call = f"{blueprint.auto_class}.from_pretrained"
+    words = f"plain {call}" if stock else f"{call}({trust.lstrip(', ')})"
+    return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
+
+
+def loading(blueprint: Blueprint, *, stock: bool = False) -> str:
     """By the auto class, with what prepares its inputs."""
-    text = blueprint.modality == "text"
+    text, trust = blueprint.modality == "text", "" if stock else TRUST
     variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
-    return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable)
+    return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)

@@ -1,0 +1,39 @@
+"""A model and a path in; the module, attribute, tensor or number there out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, None where there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def attribute_at(model: nn.Module, path: str) -> object:
+    """The attribute at a path, None where there is none."""
+    owner_path, _, leaf = path.rpartition(".")
+    return getattr(module_at(model, owner_path), leaf, None)
+
+
+def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
+    """The parameter or buffer at a full path."""
+    owner_path, _, leaf = path.rpartition(".")
+    tensor = getattr(model.get_submodule(owner_path), leaf)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{path} is not a tensor")
+    return tensor
+
+
+def number_at(model: nn.Module, value: int | str, owner: str, problems: list[str]) -> int:
+    """A positive number, or the one that the attribute at a path holds; 0, and a problem of `owner`, for another."""
+    found = value if isinstance(value, int) else attribute_at(model, value)
+    if isinstance(found, int) and found >= 1:
+        return found
+    where = f"attribute {value} is" if isinstance(value, str) else "a size is"
+    problems.append(f"{owner}: {where} {found!r}, expected a positive integer")
+    return 0
