@@ -123,6 +123,7 @@ def score(
             images=images,
             tell=progress,
             note=note,
+            labelled=criterion.needs_labels,
         )
         task = task_named(calib)
         calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from optin_cli.artifacts import Sweep, SweepPoint
+from optin_cli.artifacts import Source, Sweep, SweepPoint
 from optin_cli.calibration import Note, calibrate, read_samples
 from optin_cli.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.data import AnySamples
 from optin_cli.data.rows import WHOLE
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options import EvalOptions, ImageOptions, ScoreOptions, SweepOptions
@@ -74,31 +76,48 @@ def sweep(
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
     shared = calib_data is None and calib == task and data is not None and Path(data).is_dir()
     calib_data = data if shared else calib_data
-    calibration = read_samples(
-        opened,
-        calib,
-        data=calib_data,
-        split="calibration",
-        columns=columns,
-        label_column=label_column,
-        limit=scoring.samples,
-        seed=scoring.seed,
-        images=images,
-        tell=progress,
-        note=note,
-    )
+
+    def read(*, labelled: bool) -> AnySamples:
+        return read_samples(
+            opened,
+            calib,
+            data=calib_data,
+            split="calibration",
+            columns=columns,
+            label_column=label_column,
+            limit=scoring.samples,
+            seed=scoring.seed,
+            images=images,
+            tell=progress,
+            note=note,
+            labelled=labelled,
+        )
+
+    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
+    calibration = read(labelled=False)
+    # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
+    by_labels = read(labelled=True) if needy and known.each_alone else calibration
     if shared and calibration.split == WHOLE:
         raise UsageError(
             f"{data} has no splits, so the model would be scored on the very samples that it is evaluated on.",
             hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
         )
-    if calibration.labels is None and (needy := [name for name, recipe in chosen.items() if recipe.needs_labels]):
+    if by_labels.labels is None and needy:
         raise DataError(
             f"The recipe {needy[0]} needs labels, and the calibration data {calibration.name} has none.",
             hint="Pass labelled data to --calib, or another --recipe.",
         )
     calibrations = {
-        labelled: calibrate(opened, calibration, scoring, task=task_named(calib) or known, labelled=labelled)
+        labelled: replace(
+            calibrate(
+                opened,
+                by_labels if labelled else calibration,
+                scoring,
+                task=task_named(calib) or known,
+                labelled=labelled,
+            ),
+            source=Source(name=calibration.name, sha256=calibration.sha256),  # one for all recipes
+        )
         for labelled in {recipe.needs_labels for recipe in chosen.values()}
     }
     return run_sweep(

@@ -22,6 +22,7 @@ from optin_cli.data import (
     load_image_samples,
     load_samples,
     make_batches,
+    pair_batches,
     usable_length,
 )
 from optin_cli.errors import CheckpointError, DataError, UsageError
@@ -47,14 +48,19 @@ def read_samples(
     images: ImageOptions | None = None,
     tell: Tell | None = None,
     note: Note = lambda _message: None,
+    labelled: bool = False,
 ) -> AnySamples:
     """Read and select texts or images, as the model takes.
+
+    A model of sentence embeddings reads texts one at a time, so that calibration data of two texts a row has one
+    sample a text, unless it is of a named task that makes one sequence of both.
 
     Args:
         source, task, data, split, columns, label_column, limit, seed: see `load_samples` and `load_image_samples`.
         images: what may be skipped of images.
         tell: told of progress.
         note: told what a user should know, such as images that were skipped.
+        labelled: whether calibration is by labels, so that two texts that one label belongs to stay together.
 
     Raises:
         UsageError: options that contradict each other.
@@ -71,6 +77,8 @@ def read_samples(
             label_column=label_column,
             limit=limit,
             seed=seed,
+            alone=checkpoint.purpose == "similarity",
+            labelled=labelled,
         )
     if columns is not None:
         raise UsageError(
@@ -124,11 +132,15 @@ def encode(
             raise UsageError(f"--max-length counts tokens, but {checkpoint.name} takes images.", hint="Leave it out.")
         return _encode_images(checkpoint, samples, batch_size, task if labelled else None, labelled)
     tokenizer = checkpoint.tokenizer()
+    length = model_length(checkpoint, tokenizer, max_length)
+    if labelled and task is not None and task.each_alone:
+        pairs = pair_batches(samples, task, tokenizer, batch_size=batch_size, max_length=length)
+        return fit_inputs(checkpoint, pairs)
     batches = make_batches(
         samples,
         tokenizer,
         batch_size=batch_size,
-        max_length=model_length(checkpoint, tokenizer, max_length),
+        max_length=length,
         label_map=label_ids(samples, task, checkpoint.config) if labelled else None,
     )
     return fit_inputs(checkpoint, batches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ from optin_cli.libraries.hub import download
 from optin_cli.structure import Structure, find_structure
 from optin_cli.weights import read_state, storage_dtype
 
+PURPOSES: Mapping[str, str] = MappingProxyType(
+    {
+        "AutoModel": "similarity",
+        "AutoModelForQuestionAnswering": "question-answering",
+        "AutoModelForTokenClassification": "token-classification",
+    }
+)
+"""The kind of task that each class of models is for; one for sequences is told by its problem type."""
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -138,6 +147,12 @@ class Checkpoint:
     def problem_type(self) -> str | None:
         """What the head was trained for, by transformers' names."""
         return self.blueprint.problem_type
+
+    @property
+    def purpose(self) -> str:
+        """The kind of task that the model is for."""
+        fallback = "regression" if self.problem_type == "regression" else "classification"
+        return PURPOSES.get(self.auto_class, fallback)
 
     def preprocess(self) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width).

@@ -81,6 +81,12 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
             handle.remove()
 
 
+def mean_hidden(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean of hidden states (rows, tokens, width) over the real tokens of each row: (rows, width)."""
+    weights = batch.mask_for(hidden).unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
 def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
     """Pick the compared outputs; distributions over tokens get -inf at padding."""
     outputs = []

@@ -106,7 +106,8 @@ class Prefixes:
     @contextlib.contextmanager
     def skipping(self, number: int) -> Iterator[None]:
         """Let forward passes of batch `number` return the kept outputs instead of computing those blocks."""
-        outputs = [torch.load(self._file(number, index), weights_only=True) for index in range(self._depth)]
+        # Mapped, since of all but the last hardly any is read.
+        outputs = [torch.load(self._file(number, i), weights_only=True, mmap=True) for i in range(self._depth)]
         with replayed(self.model, self.structure, outputs) if outputs else contextlib.nullcontext():
             yield
 

@@ -1,5 +1,6 @@
 """Sentence similarity: embeddings, cosine, metrics, and calibration on single sentences."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,14 +10,15 @@ from models import save_checkpoint
 from running import call, done, write_rows
 
 from optin_cli.artifacts import Source
-from optin_cli.calibration import calibrate
+from optin_cli.calibration import calibrate, read_samples
 from optin_cli.checkpoint import load_checkpoint
-from optin_cli.data import Samples, load_samples
+from optin_cli.data import Samples, load_samples, pair_batches
 from optin_cli.errors import DataError
 from optin_cli.evaluating.similarity import embed
 from optin_cli.evaluating.trial import Trial, encoded
 from optin_cli.evaluation import evaluate_checkpoint
 from optin_cli.options import EvalOptions, ScoreOptions
+from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.tasks import load_task
 
 TASK = load_task("stsb-cosine")
@@ -107,6 +109,96 @@ def test_calibration_does_not_depend_on_row_order(tmp_path):
     first, second = (write_rows(tmp_path / name, rows) for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS[::-1])))
     one, other = (load_samples(str(p), task=TASK, split="calibration", limit=5, seed=3) for p in (first, second))
     assert (one.texts, one.sha256) == (other.texts, other.sha256)
+
+
+@pytest.mark.parametrize(("head", "texts"), [("base", 8), ("classes", 4)])
+def test_files_are_read_as_the_model_reads_texts(tmp_path, head, texts):
+    path = write_rows(tmp_path / "train.jsonl", ROWS)
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "model", head=head))
+    assert len(read_samples(checkpoint, path, split="calibration")) == texts
+    assert len(read_samples(checkpoint, path, split="evaluation")) == 4
+
+
+def labelled_pairs(encoder, pairs=PAIRS, task=TASK, size=4):
+    samples = samples_of(pairs)
+    return pair_batches(samples, task, encoder.tokenizer(), batch_size=size, max_length=16)
+
+
+def test_pairs_lie_side_by_side(encoder):
+    batches = labelled_pairs(encoder)
+    assert [batch.size for batch in batches] == [4, 4]
+    assert len({key for batch in batches for key in batch.keys}) == 8
+    tokenizer = encoder.tokenizer()
+    for batch in batches:
+        ids = [[i for i in row if i] for row in batch.inputs["input_ids"].tolist()]
+        for place, row in enumerate(batch.rows[:2]):
+            *texts, label = PAIRS[row]
+            assert [ids[place], ids[place + 2]] == [tokenizer(text)["input_ids"] for text in texts]
+            assert float(batch.labels[place]) == pytest.approx(label / 5)
+
+
+def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
+    """Gradients by gates against central differences of scaled consumer columns."""
+    checkpoint = replace(encoder, model=copy.deepcopy(encoder.model).double())
+    pairs = [("a b c", "good film d", 4.0)]
+    (batch,) = labelled_pairs(checkpoint, pairs)
+    groups = checkpoint.structure.groups
+    found = loss_gradients(checkpoint.model, checkpoint.structure, groups, batch)
+
+    def loss():
+        samples = samples_of(pairs, labels=None)
+        alone = replace(samples, texts=[(text,) for text in pairs[0][:2]])
+        first, second = embed(checkpoint, encoded(Trial(checkpoint, alone, None, OPTIONS), labelled=False)).chunk(2)
+        return float((torch.cosine_similarity(first, second) - 0.8).square())
+
+    for group in groups:
+        assert found[group.name].shape == (1, group.units)
+        weight = checkpoint.model.get_submodule(group.consumer).weight
+        columns = weight.data[:, group.block : 2 * group.block]
+        values, step = [], 1e-2
+        for scale in (1 + step, (1 - step) / (1 + step), 1 / (1 - step)):
+            columns.mul_(scale)
+            values.append(loss())
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(found[group.name][0, 1]), rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranged", "message"),
+    [
+        ({"labels": [1.0, 7.0, 1.0, 2.0]}, True, r"label 7; those of stsb-cosine lie between 0 and 5"),
+        ({"texts": [("a",)] * 4}, True, "one text a sample"),
+        ({"labels": None}, True, "no labels"),
+        ({}, False, "between which numbers"),
+    ],
+)
+def test_labels_without_a_cosine_are_refused(encoder, changes, ranged, message):
+    task = TASK if ranged else TASK.model_copy(update={"label_range": None})
+    with pytest.raises(DataError, match=message):
+        pair_batches(samples_of(PAIRS, **changes), task, encoder.tokenizer(), batch_size=4, max_length=16)
+
+
+def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
+    data = write_rows(here / "stsb.jsonl", ROWS * 3)
+    common = (
+        "--task",
+        "stsb-cosine",
+        "--data",
+        data,
+        "--latency-runs",
+        "0",
+        "--keep-flops",
+        "0.8",
+        "--batch-size",
+        "4",
+    )
+    recipes = ("--recipe", "no-refit,fisher,kwon", "--samples", "8", "--json")
+    named, plain = (
+        json.loads(done("sweep", folder, *common, *recipes, *calib, "-o", name).out)
+        for name, calib in (("named", ("--calib", "stsb-cosine", "--calib-data", data)), ("plain", ("--calib", data)))
+    )
+    assert named["inputs"]["calibration"] == plain["inputs"]["calibration"]
+    assert [p["value"] for p in named["points"]] == [p["value"] for p in plain["points"]]
+    done("score", folder, "--criterion", "fisher", "--calib", "stsb-cosine", "--data", data, "-o", "f.safetensors")
 
 
 def test_evaluation_keeps_pairs(tmp_path):

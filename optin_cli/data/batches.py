@@ -24,13 +24,15 @@ class Batch:
     inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and
     token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, or None.
     keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
-    samples of the same ids. rows: which of the samples given to the tokenizer each is.
+    samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
+    of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     keys: tuple[str, ...]
     rows: tuple[int, ...] = ()
+    paired: bool = False
 
     @property
     def size(self) -> int:
@@ -85,6 +87,15 @@ def make_batches(
         UsageError: `batch_size` below 1, or `max_length` without room for any text.
         DataError: padding is needed and the tokenizer has no padding token.
     """
+    encoded = tokenise(samples, tokenizer, max_length)
+    labels = None
+    if samples.labels is not None and label_map is not None:
+        labels = [label_map[label] for label in samples.labels]
+    return cut_batches(encoded, tokenizer, batch_size=batch_size, labels=labels)
+
+
+def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, list[list[int]]]:
+    """Rows of token ids, masks and types by input name, unpadded; arguments and errors as of `make_batches`."""
     pair = len(samples.texts[0]) == 2
     special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
@@ -92,17 +103,14 @@ def make_batches(
             f"The maximum length is {max_length} tokens, of which {special} are special ones; "
             f"expected at least {special + 1}."
         )
-    encoded = tokenizer(
+    encoded: Mapping[str, list[list[int]]] = tokenizer(
         *[[texts[i] for texts in samples.texts] for i in range(1 + pair)],
         truncation=True,
         max_length=max_length,
         padding=False,
         return_attention_mask=True,
     )
-    labels = None
-    if samples.labels is not None and label_map is not None:
-        labels = [label_map[label] for label in samples.labels]
-    return cut_batches(encoded, tokenizer, batch_size=batch_size, labels=labels)
+    return encoded
 
 
 def cut_batches(
@@ -137,7 +145,7 @@ def cut_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = {name: _padded([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
+        inputs = {name: pad_rows([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
         targets = None if labels is None else torch.tensor([labels[i] for i in rows])
         batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows), tuple(rows)))
     return batches
@@ -196,7 +204,7 @@ def reserved_positions(model: torch.nn.Module, rows: int) -> int:
     return max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)
 
 
-def _padded(rows: Sequence[Sequence[int]], tokenizer: Any, name: str) -> torch.Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], tokenizer: Any, name: str) -> torch.Tensor:
     """Rows of one input padded to the longest, on the tokenizer's side: (rows, longest) int64."""
     longest = max(map(len, rows))
     if all(len(row) == longest for row in rows):

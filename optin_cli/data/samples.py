@@ -77,10 +77,12 @@ def load_samples(
     label_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    alone: bool = False,
+    labelled: bool = False,
 ) -> Samples:
     """Read and select samples.
 
-    Calibration data of a task whose model reads texts one at a time has one unlabelled sample a text.
+    Calibration data whose texts are read one at a time has one unlabelled sample a text, unless labels are wanted.
 
     Args:
         source: an existing file or folder, else a task name; None to use `task` or `data` alone.
@@ -91,6 +93,8 @@ def load_samples(
         label_column: instead of the task's, or of "label" if present.
         limit: most samples to take; None takes all.
         seed: which samples a limit takes.
+        alone: whether the model reads texts one at a time, where no task says.
+        labelled: whether labels are wanted for calibration.
 
     Raises:
         UsageError: no source at all, two that contradict each other, or options out of range.
@@ -104,16 +108,16 @@ def load_samples(
     if not table.rows:
         raise DataError(f"{table.name} has no rows.", hint="Pass a file with at least one row.")
     chosen = _text_columns(table, task, columns)
-    labelled = _label_column(table, task, label_column)
+    named = _label_column(table, task, label_column)
     texts = _texts(table, chosen)
     labels: list[Label] | None = None
     answers: list[Answers] | None = None
-    if task is not None and task.each_alone and split == "calibration":
+    if split == "calibration" and not labelled and (alone if task is None else task.each_alone):
         texts = [(text,) for row in texts for text in row]
-    elif labelled is not None and task is not None and task.kind == "question-answering":
-        answers = read_answers(table, labelled, task, split)
-    elif labelled is not None:
-        labels = _labels(table, labelled, split)
+    elif named is not None and task is not None and task.kind == "question-answering":
+        answers = read_answers(table, named, task, split)
+    elif named is not None:
+        labels = _labels(table, named, split)
     digests = [digest_of(t) for t in texts]
     targets = answers if labels is None else labels
     order = rank_rows(digests, targets, seed)[:limit]
@@ -122,7 +126,7 @@ def load_samples(
         split=table.split,
         texts=[texts[i] for i in order],
         labels=None if labels is None else [labels[i] for i in order],
-        label_names=None if labelled is None else table.class_names.get(labelled),
+        label_names=None if named is None else table.class_names.get(named),
         sha256=content_hash([digests[i] for i in order], None if targets is None else [targets[i] for i in order]),
         total=len(texts),
         answers=None if answers is None else [answers[i] for i in order],

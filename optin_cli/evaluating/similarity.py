@@ -17,7 +17,7 @@ from optin_cli.checkpoint import Checkpoint
 from optin_cli.data import Batch, label_values
 from optin_cli.errors import UsageError
 from optin_cli.evaluating.trial import Prediction, Trial, encoded, keys_of, require_fit, require_pairs
-from optin_cli.observe import call_model
+from optin_cli.observe import call_model, mean_hidden
 
 
 def predict_similarity(trial: Trial) -> Prediction:
@@ -49,7 +49,5 @@ def embed(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = 
         if tell is not None:
             tell(number, len(batches), checkpoint.name)
         hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
-        weights = batch.mask_for(hidden).unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-        embeddings.update(zip(batch.rows, pooled.cpu(), strict=True))
+        embeddings.update(zip(batch.rows, mean_hidden(hidden, batch).cpu(), strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +16,6 @@ from optin_cli.errors import DataError
 from optin_cli.observe import call_model, final_outputs, per_token
 from optin_cli.options import EvalOptions
 from optin_cli.tasks import Task
-
-PURPOSES: Mapping[str, str] = {
-    "AutoModel": "similarity",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModelForTokenClassification": "token-classification",
-}
-"""The kind of task that each class of models is for; one for sequences is told by its problem type."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +136,9 @@ def require_pairs(trial: Trial, task: Task) -> None:
 def require_fit(trial: Trial, task: Task) -> None:
     """Refuse a checkpoint whose head is not what the kind of task needs."""
     checkpoint = trial.checkpoint
-    purpose = PURPOSES.get(checkpoint.auto_class)
-    if purpose is None:
-        purpose = "regression" if checkpoint.problem_type == "regression" else "classification"
-    if purpose != task.kind:
+    if checkpoint.purpose != task.kind:
         raise DataError(
             f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
-            f"for {purpose}.",
+            f"for {checkpoint.purpose}.",
             hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
         )

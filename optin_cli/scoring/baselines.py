@@ -13,7 +13,7 @@ from torch import nn
 from optin_cli.data import Batch
 from optin_cli.errors import DataError
 from optin_cli.masking import gated
-from optin_cli.observe import call_model
+from optin_cli.observe import call_model, mean_hidden
 from optin_cli.structure import Group, Structure, tensor_at
 
 
@@ -112,8 +112,10 @@ def loss_gradients(
 ) -> dict[str, torch.Tensor]:
     """Gradient of each sample's task loss by each unit's gate.
 
+    Of pairs that is the squared error of the cosine of their mean hidden states.
+
     Returns:
-        (rows, units) float64 by group name.
+        (rows, units), or (pairs, units), float64 by group name.
 
     Raises:
         DataError: the samples have no labels.
@@ -128,7 +130,11 @@ def loss_gradients(
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     with torch.enable_grad(), gated(model, gates):
         logits = call_model(model, batch.inputs)[rule.name]
-        if rule.kind == "real" and logits.shape[-1] == 1:
+        if batch.paired:
+            first, second = mean_hidden(logits, batch).chunk(2)
+            found = F.cosine_similarity(first, second)
+            loss = F.mse_loss(found, batch.labels.to(found.dtype), reduction="sum")
+        elif rule.kind == "real" and logits.shape[-1] == 1:
             loss = F.mse_loss(logits.squeeze(-1), batch.labels.to(logits.dtype), reduction="sum")
         elif rule.kind == "categorical" and logits.dim() == 2 and rule.over == "classes":
             loss = F.cross_entropy(logits, batch.labels.long(), reduction="sum")
@@ -138,4 +144,6 @@ def loss_gradients(
                 hint="Use --criterion trajectory, which needs no labels.",
             )
         gradients = torch.autograd.grad(loss, list(gates.values()))
-    return {g.name: d.detach().double().cpu() for g, d in zip(groups, gradients, strict=True)}
+    # A pair is one sample, whose texts share the gates.
+    each = [torch.stack(d.chunk(2)).sum(dim=0) if batch.paired else d for d in gradients]
+    return {g.name: d.detach().double().cpu() for g, d in zip(groups, each, strict=True)}

