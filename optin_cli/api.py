@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from optin_cli import __version__
+from optin_cli.api_publish import Report, export, report
 from optin_cli.api_sweep import sweep
 from optin_cli.artifacts import Evaluation, LatencyTable, Manifest, Mask, Profile, Refit, Source
 from optin_cli.calibration import Note, calibrate, encode, read_samples
@@ -18,10 +19,7 @@ from optin_cli.costs import measure_costs
 from optin_cli.differing import Difference, diff
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import evaluate_checkpoint
-from optin_cli.export_record import Export
 from optin_cli.exported import as_evaluated, device_for
-from optin_cli.exporting import target_named
-from optin_cli.exporting.writing import export_checkpoint
 from optin_cli.files import sha256_of
 from optin_cli.inputs import example_inputs, workload_length, workload_of
 from optin_cli.latency import measure_table
@@ -29,7 +27,6 @@ from optin_cli.layouts import Layout
 from optin_cli.options import CRITERIA, EvalOptions, ImageOptions, LatencyOptions, RefitOptions, ScoreOptions
 from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
-from optin_cli.reporting import Report, write_report
 from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
 from optin_cli.scoring import Progress
@@ -279,64 +276,6 @@ def evaluate(
             note=note,
         )
     return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
-
-
-def export(
-    checkpoint: Checkpoint | str | Path,
-    to: str,
-    output: str | Path | None = None,
-    *,
-    opset: int | None = None,
-    seq_len: int | None = None,
-    force: bool = False,
-    progress: Progress = lambda _done, _total, _what: None,
-) -> Export:
-    """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
-
-    Args:
-        to: a target: onnx, torch-export or openvino.
-        output: the file or its folder. Where none is given, the checkpoint's own folder, if that is how it was given,
-            and else a folder named after both.
-        opset: version of ONNX operators, None for the exporter's own choice.
-        seq_len: length of text that MACs are recorded for.
-
-    Raises:
-        OptinError: a package is missing, the model cannot be expressed, or the runtime computes something else.
-    """
-    target = target_named(to)
-    beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
-    opened = as_checkpoint(checkpoint, "cpu")
-    place = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
-    return export_checkpoint(opened, target, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
-
-
-def report(
-    folder: str | Path | None,
-    output: str | Path,
-    *,
-    mask: str | Path | None = None,
-    scores: str | Path | None = None,
-    profile: str | Path | None = None,
-    evaluations: Sequence[str | Path] = (),
-    sweeps: Sequence[str | Path] = (),
-    force: bool = False,
-    note: Note = lambda _message: None,
-) -> Report:
-    """Write one self-contained HTML page of a pruned model, and return what it says.
-
-    Args:
-        folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
-            is found by its hash.
-        mask, scores, profile, evaluations, sweeps: files to take besides, which must fit.
-        note: told what lies in the folder but does not fit.
-
-    Raises:
-        OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
-    """
-    single = {"mask": mask, "scores": scores, "profile": profile}
-    files: dict[str, Sequence[str | Path]] = {kind: [path] for kind, path in single.items() if path is not None}
-    files |= {"eval": evaluations, "sweep": sweeps}
-    return write_report(folder, output, files=files, force=force, note=note)
 
 
 __all__ = [
