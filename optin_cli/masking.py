@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
+from optin_cli.runtime import merge_between
 from optin_cli.structure import Group, Structure
+from optin_cli.surgery import merging_under
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
@@ -59,7 +61,7 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
 
 @contextlib.contextmanager
 def masked(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]]) -> Iterator[None]:
-    """Run the model as if only the `kept` units (by group name) existed."""
+    """Run the model as if only the `kept` units (by group name) existed, and tokens merged as that says."""
     parameter = next(model.parameters())
     gates = {}
     for group in structure.groups:
@@ -67,5 +69,12 @@ def masked(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]]
             gate = torch.zeros(group.units, device=parameter.device, dtype=parameter.dtype)
             gate[kept[group.name]] = 1.0
             gates[group] = gate
-    with gated(model, gates):
-        yield
+    merge = merging_under(structure, kept)
+    blocks = [] if merge is None else [model.get_submodule(path) for path in merge.blocks]
+    handles = [] if merge is None else merge_between(blocks, merge.counts, merge.special, merge.argument)
+    try:
+        with gated(model, gates):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

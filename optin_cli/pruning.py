@@ -30,6 +30,8 @@ from optin_cli.masking import masked
 from optin_cli.refit import added_biases
 from optin_cli.saving import CARD, MANIFEST, round_to_storage, save_cut
 from optin_cli.surgery import Plan, cut
+from optin_cli.tokens import KIND as TOKEN
+from optin_cli.tokens import check_merging, require_tokens
 from optin_cli.weights import weight_files
 
 
@@ -40,18 +42,23 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
         ArtifactError: with the first group that does not fit.
     """
     require_source(mask, name, "checkpoint", checkpoint.source)
-    groups = {group.name: group for group in checkpoint.structure.groups}
+    groups = {group.name: group.units for group in checkpoint.structure.groups}
+    if any(group_name.endswith(f".{TOKEN}") for group_name in mask.groups):
+        tokens = require_tokens(checkpoint)
+        groups |= dict.fromkeys(tokens.groups, tokens.units)
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
             raise ArtifactError(
                 f"{name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
                 hint=did_you_mean(group_name, groups),
             )
-        if kept.units != groups[group_name].units:
+        if kept.units != groups[group_name]:
             raise ArtifactError(
                 f"{name} says that {group_name} has {kept.units} units; "
-                f"in {checkpoint.name} it has {groups[group_name].units}."
+                f"in {checkpoint.name} it has {groups[group_name]}."
             )
+    if checkpoint.structure.tokens is not None:
+        check_merging(checkpoint.structure.tokens, {n: group.kept for n, group in mask.groups.items()}, name)
 
 
 def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:

@@ -23,6 +23,7 @@ from optin_cli.architectures import (
 )
 from optin_cli.errors import ArchitectureError
 from optin_cli.places import Place, match_blocks
+from optin_cli.tokens import Tokens, find_tokens
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """What can be pruned in a model and what is compared to judge it."""
+    """What can be pruned in a model and what is compared to judge it. tokens: None where they cannot merge."""
 
     family: str
     blocks: tuple[Block, ...]
     groups: tuple[Group, ...]
     outputs: tuple[OutputRule, ...]
+    tokens: Tokens | None = None
 
     def group(self, name: str) -> Group:
         """The group of that name (KeyError if there is none)."""
@@ -114,6 +116,7 @@ def find_structure(
     problems: list[str] = []
     blocks: list[Block] = []
     groups: list[Group] = []
+    tokens: Tokens | None = None
     for stack in architecture.stacks:
         found = list(match_blocks(model, stack, root))
         if not found:
@@ -128,6 +131,8 @@ def find_structure(
                 group = _resolve_group(model, rule, place, block_name, problems)
                 if group is not None:
                     groups.append(group)
+        mine = [(block.name, block.path) for block in blocks[len(blocks) - len(found) :]]
+        tokens = tokens or find_tokens(model, stack.tokens, mine, root)
     if not problems and not groups:
         problems.append("none of its blocks has a group that can be pruned")
     if problems:
@@ -138,7 +143,7 @@ def find_structure(
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
     outputs = tuple(_resolve_output(rule, problem_type) for rule in head.outputs)
-    return Structure(architecture.family, tuple(blocks), tuple(groups), outputs)
+    return Structure(architecture.family, tuple(blocks), tuple(groups), outputs, tokens)
 
 
 def _resolve_output(rule: OutputRule, problem_type: str | None) -> OutputRule:
