@@ -17,6 +17,7 @@ from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, S
 __all__ = [
     "KINDS",
     "Artifact",
+    "BlockCost",
     "Budget",
     "Certificate",
     "Comparison",
@@ -38,6 +39,7 @@ __all__ = [
     "Sweep",
     "SweepBaseline",
     "SweepPoint",
+    "TokenCosts",
     "Totals",
     "Workload",
     "parse",
@@ -71,6 +73,27 @@ class GroupCost(Frozen):
     shared: dict[str, SharedCost] = Field(default_factory=dict)
 
 
+class BlockCost(Frozen):
+    """MACs of a block over the whole sequence, and those of them that grow with the square of its length."""
+
+    macs: float
+    square: float
+
+
+class TokenCosts(Frozen):
+    """How costs follow the length of a sequence whose tokens merge between blocks.
+
+    length: tokens of a whole sequence, of which `special` never merge. width: numbers a token has. blocks: in order, by
+    name. unit_square: by group name, the MACs of a unit that grow with the square of the length.
+    """
+
+    length: int
+    special: int
+    width: int
+    blocks: dict[str, BlockCost]
+    unit_square: dict[str, float]
+
+
 class Profile(Artifact):
     """`optin profile`: cost of the whole model and of each group's units."""
 
@@ -101,6 +124,7 @@ class ScoresHeader(Artifact):
     workload: Workload
     totals: Totals
     groups: dict[str, GroupScores]
+    tokens: TokenCosts | None = None
 
 
 class GroupMask(Frozen):

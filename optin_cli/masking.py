@@ -7,7 +7,7 @@ activation before. Gates may differ per row of the batch and may require gradien
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -60,14 +60,14 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def masked(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]]) -> Iterator[None]:
+def masked(model: nn.Module, structure: Structure, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
     """Run the model as if only the `kept` units (by group name) existed, and tokens merged as that says."""
     parameter = next(model.parameters())
     gates = {}
     for group in structure.groups:
         if group.name in kept:
             gate = torch.zeros(group.units, device=parameter.device, dtype=parameter.dtype)
-            gate[kept[group.name]] = 1.0
+            gate[list(kept[group.name])] = 1.0
             gates[group] = gate
     merge = merging_under(structure, kept)
     blocks = [] if merge is None else [model.get_submodule(path) for path in merge.blocks]

@@ -21,6 +21,7 @@ from optin_cli.observe import call_model, first_tensor
 from optin_cli.replay import Prefixes
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import slice_indices
+from optin_cli.tokens import averaged_as, merged_as
 
 HOLDOUT = 4
 """One sample in so many is held out to judge a refit."""
@@ -49,11 +50,13 @@ def gather(
 
     Returns:
         (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), shaped as
-        the model has them; without a residual stream the sums are the outputs.
+        the model has them; without a residual stream the sums are the outputs. Sums are of the tokens that entered
+        the block, before any merge behind it.
     """
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     sums: list[torch.Tensor] = []
+    entering: list[torch.Tensor] = []
 
     def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         inputs.append(arguments[0].detach())
@@ -66,10 +69,13 @@ def gather(
         return output.clone() if graph else output  # the next module may work in place
 
     def arrive(total: torch.Tensor) -> None:
-        sums.append(total)
+        sums.append(merged_as(total, entering[0]) if entering else total)
         torch.set_grad_enabled(False)
         if calls == len(sums):
             raise _Reached
+
+    def on_entry(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        entering[:] = arguments[:1]
 
     def on_sum(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         arrive(arguments[0])
@@ -81,7 +87,8 @@ def gather(
     if group.residual and group.residual_sum is not None:
         hooks.append(model.get_submodule(group.residual_sum).register_forward_pre_hook(on_sum))
     elif group.residual:
-        hooks.append(model.get_submodule(group.block_path).register_forward_hook(on_block))
+        hooks.append(model.get_submodule(group.block_path).register_forward_hook(on_block, prepend=True))
+    hooks.append(model.get_submodule(group.block_path).register_forward_pre_hook(on_entry))
     with _hooks(*hooks), contextlib.suppress(_Reached), torch.no_grad():
         call_model(model, batch.inputs)
     return inputs, outputs, sums
@@ -217,7 +224,8 @@ def stream_rows(
         with skipping(known, number):
             xs, outs, sums = gather(model, group, batch, calls, graph=True)
             _, _, targets = gather(original, group, batch, calls)
-        for x, out, total, target in zip(xs, outs, sums, targets, strict=True):
+        for x, out, total, whole in zip(xs, outs, sums, targets, strict=True):
+            target = averaged_as(whole, total)
             aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
             laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])

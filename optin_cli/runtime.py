@@ -222,7 +222,9 @@ def _weigher(block: nn.Module, argument: str) -> Any:
     def weigh(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         hidden = _hidden(args, kwargs)
         if not hasattr(hidden, MERGED):
-            raise RuntimeError("something between two blocks replaced the hidden states, and the tokens' sizes are lost")
+            raise RuntimeError(
+                "something between two blocks replaced the hidden states, and the tokens' sizes are lost"
+            )
         sizes = getattr(hidden, MERGED)[0]
         bound = signature.bind(*args, **kwargs)
         bound.arguments[argument] = sizes.log()[:, None, None, :].to(hidden.dtype)
@@ -245,6 +247,7 @@ def _merger(count: int, special: int, last: bool) -> Any:
             place = pair_tokens(hidden, step, special)
             hidden, sizes = merge_tokens(hidden, sizes, place, step)
             source = place.gather(1, source)
+        hidden = hidden.view(hidden.shape)  # another object, so that what the block itself put out carries nothing
         setattr(hidden, MERGED, (sizes, source))
         if last:
             hidden = spread_tokens(hidden)

@@ -16,12 +16,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli import __version__
+from optin_cli import __version__, token_spending
 from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Totals
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
 from optin_cli.spending import Row, make_row, reached
+from optin_cli.token_search import choose_with_tokens
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
@@ -259,7 +260,17 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
     """
     header = scores.header
     blocks = {name: group.unit_width for name, group in header.groups.items()}
-    kept = choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+
+    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
+        importance = {name: scores.importance[name] for name in groups}
+        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
+
+    if header.tokens is None:
+        kept = solve(header.groups, header.totals, limits)
+        share = reached(kept, header.groups, header.totals)
+    else:
+        kept = choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
+        share = token_spending.reached(kept, header.groups, header.totals, header.tokens)
     return Mask(
         optin_version=__version__,
         options={
@@ -270,7 +281,7 @@ def make_mask(scores: Scores, scores_source: Source, limits: Limits, *, algorith
         },
         inputs={"scores": scores_source, "checkpoint": header.inputs["checkpoint"]},
         workload=header.workload,
-        budget=Budget(asked=limits.asked(), reached=reached(kept, header.groups, header.totals)),
+        budget=Budget(asked=limits.asked(), reached=share),
         importance_lost=importance_lost(kept, scores.importance),
         groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
     )

@@ -17,6 +17,7 @@ from torch import nn
 
 from optin_cli.architectures import TokenRule
 from optin_cli.errors import ArchitectureError, ArtifactError
+from optin_cli.runtime import MERGED, spread_tokens
 
 if TYPE_CHECKING:
     from optin_cli.checkpoint import Checkpoint
@@ -76,9 +77,7 @@ def find_tokens(
 
 
 @torch.no_grad()
-def measured(
-    tokens: Tokens, model: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]
-) -> Tokens:
+def measured(tokens: Tokens, model: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> Tokens:
     """The same with the length and width of the sequence that an input becomes, and which outputs are dense."""
     shapes: list[torch.Size] = []
 
@@ -93,6 +92,31 @@ def measured(
     found = {"logits": raw} if isinstance(raw, torch.Tensor) else raw
     dense = tuple(name for name in outputs if found[name].dim() > 2)
     return replace(tokens, length=shapes[0][1], width=shapes[0][2], dense=dense)
+
+
+def merged_as(total: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`total`, known to hold the same merged tokens as another tensor of the same pass."""
+    if (merged := getattr(other, MERGED, None)) is not None:
+        setattr(total, MERGED, merged)
+    return total
+
+
+def averaged_as(hidden: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """What the tokens merged in `other`, of another pass over the same input, have in `hidden`, on average."""
+    merged = getattr(other, MERGED, None)
+    if merged is None:
+        return hidden
+    sizes, source = merged
+    place = source[:, :, None].expand(-1, -1, hidden.shape[-1])
+    total = hidden.new_zeros((*sizes.shape, hidden.shape[-1])).scatter_add(1, place, spread_tokens(hidden))
+    mean: torch.Tensor = total / sizes[:, :, None]
+    return mean
+
+
+def merged_before(tokens: Tokens | None, kept: Mapping[str, Sequence[int]], block: str) -> bool:
+    """Whether under a mask tokens have merged when they reach a block."""
+    names = [] if tokens is None else [name for name, _ in tokens.blocks]
+    return tokens is not None and block in names and any(tokens.counts(kept)[: names.index(block)])
 
 
 def require_tokens(checkpoint: Checkpoint) -> Tokens:
