@@ -3,7 +3,8 @@
 How much a merge of tokens saves depends on how wide the blocks are that follow, and a unit's cost on how many tokens
 reach its block. So schedules of merging come from one family: for a price of a MAC, the one that loses least
 importance plus the price of what the model with all units then costs (dynamic programming over blocks and lengths,
-exact). For each, the exact search over all other units fills the budget; the one that loses least in all is taken.
+exact). What the others must then lose is bounded by filling the budget with parts of units; for the most promising
+schedules the exact search fills it with whole ones, and the one that loses least in all is taken.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ Solve = Callable[[Mapping[str, GroupCost], Totals, "Limits"], "Kept"]
 PRICES = 64
 """Prices of a MAC at which a schedule is looked for, over PRICE_RANGE times the mean importance of a MAC."""
 PRICE_RANGE = (1e-4, 1e3)
+TRIED = 3
+"""Schedules, of those that promise to lose least, for which the exact search runs."""
 MARGIN = 1e-9
 """Share of a budget left over where rounding would overrun it."""
 
@@ -131,13 +134,18 @@ def choose_with_tokens(
     limits = replace(limits, protect=tuple(protect))
     schedules = Schedules(importance, groups, costs, fixed)
     family = schedules.family() if limits.keep_macs is not None else schedules.family()[:1]
+    ranked = sorted(
+        (_lost(schedules.kept(counts), importance) + relaxed(counts, importance, groups, totals, costs, limits), number)
+        for number, counts in enumerate(family)
+    )
     best: Kept | None = None
     least, refused = np.inf, None
-    for counts in family:
+    for place, (bound, number) in enumerate(ranked):
+        if bound >= least or (place >= TRIED and best is not None):
+            break
+        counts = family[number]
         kept_tokens = schedules.kept(counts)
         lost = _lost(kept_tokens, importance)
-        if lost >= least:
-            continue
         try:
             kept = {**_fill(solve, groups, totals, costs, limits, counts, kept_tokens), **kept_tokens}
         except BudgetError as error:
@@ -150,6 +158,31 @@ def choose_with_tokens(
         assert refused is not None
         raise refused
     return {name: best[name] for name in groups}
+
+
+def relaxed(
+    counts: Sequence[int],
+    importance: Mapping[str, Vector],
+    groups: Mapping[str, GroupCost],
+    totals: Totals,
+    costs: TokenCosts,
+    limits: Limits,
+) -> float:
+    """No more than what other units must lose under a schedule, were parts of units cut too; infinite if all do not do.
+
+    Of the limits, this knows the share of MACs alone.
+    """
+    if limits.keep_macs is None:
+        return 0.0
+    scaled, merged = with_merging(groups, totals, costs, counts)
+    excess = merged.macs - limits.keep_macs * totals.macs
+    if excess <= 0:
+        return 0.0
+    values = np.concatenate([importance[name].astype(np.float64) for name in scaled])
+    macs = np.concatenate([np.full(group.units, group.unit_macs) for group in scaled.values()])
+    order = np.argsort(values / macs, kind="stable")
+    saved, lost = np.cumsum(macs[order]), np.cumsum(values[order])
+    return float(np.interp(excess, [0.0, *saved], [0.0, *lost])) if excess <= saved[-1] else np.inf
 
 
 def _fill(

@@ -4,34 +4,42 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import IMAGES, make_pixels, random_kept, save_images
 from pictures import image_folder
-from running import call, done, run_cli
+from running import call, done, python, run_cli
 
 import optin_cli
-from optin_cli.artifacts import Budget, GroupMask, Mask
+from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask
 from optin_cli.checkpoint import load_checkpoint
-from optin_cli.costs import count_macs
+from optin_cli.costs import count_macs, measure_costs
 from optin_cli.data import Batch
 from optin_cli.errors import ArchitectureError, ArtifactError
 from optin_cli.masking import masked
 from optin_cli.observe import observe
-from optin_cli.options import RefitOptions, ScoreOptions
+from optin_cli.options import ScoreOptions
 from optin_cli.refit import refit_model
 from optin_cli.runtime import MERGED, merge_between, merge_tokens, merging_steps, pair_tokens, spread_tokens
 from optin_cli.scoring.tokens import ladder, per_unit
 from optin_cli.surgery import cut
+from optin_cli.token_costs import measure_token_costs
+from optin_cli.token_spending import reached, token_saving
 from optin_cli.tokens import averaged_as, require_tokens
 
 MERGING = [
-    family for family in IMAGES if "vit" in family or "deit" in family or "dinov2" in family if "mobilevit" not in family
+    family
+    for family in IMAGES
+    if "vit" in family or "deit" in family or "dinov2" in family
+    if "mobilevit" not in family
 ]
 OTHERS = ["swin", "timm-swin", "beit", "timm-beit", "convnext", "mobilevit", "timm-resnet"]
-QUICK = ScoreOptions(samples=8, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens"))
+QUICK = ScoreOptions(
+    samples=8, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +134,6 @@ def test_steps():
 
 
 def test_importance_rises_and_keeps_its_sum():
-    import numpy as np
-
     values = per_unit(np.array([1.0, 0.5, -1.0, 3.0, 2.0, 9.0]), 63)
     assert values.shape == (63,) and (np.diff(values) >= 0).all()
     assert values[0] == pytest.approx((1.0 * 4 + 0.5 * 4 + 0 * 8) / 16) and values[-1] == 9.0
@@ -173,18 +179,221 @@ def test_special_tokens(saved, family, special):
     assert saved(family).structure.tokens.special == special
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (3, 1), (8, 0), (0, 8), (5, 3)])
 @pytest.mark.parametrize("family", ["timm-dinov2", "vit"])
-def test_promised_costs_are_measured(saved, pictures, family, counts):
-    from optin_cli.token_spending import reached
-
+def test_promised_costs_are_measured(saved, family):
     checkpoint = saved(family)
-    header = optin_cli.score(checkpoint, str(pictures), options=QUICK).header
-    inputs = make_pixels(checkpoint.model, 1)
-    for kept in ({}, random_kept(checkpoint.structure, 3), {"encoder.1.head": []}):
-        kept = {**{g.name: list(range(g.units)) for g in checkpoint.structure.groups}, **kept}
-        kept |= tokens_kept(checkpoint, *counts)
+    structure, tokens, inputs = checkpoint.structure, checkpoint.structure.tokens, make_pixels(checkpoint.model, 1)
+    totals, groups = measure_costs(checkpoint.model, structure, inputs, 0)
+    costs = measure_token_costs(checkpoint.model, structure, tokens, inputs)
+    sequences = {
+        name: GroupCost(kind="token", block=block, units=tokens.units, unit_macs=0.0, unit_parameters=0)
+        for name, block in tokens.groups.items()
+    }
+
+    def measure(kept):
         model = copy.deepcopy(checkpoint.model)
-        cut(model, checkpoint.structure, kept, checkpoint.root)
-        promised = reached(kept, header.groups, header.totals, header.tokens)["macs"] * header.totals.macs
-        assert count_macs(model, inputs)[0] == pytest.approx(promised, rel=1e-9)
+        cut(model, structure, kept, checkpoint.root)
+        return count_macs(model, inputs)[0]
+
+    whole = {group.name: list(range(group.units)) for group in structure.groups}
+    for counts in [(0, 0), (3, 1), (8, 0), (0, 8), (5, 3)]:
+        for others in (random_kept(structure, 3), {"encoder.1.head": []}):
+            kept = {**whole, **others, **tokens_kept(checkpoint, *counts)}
+            promised = reached(kept, {**groups, **sequences}, totals, costs)["macs"] * totals.macs
+            assert measure(kept) == pytest.approx(promised, rel=1e-9)
+    for number, block in enumerate(tokens.groups.values()):
+        one = tokens_kept(checkpoint, *([0] * number), 1)
+        assert totals.macs - measure(one) == pytest.approx(token_saving(costs, block), rel=1e-9)
+
+
+def test_refit_of_a_merged_model(saved):
+    """Each consumer is fitted to the original's stream at the tokens that are left; the answers get nearer."""
+    checkpoint = saved("timm-dinov2")
+    kept = {**random_kept(checkpoint.structure, 1), **tokens_kept(checkpoint, 3, 1)}
+    keys = [tuple(f"{batch}.{row}" for row in range(16)) for batch in range(4)]
+    batches = [Batch(make_pixels(checkpoint.model, 16, seed=n), None, k) for n, k in enumerate(keys)]
+    model = copy.deepcopy(checkpoint.model)
+    cut(model, checkpoint.structure, kept, checkpoint.root)
+    inputs = make_pixels(checkpoint.model, 16, seed=9)
+    target, before = logits(checkpoint.model, inputs), logits(model, inputs)
+    report = refit_model(checkpoint.model, model, checkpoint.structure, kept, batches)
+    assert set(report) == {group.name for group in checkpoint.structure.groups}
+    assert all(part.after < part.before for part in report.values())
+    assert (logits(model, inputs) - target).square().mean() < 0.5 * (before - target).square().mean()
+
+
+def test_what_merges_nothing_loses_nothing(saved):
+    """Of a model whose patches are all alike the trajectory stays as it is, whatever merges."""
+    checkpoint = saved("timm-vit")
+    model = copy.deepcopy(checkpoint.model)
+    model.pos_embed.zero_()
+    inputs = {name: tensor * 0 for name, tensor in make_pixels(model, 2).items()}
+    batch = Batch(inputs, None, ("a", "b"))
+    whole = observe(model, checkpoint.structure, batch)
+    with masked(model, checkpoint.structure, tokens_kept(checkpoint, 4, 3)):
+        merged = observe(model, checkpoint.structure, batch)
+    assert [f.shape for f in merged.features] == [f.shape for f in whole.features]
+    for mine, theirs in zip([*merged.features, *merged.outputs], [*whole.features, *whole.outputs], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_passes_keep_nothing(saved):
+    """Copies, interrupted passes and passes in between do not mix; what loses the sizes on the way is an error."""
+    checkpoint = saved("timm-dinov2")
+    model, inputs = copy.deepcopy(checkpoint.model), make_pixels(checkpoint.model, 2)
+    cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2), checkpoint.root)
+    expected = logits(model, inputs)
+    twin = copy.deepcopy(model)
+
+    def inside(_module, _inputs):
+        assert torch.equal(logits(twin, make_pixels(twin, 3, seed=1)), other)
+
+    other = logits(twin, make_pixels(twin, 3, seed=1))
+    handle = model.blocks[2].register_forward_pre_hook(inside)
+    assert torch.equal(logits(model, inputs), expected)
+    handle.remove()
+    with torch.inference_mode():
+        assert torch.equal(model(**inputs), expected)
+    handle = model.blocks[1].register_forward_hook(lambda _module, _inputs, output: output.clone())
+    with pytest.raises(RuntimeError, match="sizes are lost"):
+        logits(model, inputs)
+    handle.remove()
+    assert torch.equal(logits(model, inputs), expected)
+
+
+def test_exported(saved):
+    checkpoint = saved("vit")
+    model, inputs = copy.deepcopy(checkpoint.model), make_pixels(checkpoint.model, 2)
+    cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2), checkpoint.root)
+    program = torch.export.export(model, (), inputs)
+    torch.testing.assert_close(program.module()(**inputs).logits, logits(model, inputs))
+
+
+def test_averages(saved):
+    """What a merged sequence is compared with: the mean of the tokens that merged."""
+    checkpoint = saved("timm-vit")
+    hidden, other = torch.randn(2, 10, 4), torch.randn(2, 7, 4)
+    source = torch.tensor([[0, 1, 1, 2, 3, 4, 4, 4, 5, 6]] * 2)
+    sizes = torch.tensor([[1.0, 2, 1, 1, 3, 1, 1]] * 2)
+    assert averaged_as(hidden, other) is hidden
+    setattr(other, MERGED, (sizes, source))
+    found = averaged_as(hidden, other)
+    torch.testing.assert_close(found[:, 1], hidden[:, 1:3].mean(1))
+    torch.testing.assert_close(found[:, 4], hidden[:, 5:8].mean(1))
+    torch.testing.assert_close(found[:, 0], hidden[:, 0])
+    assert torch.equal(spread_tokens(other)[:, 7], other[:, 4])
+    with pytest.raises(ValueError, match="cannot merge into others"):
+        merge_between(list(checkpoint.model.blocks)[:1], [9], 1, "attn_mask")
+        checkpoint.model.blocks[0](hidden.repeat(1, 1, 8))
+    checkpoint.model.blocks[0]._forward_hooks.clear()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_models_whose_tokens_cannot_merge(saved, pictures, family):
+    with pytest.raises(ArchitectureError, match=r"tokens of .* cannot be reduced: its family") as caught:
+        optin_cli.score(saved(family), str(pictures), options=QUICK)
+    assert "ViT, DeiT and DINOv2" in caught.value.hint
+
+
+def test_dense_outputs(saved):
+    checkpoint = saved("vit")
+    tokens = replace(checkpoint.structure.tokens, dense=("last_hidden_state",))
+    with pytest.raises(ArchitectureError, match="last_hidden_state says something of every token"):
+        require_tokens(replace(checkpoint, structure=replace(checkpoint.structure, tokens=tokens)))
+
+
+def whole_mask(checkpoint, **changed):
+    tokens = checkpoint.structure.tokens
+    units = {g.name: g.units for g in checkpoint.structure.groups} | dict.fromkeys(tokens.groups, tokens.units)
+    groups = {name: GroupMask(units=n, kept=changed.pop(name, [*range(n)])) for name, n in units.items()}
+    return Mask(
+        optin_version="0",
+        options={},
+        inputs={"checkpoint": checkpoint.source},
+        workload={"image": [3, 24, 24]},
+        budget=Budget(asked={}, reached={}),
+        importance_lost=None,
+        groups={**groups, **changed},
+    )
+
+
+def test_edited_masks(saved, tmp_path):
+    checkpoint = saved("timm-vit")
+    too_many = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2], "encoder.1.token": [0, 1]})
+    with pytest.raises(ArtifactError, match=r"merges 6 tokens behind encoder\.1, where only 4 of 9 are left") as caught:
+        optin_cli.prune(checkpoint, too_many, tmp_path / "small")
+    assert "keep more of encoder.1.token" in caught.value.hint
+    for groups, found in (
+        ({"encoder.0.token": GroupMask(units=9, kept=[0])}, "has 9 units; in timm-vit it has 8"),
+        ({"encoder.2.token": GroupMask(units=8, kept=[0])}, "masks the group 'encoder.2.token'"),
+    ):
+        mask = whole_mask(checkpoint)
+        with pytest.raises(ArtifactError, match=found):
+            optin_cli.prune(
+                checkpoint, mask.model_copy(update={"groups": {**mask.groups, **groups}}), tmp_path / "small"
+            )
+    assert not (tmp_path / "small").exists()
+    all_but_one = whole_mask(checkpoint, **{"encoder.0.token": []})
+    assert optin_cli.prune(checkpoint, all_but_one, tmp_path / "small").certificate.reloaded == 0
+
+
+# The command line
+
+
+def test_command_line(saved, pictures, here):
+    """The whole pipeline with tokens, and a cut folder cut again: heads and neurons go, tokens are refused."""
+    saved("timm-vit")
+    checkpoint = save_images(here / "vit", "timm-vit")
+    options = ("--calib", pictures, "--samples", "12", "--exact-samples", "4", "--batch-size", "6", "--probes", "1")
+    result = done("score", checkpoint, *options, "--rescore", "none", "--units", "heads,neurons,tokens", "-o", "s")
+    assert result.out.strip() == "s" and sorted(p.name for p in here.iterdir()) == ["s", "vit"]
+    done("score", checkpoint, *options, "--rescore", "none", "--units", "heads,neurons,tokens", "-o", "again")
+    assert (here / "s").read_bytes() == (here / "again").read_bytes()
+    found = done("search", "s", "--keep-flops", "0.5", "--protect", "encoder.1.token", "-o", "m")
+    assert "token" in found.err
+    mask = json.loads((here / "m").read_text())
+    assert mask["groups"]["encoder.1.token"] == {"units": 8, "kept": [*range(8)]}
+    mask["groups"]["encoder.0.token"]["kept"] = [5, 6, 7]  # a random model may lose least without
+    (here / "m").write_text(json.dumps(mask))
+    whole = done("search", "s", "--keep-params", "0.9", "--json")
+    assert all(len(g["kept"]) == 8 for name, g in json.loads(whole.out)["groups"].items() if "token" in name)
+    done("prune", checkpoint, "--mask", "m", "--calib", pictures, "--samples", "24", "-o", "small")
+    code = "import sys; sys.modules['optin_cli'] = None; sys.path.insert(0, 'small'); import modeling_optin as m, torch"
+    ran = python(f"{code}; print(tuple(m.load_model()(torch.zeros(2, 3, 24, 24)).shape))", cwd=here)
+    assert ran.stdout.strip() == "(2, 3)", ran.stderr
+    again = done("score", "small", *options, "--rescore", "none", "-o", "s2")
+    assert again.out.strip() == "s2"
+    done("search", "s2", "--keep-flops", "0.8", "-o", "m2")
+    done("prune", "small", "--mask", "m2", "-o", "smaller")
+    done("eval", "smaller", "--against", "small", "--latency-runs", "1")
+    refused = run_cli("score", "small", *options, "--units", "heads,tokens", cwd=here)
+    assert refused.returncode == 1 and "its tokens merge already" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("units", "code", "message"),
+    [
+        ("heads,tokns", 2, "Unknown units 'tokns'"),
+        ("tokens", 2, "Tokens alone"),
+        ("heads,heads", 2, "not a list of different ones"),
+        ("heads,channels", 2, "no units of kind 'channel'"),
+    ],
+)
+def test_units_that_are_refused(saved, pictures, units, code, message):
+    folder = saved("timm-vit").folder
+    result = call("score", folder, "--calib", pictures, "--samples", "8", "--units", units, "-o", "-")
+    assert result.code == code and message in result.err
+
+
+def test_criteria_that_cannot_judge_tokens(saved):
+    result = call("score", saved("timm-vit").folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
+    assert result.code == 2 and "tokens have none" in result.err
+
+
+def test_text(made, here):
+    result = call("score", made.bert, "--calib", made.texts, "--units", "heads,tokens", "-o", "s")
+    assert result.code == 1 and "it takes text" in result.err
