@@ -186,7 +186,8 @@ class Certificate(Frozen):
     """Largest absolute differences between outputs, over a probe batch.
 
     `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by plain
-    transformers without optin; `masked` compares the cut model with the masked original.
+    transformers without optin; `masked` compares the cut model with the masked original, over rows of the batch in
+    which the same tokens merge (where two are alike equally, rounding decides which).
     """
 
     probe: str

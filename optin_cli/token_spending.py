@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 
 from optin_cli import spending
 from optin_cli.artifacts import GroupCost, TokenCosts, Totals
+from optin_cli.options import UNITS
 
-KIND = "token"
+KIND = UNITS["tokens"]
 
 
 def merges(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], costs: TokenCosts) -> list[int]:

@@ -7,8 +7,9 @@ over all blocks, and as many tokens merge behind a block as its group lacks unit
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ from torch import nn
 
 from optin_cli.architectures import TokenRule
 from optin_cli.errors import ArchitectureError, ArtifactError
+from optin_cli.options import UNITS
 from optin_cli.runtime import MERGED, spread_tokens
 
 if TYPE_CHECKING:
     from optin_cli.checkpoint import Checkpoint
 
-KIND = "token"
+KIND = UNITS["tokens"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,36 @@ def averaged_as(hidden: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     total = hidden.new_zeros((*sizes.shape, hidden.shape[-1])).scatter_add(1, place, spread_tokens(hidden))
     mean: torch.Tensor = total / sizes[:, :, None]
     return mean
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module, tokens: Tokens | None) -> Iterator[list[torch.Tensor]]:
+    """Collect, of each pass, the place that each original token has at the last block: (rows, tokens)."""
+    places: list[torch.Tensor] = []
+
+    def see(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if (merged := getattr(arguments[0], MERGED, None)) is not None:
+            places.append(merged[1])
+
+    handle = None
+    if tokens is not None:
+        handle = model.get_submodule(tokens.blocks[-1][1]).register_forward_pre_hook(see)
+    try:
+        yield places
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def merged_alike(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> torch.Tensor | slice:
+    """Rows in which the same tokens merged; all of them where none merge, or none alike.
+
+    Which tokens are most alike is a choice: where two are so equally, rounding makes it.
+    """
+    if not mine or not theirs:
+        return slice(None)
+    alike = (mine[0] == theirs[0]).all(dim=1).cpu()
+    return alike if bool(alike.any()) else slice(None)
 
 
 def merged_before(tokens: Tokens | None, kept: Mapping[str, Sequence[int]], block: str) -> bool:
