@@ -21,7 +21,7 @@ from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Source, Tota
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.scores import Scores
-from optin_cli.spending import Row, make_row, reached
+from optin_cli.spending import Row, make_row, out_of_reach, reached
 from optin_cli.token_search import choose_with_tokens
 
 Algorithm = Literal["exact", "optin"]
@@ -88,11 +88,7 @@ def choose_units(
     for row in rows:
         least = row.spent({name: levels[name][0] for name in groups})
         if least > row.limit + 1e-12 * row.total:
-            raise BudgetError(
-                f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
-                f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
-                hint="Ask for more, or lower --min-heads, --min-neurons or the protected groups.",
-            )
+            raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total)
     order = {name: np.argsort(-importance[name].astype(np.float64), kind="stable") for name in groups}
     if algorithm == "optin":
         counts = _prefix_search(importance, groups, levels, rows)
@@ -106,11 +102,6 @@ def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, 
     return float(
         sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
     )
-
-
-def _rounded_up(share: float) -> float:
-    """A share to four places that is still enough."""
-    return math.ceil(share * 1e4 - 1e-8) / 1e4
 
 
 def _levels(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:

@@ -9,6 +9,7 @@ schedules the exact search fills it with whole ones, and the one that loses leas
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from optin_cli.artifacts import GroupCost, TokenCosts, Totals
 from optin_cli.errors import BudgetError
+from optin_cli.spending import out_of_reach
 from optin_cli.token_spending import KIND, block_macs, matching_macs, reached, with_merging
 
 if TYPE_CHECKING:
@@ -139,25 +141,40 @@ def choose_with_tokens(
         for number, counts in enumerate(family)
     )
     best: Kept | None = None
-    least, refused = np.inf, None
+    least = np.inf
     for place, (bound, number) in enumerate(ranked):
         if bound >= least or (place >= TRIED and best is not None):
             break
-        counts = family[number]
-        kept_tokens = schedules.kept(counts)
-        lost = _lost(kept_tokens, importance)
-        try:
-            kept = {**_fill(solve, groups, totals, costs, limits, counts, kept_tokens), **kept_tokens}
-        except BudgetError as error:
-            refused = error
-            continue
-        lost += _lost({name: kept[name] for name in others}, importance)
-        if lost < least:
-            best, least = kept, lost
+        kept_tokens = schedules.kept(family[number])
+        with contextlib.suppress(BudgetError):
+            kept = {**_fill(solve, groups, totals, costs, limits, family[number], kept_tokens), **kept_tokens}
+            lost = _lost(kept, importance)
+            if lost < least:
+                best, least = kept, lost
     if best is None:
-        assert refused is not None
-        raise refused
+        best = _cheapest(solve, schedules, groups, totals, costs, limits, family[-1])
     return {name: best[name] for name in groups}
+
+
+def _cheapest(
+    solve: Solve,
+    schedules: Schedules,
+    groups: Mapping[str, GroupCost],
+    totals: Totals,
+    costs: TokenCosts,
+    limits: Limits,
+    counts: Sequence[int],
+) -> Kept:
+    """What the schedule that saves most allows; its BudgetError, with shares of the whole model, if that is nothing."""
+    kept_tokens = schedules.kept(counts)
+    try:
+        return {**_fill(solve, groups, totals, costs, limits, counts, kept_tokens), **kept_tokens}
+    except BudgetError as error:
+        name, least = error.reachable or ("", 0.0)
+        if name != "macs" or limits.keep_macs is None:
+            raise
+        share = least * with_merging(groups, totals, costs, counts)[1].macs / totals.macs
+        raise out_of_reach("macs", limits.keep_macs, share) from error
 
 
 def relaxed(

@@ -151,6 +151,20 @@ def merged_before(tokens: Tokens | None, kept: Mapping[str, Sequence[int]], bloc
     return tokens is not None and block in names and any(tokens.counts(kept)[: names.index(block)])
 
 
+def cluster_means(hidden: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Each token's hidden state replaced by the mean over all tokens of the same place.
+
+    Args:
+        hidden: (rows, tokens, width). place: (rows, tokens).
+    """
+    index = place[:, :, None].expand_as(hidden)
+    sizes = torch.zeros_like(place, dtype=hidden.dtype).scatter_add(
+        1, place, torch.ones_like(place, dtype=hidden.dtype)
+    )
+    total = torch.zeros_like(hidden).scatter_add(1, index, hidden)
+    return (total / sizes.clamp(min=1.0)[:, :, None]).gather(1, index)
+
+
 def require_tokens(checkpoint: Checkpoint) -> Tokens:
     """The tokens of a checkpoint, if they can be reduced.
 

@@ -14,19 +14,21 @@ from pictures import image_folder
 from running import call, done, python, run_cli
 
 import optin_cli
-from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask
+from optin_cli.artifacts import BlockCost, Budget, GroupCost, GroupMask, Mask, TokenCosts, Totals
 from optin_cli.checkpoint import load_checkpoint
 from optin_cli.costs import count_macs, measure_costs
 from optin_cli.data import Batch
-from optin_cli.errors import ArchitectureError, ArtifactError
+from optin_cli.errors import ArchitectureError, ArtifactError, BudgetError
 from optin_cli.masking import masked
 from optin_cli.observe import observe
 from optin_cli.options import ScoreOptions
 from optin_cli.refit import refit_model
 from optin_cli.runtime import MERGED, merge_between, merge_tokens, merging_steps, pair_tokens, spread_tokens
 from optin_cli.scoring.tokens import ladder, per_unit
+from optin_cli.selection import Limits, choose_units
 from optin_cli.surgery import cut
 from optin_cli.token_costs import measure_token_costs
+from optin_cli.token_search import Schedules, choose_with_tokens
 from optin_cli.token_spending import reached, token_saving
 from optin_cli.tokens import averaged_as, require_tokens
 
@@ -137,6 +139,87 @@ def test_importance_rises_and_keeps_its_sum():
     values = per_unit(np.array([1.0, 0.5, -1.0, 3.0, 2.0, 9.0]), 63)
     assert values.shape == (63,) and (np.diff(values) >= 0).all()
     assert values[0] == pytest.approx((1.0 * 4 + 0.5 * 4 + 0 * 8) / 16) and values[-1] == 9.0
+
+
+# Search
+
+
+def invented(seed, units=4, blocks=3):
+    """Importances, unit costs and token costs of a model that does not exist."""
+    draw = np.random.default_rng(seed)
+    names = [f"encoder.{number}" for number in range(blocks)]
+    macs = {name: float(draw.integers(400, 800)) for name in names}
+    squares = {name: float(draw.integers(0, 200)) for name in names}
+    groups = {
+        f"{name}.neuron": GroupCost(kind="neuron", block=name, units=6, unit_macs=macs[name] / 10, unit_parameters=1)
+        for name in names
+    }
+    groups |= {
+        f"{name}.token": GroupCost(kind="token", block=name, units=units, unit_macs=0.0, unit_parameters=0)
+        for name in names[:-1]
+    }
+    importance = {name: np.sort(draw.random(g.units)).astype(np.float32) for name, g in groups.items()}
+    costs = TokenCosts(
+        length=units + 3,
+        special=2,
+        width=1,
+        blocks={name: BlockCost(macs=macs[name], square=squares[name]) for name in names},
+        unit_square={f"{name}.neuron": squares[name] / 12 for name in names},
+    )
+    return importance, groups, Totals(macs=int(sum(macs.values())) + 50, parameters=100, bytes=400), costs
+
+
+def lost_by(kept, importance):
+    return sum(float(v.sum()) - float(v[kept[name]].sum()) for name, v in importance.items())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_schedules_at_a_price(seed):
+    importance, groups, totals, costs = invented(seed)
+    schedules = Schedules(importance, groups, costs, set())
+    for price in (1e-5, 1e-3, 1e-2, 1.0):
+
+        def objective(counts, price=price):
+            kept = schedules.kept(counts)
+            whole = {name: [*range(group.units)] for name, group in groups.items()}
+            share = reached({**whole, **kept}, groups, totals, costs)["macs"]
+            return lost_by(kept, {n: importance[n] for n in kept}) + price * share * totals.macs
+
+        every = [(a, b, 0) for a in range(5) for b in range(5 - a)]
+        assert objective(schedules.at_price(price)) == pytest.approx(min(map(objective, every)))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_the_joint_search(share):
+    """It keeps the budget, loses no more than units alone would, and what is protected stays."""
+    importance, groups, totals, costs = invented(1)
+
+    def solve(groups, totals, limits):
+        values = {name: importance[name] for name in groups}
+        return choose_units(values, groups, totals, limits, blocks=dict.fromkeys(groups, 1))
+
+    widths = {name: group for name, group in groups.items() if group.kind == "neuron"}
+    alone = solve(widths, totals, Limits(keep_macs=share))
+    kept = choose_with_tokens(solve, importance, groups, totals, costs, Limits(keep_macs=share))
+    assert list(kept) == list(groups)
+    assert reached(kept, groups, totals, costs)["macs"] <= share
+    assert lost_by(kept, importance) <= lost_by(alone, {n: importance[n] for n in alone}) + 1e-6
+    limits = Limits(keep_macs=max(share, 0.6), protect=("*.token", "encoder.0.neuron"))
+    kept = choose_with_tokens(solve, importance, groups, totals, costs, limits)
+    assert all(kept[name] == [*range(group.units)] for name, group in groups.items() if group.kind == "token")
+    assert kept["encoder.0.neuron"] == [*range(6)]
+
+
+def test_budgets_that_tokens_cannot_meet():
+    importance, groups, totals, costs = invented(1)
+
+    def solve(groups, totals, limits):
+        return choose_units(importance, groups, totals, limits, blocks=dict.fromkeys(groups, 1))
+
+    with pytest.raises(
+        BudgetError, match=r"0\.05 of the macs cannot be met: the smallest reachable share is 0\.\d{4}\."
+    ):
+        choose_with_tokens(solve, importance, groups, totals, costs, Limits(keep_macs=0.05))
 
 
 # Models

@@ -3,7 +3,10 @@
     F_z(n) = mean over samples of the trajectory distance between the model and itself with n tokens merged behind
     block z alone
 
-each original token having, in the trajectory compared, what it merged into. F_z is measured at a few n; unit j of
+each original token having, in both trajectories compared, the mean of those that it merged with. That tokens merge is
+thus not charged for, which is what they are meant to do, but that what they then become differs from the mean of what
+they would have become alone: refit aims at the same mean. (Charged for too, as a change of the Gram matrix, merging
+looks some times as dear as cutting what costs as many MACs and more answers.) F_z is measured at a few n; unit j of
 block z's group is worth F_z(j + 1) - F_z(j), on a line between those. So a sequence that is already j tokens shorter
 when it reaches block z loses by the next merge there what the first j are not charged for again: measured at single
 blocks, the sum over a schedule foretells what the whole schedule loses (tests/benchmarks/tokens.py).
@@ -14,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +40,7 @@ from optin_cli.scoring.sketch import Objective
 from optin_cli.structure import Structure
 from optin_cli.token_costs import measure_token_costs
 from optin_cli.token_spending import token_saving
-from optin_cli.tokens import KIND, Tokens, require_tokens
+from optin_cli.tokens import KIND, Tokens, cluster_means, require_tokens, watching
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the tokens that can merge: how many do where it is measured. Closest where schedules mostly are."""
@@ -62,9 +66,14 @@ def merge_batch(
     lost = [torch.zeros(batch.size, dtype=torch.float64)]
     for number in steps:
         kept = {group: range(number, tokens.units)}
-        with replayed(model, structure, known), masked(model, structure, kept):
+        with (
+            replayed(model, structure, known),
+            masked(model, structure, kept),
+            watching(model, tokens) as places,
+        ):
             mine = observe(model, structure, batch)
-        lost.append(trajectory_distance(mine, reference, structure, batch, objective, first).double().cpu())
+        theirs = replace(reference, features=[cluster_means(f, places[0]) for f in reference.features])
+        lost.append(trajectory_distance(mine, theirs, structure, batch, objective, first).double().cpu())
     widths = torch.tensor([high - low for low, high in zip([0, *steps], steps, strict=False)], dtype=torch.float64)
     return {group: torch.stack(lost, dim=1).diff(dim=1) / widths}
 
