@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
@@ -29,7 +29,8 @@ from optin_cli.pruning import check_mask, prune_checkpoint
 from optin_cli.refit import refit_model
 from optin_cli.rescoring import score_in_rounds
 from optin_cli.scores import Scores
-from optin_cli.scoring import Progress
+from optin_cli.scoring import Progress, only_units
+from optin_cli.scoring.tokens import check_units, score_tokens, token_state
 from optin_cli.selection import Algorithm, Limits, make_mask
 from optin_cli.stock_masks import stock_settings
 from optin_cli.tasks import load_task, task_named
@@ -106,6 +107,8 @@ def score(
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
+    tokens = check_units(checkpoint, options)
+    checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
     calibration = None
     if criterion.needs_data:
         samples = read_samples(
@@ -124,12 +127,23 @@ def score(
         )
         task = task_named(calib)
         calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
-    return score_in_rounds(
+    scores = score_in_rounds(
         checkpoint,
         calibration,
         options,
         seq_len=workload_length(checkpoint, seq_len),
         state=state,
+        resume=resume,
+        progress=progress,
+    )
+    if tokens is None or calibration is None:
+        return scores
+    return score_tokens(
+        scores,
+        checkpoint,
+        calibration.exact_batches,
+        options,
+        state=None if state is None else token_state(state),
         resume=resume,
         progress=progress,
     )

@@ -20,6 +20,7 @@ from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, S
 __all__ = [
     "KINDS",
     "Artifact",
+    "BlockCost",
     "Budget",
     "Certificate",
     "Comparison",
@@ -44,6 +45,7 @@ __all__ = [
     "Sweep",
     "SweepBaseline",
     "SweepPoint",
+    "TokenCosts",
     "Totals",
     "Workload",
     "parse",
@@ -100,6 +102,27 @@ class GroupCost(Frozen):
     stock: StockCounts | None = None
 
 
+class BlockCost(Frozen):
+    """MACs of a block over the whole sequence, and those of them that grow with the square of its length."""
+
+    macs: float
+    square: float
+
+
+class TokenCosts(Frozen):
+    """How costs follow the length of a sequence whose tokens merge between blocks.
+
+    length: tokens of a whole sequence, of which `special` never merge. width: numbers a token has. blocks: in order, by
+    name. unit_square: by group name, the MACs of a unit that grow with the square of the length.
+    """
+
+    length: int
+    special: int
+    width: int
+    blocks: dict[str, BlockCost]
+    unit_square: dict[str, float]
+
+
 class Profile(Artifact):
     """`optin profile`: cost of the whole model and of each group's units."""
 
@@ -130,6 +153,7 @@ class ScoresHeader(Artifact):
     workload: Workload
     totals: Totals
     groups: dict[str, GroupScores]
+    tokens: TokenCosts | None = None
 
 
 class GroupMask(Frozen):
@@ -193,7 +217,8 @@ class Certificate(Frozen):
     """Largest absolute differences between outputs, over a probe batch.
 
     `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by the library
-    without optin; `masked` compares the cut model with the masked original.
+    without optin; `masked` compares the cut model with the masked original, over rows of the batch in which the same
+    tokens merge (where two are alike equally, rounding decides which).
     """
 
     probe: str

@@ -7,7 +7,7 @@ single state-dict files with a config folder or the name of their architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +34,7 @@ from optin_cli.libraries import (
 )
 from optin_cli.libraries.hub import download
 from optin_cli.structure import Structure, find_structure
+from optin_cli.tokens import measured
 from optin_cli.weights import read_state, storage_dtype
 
 PURPOSES: Mapping[str, str] = MappingProxyType(
@@ -242,12 +243,18 @@ def load_checkpoint(
     if blueprint.image is not None:
         _require_size(model, blueprint.image, str(source))
     head = known_heads()[blueprint.auto_class]
+    model = model.to(target)
+    structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
+    if structure.tokens is not None and (image := blueprint.image) is not None:
+        example = {image.input_name: torch.zeros(1, *image.shape, device=target)}
+        names = [rule.name for rule in structure.outputs]
+        structure = replace(structure, tokens=measured(structure.tokens, model, example, names))
     return Checkpoint(
         name=path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source),
         sha256=sha256_of(blueprint.identity, *files),
         blueprint=blueprint,
-        model=model.to(target),
-        structure=find_structure(model, description, head, root=root, problem_type=blueprint.problem_type),
+        model=model,
+        structure=structure,
         root=root,
         dtype=storage_dtype(state),
         weight_bytes=sum(f.stat().st_size for f in files),

@@ -54,7 +54,11 @@ class ArtifactError(OptinError):
 
 
 class BudgetError(OptinError):
-    """A budget that no mask can meet."""
+    """A budget that no mask can meet. reachable: of what, and the smallest share one can, where known."""
+
+    def __init__(self, message: str, *, hint: str | None = None, reachable: tuple[str, float] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reachable = reachable
 
 
 class CertificateError(OptinError):

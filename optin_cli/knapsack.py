@@ -16,6 +16,8 @@ Vector64 = NDArray[np.float64]
 
 MOST_COMBINATIONS = 200_000
 """Up to how many combinations of counts are tried outright instead of by the integer program."""
+NEAR = 1e-4
+"""How far from the optimum the greedy choice may be to be taken at once, as a share of the gain that it forgoes."""
 MILP_GAP = 1e-6
 MILP_SECONDS = 20.0
 """When the integer program may stop: relative distance from the optimum, and seconds."""
@@ -100,6 +102,8 @@ def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArr
             feasible[item] = True
             left = left - costs[:, item]
     gap = max(-float(relaxed.fun) - float(value @ feasible), 0.0) + 1e-9
+    if gap <= NEAR * float(value[~feasible].sum()):
+        return feasible
     taken: NDArray[np.bool_] = reduced < -gap
     core = np.flatnonzero(np.abs(reduced) <= gap)
     if not core.size:

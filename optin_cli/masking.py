@@ -7,12 +7,14 @@ activation before. Gates may differ per row of the batch and may require gradien
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from optin_cli.runtime import merge_between
 from optin_cli.structure import Group, Structure
+from optin_cli.surgery import merging_under
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
@@ -58,14 +60,21 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def masked(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]]) -> Iterator[None]:
-    """Run the model as if only the `kept` units (by group name) existed."""
+def masked(model: nn.Module, structure: Structure, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Run the model as if only the `kept` units (by group name) existed, and tokens merged as that says."""
     parameter = next(model.parameters())
     gates = {}
     for group in structure.groups:
         if group.name in kept:
             gate = torch.zeros(group.units, device=parameter.device, dtype=parameter.dtype)
-            gate[kept[group.name]] = 1.0
+            gate[list(kept[group.name])] = 1.0
             gates[group] = gate
-    with gated(model, gates):
-        yield
+    merge = merging_under(structure, kept)
+    blocks = [] if merge is None else [model.get_submodule(path) for path in merge.blocks]
+    handles = [] if merge is None else merge_between(blocks, merge.counts, merge.special, merge.argument)
+    try:
+        with gated(model, gates):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -12,6 +12,7 @@ from torch import nn
 
 from optin_cli.architectures import Layout, OutputRule
 from optin_cli.data import Batch
+from optin_cli.runtime import spread_tokens
 from optin_cli.structure import Structure
 
 PIXEL_GRID = 14
@@ -65,13 +66,16 @@ def as_tokens(output: torch.Tensor, layout: Layout, rows: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[list[torch.Tensor]]:
-    """Collect every block output as tokens of `rows` samples, in order of execution, while the context lasts."""
+    """Collect every block output as tokens of `rows` samples, in order of execution, while the context lasts.
+
+    Merged tokens count as often as there were: each has what it merged into.
+    """
     features: list[torch.Tensor] = []
     handles = []
     for block in structure.blocks:
 
         def record(_module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
-            features.append(as_tokens(first_tensor(output), layout, rows))
+            features.append(as_tokens(spread_tokens(first_tensor(output)), layout, rows))
 
         handles.append(model.get_submodule(block.path).register_forward_hook(record))
     try:

@@ -15,6 +15,9 @@ MIN_REFIT_SAMPLES = 8
 
 Estimator = Literal["sketch", "exact", "hybrid"]
 
+UNITS: Mapping[str, str] = {"heads": "head", "neurons": "neuron", "channels": "channel", "tokens": "token"}
+"""What can be scored, and the kind of the groups that hold it."""
+
 
 @dataclass(frozen=True)
 class ImageOptions:
@@ -49,7 +52,8 @@ class ImageOptions:
 class ScoreOptions:
     """Every constant of a scoring run.
 
-    criterion: a key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
+    units: what is scored, of UNITS; kinds that a model lacks are passed over unless they were asked for. criterion: a
+    key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
     the kinds in `exact_kinds`, sketch for the others. rescore: shares of the MACs at which, cut to that share and
     refitted, the model's remaining units are scored anew (trajectory criteria only). output_weight is lambda,
     temperature is tau. samples, exact_samples: how many calibration samples each estimator sees. probes: backward
@@ -58,6 +62,7 @@ class ScoreOptions:
     """
 
     criterion: str = "trajectory"
+    units: tuple[str, ...] = ("heads", "neurons", "channels")
     estimator: str = "sketch"
     rescore: tuple[float, ...] = (0.8, 0.6)
     output_weight: float = 0.1
@@ -76,6 +81,10 @@ class ScoreOptions:
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number.")
+        if unknown := [name for name in self.units if name not in UNITS]:
+            raise UsageError(f"Unknown units {unknown[0]!r}.", hint=did_you_mean(unknown[0], UNITS))
+        if len(set(self.units)) < len(self.units) or not self.units:
+            raise UsageError(f"The units {', '.join(self.units) or '(none)'} are not a list of different ones.")
         if self.estimator not in get_args(Estimator):
             raise UsageError(
                 f"Unknown estimator {self.estimator!r}.",
@@ -92,7 +101,12 @@ class ScoreOptions:
 
     def recorded(self) -> dict[str, Any]:
         """Every constant as artifacts record it."""
-        return {**asdict(self), "exact_kinds": list(self.exact_kinds), "rescore": list(self.rescore)}
+        return {
+            **asdict(self),
+            "exact_kinds": list(self.exact_kinds),
+            "rescore": list(self.rescore),
+            "units": [*self.units],
+        }
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from optin_cli.refit import added_biases
 from optin_cli.saving import round_to_storage, save_cut
 from optin_cli.stock_masks import stock_settings
 from optin_cli.surgery import Plan, cut
+from optin_cli.tokens import KIND as TOKEN
+from optin_cli.tokens import check_merging, merged_alike, require_tokens, watching
 
 
 def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
@@ -42,18 +44,23 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
         ArtifactError: with the first group that does not fit.
     """
     require_source(mask, name, "checkpoint", checkpoint.source)
-    groups = {group.name: group for group in checkpoint.structure.groups}
+    groups = {group.name: group.units for group in checkpoint.structure.groups}
+    if any(group_name.endswith(f".{TOKEN}") for group_name in mask.groups):
+        tokens = require_tokens(checkpoint)
+        groups |= dict.fromkeys(tokens.groups, tokens.units)
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
             raise ArtifactError(
                 f"{name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
                 hint=did_you_mean(group_name, groups),
             )
-        if kept.units != groups[group_name].units:
+        if kept.units != groups[group_name]:
             raise ArtifactError(
                 f"{name} says that {group_name} has {kept.units} units; "
-                f"in {checkpoint.name} it has {groups[group_name].units}."
+                f"in {checkpoint.name} it has {groups[group_name]}."
             )
+    if checkpoint.structure.tokens is not None:
+        check_merging(checkpoint.structure.tokens, {n: group.kept for n, group in mask.groups.items()}, name)
 
 
 def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
@@ -98,7 +105,8 @@ def prune_checkpoint(
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
         progress(0, 1, "cutting")
-        with masked(checkpoint.model, checkpoint.structure, kept):
+        tokens = checkpoint.structure.tokens
+        with masked(checkpoint.model, checkpoint.structure, kept), watching(checkpoint.model, tokens) as theirs:
             masked_outputs = run_probe(checkpoint.model, probe, names)
         before = Totals(
             macs=count_macs(checkpoint.model, workload_inputs)[0],
@@ -106,9 +114,14 @@ def prune_checkpoint(
             bytes=checkpoint.weight_bytes,
         )
         model, plan = cut_copy(checkpoint, kept)
-        cut_outputs = run_probe(model, probe, names)
+        with watching(model, tokens) as mine:
+            cut_outputs = run_probe(model, probe, names)
         tolerance = tolerance_for(masked_outputs)
-        masked_difference = largest_difference(cut_outputs, masked_outputs)
+        alike = merged_alike(mine, theirs)
+        masked_difference = largest_difference(
+            {name: output[alike] for name, output in cut_outputs.items()},
+            {name: output[alike] for name, output in masked_outputs.items()},
+        )
         require_equal("The cut model against the masked original", masked_difference, tolerance)
         refit = adjust(model) if adjust is not None else None
         plan = plan.then(added_biases(checkpoint.model, model, checkpoint.structure, checkpoint.root))

@@ -26,6 +26,7 @@ from optin_cli.least_squares import Normal, solve_ridge
 from optin_cli.residuals import Known, consumer_calls, kept_outputs, knowing, stream_rows
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import Plan
+from optin_cli.tokens import merged_before
 
 BATCH_NORM = "batch_norm"
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -175,6 +176,7 @@ def refit_model(
     with knowing(original, model, structure, batches, order) as known:
         for number, (group, calls) in enumerate(order.items()):
             changed = changed or len(kept.get(group.name, range(group.units))) < group.units
+            changed = changed or merged_before(structure.tokens, kept, group.block_name)
             if changed:
                 tell(number, len(order), group.name)
                 known.advance(group)

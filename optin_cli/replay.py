@@ -19,7 +19,10 @@ from optin_cli.structure import Group, Structure
 
 @contextlib.contextmanager
 def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str, Any]]]:
-    """Record (block path, raw output) of every block call, in order, while the context lasts."""
+    """Record (block path, raw output) of every block call, in order, while the context lasts.
+
+    Raw is what the block itself computes: where tokens then merge, they do so again when it is replayed.
+    """
     calls: list[tuple[str, Any]] = []
     handles = []
     for block in structure.blocks:
@@ -27,7 +30,7 @@ def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str,
         def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
             calls.append((path, output))
 
-        handles.append(model.get_submodule(block.path).register_forward_hook(record))
+        handles.append(model.get_submodule(block.path).register_forward_hook(record, prepend=True))
     try:
         yield calls
     finally:
@@ -125,7 +128,7 @@ class Prefixes:
                 raise _Deep
 
         paths = dict.fromkeys(block.path for block in self.structure.blocks)
-        handles = [self.model.get_submodule(path).register_forward_hook(collect) for path in paths]
+        handles = [self.model.get_submodule(path).register_forward_hook(collect, prepend=True) for path in paths]
         try:
             with self.skipping(number), contextlib.suppress(_Deep), torch.no_grad():
                 call_model(self.model, batch.inputs)

@@ -22,6 +22,7 @@ from optin_cli.replay import Prefixes
 from optin_cli.structure import Group, Structure
 from optin_cli.surgery import slice_indices
 from optin_cli.targets import Reached, Targets, at_residual_sum, removing
+from optin_cli.tokens import averaged_as, merged_as
 
 HOLDOUT = 4
 """One sample in so many is held out to judge a refit."""
@@ -35,11 +36,12 @@ def gather(
     Returns:
         (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), shaped as
         the model has them, with the graph that relates the sums to the outputs; without a residual stream the sums
-        are the outputs.
+        are the outputs. Sums are of the tokens that entered the block, before any merge behind it.
     """
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     sums: list[torch.Tensor] = []
+    entering: list[torch.Tensor] = []
 
     def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         inputs.append(arguments[0].detach())
@@ -48,13 +50,17 @@ def gather(
         return outputs[-1].clone()  # the next module may work in place
 
     def arrive(total: torch.Tensor) -> None:
-        sums.append(total)
+        sums.append(merged_as(total, entering[0]) if entering else total)
         torch.set_grad_enabled(False)
         if calls == len(sums):
             raise Reached
 
+    def on_entry(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        entering[:] = arguments[:1]
+
     hooks = [model.get_submodule(group.consumer).register_forward_hook(on_consumer)]
     hooks.append(at_residual_sum(model, group, arrive))
+    hooks.append(model.get_submodule(group.block_path).register_forward_pre_hook(on_entry))
     with removing(*hooks), contextlib.suppress(Reached), torch.no_grad():
         call_model(model, batch.inputs)
     return inputs, outputs, sums
@@ -188,7 +194,8 @@ def stream_rows(
     for number, batch in enumerate(batches):
         with known.model.skipping(number):
             xs, outs, sums = gather(model, group, batch, calls)
-        for x, out, total, target in zip(xs, outs, sums, known.targets.sums(number, group), strict=True):
+        for x, out, total, whole in zip(xs, outs, sums, known.targets.sums(number, group), strict=True):
+            target = averaged_as(whole, total)
             aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
             laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])

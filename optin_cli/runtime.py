@@ -21,7 +21,8 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
         plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
             "select": [{"module", "argument", "axis", "index"}], "attend": [path],
-            "empty": [{"module", "consumer", "norm", "remove", "returns"}]}.
+            "empty": [{"module", "consumer", "norm", "remove", "returns"}],
+            "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str}}.
     """
     root = plan["root"] + "." if plan["root"] else ""
     inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
@@ -49,6 +50,9 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         for path in rule.get("remove", []):
             owner, leaf = locate(path)
             setattr(owner, leaf, None)
+    if rule := plan.get("merge"):
+        blocks = [getattr(owner, leaf) for owner, leaf in map(locate, rule["blocks"])]
+        merge_between(blocks, rule["counts"], rule["special"], rule["argument"])
     return model
 
 
@@ -117,3 +121,136 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
         return (out, *[None] * (rule["returns"] - 1)) if rule["returns"] else out
 
     module.forward = types.MethodType(forward, module)
+
+
+# Merging of tokens: bipartite soft matching with size-weighted attention (ToMe, arXiv 2210.09461, sections 3 and 3.1).
+#
+# What merged into what rides on the hidden states themselves, as the attribute MERGED of the tensor that goes from
+# block to block. Modules keep nothing, so passes of other threads, copies and interrupted passes cannot mix.
+
+MERGED = "optin_merged"
+
+
+def merging_steps(count: int, tokens: int) -> list[int]:
+    """How many merge in each round for `count` of so many tokens to merge: at most half of those left."""
+    steps: list[int] = []
+    while count:
+        steps.append(min(count, tokens // 2))
+        count, tokens = count - steps[-1], tokens - steps[-1]
+    return steps
+
+
+def pair_tokens(hidden: torch.Tensor, count: int, special: int) -> torch.Tensor:
+    """Where each token goes when `count` of them merge into another: (rows, tokens) of indices below tokens - count.
+
+    Tokens behind the special ones are dealt out to two sets in turn. Each of the first set has a partner in the
+    second, the one that it is most like (by the correlation of their hidden states, where the paper takes the cosine of
+    keys: as good, and there is no key where a block has lost its heads); the `count` with the likest partners join
+    them. All others stay, in their order. Of equals the earlier goes first.
+
+    Args:
+        hidden: (rows, tokens, width). special: tokens at the start that take no part.
+
+    At most half of the tokens that may merge do so at once.
+    """
+    rows, tokens, _ = hidden.shape
+    centred = hidden[:, special:].float() - hidden[:, special:].float().mean(dim=-1, keepdim=True)
+    unit = nn.functional.normalize(centred, dim=-1)
+    likeness, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
+    order = likeness.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    staying = torch.ones((rows, tokens), dtype=torch.long, device=hidden.device).scatter(1, special + 2 * order, 0)
+    place = staying.cumsum(dim=1) - 1
+    joined = place.gather(1, special + 1 + 2 * partner.gather(1, order))
+    return place.scatter(1, special + 2 * order, joined)
+
+
+def merge_tokens(hidden: torch.Tensor, sizes: torch.Tensor, place: torch.Tensor, count: int) -> Any:
+    """The mean of all tokens that go to one place, weighted by size.
+
+    Args:
+        hidden: (rows, tokens, width). sizes: (rows, tokens), original tokens in each. place: from `pair_tokens`.
+
+    Returns:
+        hidden states (rows, tokens - count, width) and sizes (rows, tokens - count).
+    """
+    rows, tokens, width = hidden.shape
+    total = sizes.new_zeros((rows, tokens - count)).scatter_add(1, place, sizes)
+    weighted = hidden * (sizes / total.gather(1, place))[:, :, None].to(hidden.dtype)
+    mean = hidden.new_zeros((rows, tokens - count, width)).scatter_add(1, place[:, :, None].expand_as(hidden), weighted)
+    return mean, total
+
+
+def spread_tokens(hidden: torch.Tensor) -> torch.Tensor:
+    """Each original token's own hidden state again: that of the token which it merged into."""
+    merged = getattr(hidden, MERGED, None)
+    return hidden if merged is None else hidden.gather(1, merged[1][:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+
+def merge_between(blocks: list[Any], counts: list[int], special: int, argument: str) -> list[Any]:
+    """Let `counts[i]` tokens merge behind block i, and attention behind it weigh tokens by their sizes.
+
+    Behind the last block every original token has a hidden state again, so that whatever comes there (pooling,
+    normalisation, heads) sees as many as ever.
+
+    Args:
+        blocks: modules whose first argument, and output, are hidden states (rows, tokens, width).
+        counts: more than half of the tokens merge in several rounds; at least one stays.
+        special: tokens at the start that never merge.
+        argument: of a block's forward, what it adds to attention scores.
+
+    Returns:
+        the handles that remove this again.
+    """
+    first = next(number for number, count in enumerate(counts) if count)
+    handles = []
+    for number, (block, count) in enumerate(zip(blocks, counts, strict=True)):
+        if number > first:
+            handles.append(block.register_forward_pre_hook(_weigher(block, argument), with_kwargs=True))
+        if number >= first:
+            last = number == len(blocks) - 1
+            handles.append(block.register_forward_hook(_merger(count, special, last), with_kwargs=True))
+    return handles
+
+
+def _hidden(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _weigher(block: nn.Module, argument: str) -> Any:
+    signature = inspect.signature(block.forward)
+
+    def weigh(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        hidden = _hidden(args, kwargs)
+        if not hasattr(hidden, MERGED):
+            raise RuntimeError(
+                "something between two blocks replaced the hidden states, and the tokens' sizes are lost"
+            )
+        sizes = getattr(hidden, MERGED)[0]
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments[argument] = sizes.log()[:, None, None, :].to(hidden.dtype)
+        return bound.args, bound.kwargs
+
+    return weigh
+
+
+def _merger(count: int, special: int, last: bool) -> Any:
+    def merge(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, (tuple, list)) else output
+        before = getattr(_hidden(args, kwargs), MERGED, None)
+        if before is None:
+            ones = torch.ones(hidden.shape[:2], device=hidden.device)
+            before = ones, torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        sizes, source = before
+        if hidden.shape[1] - special <= count:
+            raise ValueError(f"{hidden.shape[1]} tokens, {special} of them special: {count} cannot merge into others")
+        for step in merging_steps(count, hidden.shape[1] - special):
+            place = pair_tokens(hidden, step, special)
+            hidden, sizes = merge_tokens(hidden, sizes, place, step)
+            source = place.gather(1, source)
+        hidden = hidden.view(hidden.shape)  # another object, so that what the block itself put out carries nothing
+        setattr(hidden, MERGED, (sizes, source))
+        if last:
+            hidden = spread_tokens(hidden)
+        return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
+
+    return merge

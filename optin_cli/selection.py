@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli import __version__
+from optin_cli import __version__, token_spending
 from optin_cli.artifacts import Budget, GroupCost, GroupMask, Mask, Options, Source, Totals, require_source
-from optin_cli.errors import BudgetError, UsageError
+from optin_cli.errors import UsageError
 from optin_cli.knapsack import solve_knapsack
 from optin_cli.layouts import LAYOUTS
 from optin_cli.limits import Limits, allowed_counts, protected_groups
 from optin_cli.prefix_search import prefix_search
 from optin_cli.scores import Scores
-from optin_cli.spending import Row, make_latency_row, make_row, reached
+from optin_cli.spending import Row, make_latency_row, make_row, out_of_reach, reached
+from optin_cli.token_search import choose_with_tokens
 from optin_cli.uniform import merge_importance, merge_row, require_expressible, spread, uniform_levels, whole_words
 
 __all__ = ["ALGORITHMS", "Algorithm", "Kept", "Limits", "choose_units", "importance_lost", "make_mask"]
@@ -99,11 +99,7 @@ def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], oth
     for row in rows:
         least = row.spent({name: steps[0] for name, steps in levels.items()})
         if least > row.limit + 1e-12 * row.total:
-            raise BudgetError(
-                f"A budget of {row.share:.4g} of the {row.name} cannot be met: "
-                f"the smallest reachable share is {_rounded_up((row.fixed + least) / row.total):.4f}.",
-                hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{otherwise}.",
-            )
+            raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total, otherwise)
 
 
 def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
@@ -111,11 +107,6 @@ def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, 
     return float(
         sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
     )
-
-
-def _rounded_up(share: float) -> float:
-    """A share to four places that is still enough."""
-    return math.ceil(share * 1e4 - 1e-8) / 1e4
 
 
 def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
@@ -229,14 +220,28 @@ def make_mask(
         require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
     blocks = {name: group.unit_width for name, group in header.groups.items()}
 
-    def choose(limits: Limits) -> Kept:
-        return choose_units(scores.importance, header.groups, header.totals, limits, blocks=blocks, algorithm=algorithm)
+    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
+        importance = {name: scores.importance[name] for name in groups}
+        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
 
+    def choose(limits: Limits) -> Kept:
+        if header.tokens is None:
+            return solve(header.groups, header.totals, limits)
+        return choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
+
+    if header.tokens is not None and limits.latency_table is not None:
+        raise UsageError(
+            "A latency table does not know what merging tokens saves.",
+            hint="Leave out --keep-latency, or score without tokens.",
+        )
     if limits.layout == "uniform":
         require_expressible(header.groups, header.architecture)
     kept = choose(limits)
     ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
-    now = reached(kept, header.groups, header.totals)
+    if header.tokens is None:
+        now = reached(kept, header.groups, header.totals)
+    else:
+        now = token_spending.reached(kept, header.groups, header.totals, header.tokens)
     timed: Options = {}
     if (table := limits.latency_table) is not None:
         now["latency"] = table.reached({name: len(units) for name, units in kept.items()})

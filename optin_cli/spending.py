@@ -8,6 +8,7 @@ proportion to the product of both counts:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artifacts import GroupCost, Totals
-from optin_cli.errors import ArtifactError
+from optin_cli.errors import ArtifactError, BudgetError
 from optin_cli.latency_table import LatencyTable
 
 Vector = NDArray[np.float64]
@@ -81,6 +82,20 @@ class Row:
             found[a] = found.get(a, 0.0) + each * ratio / 2
             found[b] = found.get(b, 0.0) + each / ratio / 2
         return found
+
+
+def out_of_reach(name: str, asked: float, reachable: float, otherwise: str = "") -> BudgetError:
+    """The error of a budget below the smallest share that a mask can reach, told to four places that are enough.
+
+    Args:
+        otherwise: what else may help.
+    """
+    return BudgetError(
+        f"A budget of {asked:.4g} of the {name} cannot be met: "
+        f"the smallest reachable share is {math.ceil(reachable * 1e4 - 1e-8) / 1e4:.4f}.",
+        hint=f"Ask for more, or lower --min-heads, --min-neurons or the protected groups{otherwise}.",
+        reachable=(name, reachable),
+    )
 
 
 def make_row(name: str, groups: Mapping[str, GroupCost], totals: Totals, share: float) -> Row:

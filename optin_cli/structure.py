@@ -26,6 +26,7 @@ from optin_cli.errors import ArchitectureError
 from optin_cli.lookup import attribute_at, module_at, number_at, tensor_at
 from optin_cli.places import Place, match_blocks
 from optin_cli.stock import Stock, resolve_stock
+from optin_cli.tokens import Tokens, find_tokens
 
 __all__ = ["Block", "Group", "Slice", "Structure", "find_structure", "tensor_at"]
 
@@ -86,12 +87,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """What can be pruned in a model and what is compared to judge it."""
+    """What can be pruned in a model and what is compared to judge it. tokens: None where they cannot merge."""
 
     family: str
     blocks: tuple[Block, ...]
     groups: tuple[Group, ...]
     outputs: tuple[OutputRule, ...]
+    tokens: Tokens | None = None
 
     def group(self, name: str) -> Group:
         """The group of that name (KeyError if there is none)."""
@@ -121,6 +123,7 @@ def find_structure(
     problems: list[str] = []
     blocks: list[Block] = []
     groups: list[Group] = []
+    tokens: Tokens | None = None
     for stack in architecture.stacks:
         found = list(match_blocks(model, stack, root))
         if not found:
@@ -135,6 +138,8 @@ def find_structure(
                 group = _resolve_group(model, rule, place, block_name, problems)
                 if group is not None:
                     groups.append(group)
+        mine = [(block.name, block.path) for block in blocks[len(blocks) - len(found) :]]
+        tokens = tokens or find_tokens(model, stack.tokens, mine, root)
     if not problems and not groups:
         problems.append("none of its blocks has a group that can be pruned")
     if problems:
@@ -144,7 +149,7 @@ def find_structure(
             + "\n".join(f"  {p}" for p in shown),
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
-    return Structure(architecture.family, tuple(blocks), tuple(groups), resolve_outputs(head, problem_type))
+    return Structure(architecture.family, tuple(blocks), tuple(groups), resolve_outputs(head, problem_type), tokens)
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

@@ -6,7 +6,7 @@ part, the columns of the kept units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -23,8 +23,19 @@ class Selection(SelectRule):
     index: list[int]
 
 
+class Merge(BaseModel):
+    """How many tokens merge behind each block; see `runtime.merge_between`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: list[str]
+    counts: list[int]
+    special: int
+    argument: str
+
+
 class Plan(BaseModel):
-    """What makes a stock model take the cut weights: new shapes, attributes and emptied modules by full path."""
+    """What makes a stock model compute as cut: new shapes, attributes and emptied modules by full path, and merging."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +45,7 @@ class Plan(BaseModel):
     select: list[Selection] = []
     attend: list[str] = []
     empty: list[EmptyRule] = []
+    merge: Merge | None = None
 
     def then(self, later: Plan) -> Plan:
         """The plan of cutting by this one and then by `later`."""
@@ -44,7 +56,17 @@ class Plan(BaseModel):
             select=[*self.select, *later.select],
             attend=[*self.attend, *(path for path in later.attend if path not in self.attend)],
             empty=[*self.empty, *later.empty],
+            merge=later.merge or self.merge,
         )
+
+
+def merging_under(structure: Structure, kept: Mapping[str, Sequence[int]]) -> Merge | None:
+    """How tokens merge under a mask; None if none do."""
+    tokens = structure.tokens
+    if tokens is None or not any(counts := tokens.counts(kept)):
+        return None
+    paths = [path for _, path in tokens.blocks]
+    return Merge(blocks=paths, counts=counts, special=tokens.special, argument=tokens.argument)
 
 
 def slice_indices(piece: Slice, group: Group, kept: list[int]) -> torch.Tensor:
@@ -59,13 +81,13 @@ def cut(model: nn.Module, structure: Structure, kept: Mapping[str, list[int]], r
     Args:
         model: the model the structure was found in.
         structure: its groups.
-        kept: kept unit indices by group name, ascending; groups not named stay whole.
+        kept: kept unit indices by group name, ascending; groups not named stay whole. Of tokens their number counts.
         root: path of the base model, recorded in the plan.
 
     Returns:
         the plan that gives a freshly built model the same shapes.
     """
-    plan = Plan(root=root)
+    plan = Plan(root=root, merge=merging_under(structure, kept))
     tensors: dict[str, torch.Tensor] = {}
     for group in structure.groups:
         if group.name not in kept or len(kept[group.name]) == group.units:

@@ -49,8 +49,10 @@ def at_residual_sum(
 
     if group.residual and group.residual_sum is not None:
         return model.get_submodule(group.residual_sum).register_forward_pre_hook(on_input)
-    place = group.block_path if group.residual else group.consumer
-    return model.get_submodule(place).register_forward_hook(on_output)
+    if not group.residual:
+        return model.get_submodule(group.consumer).register_forward_hook(on_output)
+    # Before what merges tokens behind a block.
+    return model.get_submodule(group.block_path).register_forward_hook(on_output, prepend=True)
 
 
 class Targets(Prefixes):

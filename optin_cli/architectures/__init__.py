@@ -136,12 +136,24 @@ class GroupRule(_Strict):
     stock: StockRule | None = None
 
 
+class TokenRule(_Strict):
+    """How tokens may merge between the blocks of a stack, whose first argument and output are hidden states.
+
+    argument: of a block's forward, what is added to the attention scores. special: parameters (paths relative to the
+    base model) of shape (1, n, width) whose n tokens stand before all others and never merge; those a model lacks
+    count nothing.
+    """
+
+    argument: str
+    special: list[str]
+
+
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
     types: class names of the modules that are blocks; all that fit the pattern where empty.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
-    module between a block and the next whose class is among `between[NAME]`.
+    module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
     """
 
     name: str
@@ -150,6 +162,7 @@ class StackRule(_Strict):
     after_last: str | None = None
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
+    tokens: TokenRule | None = None
     groups: list[GroupRule] = Field(min_length=1)
 
 

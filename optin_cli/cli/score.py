@@ -26,6 +26,9 @@ def score(
         str,
         typer.Option(help=f"How units are judged: {', '.join(CRITERIA)}.", autocompletion=completion.criteria),
     ] = DEFAULTS.criterion,
+    units: Annotated[
+        str, typer.Option(help="What to score: of heads, neurons, channels and, in plain vision transformers, tokens.")
+    ] = ",".join(DEFAULTS.units),
     estimator: Annotated[
         str,
         typer.Option(
@@ -68,15 +71,17 @@ def score(
     device: common.Device = None,
     force: common.Force = False,
 ) -> None:
-    """Importance of every head and neuron, without labels."""
+    """Importance of every head, neuron, channel or token, without labels."""
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
     common.require_free(target, force=force)
     from optin_cli import api
     from optin_cli.rescoring import state_files
     from optin_cli.scores import write_scores
+    from optin_cli.scoring.tokens import token_state
 
     options = ScoreOptions(
         criterion=criterion,
+        units=tuple(name.strip() for name in units.split(",")),
         estimator=estimator,
         rescore=() if rescore == "none" else tuple(common.shares_of(rescore, "--rescore")),
         output_weight=output_weight,
@@ -108,7 +113,7 @@ def score(
             note=common.say,
         )
     write_scores(target, result, force=force)
-    for path in [] if state is None else state_files(state, options):
+    for path in [] if state is None else [*state_files(state, options), token_state(state)]:
         path.unlink(missing_ok=True)
     if target == common.STDIO:
         return

@@ -9,6 +9,7 @@ import typer
 
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
+from optin_cli.options import UNITS
 
 if TYPE_CHECKING:
     from optin_cli.artifacts import LatencyTable, Mask, ScoresHeader, Source
@@ -188,22 +189,28 @@ def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[S
 def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
     """Kept units by block: one sign a unit for groups of up to SIGNS units, a bar for larger ones.
 
+    Of tokens, those that leave the block of the ones that may merge.
+
     Args:
         groups: (block, kind) by group name.
     """
     reached = ", ".join(f"{share:.4f} of the {name}" for name, share in mask.budget.reached.items())
     lines = [f"keeps {reached}"]
     by_block: dict[str, list[str]] = {}
+    merged = 0
     for name, group in mask.groups.items():
         block, kind = groups[name]
-        kept = set(group.kept)
-        if group.units <= SIGNS:
-            drawn = "".join("●" if u in kept else "○" for u in range(group.units))
+        kept, left, units = set(group.kept), len(group.kept), group.units
+        if kind == UNITS["tokens"]:
+            merged += units - left
+            left, units = units + 1 - merged, units + 1
+        if kind != UNITS["tokens"] and units <= SIGNS:
+            drawn = "".join("●" if u in kept else "○" for u in range(units))
         else:
-            eighths = round(8 * BAR * len(kept) / group.units)
+            eighths = round(8 * BAR * left / units)
             drawn = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
             drawn = drawn.ljust(BAR, "·")
-        by_block.setdefault(block, []).append(f"{kind} {drawn} {len(kept):>{len(str(group.units))}}/{group.units}")
+        by_block.setdefault(block, []).append(f"{kind} {drawn} {left:>{len(str(units))}}/{units}")
     width = max(map(len, by_block))
     lines += [f"{block:<{width}}  {'  '.join(parts)}" for block, parts in by_block.items()]
     return "\n".join(lines)

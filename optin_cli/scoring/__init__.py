@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +17,14 @@ from optin_cli.costs import measure_costs
 from optin_cli.data import Batch
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.inputs import example_inputs, workload_of
-from optin_cli.options import CRITERIA, ScoreOptions
+from optin_cli.options import CRITERIA, UNITS, ScoreOptions
 from optin_cli.scores import Scores
 from optin_cli.scoring.accumulate import Accumulator
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
-from optin_cli.structure import Group
+from optin_cli.structure import Group, Structure
+from optin_cli.tokens import KIND as TOKEN
 
 Progress = Callable[[float, float, str], None]
 """What long work tells its caller: done, total (in weighted steps), and what it is doing."""
@@ -56,6 +57,25 @@ def estimator_of(group: Group, options: ScoreOptions) -> str:
     if options.estimator == "hybrid":
         return "exact" if group.kind in options.exact_kinds else "sketch"
     return options.estimator
+
+
+def only_units(structure: Structure, options: ScoreOptions) -> Structure:
+    """The structure with the groups that are to be scored.
+
+    Raises:
+        UsageError: units were asked for that the model lacks, or it has none of any.
+    """
+    found = sorted({group.kind for group in structure.groups})
+    kinds = [UNITS[name] for name in options.units]
+    asked = set(kinds) - {TOKEN}
+    if options.units != ScoreOptions.units and (missing := sorted(asked - set(found))):
+        raise UsageError(
+            f"There are no units of kind {missing[0]!r}; the model's are {', '.join(found)}.",
+            hint="Leave that out of --units.",
+        )
+    if not asked:
+        raise UsageError("Tokens alone were asked for.", hint="Pass --units heads,neurons,tokens.")
+    return replace(structure, groups=tuple(group for group in structure.groups if group.kind in kinds))
 
 
 def score_checkpoint(

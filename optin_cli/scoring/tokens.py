@@ -1,0 +1,176 @@
+"""A checkpoint and calibration batches in; what each token costs that merges away behind each block, out.
+
+    F_z(n) = mean over samples of the trajectory distance between the model and itself with n tokens merged behind
+    block z alone
+
+each original token having, in both trajectories compared, the mean of those that it merged with. That tokens merge is
+thus not charged for, which is what they are meant to do, but that what they then become differs from the mean of what
+they would have become alone: refit aims at the same mean. (Charged for too, as a change of the Gram matrix, merging
+looks some times as dear as cutting what costs as many MACs and more answers.) F_z is measured at a few n; unit j of
+block z's group is worth F_z(j + 1) - F_z(j), on a line between those. So a sequence that is already j tokens shorter
+when it reaches block z loses by the next merge there what the first j are not charged for again: measured at single
+blocks, the sum over a schedule foretells what the whole schedule loses (tests/benchmarks/tokens.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optin_cli.artifacts import GroupScores
+from optin_cli.checkpoint import Checkpoint
+from optin_cli.data import Batch
+from optin_cli.errors import UsageError
+from optin_cli.inputs import example_inputs
+from optin_cli.masking import masked
+from optin_cli.observe import observe
+from optin_cli.options import CRITERIA, ScoreOptions
+from optin_cli.replay import captured, replayed
+from optin_cli.scores import Scores
+from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.scoring.exact import trajectory_distance
+from optin_cli.scoring.sketch import Objective
+from optin_cli.structure import Structure
+from optin_cli.token_costs import measure_token_costs
+from optin_cli.token_spending import token_saving
+from optin_cli.tokens import KIND, Tokens, cluster_means, require_tokens, watching
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+"""Of the tokens that can merge: how many do where it is measured. Closest where schedules mostly are."""
+ESTIMATOR = "exact"
+
+
+def ladder(units: int) -> list[int]:
+    """How many tokens merge where it is measured, ascending, ending in all that can."""
+    return sorted({max(1, round(share * units)) for share in SHARES})
+
+
+@torch.no_grad()
+def merge_batch(
+    model: torch.nn.Module, structure: Structure, tokens: Tokens, group: str, batch: Batch, objective: Objective
+) -> dict[str, torch.Tensor]:
+    """What a token costs between one measured number of merges and the next: (samples, numbers) by group name."""
+    with captured(model, structure) as calls:
+        reference = observe(model, structure, batch)
+    path = dict(tokens.blocks)[tokens.groups[group]]
+    first = [where for where, _ in calls].index(path)
+    known = [output for _, output in calls[: first + 1]]
+    steps = ladder(tokens.units)
+    lost = [torch.zeros(batch.size, dtype=torch.float64)]
+    for number in steps:
+        kept = {group: range(number, tokens.units)}
+        with (
+            replayed(model, structure, known),
+            masked(model, structure, kept),
+            watching(model, tokens) as places,
+        ):
+            mine = observe(model, structure, batch)
+        theirs = replace(reference, features=[cluster_means(f, places[0]) for f in reference.features])
+        lost.append(trajectory_distance(mine, theirs, structure, batch, objective, first).double().cpu())
+    widths = torch.tensor([high - low for low, high in zip([0, *steps], steps, strict=False)], dtype=torch.float64)
+    return {group: torch.stack(lost, dim=1).diff(dim=1) / widths}
+
+
+def per_unit(slopes: NDArray[np.float64], units: int) -> NDArray[np.float32]:
+    """A number a unit, from one a measured step; the later a unit goes, the more it costs.
+
+    Steps that measure less than the one before are pooled with it, which keeps the sum over all units: the importance
+    of merging is convex but for noise, and a search that takes units in order needs it so.
+    """
+    steps = ladder(units)
+    pools: list[list[float]] = []
+    for low, high, slope in zip([0, *steps], steps, slopes, strict=False):
+        pools.append([max(float(slope), 0.0), high - low])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (one, wide), (two, more) = pools[-2], pools.pop()
+            pools[-1] = [(one * wide + two * more) / (wide + more), wide + more]
+    return np.repeat([slope for slope, _ in pools], [int(width) for _, width in pools]).astype(np.float32)
+
+
+def check_units(checkpoint: Checkpoint, options: ScoreOptions) -> Tokens | None:
+    """The tokens to score, None where they are not asked for.
+
+    Raises:
+        ArchitectureError: they cannot be reduced. UsageError: the criterion cannot judge them.
+    """
+    if "tokens" not in options.units:
+        return None
+    if CRITERIA[options.criterion].terms is None:
+        raise UsageError(
+            f"The criterion {options.criterion} judges weights, but tokens have none.",
+            hint="Score tokens with --criterion trajectory, manifold or output.",
+        )
+    return require_tokens(checkpoint)
+
+
+def token_state(state: Path) -> Path:
+    """Where an interrupted run leaves the tokens' part, beside the state of all other groups."""
+    return state.with_name(f"{state.name}.tokens")
+
+
+def score_tokens(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    batches: Sequence[Batch],
+    options: ScoreOptions,
+    *,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> Scores:
+    """The scores with a group of tokens for every block but the last.
+
+    Args:
+        scores: of all other groups.
+        batches: on which the exact estimator runs.
+        state, resume, progress: as of `score_checkpoint`.
+
+    Raises:
+        ArchitectureError: the tokens cannot be reduced.
+    """
+    tokens = require_tokens(checkpoint)
+    manifold, output = CRITERIA[options.criterion].terms or (1.0, 1.0)
+    objective = Objective(manifold, output * options.output_weight, options.temperature)
+    identity = repr((KIND, scores.header.options, sorted(scores.header.inputs.items())))
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    totals = Accumulator()
+    if resume and state is not None and state.exists():
+        totals = Accumulator.load(state, fingerprint)
+    jobs = [
+        functools.partial(merge_batch, checkpoint.model, checkpoint.structure, tokens, group, batch, objective)
+        for group in tokens.groups
+        for batch in (batch.to(checkpoint.device) for batch in batches)
+    ]
+    for number, job in enumerate(jobs[totals.done :], start=totals.done):
+        if progress is not None:
+            progress(number, len(jobs), f"exact {job.args[3]}")
+        totals.add(job())
+        if state is not None:
+            totals.save(state, fingerprint)
+    inputs = example_inputs(checkpoint, scores.header.workload)
+    costs = measure_token_costs(checkpoint.model, checkpoint.structure, tokens, inputs)
+    importance: dict[str, NDArray[np.float32]] = dict(scores.importance)
+    errors: dict[str, NDArray[np.float32]] = dict(scores.standard_error)
+    groups = dict(scores.header.groups)
+    widths = np.diff([0, *ladder(tokens.units)])
+    for name, block in tokens.groups.items():
+        importance[name] = per_unit(totals.mean(name).numpy(), tokens.units)
+        errors[name] = np.repeat(totals.standard_error(name).float().numpy(), widths)
+        groups[name] = GroupScores(
+            kind=KIND,
+            block=block,
+            units=tokens.units,
+            unit_macs=token_saving(costs, block),
+            unit_parameters=0,
+            estimator=ESTIMATOR,
+            samples=totals.counts[name],
+        )
+    header = scores.header.model_copy(update={"groups": groups, "tokens": costs})
+    return Scores(header, importance, errors)
