@@ -236,6 +236,9 @@ def make_mask(
         )
     if limits.layout == "uniform":
         require_expressible(header.groups, header.architecture)
+        # No stock config states that tokens merge.
+        tokens = [name for name, group in header.groups.items() if group.kind == token_spending.KIND]
+        limits = dataclasses.replace(limits, protect=(*limits.protect, *tokens))
     kept = choose(limits)
     ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
     if header.tokens is None:

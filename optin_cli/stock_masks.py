@@ -34,6 +34,9 @@ def stock_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | 
         return None
     kept = {group: len(part.kept) for group, part in mask.groups.items()}
     settings, problems = _state(checkpoint.structure, kept)
+    tokens = checkpoint.structure.tokens
+    if tokens is not None and any(tokens.counts({group: part.kept for group, part in mask.groups.items()})):
+        problems.append("its config has no key for tokens that merge")
     if not problems:
         try:
             built = checkpoint.builder.stock_shapes(checkpoint.blueprint, settings)

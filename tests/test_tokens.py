@@ -419,6 +419,11 @@ def test_edited_masks(saved, tmp_path):
                 checkpoint, mask.model_copy(update={"groups": {**mask.groups, **groups}}), tmp_path / "small"
             )
     assert not (tmp_path / "small").exists()
+    uniform = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2]}).model_copy(
+        update={"options": {"layout": "uniform"}}
+    )
+    with pytest.raises(ArtifactError, match="its config has no key for tokens that merge"):
+        optin_cli.prune(checkpoint, uniform, tmp_path / "small")
     all_but_one = whole_mask(checkpoint, **{"encoder.0.token": []})
     assert optin_cli.prune(checkpoint, all_but_one, tmp_path / "small").certificate.reloaded == 0
 
@@ -441,6 +446,8 @@ def test_command_line(saved, pictures, here):
     assert mask["groups"]["encoder.1.token"] == {"units": 8, "kept": [*range(8)]}
     mask["groups"]["encoder.0.token"]["kept"] = [5, 6, 7]  # a random model may lose least without
     (here / "m").write_text(json.dumps(mask))
+    uniform = done("search", "s", "--keep-flops", "0.8", "--layout", "uniform", "--json")
+    assert all(len(g["kept"]) == 8 for name, g in json.loads(uniform.out)["groups"].items() if "token" in name)
     whole = done("search", "s", "--keep-params", "0.9", "--json")
     assert all(len(g["kept"]) == 8 for name, g in json.loads(whole.out)["groups"].items() if "token" in name)
     done("prune", checkpoint, "--mask", "m", "--calib", pictures, "--samples", "24", "-o", "small")
