@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from optin_cli.artifacts import GroupCost, TokenCosts, Totals
 from optin_cli.errors import BudgetError
 from optin_cli.spending import out_of_reach
-from optin_cli.token_spending import KIND, block_macs, matching_macs, reached, with_merging
+from optin_cli.token_spending import KIND, block_macs, matching_macs, merges_at, reached, with_merging
 
 if TYPE_CHECKING:
     from optin_cli.selection import Kept, Limits
@@ -43,8 +43,10 @@ MARGIN = 1e-9
 class Schedules:
     """Which tokens may merge where, what that loses and what it saves.
 
+    A schedule says how many units of each block's group of tokens go.
+
     Args:
-        importance: (units,) by group name; unit j of a block's group is the j-th token to go, if it goes there.
+        importance: (units,) by group name; of each group the least important go first.
         fixed: groups of tokens that stay whole.
     """
 
@@ -54,61 +56,58 @@ class Schedules:
         self.costs = costs
         self.names = {group.block: name for name, group in groups.items() if group.kind == KIND}
         self.blocks = list(costs.blocks)[:-1]
-        self.units = groups[self.names[self.blocks[0]]].units
+        self.units = costs.length - costs.special
+        self.order = {b: np.argsort(importance[self.names[b]].astype(np.float64), kind="stable") for b in self.blocks}
         self.lost = {
-            b: np.concatenate([[0.0], np.cumsum(importance[self.names[b]].astype(np.float64))]) for b in self.blocks
+            b: np.concatenate([[0.0], np.cumsum(importance[self.names[b]].astype(np.float64)[self.order[b]])])
+            for b in self.blocks
         }
         self.fixed = {block for block in self.blocks if self.names[block] in fixed}
-        most = np.arange(self.units + 1)
-        free = self.units + 1
-        self.matching = np.full((free, free), np.inf)
-        for before in most:
-            for after in range(before, free):
-                self.matching[before, after] = matching_macs(costs, free - int(before), after - int(before))
-        self.saved = {
-            name: np.array([block_macs(costs, name, costs.length - int(gone)) for gone in most])
+        # Before a block: left tokens; behind it, for each number of units that go.
+        left, gone = np.arange(self.units + 1)[:, None], np.arange(self.units)[None, :]
+        self.after = -(-left * (self.units - gone) // self.units)
+        self.matching = np.vectorize(lambda n, m: float(matching_macs(costs, int(n), int(n - m))))(left, self.after)
+        self.cost = {
+            name: np.array([block_macs(costs, name, costs.special + int(n)) for n in range(self.units + 1)])
             for name in costs.blocks
         }
 
     def at_price(self, price: float) -> list[int]:
-        """How many tokens merge behind each block for least importance lost plus price x MACs."""
-        blocks = self.blocks
-        after = list(self.costs.blocks)[1:]
-        best = np.full(self.units + 1, np.inf)
-        best[0] = 0.0
-        came: list[NDArray[np.intp]] = []
-        for block, following in zip(blocks, after, strict=True):
-            lost = self.lost[block]
-            step = lost[None, :] - lost[:, None] + price * self.matching
+        """Units that go of each block's group, for least importance lost plus price x MACs."""
+        best = np.zeros(self.units + 1)  # of what follows a block, by the tokens that leave it
+        choices: list[NDArray[np.intp]] = []
+        for block, following in zip(reversed(self.blocks), reversed(list(self.costs.blocks)), strict=False):
+            behind = best + price * self.cost[following]
+            total = self.lost[block][None, :-1] + price * self.matching + behind[self.after]
             if block in self.fixed:
-                step = np.where(np.eye(self.units + 1, dtype=bool), 0.0, np.inf)
-            total = best[:, None] + step
-            came.append(total.argmin(axis=0))
-            best = total.min(axis=0) + price * self.saved[following]
-        gone = int(best.argmin())
-        counts = [0]
-        for previous in reversed(came):
-            earlier = int(previous[gone])
-            counts.append(gone - earlier)
-            gone = earlier
-        return counts[::-1]
+                total[:, 1:] = np.inf
+            choices.append(total.argmin(axis=1))
+            best = total.min(axis=1)
+        left, gone = self.units, []
+        for choice in reversed(choices):
+            gone.append(int(choice[left]))
+            left = int(self.after[left, gone[-1]])
+        return gone
 
     def family(self) -> list[list[int]]:
         """Different schedules, from no merging to the most."""
         scale = max(sum(float(v[-1]) for v in self.lost.values()), 1e-30) / sum(
-            float(self.saved[name][0]) for name in self.costs.blocks
+            float(self.cost[name][-1]) for name in self.costs.blocks
         )
         prices = np.geomspace(PRICE_RANGE[0] * scale, PRICE_RANGE[1] * scale, PRICES)
-        found = [[0] * (len(self.blocks) + 1), *(self.at_price(float(price)) for price in prices)]
-        return [list(counts) for counts in dict.fromkeys(map(tuple, found))]
+        found = [[0] * len(self.blocks), *(self.at_price(float(price)) for price in prices)]
+        return [list(gone) for gone in dict.fromkeys(map(tuple, found))]
 
-    def kept(self, counts: Sequence[int]) -> Kept:
-        """The tokens that stay, by group name: those that go do so at most once over all blocks."""
-        gone, kept = 0, {}
-        for block, count in zip(self.blocks, counts[:-1], strict=True):
-            kept[self.names[block]] = [u for u in range(self.units) if not gone <= u < gone + count]
-            gone += count
-        return kept
+    def kept(self, gone: Sequence[int]) -> Kept:
+        """The units that stay, by group name."""
+        return {
+            self.names[block]: sorted(int(u) for u in self.order[block][number:])
+            for block, number in zip(self.blocks, gone, strict=True)
+        }
+
+    def merging(self, gone: Sequence[int]) -> list[int]:
+        """How many tokens merge behind each block."""
+        return [*merges_at([self.units - number for number in gone], self.units), 0]
 
 
 def choose_with_tokens(
@@ -137,8 +136,12 @@ def choose_with_tokens(
     schedules = Schedules(importance, groups, costs, fixed)
     family = schedules.family() if limits.keep_macs is not None else schedules.family()[:1]
     ranked = sorted(
-        (_lost(schedules.kept(counts), importance) + relaxed(counts, importance, groups, totals, costs, limits), number)
-        for number, counts in enumerate(family)
+        (
+            _lost(schedules.kept(gone), importance)
+            + relaxed(schedules.merging(gone), importance, groups, totals, costs, limits),
+            number,
+        )
+        for number, gone in enumerate(family)
     )
     best: Kept | None = None
     least = np.inf
@@ -147,7 +150,10 @@ def choose_with_tokens(
             break
         kept_tokens = schedules.kept(family[number])
         with contextlib.suppress(BudgetError):
-            kept = {**_fill(solve, groups, totals, costs, limits, family[number], kept_tokens), **kept_tokens}
+            kept = {
+                **_fill(solve, groups, totals, costs, limits, schedules.merging(family[number]), kept_tokens),
+                **kept_tokens,
+            }
             lost = _lost(kept, importance)
             if lost < least:
                 best, least = kept, lost
@@ -163,10 +169,10 @@ def _cheapest(
     totals: Totals,
     costs: TokenCosts,
     limits: Limits,
-    counts: Sequence[int],
+    gone: Sequence[int],
 ) -> Kept:
     """What the schedule that saves most allows; its BudgetError, with shares of the whole model, if that is nothing."""
-    kept_tokens = schedules.kept(counts)
+    kept_tokens, counts = schedules.kept(gone), schedules.merging(gone)
     try:
         return {**_fill(solve, groups, totals, costs, limits, counts, kept_tokens), **kept_tokens}
     except BudgetError as error:

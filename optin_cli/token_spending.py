@@ -19,10 +19,21 @@ from optin_cli.options import UNITS
 KIND = UNITS["tokens"]
 
 
+def merges_at(shares: Sequence[int], units: int) -> list[int]:
+    """How many tokens merge behind each block that lets so many `units`-ths of those at it go on, rounded up."""
+    left, counts = units, []
+    for share in shares:
+        after = -(-left * share // units)
+        counts.append(left - after)
+        left = after
+    return counts
+
+
 def merges(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], costs: TokenCosts) -> list[int]:
     """How many tokens merge behind each block under a mask."""
-    gone = {g.block: g.units - len(kept[name]) for name, g in groups.items() if g.kind == KIND and name in kept}
-    return [gone.get(name, 0) for name in costs.blocks]
+    units = costs.length - costs.special
+    left = {group.block: len(kept[name]) for name, group in groups.items() if group.kind == KIND and name in kept}
+    return merges_at([left.get(name, units) for name in costs.blocks], units)
 
 
 def matching_macs(costs: TokenCosts, left: int, count: int) -> int:

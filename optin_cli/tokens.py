@@ -1,8 +1,8 @@
 """The blocks of a model between which tokens may merge in; how many there are, and how many merge under a mask, out.
 
-The tokens of a block are a group like its heads: `encoder.3.token` has one unit fewer than there are tokens that can
-merge. Its unit j is the j-th token of the sequence to go, should it go behind block 3. So each j goes at most once
-over all blocks, and as many tokens merge behind a block as its group lacks units.
+The tokens of a block are a group like its heads: `encoder.3.token` has as many units as the whole sequence has tokens
+that may merge, and a unit is one such part of those that reach block 3. So blocks do not depend on each other: a group
+that keeps 48 of 64 units lets three quarters of its tokens go on, rounded up, however many they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from optin_cli.architectures import TokenRule
 from optin_cli.errors import ArchitectureError, ArtifactError
 from optin_cli.options import UNITS
 from optin_cli.runtime import MERGED, spread_tokens
+from optin_cli.token_spending import merges_at
 
 if TYPE_CHECKING:
     from optin_cli.checkpoint import Checkpoint
@@ -45,18 +46,18 @@ class Tokens:
 
     @property
     def units(self) -> int:
-        """Most tokens that can merge away: one stays."""
-        return max(self.length - self.special - 1, 0)
+        """Tokens of a whole sequence that may merge."""
+        return self.length - self.special
 
     @property
     def groups(self) -> dict[str, str]:
         """The block behind which tokens merge, by the name of the group; nothing is gained behind the last one."""
-        return {f"{name}.{KIND}": name for name, _ in self.blocks[:-1]} if self.units else {}
+        return {f"{name}.{KIND}": name for name, _ in self.blocks[:-1]} if self.units > 1 else {}
 
     def counts(self, kept: Mapping[str, Sequence[int]]) -> list[int]:
         """How many tokens merge behind each block; none where a group is not named."""
         names = [f"{name}.{KIND}" for name, _ in self.blocks]
-        return [self.units - len(kept[name]) if name in kept else 0 for name in names]
+        return merges_at([len(kept[name]) if name in kept else self.units for name in names], self.units)
 
 
 def find_tokens(
@@ -182,7 +183,7 @@ def require_tokens(checkpoint: Checkpoint) -> Tokens:
         hint = "Plain vision transformers can: ViT, DeiT and DINOv2 of transformers and timm."
     elif tokens.dense:
         why, hint = f"its output {tokens.dense[0]} says something of every token", "Pass a classifier."
-    elif tokens.units < 1:
+    elif tokens.units < 2:
         why, hint = f"of its {tokens.length} tokens {tokens.special} are special", None
     else:
         return tokens
@@ -190,13 +191,10 @@ def require_tokens(checkpoint: Checkpoint) -> Tokens:
 
 
 def check_merging(tokens: Tokens, kept: Mapping[str, Sequence[int]], name: str) -> None:
-    """Refuse a mask by which more tokens merge than there are (ArtifactError)."""
-    left = tokens.units
-    for (block, _), count in zip(tokens.blocks, tokens.counts(kept), strict=True):
-        if count > left:
+    """Refuse a mask by which no token goes on (ArtifactError)."""
+    for group, block in tokens.groups.items():
+        if group in kept and not kept[group]:
             raise ArtifactError(
-                f"{name} merges {count} tokens behind {block}, where only {left + 1} of {tokens.units + 1} are left; "
-                "at least one must stay.",
-                hint=f"Behind a block merge as many tokens as its group lacks units: keep more of {block}.{KIND}.",
+                f"{name} keeps no unit of {group}, so that no token would go on behind {block}; at least one must.",
+                hint=f"Keep 1 to {tokens.units} units: how many decides, not which.",
             )
-        left -= count

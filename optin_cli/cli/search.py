@@ -197,13 +197,12 @@ def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
     reached = ", ".join(f"{share:.4f} of the {name}" for name, share in mask.budget.reached.items())
     lines = [f"keeps {reached}"]
     by_block: dict[str, list[str]] = {}
-    merged = 0
+    tokens = None
     for name, group in mask.groups.items():
         block, kind = groups[name]
         kept, left, units = set(group.kept), len(group.kept), group.units
         if kind == UNITS["tokens"]:
-            merged += units - left
-            left, units = units + 1 - merged, units + 1
+            tokens = left = -(-(units if tokens is None else tokens) * left // units)
         if kind != UNITS["tokens"] and units <= SIGNS:
             drawn = "".join("●" if u in kept else "○" for u in range(units))
         else:

@@ -1,15 +1,14 @@
-"""A checkpoint and calibration batches in; what each token costs that merges away behind each block, out.
+"""A checkpoint and calibration batches in; what it costs that a share of the tokens merges behind each block, out.
 
     F_z(n) = mean over samples of the trajectory distance between the model and itself with n tokens merged behind
     block z alone
 
 each original token having, in both trajectories compared, the mean of those that it merged with. That tokens merge is
 thus not charged for, which is what they are meant to do, but that what they then become differs from the mean of what
-they would have become alone: refit aims at the same mean. (Charged for too, as a change of the Gram matrix, merging
-looks some times as dear as cutting what costs as many MACs and more answers.) F_z is measured at a few n; unit j of
-block z's group is worth F_z(j + 1) - F_z(j), on a line between those. So a sequence that is already j tokens shorter
-when it reaches block z loses by the next merge there what the first j are not charged for again: measured at single
-blocks, the sum over a schedule foretells what the whole schedule loses (tests/benchmarks/tokens.py).
+they would have become alone: refit aims at the same mean. F_z is measured at a few n of the whole sequence's N; unit j
+of block z's group is worth F_z(j + 1) - F_z(j). Where fewer than N tokens reach a block, to merge a share n / N of them
+is taken to cost F_z(n): so the sum over a schedule foretells, within a third up or down on the models measured, what
+all its merges lose together, while the sum of F_z at the bare numbers falls short of it by up to half.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ ESTIMATOR = "exact"
 
 def ladder(units: int) -> list[int]:
     """How many tokens merge where it is measured, ascending, ending in all that can."""
-    return sorted({max(1, round(share * units)) for share in SHARES})
+    return sorted({max(1, round(share * (units - 1))) for share in SHARES})
 
 
 @torch.no_grad()
@@ -79,19 +78,27 @@ def merge_batch(
 
 
 def per_unit(slopes: NDArray[np.float64], units: int) -> NDArray[np.float32]:
-    """A number a unit, from one a measured step; the later a unit goes, the more it costs.
+    """A number a unit, from the mean cost of a token between one measured number of merges and the next.
 
-    Steps that measure less than the one before are pooled with it, which keeps the sum over all units: the importance
-    of merging is convex but for noise, and a search that takes units in order needs it so.
+    Between those F follows a power of the number, as it does over all of them, nearly. The later a unit goes, the more
+    it costs: where noise says less, units are pooled, which keeps their sum. The last can never go.
     """
-    steps = ladder(units)
+    steps = np.array(ladder(units), dtype=np.float64)
+    lost = np.cumsum(np.maximum(slopes, 0.0) * np.diff([0.0, *steps]))
+    number = np.arange(1.0, units)
+    found = np.interp(number, [0.0, *steps], [0.0, *lost])
+    if lost[0] > 0 and len(steps) > 1:
+        found = np.exp(np.interp(np.log(number), np.log(steps), np.log(lost)))
+        power = max(np.log(lost[1] / lost[0]) / np.log(steps[1] / steps[0]), 1.0)
+        found = np.where(number < steps[0], lost[0] * (number / steps[0]) ** power, found)
     pools: list[list[float]] = []
-    for low, high, slope in zip([0, *steps], steps, slopes, strict=False):
-        pools.append([max(float(slope), 0.0), high - low])
+    for value in np.diff([0.0, *found]):
+        pools.append([float(value), 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (one, wide), (two, more) = pools[-2], pools.pop()
             pools[-1] = [(one * wide + two * more) / (wide + more), wide + more]
-    return np.repeat([slope for slope, _ in pools], [int(width) for _, width in pools]).astype(np.float32)
+    each = np.repeat([value for value, _ in pools], [int(width) for _, width in pools])
+    return np.append(each, each[-1]).astype(np.float32)
 
 
 def check_units(checkpoint: Checkpoint, options: ScoreOptions) -> Tokens | None:
@@ -162,7 +169,8 @@ def score_tokens(
     widths = np.diff([0, *ladder(tokens.units)])
     for name, block in tokens.groups.items():
         importance[name] = per_unit(totals.mean(name).numpy(), tokens.units)
-        errors[name] = np.repeat(totals.standard_error(name).float().numpy(), widths)
+        each = np.repeat(totals.standard_error(name).float().numpy(), widths)
+        errors[name] = np.append(each, each[-1])
         groups[name] = GroupScores(
             kind=KIND,
             block=block,
