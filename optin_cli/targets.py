@@ -16,7 +16,9 @@ from torch import nn
 from optin_cli.data import Batch
 from optin_cli.observe import call_model, first_tensor
 from optin_cli.replay import Prefixes
+from optin_cli.runtime import spread_tokens
 from optin_cli.structure import Group, Structure
+from optin_cli.tokens import merged_as
 
 
 class Reached(Exception):  # noqa: N818 - a signal, not an error
@@ -92,6 +94,10 @@ class Targets(Prefixes):
         """(sums by group, output of the block's first run): all that a pass through one block tells."""
         sums: dict[Group, list[torch.Tensor]] = {group: [] for group in members}
         outputs: list[Any] = []
+        entering: list[torch.Tensor] = []
+
+        def enter(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            entering[:] = arguments[:1]
 
         def stop_if_done() -> None:
             if outputs and all(len(sums[group]) >= calls for group, calls in members.items()):
@@ -103,13 +109,15 @@ class Targets(Prefixes):
 
         def arriving(group: Group) -> Callable[[torch.Tensor], None]:
             def arrive(total: torch.Tensor) -> None:
-                sums[group].append(total.clone())  # the next module may work in place
+                # A copy, because the next module may work in place; of tokens that merged, each has its own again.
+                sums[group].append(spread_tokens(merged_as(total.clone(), entering[0])) if entering else total.clone())
                 stop_if_done()
 
             return arrive
 
         handles = [at_residual_sum(self.model, group, arriving(group)) for group in members]
-        handles.append(self.model.get_submodule(path).register_forward_hook(collect))
+        handles.append(self.model.get_submodule(path).register_forward_hook(collect, prepend=True))
+        handles.append(self.model.get_submodule(path).register_forward_pre_hook(enter))
         with self.skipping(number), removing(*handles), contextlib.suppress(Reached), torch.no_grad():
             call_model(self.model, batch.inputs)
         return sums, outputs[0]

@@ -29,7 +29,7 @@ from optin_cli.selection import Limits, choose_units
 from optin_cli.surgery import cut
 from optin_cli.token_costs import measure_token_costs
 from optin_cli.token_search import Schedules, choose_with_tokens
-from optin_cli.token_spending import reached, token_saving
+from optin_cli.token_spending import merges_at, reached, token_saving
 from optin_cli.tokens import averaged_as, require_tokens
 
 MERGING = [
@@ -69,8 +69,13 @@ def saved(tmp_path_factory):
 def tokens_kept(checkpoint, *counts):
     """A mask by which so many tokens merge behind the first blocks."""
     tokens = checkpoint.structure.tokens
-    names = [f"{name}.token" for name, _ in tokens.blocks]
-    return {name: list(range(count, tokens.units)) for name, count in zip(names, counts, strict=False)}
+    kept, left = {}, tokens.units
+    for (name, _), count in zip(tokens.blocks, counts, strict=False):
+        share = (left - count) * tokens.units // left
+        kept[f"{name}.token"] = list(range(tokens.units - share, tokens.units))
+        left -= count
+    assert tokens.counts(kept)[: len(counts)] == list(counts)
+    return kept
 
 
 def logits(model, inputs):
@@ -132,19 +137,24 @@ def test_duplicates_merge_into_themselves():
 
 def test_steps():
     assert merging_steps(0, 9) == [] and merging_steps(3, 9) == [3] and merging_steps(8, 9) == [4, 2, 1, 1]
-    assert ladder(63) == [4, 8, 16, 32, 47, 63] and ladder(2) == [1, 2]
+    assert ladder(64) == [4, 8, 16, 32, 47, 63] and ladder(3) == [1, 2]
+    assert merges_at([64, 48, 48, 1, 64], 64) == [0, 16, 12, 35, 0], "three quarters of 64, of 48, and one"
 
 
 def test_importance_rises_and_keeps_its_sum():
-    values = per_unit(np.array([1.0, 0.5, -1.0, 3.0, 2.0, 9.0]), 63)
-    assert values.shape == (63,) and (np.diff(values) >= 0).all()
-    assert values[0] == pytest.approx((1.0 * 4 + 0.5 * 4 + 0 * 8) / 16) and values[-1] == 9.0
+    slopes, steps = np.array([1.0, 0.5, -1.0, 3.0, 2.0, 9.0]), ladder(64)
+    values = per_unit(slopes, 64)
+    assert values.shape == (64,) and (np.diff(values) >= 0).all()
+    assert values[:63].sum() == pytest.approx((slopes.clip(0) * np.diff([0, *steps])).sum(), rel=1e-5)
+    assert values[0] == pytest.approx((1.0 * 4 + 0.5 * 4 + 0 * 8) / 16) and values[-1] == values[-2]
+    assert per_unit(np.arange(1.0, 7.0) ** 2, 64)[:4].sum() == pytest.approx(4.0), "what was measured"
+    assert not per_unit(np.zeros(6), 64).any()
 
 
 # Search
 
 
-def invented(seed, units=4, blocks=3):
+def invented(seed, units=5, blocks=3):
     """Importances, unit costs and token costs of a model that does not exist."""
     draw = np.random.default_rng(seed)
     names = [f"encoder.{number}" for number in range(blocks)]
@@ -160,7 +170,7 @@ def invented(seed, units=4, blocks=3):
     }
     importance = {name: np.sort(draw.random(g.units)).astype(np.float32) for name, g in groups.items()}
     costs = TokenCosts(
-        length=units + 3,
+        length=units + 2,
         special=2,
         width=1,
         blocks={name: BlockCost(macs=macs[name], square=squares[name]) for name in names},
@@ -185,7 +195,7 @@ def test_schedules_at_a_price(seed):
             share = reached({**whole, **kept}, groups, totals, costs)["macs"]
             return lost_by(kept, {n: importance[n] for n in kept}) + price * share * totals.macs
 
-        every = [(a, b, 0) for a in range(5) for b in range(5 - a)]
+        every = [(a, b) for a in range(5) for b in range(5)]
         assert objective(schedules.at_price(price)) == pytest.approx(min(map(objective, every)))
 
 
@@ -405,13 +415,13 @@ def whole_mask(checkpoint, **changed):
 
 def test_edited_masks(saved, tmp_path):
     checkpoint = saved("timm-vit")
-    too_many = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2], "encoder.1.token": [0, 1]})
-    with pytest.raises(ArtifactError, match=r"merges 6 tokens behind encoder\.1, where only 4 of 9 are left") as caught:
-        optin_cli.prune(checkpoint, too_many, tmp_path / "small")
-    assert "keep more of encoder.1.token" in caught.value.hint
+    none = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2], "encoder.1.token": []})
+    with pytest.raises(ArtifactError, match=r"no token would go on behind encoder\.1; at least one must") as caught:
+        optin_cli.prune(checkpoint, none, tmp_path / "small")
+    assert "Keep 1 to 9 units" in caught.value.hint
     for groups, found in (
-        ({"encoder.0.token": GroupMask(units=9, kept=[0])}, "has 9 units; in timm-vit it has 8"),
-        ({"encoder.2.token": GroupMask(units=8, kept=[0])}, "masks the group 'encoder.2.token'"),
+        ({"encoder.0.token": GroupMask(units=8, kept=[0])}, "has 8 units; in timm-vit it has 9"),
+        ({"encoder.2.token": GroupMask(units=9, kept=[0])}, "masks the group 'encoder.2.token'"),
     ):
         mask = whole_mask(checkpoint)
         with pytest.raises(ArtifactError, match=found):
@@ -424,7 +434,8 @@ def test_edited_masks(saved, tmp_path):
     )
     with pytest.raises(ArtifactError, match="its config has no key for tokens that merge"):
         optin_cli.prune(checkpoint, uniform, tmp_path / "small")
-    all_but_one = whole_mask(checkpoint, **{"encoder.0.token": []})
+    all_but_one = whole_mask(checkpoint, **{"encoder.0.token": [4]})
+    assert checkpoint.structure.tokens.counts({"encoder.0.token": [4]}) == [8, 0, 0]
     assert optin_cli.prune(checkpoint, all_but_one, tmp_path / "small").certificate.reloaded == 0
 
 
@@ -443,13 +454,13 @@ def test_command_line(saved, pictures, here):
     found = done("search", "s", "--keep-flops", "0.5", "--protect", "encoder.1.token", "-o", "m")
     assert "token" in found.err
     mask = json.loads((here / "m").read_text())
-    assert mask["groups"]["encoder.1.token"] == {"units": 8, "kept": [*range(8)]}
-    mask["groups"]["encoder.0.token"]["kept"] = [5, 6, 7]  # a random model may lose least without
+    assert mask["groups"]["encoder.1.token"] == {"units": 9, "kept": [*range(9)]}
+    mask["groups"]["encoder.0.token"]["kept"] = [5, 6, 7, 8]  # a random model may lose least without
     (here / "m").write_text(json.dumps(mask))
     uniform = done("search", "s", "--keep-flops", "0.8", "--layout", "uniform", "--json")
-    assert all(len(g["kept"]) == 8 for name, g in json.loads(uniform.out)["groups"].items() if "token" in name)
+    assert all(len(g["kept"]) == 9 for name, g in json.loads(uniform.out)["groups"].items() if "token" in name)
     whole = done("search", "s", "--keep-params", "0.9", "--json")
-    assert all(len(g["kept"]) == 8 for name, g in json.loads(whole.out)["groups"].items() if "token" in name)
+    assert all(len(g["kept"]) == 9 for name, g in json.loads(whole.out)["groups"].items() if "token" in name)
     done("prune", checkpoint, "--mask", "m", "--calib", pictures, "--samples", "24", "-o", "small")
     code = "import sys; sys.modules['optin_cli'] = None; sys.path.insert(0, 'small'); import modeling_optin as m, torch"
     ran = python(f"{code}; print(tuple(m.load_model()(torch.zeros(2, 3, 24, 24)).shape))", cwd=here)
@@ -457,7 +468,7 @@ def test_command_line(saved, pictures, here):
     again = done("score", "small", *options, "--rescore", "none", "-o", "s2")
     assert again.out.strip() == "s2"
     done("search", "s2", "--keep-flops", "0.8", "-o", "m2")
-    done("prune", "small", "--mask", "m2", "-o", "smaller")
+    done("prune", "small", "--mask", "m2", "--calib", pictures, "--samples", "24", "-o", "smaller")
     done("eval", "smaller", "--against", "small", "--latency-runs", "1")
     refused = run_cli("score", "small", *options, "--units", "heads,tokens", cwd=here)
     assert refused.returncode == 1 and "its tokens merge already" in refused.stderr
