@@ -157,7 +157,11 @@ def pair_tokens(hidden: torch.Tensor, count: int, special: int) -> torch.Tensor:
     centred = hidden[:, special:].float() - hidden[:, special:].float().mean(dim=-1, keepdim=True)
     unit = nn.functional.normalize(centred, dim=-1)
     likeness, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
-    order = likeness.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    # Ranks by comparing all with all: ONNX knows no stable sort, and an unstable one breaks ties as it likes.
+    index = torch.arange(likeness.shape[1], device=hidden.device)
+    mine, other = likeness[:, :, None], likeness[:, None, :]
+    rank = ((other > mine) | ((other == mine) & (index[None, :] < index[:, None]))).long().sum(dim=-1)
+    order = rank.topk(count, dim=-1, largest=False).indices
     staying = torch.ones((rows, tokens), dtype=torch.long, device=hidden.device).scatter(1, special + 2 * order, 0)
     place = staying.cumsum(dim=1) - 1
     joined = place.gather(1, special + 1 + 2 * partner.gather(1, order))

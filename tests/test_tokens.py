@@ -465,6 +465,7 @@ def test_command_line(saved, pictures, here):
     code = "import sys; sys.modules['optin_cli'] = None; sys.path.insert(0, 'small'); import modeling_optin as m, torch"
     ran = python(f"{code}; print(tuple(m.load_model()(torch.zeros(2, 3, 24, 24)).shape))", cwd=here)
     assert ran.stdout.strip() == "(2, 3)", ran.stderr
+    assert "certified by onnxruntime" in done("export", "small", "--to", "onnx", "-o", "exported").err
     again = done("score", "small", *options, "--rescore", "none", "-o", "s2")
     assert again.out.strip() == "s2"
     done("search", "s2", "--keep-flops", "0.8", "-o", "m2")
