@@ -7,7 +7,7 @@ each original token having, in both trajectories compared, the mean of those tha
 thus not charged for, which is what they are meant to do, but that what they then become differs from the mean of what
 they would have become alone: refit aims at the same mean. F_z is measured at a few n of the whole sequence's N; unit j
 of block z's group is worth F_z(j + 1) - F_z(j). Where fewer than N tokens reach a block, to merge a share n / N of them
-is taken to cost F_z(n): so the sum over a schedule foretells, within a third up or down on the models measured, what
+is taken to cost F_z(n): so the sum over a schedule foretells, within a third up or down on the ViT-S measured, what
 all its merges lose together, while the sum of F_z at the bare numbers falls short of it by up to half.
 """
 
