@@ -19,6 +19,7 @@ from optin_cli.reporting.evidence import Evidence
 from optin_cli.scores import Scores
 
 SCORE_FLAGS = {
+    "units": "--units",
     "criterion": "--criterion",
     "estimator": "--estimator",
     "rescore": "--rescore",
@@ -39,9 +40,17 @@ SEARCH_FLAGS = {
     "head": "--min-heads",
     "neuron": "--min-neurons",
     "protect": "--protect",
+    "layout": "--layout",
 }
-SEARCH_DEFAULTS: dict[str, Any] = {"algorithm": "exact", "round_to": 1, "head": 0, "neuron": 0, "protect": []}
-BUDGET_FLAGS = {"macs": "--keep-flops", "parameters": "--keep-params"}
+SEARCH_DEFAULTS: dict[str, Any] = {
+    "algorithm": "exact",
+    "round_to": 1,
+    "head": 0,
+    "neuron": 0,
+    "protect": [],
+    "layout": "ragged",
+}
+BUDGET_FLAGS = {"macs": "--keep-flops", "parameters": "--keep-params", "latency": "--keep-latency"}
 PRUNE_FLAGS = {
     "refit_samples": "--samples",
     "refit_ridge": "--refit-ridge",
@@ -153,6 +162,7 @@ def _search(mask: Mask, name: str) -> str:
         if key in mask.budget.asked
         for word in (flag, f"{mask.budget.asked[key]:g}")
     ]
+    words += ["--latency-table", mask.inputs["latency_table"].name] if "latency_table" in mask.inputs else []
     return _line("search", [*words, *_flags(mask, values, SEARCH_FLAGS, SEARCH_DEFAULTS), "-o", name], mask)
 
 
