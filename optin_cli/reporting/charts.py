@@ -255,5 +255,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     spread = (high - low) or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(spread / most))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10, 20) if spread / (size * factor) <= most)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    slack = 1e-9 * step
+    first, last = math.floor((low + slack) / step), math.ceil((high - slack) / step)
+    # The division rounds: far from zero it can land on the wrong side of the number it divides.
+    while round(first * step, 12) > low + slack:
+        first -= 1
+    while round(last * step, 12) < high - slack:
+        last += 1
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
