@@ -34,6 +34,7 @@ from optin_cli.scoring.tokens import check_units, score_tokens, token_state
 from optin_cli.selection import Algorithm, Limits, make_mask
 from optin_cli.stock_masks import stock_settings
 from optin_cli.tasks import load_task, task_named
+from optin_cli.token_exchange import exchange_tokens
 
 
 def load(path: str | Path, *, device: str | None = None) -> nn.Module:
@@ -138,15 +139,11 @@ def score(
     )
     if tokens is None or calibration is None:
         return scores
-    return score_tokens(
-        scores,
-        checkpoint,
-        calibration.exact_batches,
-        options,
-        state=None if state is None else token_state(state),
-        resume=resume,
-        progress=progress,
+    state = None if state is None else token_state(state)
+    scores = score_tokens(
+        scores, checkpoint, calibration.exact_batches, options, state=state, resume=resume, progress=progress
     )
+    return exchange_tokens(scores, checkpoint, calibration.batches, options, progress=progress)
 
 
 def search(

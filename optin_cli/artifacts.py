@@ -16,6 +16,7 @@ from optin_cli.latency_table import LatencyTable
 from optin_cli.layouts import Layout
 from optin_cli.records import Artifact, Frozen, Options, Source, Totals, Workload, to_json
 from optin_cli.results import Comparison, Evaluation, Latency, Measure, Sweep, SweepBaseline, SweepPoint
+from optin_cli.token_records import BlockCost, TokenCosts, TokenExchange
 
 __all__ = [
     "KINDS",
@@ -46,6 +47,7 @@ __all__ = [
     "SweepBaseline",
     "SweepPoint",
     "TokenCosts",
+    "TokenExchange",
     "Totals",
     "Workload",
     "parse",
@@ -102,27 +104,6 @@ class GroupCost(Frozen):
     stock: StockCounts | None = None
 
 
-class BlockCost(Frozen):
-    """MACs of a block over the whole sequence, and those of them that grow with the square of its length."""
-
-    macs: float
-    square: float
-
-
-class TokenCosts(Frozen):
-    """How costs follow the length of a sequence whose tokens merge between blocks.
-
-    length: tokens of a whole sequence, of which `special` never merge. width: numbers a token has. blocks: in order, by
-    name. unit_square: by group name, the MACs of a unit that grow with the square of the length.
-    """
-
-    length: int
-    special: int
-    width: int
-    blocks: dict[str, BlockCost]
-    unit_square: dict[str, float]
-
-
 class Profile(Artifact):
     """`optin profile`: cost of the whole model and of each group's units."""
 
@@ -143,7 +124,10 @@ class GroupScores(GroupCost):
 
 
 class ScoresHeader(Artifact):
-    """`optin score`: JSON header of the scores file, beside one float32 importance vector per group."""
+    """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
+
+    token_exchange: by what tokens' importances were multiplied, None where they stand as scored.
+    """
 
     kind: ClassVar[str] = "scores"
     schema_: Literal["optin.scores/1"] = Field(default="optin.scores/1", alias="schema")
@@ -154,6 +138,7 @@ class ScoresHeader(Artifact):
     totals: Totals
     groups: dict[str, GroupScores]
     tokens: TokenCosts | None = None
+    token_exchange: TokenExchange | None = None
 
 
 class GroupMask(Frozen):

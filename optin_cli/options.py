@@ -58,7 +58,8 @@ class ScoreOptions:
     refitted, the model's remaining units are scored anew (trajectory criteria only). output_weight is lambda,
     temperature is tau. samples, exact_samples: how many calibration samples each estimator sees. probes: backward
     passes a sample. rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128
-    tokens, or what the model holds.
+    tokens, or what the model holds. token_exchange: where tokens are scored, the share of the MACs at which units and
+    tokens are each cut and refitted, to weigh the importance of one against that of the other; None for as scored.
     """
 
     criterion: str = "trajectory"
@@ -75,6 +76,7 @@ class ScoreOptions:
     rows: int = 256
     max_length: int | None = None
     seed: int = 0
+    token_exchange: float | None = 0.8
 
     def __post_init__(self) -> None:
         positive = ("temperature", "probes", "samples", "exact_samples", "batch_size", "rows")
@@ -94,6 +96,8 @@ class ScoreOptions:
             raise UsageError(
                 f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
             )
+        if self.token_exchange is not None and not 0 < self.token_exchange < 1:
+            raise UsageError(f"token_exchange is {self.token_exchange}; expected a share between 0 and 1, or none.")
         if not 0 <= self.output_weight < math.inf:
             raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
         if self.criterion not in CRITERIA:

@@ -196,6 +196,24 @@ def _integer_program(
     return {name: levels[name][number] for name, number in chosen.items()}
 
 
+def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
+    """Choose units, and where tokens are scored how they merge, by all that a scores file holds.
+
+    Raises:
+        BudgetError, UsageError: see `choose_units`.
+    """
+    header = scores.header
+    blocks = {name: group.unit_width for name, group in header.groups.items()}
+
+    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
+        importance = {name: scores.importance[name] for name in groups}
+        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
+
+    if header.tokens is None:
+        return solve(header.groups, header.totals, limits)
+    return choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
+
+
 def make_mask(
     scores: Scores,
     scores_source: Source,
@@ -218,17 +236,6 @@ def make_mask(
     header = scores.header
     if limits.latency_table is not None and table_source is not None:
         require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
-    blocks = {name: group.unit_width for name, group in header.groups.items()}
-
-    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
-        importance = {name: scores.importance[name] for name in groups}
-        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
-
-    def choose(limits: Limits) -> Kept:
-        if header.tokens is None:
-            return solve(header.groups, header.totals, limits)
-        return choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
-
     if header.tokens is not None and limits.latency_table is not None:
         raise UsageError(
             "A latency table does not know what merging tokens saves.",
@@ -239,8 +246,10 @@ def make_mask(
         # No stock config states that tokens merge.
         tokens = [name for name, group in header.groups.items() if group.kind == token_spending.KIND]
         limits = dataclasses.replace(limits, protect=(*limits.protect, *tokens))
-    kept = choose(limits)
-    ragged = choose(dataclasses.replace(limits, layout="ragged")) if limits.layout != "ragged" else None
+    kept = choose(scores, limits, algorithm)
+    ragged = None
+    if limits.layout != "ragged":
+        ragged = choose(scores, dataclasses.replace(limits, layout="ragged"), algorithm)
     if header.tokens is None:
         now = reached(kept, header.groups, header.totals)
     else:

@@ -84,6 +84,16 @@ def shares_of(text: str, option: str) -> list[float]:
         raise UsageError(f"{option} {text!r} is not a number or a comma-separated list of numbers.") from error
 
 
+def share_or_none(text: str, option: str) -> float | None:
+    """One number, or None for "none"."""
+    if text == "none":
+        return None
+    shares = shares_of(text, option)
+    if len(shares) > 1:
+        raise UsageError(f"{option} is {text}; expected one number, or none.")
+    return shares[0]
+
+
 def stem_of(source: str) -> str:
     """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors."""
     if source == STDIO:

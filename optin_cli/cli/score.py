@@ -56,6 +56,14 @@ def score(
     temperature: Annotated[float, typer.Option("--tau", help="Temperature of the output term.")] = DEFAULTS.temperature,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
     rows: Annotated[int, typer.Option(help="Candidates x samples at once, for exact removal.")] = DEFAULTS.rows,
+    token_exchange: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|none",
+            help="Share of the MACs at which units and tokens are each cut and refitted, to weigh one against "
+            "the other; none: as scored.",
+        ),
+    ] = f"{DEFAULTS.token_exchange}",
     max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
     seq_len: common.SeqLen = None,
     data: common.Data = None,
@@ -94,6 +102,7 @@ def score(
         rows=rows,
         max_length=max_length,
         seed=seed,
+        token_exchange=common.share_or_none(token_exchange, "--token-exchange"),
     )
     state = None if target == common.STDIO else Path(f"{target}.partial")
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)

@@ -168,8 +168,7 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
             _Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
             for batch in _on(calibration.batches, checkpoint)
         ]
-    manifold, output = criterion.terms
-    objective = Objective(manifold, output * options.output_weight, options.temperature)
+    objective = Objective.of(options)
     by_estimator = {
         name: [g for g in structure.groups if estimator_of(g, options) == name] for name in ("sketch", "exact")
     }

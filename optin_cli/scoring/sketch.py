@@ -24,6 +24,7 @@ from optin_cli.architectures import OutputRule
 from optin_cli.data import Batch
 from optin_cli.masking import gated
 from optin_cli.observe import Trajectory, observe, per_token
+from optin_cli.options import CRITERIA, ScoreOptions
 from optin_cli.structure import Group, Structure
 from optin_cli.trajectory import normalized_tokens
 
@@ -38,6 +39,12 @@ class Objective:
     manifold: float
     output: float
     temperature: float
+
+    @classmethod
+    def of(cls, options: ScoreOptions) -> Objective:
+        """What a trajectory criterion and its constants ask for."""
+        manifold, output = CRITERIA[options.criterion].terms or (1.0, 1.0)
+        return cls(manifold, output * options.output_weight, options.temperature)
 
 
 def fisher_factor(probabilities: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

@@ -143,8 +143,7 @@ def score_tokens(
         ArchitectureError: the tokens cannot be reduced.
     """
     tokens = require_tokens(checkpoint)
-    manifold, output = CRITERIA[options.criterion].terms or (1.0, 1.0)
-    objective = Objective(manifold, output * options.output_weight, options.temperature)
+    objective = Objective.of(options)
     identity = repr((KIND, scores.header.options, sorted(scores.header.inputs.items())))
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     totals = Accumulator()
