@@ -16,11 +16,13 @@ Vector64 = NDArray[np.float64]
 
 MOST_COMBINATIONS = 200_000
 """Up to how many combinations of counts are tried outright instead of by the integer program."""
-NEAR = 1e-4
-"""How far from the optimum the greedy choice may be to be taken at once, as a share of the gain that it forgoes."""
+NEAR = 1e-3
+"""How far from the optimum the greedy choice may be to be taken at once, as a share of the gain that it forgoes: far
+less than importances are known to."""
 MILP_GAP = 1e-6
-MILP_SECONDS = 20.0
-"""When the integer program may stop: relative distance from the optimum, and seconds."""
+MILP_NODES = 2000
+"""When the integer program may stop: relative distance from the optimum, and nodes. A limit of time would make the
+mask depend on the machine."""
 
 
 @contextlib.contextmanager
@@ -88,7 +90,7 @@ def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArr
     """The integer program over the items that the linear relaxation leaves open.
 
     An item whose reduced cost exceeds the gap between the relaxation and a feasible solution has the same
-    value in every optimum. HiGHS stops within MILP_GAP of the optimum or after MILP_SECONDS.
+    value in every optimum. HiGHS stops within MILP_GAP of the optimum or after MILP_NODES.
     """
     from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
@@ -123,9 +125,9 @@ def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArr
             ],
             integrality=np.ones(core.size),
             bounds=Bounds(0, np.where(closed, 0, 1)),
-            options={"mip_rel_gap": MILP_GAP, "time_limit": MILP_SECONDS},
+            options={"mip_rel_gap": MILP_GAP, "node_limit": MILP_NODES},
         )
-    # A time-out leaves the best mask found, or none; the greedy one is feasible and within the gap.
+    # The limit leaves the best mask found, or none; the greedy one is feasible and within the gap.
     if solution.x is None or float(value @ taken) - float(solution.fun) < float(value @ feasible):
         return feasible
     taken[core] = solution.x > 0.5

@@ -66,7 +66,7 @@ class ScoreOptions:
     units: tuple[str, ...] = ("heads", "neurons", "channels")
     estimator: str = "sketch"
     rescore: tuple[float, ...] = (0.8, 0.6)
-    output_weight: float = 0.1
+    output_weight: float = 10.0
     temperature: float = 4.0
     probes: int = 4
     samples: int = 512
