@@ -136,6 +136,11 @@ def encode(
     if labelled and task is not None and task.each_alone:
         pairs = pair_batches(samples, task, tokenizer, batch_size=batch_size, max_length=length)
         return fit_inputs(checkpoint, pairs)
+    if labelled and checkpoint.purpose == "similarity":
+        raise UsageError(
+            f"{checkpoint.name} puts out sentence embeddings, which have no classes that labels of {samples.name} name.",
+            hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
+        )
     batches = make_batches(
         samples,
         tokenizer,

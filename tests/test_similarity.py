@@ -201,6 +201,13 @@ def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
     done("score", folder, "--criterion", "fisher", "--calib", "stsb-cosine", "--data", data, "-o", "f.safetensors")
 
 
+def test_labels_of_classes_mean_nothing_to_an_encoder(folder, here):
+    data = write_rows(here / "classes.jsonl", [{"sentence": f"a b {n}", "label": n % 2} for n in range(8)])
+    result = call("score", folder, "--criterion", "fisher", "--calib", data)
+    assert result.code == 2 and result.out == ""
+    assert "sentence embeddings" in result.err and "--calib stsb-cosine" in result.err
+
+
 def test_evaluation_keeps_pairs(tmp_path):
     path = write_rows(tmp_path / "validation.jsonl", ROWS)
     samples = load_samples(str(path), task=TASK, split="evaluation")
