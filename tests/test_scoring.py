@@ -1,6 +1,7 @@
 """Estimators against definitions, against each other, and against interruption."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_exact_is_the_distance_to_the_model_really_cut(head):
             manifold_distance(a, b, mask) for a, b in list(zip(mine.features, reference.features, strict=True))[first:]
         )
         output = sum(
-            output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "base") else None)
+            rule.weight * output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "base") else None)
             for a, b, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True)
         )
         torch.testing.assert_close(
@@ -342,6 +343,16 @@ def test_terms_add_up(checkpoint):
     for name, values in both.importance.items():
         expected = parts[0].importance[name] + 3.0 * parts[1].importance[name]
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("estimate", [exact, sketch])
+@pytest.mark.parametrize("head", HEADS)
+def test_an_outputs_weight_multiplies_lambda(head, estimate):
+    model = build("bert", head, num_hidden_layers=1)
+    structure, batch = structure_of(model, head), make_batch(rows=2, tokens=6, padding=2)
+    alike = replace(structure, outputs=tuple(rule.model_copy(update={"weight": 1.0}) for rule in structure.outputs))
+    less = replace(structure, outputs=tuple(rule.model_copy(update={"weight": 0.25}) for rule in structure.outputs))
+    assert_close(estimate(model, less, batch), estimate(model, alike, batch, Objective(1.0, 0.25, 1.0)))
 
 
 def test_scores_that_overflow_are_refused(tmp_path):

@@ -190,12 +190,14 @@ class OutputRule(_Strict):
     """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
 
     `over` is "classes" when the last axis is the distribution (per token if there is a token axis), and
-    "tokens" when the distribution runs over the positions of the sequence.
+    "tokens" when the distribution runs over the positions of the sequence. weight: by which lambda is multiplied for
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
     """
 
     name: str
     kind: OutputKind
     over: Literal["classes", "tokens"] = "classes"
+    weight: float = Field(default=1.0, gt=0)
     kind_by_problem_type: dict[str, OutputKind] = {}
 
 

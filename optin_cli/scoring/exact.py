@@ -53,7 +53,7 @@ def trajectory_distance(
         for output, theirs, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True):
             tokens = batch.mask_for(output) if per_token(output, rule) else None
             distance = output_distance(output, repeat_rows(theirs, times), rule.kind, objective.temperature, tokens)
-            total += objective.output * distance
+            total += objective.output * rule.weight * distance
     return total
 
 

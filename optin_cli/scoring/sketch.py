@@ -131,7 +131,7 @@ def probe_scalar(
             else:
                 signs = _signs((), generators, torch.ones(output.shape, dtype=torch.bool))
             projected = output_projection(output, signs.to(device), rule, objective.temperature, batch)
-            total = total + objective.output**0.5 * projected
+            total = total + (objective.output * rule.weight) ** 0.5 * projected
     return total
 
 
