@@ -138,7 +138,7 @@ def encode(
         return fit_inputs(checkpoint, pairs)
     if labelled and checkpoint.purpose == "similarity":
         raise UsageError(
-            f"{checkpoint.name} puts out sentence embeddings, which have no classes that labels of {samples.name} name.",
+            f"{checkpoint.name} puts out sentence embeddings; the labels of {samples.name} name no classes of it.",
             hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
         )
     batches = make_batches(
