@@ -23,10 +23,12 @@ from scipy.stats import spearmanr
 from optin_cli.calibration import encode
 from optin_cli.checkpoint import load_checkpoint
 from optin_cli.data import Batch, load_samples
+from optin_cli.options import ScoreOptions
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
+DEFAULTS = ScoreOptions()
 
 
 def means(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -41,8 +43,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--neurons", type=int, default=360)
-    parser.add_argument("--output-weight", type=float, default=0.1)
-    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--output-weight", type=float, default=DEFAULTS.output_weight)
+    parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature)
     options = parser.parse_args()
     if not Path(options.checkpoint).is_dir() or not Path(options.data).is_file():
         sys.exit(f"Skipped: needs a checkpoint ({options.checkpoint}) and texts ({options.data}).")
@@ -50,7 +52,7 @@ def main() -> None:
     checkpoint = load_checkpoint(options.checkpoint, device="cpu")
     model, structure = checkpoint.model, checkpoint.structure
     samples = load_samples(options.data, split="calibration", limit=options.samples)
-    batches = encode(checkpoint, samples, checkpoint.tokenizer(), batch_size=32, max_length=128)
+    batches = encode(checkpoint, samples, batch_size=32, max_length=128)
     neuron_groups = [g for g in structure.groups if g.kind == "neuron"]
     head_groups = [g for g in structure.groups if g.kind == "head"]
     generator = torch.Generator().manual_seed(0)
