@@ -84,6 +84,8 @@ def test_the_command_line_gives_the_same(made, tmp_path, monkeypatch):
         assert result.code == 0, result.err
         found = read_scores(f"{share}.safetensors")
         assert found.header.token_exchange == wanted.header.token_exchange
+        said = call("inspect", f"{share}.safetensors").out
+        assert ("importances were multiplied by" in " ".join(said.split())) == (share != "none")
         for name, values in wanted.importance.items():
             np.testing.assert_array_equal(found.importance[name], values)
 

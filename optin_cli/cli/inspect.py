@@ -103,7 +103,14 @@ def _mask_table(artifact: Mask | Manifest) -> Table:
 def _scores_table(scores: Scores) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"{scores.header.criterion} importance", caption="error: median standard error / importance")
+    caption = "error: median standard error / importance"
+    if (exchange := scores.header.token_exchange) is not None:
+        caption += (
+            f"; tokens' importances were multiplied by {exchange.rate:.3g}: at {exchange.share:.3g} of the MACs, "
+            f"refitted, cut units lost {exchange.units_distance:.3g} for an importance of {exchange.units_lost:.3g}, "
+            f"merging {exchange.tokens_distance:.3g} for {exchange.tokens_lost:.3g}"
+        )
+    table = Table(title=f"{scores.header.criterion} importance", caption=caption)
     table.add_column("group", no_wrap=True)
     for heading in ("units", "estimator", "samples", "least", "median", "most", "error"):
         table.add_column(heading, justify="right")
