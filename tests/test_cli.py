@@ -389,6 +389,29 @@ def test_ctrl_c_and_resume_for_real(work):
     assert Path("whole.safetensors").read_bytes() == Path("bert.scores.safetensors").read_bytes()
 
 
+SWALLOWED = """
+import os, signal, weakref
+from optin_cli.cli import common, interrupts
+interrupts.watch()
+class Thing: pass
+thing = Thing()
+# Python drops what a weak reference's callback raises.
+kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), getattr(signal, SIGNAL)))
+del thing
+try:
+    with common.progress("scoring") as tell:
+        tell(0, 1, "")
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_that_a_library_swallows_ends_the_run(here, name):
+    result = python(SWALLOWED.replace("SIGNAL", repr(name)), cwd=here)
+    assert "ignored" in result.stderr and result.stdout == "ended\n"
+
+
 def test_termination_while_certifying_leaves_nothing(work, made):
     args = command("prune", "bert", "--mask", made.mask)
     before = tree(work)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import warnings
-from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
 from optin_cli import __version__
+from optin_cli.cli import interrupts
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
@@ -67,10 +66,6 @@ def _fail(message: str, hint: str | None, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _prepare() -> None:
     """Keep libraries quiet: stdout is data and stderr is ours. Settings of the user win."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -79,7 +74,7 @@ def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _on_terminate)
+    interrupts.watch()
 
 
 def run(arguments: list[str] | None = None) -> Any:

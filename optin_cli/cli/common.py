@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from optin_cli.cli import interrupts
 from optin_cli.errors import UsageError
 from optin_cli.options import ImageOptions
 
@@ -174,7 +175,7 @@ class Tell(Protocol):
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Tell]:
-    """A progress bar with time left, on stderr and only on a terminal."""
+    """A progress bar with time left, on stderr and only on a terminal; where a run that was interrupted ends."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = stderr()
@@ -189,6 +190,7 @@ def progress(title: str) -> Iterator[Tell]:
         task = bar.add_task("", title=title, total=None)
 
         def tell(done: float, total: float, what: str) -> None:
+            interrupts.check()
             bar.update(task, completed=done, total=total, description=what)
 
         yield tell
