@@ -207,6 +207,24 @@ def test_every_flag_of_the_commands_is_one(work):
         assert set(flags.values()) <= options
 
 
+def test_every_constant_of_a_score_has_a_flag():
+    from optin_cli.options import ScoreOptions
+    from optin_cli.reporting import commands
+
+    assert set(commands.SCORE_FLAGS) == set(ScoreOptions().recorded())
+
+
+def test_an_option_turned_off_is_said(work):
+    from optin_cli.reporting import commands
+
+    scores = read_scores("bert.scores.safetensors")
+    options = {**scores.header.options, "token_exchange": None}
+    off = Scores(scores.header.model_copy(update={"options": options}), scores.importance)
+    line = commands._score(off, "off.scores.safetensors")
+    assert "--token-exchange none" in line and "--max-length" not in line
+    assert "--token-exchange" not in commands._score(scores, "on.scores.safetensors")
+
+
 def test_it_needs_no_torch(work):
     code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli import main\nmain()"
     result = python(code, "report", "bert-pruned", cwd=work)

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination, which must end a run even where a library swallows the exception that they raise."""
+"""Signals in; KeyboardInterrupt out, again at the next step where a library has swallowed it."""
 
 from __future__ import annotations
 

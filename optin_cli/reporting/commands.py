@@ -33,6 +33,7 @@ SCORE_FLAGS = {
     "rows": "--rows",
     "max_length": "--max-length",
     "seed": "--seed",
+    "token_exchange": "--token-exchange",
 }
 SEARCH_FLAGS = {
     "algorithm": "--algorithm",
@@ -121,9 +122,11 @@ def _flags(
     words: list[str] = []
     for key, flag in flags.items():
         value = values.get(key)
-        if value is None or (same_version and key in usual and value == usual[key]):
+        if key in values and value is None and usual.get(key) is not None:
+            words += [flag, "none"]
+        elif value is None or (same_version and key in usual and value == usual[key]):
             continue
-        if isinstance(value, bool):
+        elif isinstance(value, bool):
             words += [flag] if value else []
         elif flag == "--protect":
             words += [word for pattern in value for word in (flag, str(pattern))]
