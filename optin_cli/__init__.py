@@ -1,49 +1,48 @@
 """Make trained transformers smaller without retraining: the Python API behind the `optin` command.
 
-Functions are loaded on first use, so that importing the package (and `optin --help`) is instant.
+Functions are imported on first use, so that importing the package (and `optin --help`) is instant.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = [
-    "__version__",
-    "diff",
-    "evaluate",
-    "export",
-    "load",
-    "profile",
-    "profile_latency",
-    "prune",
-    "report",
-    "score",
-    "search",
-    "sweep",
-    "write_measured",
-]
+from optin_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from optin_cli.api import (
-        diff,
-        evaluate,
-        export,
-        load,
-        profile,
-        profile_latency,
-        prune,
-        report,
-        score,
-        search,
-        sweep,
-        write_measured,
-    )
+    from optin_cli.checkpoints.checkpoint import load as load
+    from optin_cli.diffing.diff import diff as diff
+    from optin_cli.evaluation.evaluate import evaluate as evaluate
+    from optin_cli.exporting.export import export as export
+    from optin_cli.profiling.profile import profile as profile
+    from optin_cli.profiling.profile import profile_latency as profile_latency
+    from optin_cli.pruning.model_card import write_measured as write_measured
+    from optin_cli.pruning.prune import prune as prune
+    from optin_cli.reporting.report import report as report
+    from optin_cli.scoring.score import score as score
+    from optin_cli.search.search import search as search
+    from optin_cli.sweeping.sweep import sweep as sweep
+
+_API = {
+    "load": "checkpoints.checkpoint",
+    "profile": "profiling.profile",
+    "profile_latency": "profiling.profile",
+    "score": "scoring.score",
+    "search": "search.search",
+    "prune": "pruning.prune",
+    "evaluate": "evaluation.evaluate",
+    "write_measured": "pruning.model_card",
+    "export": "exporting.export",
+    "sweep": "sweeping.sweep",
+    "report": "reporting.report",
+    "diff": "diffing.diff",
+}
+"""Module of the package that holds each public function."""
+__all__ = ["__version__", *_API]  # noqa: PLE0604 - a table of names
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from optin_cli import api
-
-        return getattr(api, name)
+    if name in _API:
+        return getattr(importlib.import_module(f"optin_cli.{_API[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

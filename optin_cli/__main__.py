@@ -1,6 +1,6 @@
 """Entry point of the `optin` command."""
 
-from optin_cli.cli import main
+from optin_cli.cli.main import main
 
 __all__ = ["main"]
 

@@ -77,3 +77,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     lead = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{lead}Known: {', '.join(names)}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text as a sentence, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."

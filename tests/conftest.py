@@ -6,7 +6,7 @@ import tempfile
 from types import SimpleNamespace
 
 import pytest
-from running import QUICK, done, write_rows
+from helpers.running import QUICK, done, write_rows
 
 CACHE = tempfile.TemporaryDirectory(prefix="optin-tests-")
 # Set before any library reads them: the tests use no network and leave nothing in the user's caches. Models so small
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
 
     texts.jsonl holds the sentences of train.jsonl without labels; other/ has other weights than bert/.
     """
-    from models import save_checkpoint, tiny_tokenizer
+    from helpers.models import save_checkpoint, tiny_tokenizer
 
     root = tmp_path_factory.mktemp("made")
     for seed, name in enumerate(("bert", "other")):

@@ -6,22 +6,28 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from optin_cli.cli import interrupts
-from optin_cli.errors import UsageError
-from optin_cli.options import ImageOptions
+from optin_cli.errors import Exit, UsageError
+from optin_cli.options.images import ImageOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from optin_cli.checkpoint import Checkpoint
+    from optin_cli.checkpoints.checkpoint import Checkpoint
+
 
 STDIO = "-"
+
+
 PIPE_WIDTH = 160
+
+
 MAX_UNREADABLE = ImageOptions().max_unreadable
+
 
 CheckpointArgument = Annotated[
     str,
@@ -31,45 +37,79 @@ CheckpointArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
 Arch = Annotated[
     str | None,
     typer.Option("--arch", metavar="FOLDER", help="Config folder of a state-dict file (also hf:NAME, timm:NAME)."),
 ]
+
+
 ArchArgs = Annotated[
     str | None,
     typer.Option("--arch-args", metavar="K=V,…", help="What timm's model was made with, such as img_size=112."),
 ]
+
+
 ArchitectureFile = Annotated[
     Path | None,
     typer.Option("--architecture", metavar="JSON", help="Own description of where the model's units lie."),
 ]
+
+
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … (default: an accelerator if there is one)")]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+
+
 Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False),
 ]
+
+
 SeqLen = Annotated[
     int | None,
     typer.Option("--seq-len", metavar="N", help="Sequence length that costs are stated for. (default: 128)"),
 ]
+
+
 TextColumns = Annotated[
     str | None,
     typer.Option("--text-columns", metavar="A[,B]", help="Text column(s) of the data. (default: guessed)"),
 ]
+
+
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column.")]
+
+
 Data = Annotated[
     Path | None,
     typer.Option("--data", metavar="PATH", help="Local copy of the task's data: a file, or a folder (of images)."),
 ]
+
+
 MaxUnreadable = Annotated[
     float,
     typer.Option(
         metavar="SHARE", help="Share of images that may be skipped because they do not decode; more is an error."
     ),
 ]
+
+
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sample selection and probes.")]
+
+
+def run(command: Any, arguments: list[str] | None = None) -> Any:
+    """Run a command with its arguments (those of the process if None); failures and interruptions are raised."""
+    result = command.main(arguments, prog_name="optin", standalone_mode=False)
+    if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
+        raise KeyboardInterrupt
+    return result
 
 
 def columns_of(text: str | None) -> list[str] | None:
@@ -125,8 +165,8 @@ def open_checkpoint(
     device: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint (torch is imported only now)."""
-    from optin_cli.checkpoint import load_checkpoint
-    from optin_cli.libraries import parse_arguments
+    from optin_cli.checkpoints.checkpoint import load_checkpoint
+    from optin_cli.checkpoints.libraries.registry import parse_arguments
 
     arguments = parse_arguments(arch_args)
     return load_checkpoint(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)

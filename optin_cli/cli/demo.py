@@ -16,6 +16,8 @@ from optin_cli.cli import common
 from optin_cli.errors import OptinError
 
 NAME = "bert-sst2"
+
+
 STAGES = (
     ["profile", NAME, "-o", f"{NAME}.profile.json"],
     ["score", NAME, "--calib", "train.jsonl"],
@@ -26,6 +28,7 @@ STAGES = (
 
 
 def demo(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to leave the artifacts.")] = Path("optin-demo"),
     force: common.Force = False,
 ) -> None:
@@ -38,15 +41,13 @@ def demo(
     shutil.copytree(source / "checkpoint", folder / NAME, dirs_exist_ok=True)
     for name in ("train.jsonl", "validation.jsonl"):
         shutil.copyfile(source / "data" / name, folder / name)
-    from optin_cli.cli import run
-
     common.say(f"$ cd {folder}")
     with _inside(folder):
         for stage in STAGES:
             command = [*stage, "--force"] if force else stage
             common.say(f"\n$ optin {' '.join(command)}")
             with contextlib.redirect_stdout(sys.stderr):
-                run(command)
+                common.run(context.find_root().command, command)
         _print_result(Path(f"{NAME}-pruned.eval.json"))
     common.say(f"All of it on one page: optin report {folder}")
 
@@ -64,7 +65,8 @@ def _inside(folder: Path) -> Iterator[None]:
 def _print_result(path: Path) -> None:
     from rich.table import Table
 
-    from optin_cli.artifacts import Evaluation, parse
+    from optin_cli.artifacts.base import parse
+    from optin_cli.artifacts.evaluation import Evaluation
 
     result = parse(Evaluation, path.read_bytes(), str(path))
     other = result.against

@@ -12,10 +12,15 @@ from optin_cli.cli import common
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.differing.tables import Difference, Row, Section
+    from optin_cli.diffing.tables import Difference, Row, Section
+
 
 MOST_ROWS = 40
+
+
 MOST_UNITS = 8
+
+
 MOST_LETTERS = 60
 
 
@@ -33,9 +38,9 @@ def diff(
     as_json: common.Json = False,
 ) -> int:
     """What two masks, scores, checkpoints or results differ in."""
-    from optin_cli.differing import diff as compare
+    from optin_cli.artifacts.base import to_json
+    from optin_cli.diffing.diff import diff as compare
     from optin_cli.errors import Exit
-    from optin_cli.records import to_json
 
     found = compare(a, b)
     if as_json:

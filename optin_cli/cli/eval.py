@@ -9,14 +9,16 @@ import typer
 
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
-from optin_cli.options import AnswerOptions, EvalOptions, ImageOptions
-
-DEFAULTS = EvalOptions()
+from optin_cli.options.evaluation import AnswerOptions, EvalOptions
+from optin_cli.options.images import ImageOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.artifacts import Evaluation
+    from optin_cli.artifacts.evaluation import Evaluation
+
+
+DEFAULTS = EvalOptions()
 
 
 def evaluate(
@@ -87,7 +89,7 @@ def evaluate(
     target = common.STDIO if to_stdout else output or f"{common.stem_of(checkpoint)}.eval.json"
     common.require_free(target, force=force)
     if card:
-        from optin_cli.card import require_card
+        from optin_cli.pruning.model_card import require_card
 
         require_card(Path(checkpoint))
     if max_drop is not None and (against is None or task is None):
@@ -96,16 +98,16 @@ def evaluate(
             hint="Pass --against CHECKPOINT and --task NAME.",
         )
     if task is not None:
-        from optin_cli.tasks import load_task
+        from optin_cli.tasks.registry import load_task
 
         load_task(task)
-    from optin_cli import api
+    import optin_cli as api
+    from optin_cli.checkpoints.libraries.registry import parse_arguments
+    from optin_cli.checkpoints.synthetic_inputs import workload_length
     from optin_cli.errors import Exit
-    from optin_cli.evaluation import require_drop
-    from optin_cli.exported import device_for, load_evaluated
+    from optin_cli.evaluation.evaluate import require_drop
+    from optin_cli.exporting.load import device_for, load_evaluated
     from optin_cli.files import write_text
-    from optin_cli.inputs import workload_length
-    from optin_cli.libraries import parse_arguments
 
     common.use_threads(threads)
     device = device_for(device, checkpoint, against)
@@ -139,7 +141,7 @@ def evaluate(
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)
     if card:
-        from optin_cli.card import write_measured
+        from optin_cli.pruning.model_card import write_measured
 
         write_measured(Path(checkpoint), result)
     common.stderr().print(evaluation_table(result))

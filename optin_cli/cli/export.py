@@ -9,12 +9,12 @@ import typer
 
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
-from optin_cli.exporting import MODULES, target_named
+from optin_cli.exporting.registry import MODULES, target_named
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.artifacts import Export
+    from optin_cli.artifacts.export import Export
 
 
 def export(
@@ -55,12 +55,12 @@ def export(
     target = target_named(to)
     target.check_opset(opset)
     target.require((*target.writes_with, *target.runs_with))
-    from optin_cli.exporting.places import check_place, place_of
+    from optin_cli.exporting.paths import check_place, place_of
 
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
     place = place_of(beside if output is None else Path(output), target)
     check_place(place, force=force)
-    from optin_cli import api
+    import optin_cli as api
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, "cpu")
     with common.progress("exporting") as tell:

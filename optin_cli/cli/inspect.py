@@ -13,8 +13,10 @@ from optin_cli.errors import ArtifactError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.artifacts import Artifact, Manifest, Mask
-    from optin_cli.scores import Scores
+    from optin_cli.artifacts.base import Artifact
+    from optin_cli.artifacts.manifest import Manifest
+    from optin_cli.artifacts.mask import Mask
+    from optin_cli.artifacts.scores import Scores
 
 
 def inspect(
@@ -29,7 +31,7 @@ def inspect(
     as_json: common.Json = False,
 ) -> None:
     """What an artifact says."""
-    from optin_cli.folders import MANIFEST
+    from optin_cli.checkpoints.folders import MANIFEST
 
     path = Path(file)
     if path.is_dir():
@@ -39,8 +41,8 @@ def inspect(
                 f"{file} has no {MANIFEST}, so optin did not write it.",
                 hint="For a checkpoint, use optin profile.",
             )
-    from optin_cli.reading import read_artifact
-    from optin_cli.scores import Scores
+    from optin_cli.artifacts.reading import read_artifact
+    from optin_cli.artifacts.scores import Scores
 
     read = read_artifact(path)
     if as_json:
@@ -63,7 +65,13 @@ def _print(artifact: Artifact, table: Table) -> None:
 
 
 def _table(artifact: Artifact) -> Table:
-    from optin_cli.artifacts import Evaluation, Export, LatencyTable, Manifest, Mask, Profile, Sweep
+    from optin_cli.artifacts.costs import Profile
+    from optin_cli.artifacts.evaluation import Evaluation
+    from optin_cli.artifacts.export import Export
+    from optin_cli.artifacts.latency import LatencyTable
+    from optin_cli.artifacts.manifest import Manifest
+    from optin_cli.artifacts.mask import Mask
+    from optin_cli.artifacts.sweep import Sweep
     from optin_cli.cli.eval import evaluation_table
     from optin_cli.cli.export import export_table
     from optin_cli.cli.profile import latency_table, profile_table

@@ -8,15 +8,17 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import UsageError
-from optin_cli.options import LatencyOptions
-
-DEFAULTS = LatencyOptions()
+from optin_cli.options.latency import LatencyOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.artifacts import LatencyTable, Profile
-    from optin_cli.checkpoint import Checkpoint
+    from optin_cli.artifacts.costs import Profile
+    from optin_cli.artifacts.latency import LatencyTable
+    from optin_cli.checkpoints.checkpoint import Checkpoint
+
+
+DEFAULTS = LatencyOptions()
 
 
 def profile(
@@ -65,7 +67,7 @@ def profile(
         return
     if output is not None:
         common.require_free(output, force=force)
-    from optin_cli import api
+    import optin_cli as api
     from optin_cli.files import write_text
 
     result = api.profile(common.open_checkpoint(checkpoint, arch, arch_args, architecture, device), seq_len=seq_len)
@@ -82,7 +84,7 @@ def profile(
 def _measure(
     checkpoint: Checkpoint, target: str, seq_len: int | None, options: LatencyOptions, *, as_json: bool, force: bool
 ) -> None:
-    from optin_cli import api
+    import optin_cli as api
     from optin_cli.files import write_text
 
     with common.progress("measuring") as tell:

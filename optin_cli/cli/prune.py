@@ -9,7 +9,8 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import UsageError
-from optin_cli.options import ImageOptions, RefitOptions
+from optin_cli.options.images import ImageOptions
+from optin_cli.options.refit import RefitOptions
 
 DEFAULTS = RefitOptions()
 
@@ -57,12 +58,13 @@ def prune(
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
     common.require_free(target, force=force, folder=True)
-    from optin_cli.artifacts import Mask, parse
+    from optin_cli.artifacts.base import parse
+    from optin_cli.artifacts.mask import Mask
     from optin_cli.files import read_bytes
 
     name = "stdin" if mask == common.STDIO else Path(mask).name
     read = parse(Mask, read_bytes(mask, "mask"), name)
-    from optin_cli import api
+    import optin_cli as api
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed, add_bias)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from optin_cli.cli import common, completion
-from optin_cli.options import CRITERIA, ImageOptions, ScoreOptions
+from optin_cli.options.images import ImageOptions
+from optin_cli.options.scoring import CRITERIA, ScoreOptions
 
 DEFAULTS = ScoreOptions()
 
@@ -82,9 +83,9 @@ def score(
     """Importance of every head, neuron, channel or token, without labels."""
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
     common.require_free(target, force=force)
-    from optin_cli import api
-    from optin_cli.rescoring import state_files
-    from optin_cli.scores import write_scores
+    import optin_cli as api
+    from optin_cli.artifacts.scores import write_scores
+    from optin_cli.scoring.iterative import state_files
     from optin_cli.scoring.tokens import token_state
 
     options = ScoreOptions(

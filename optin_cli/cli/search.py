@@ -9,16 +9,25 @@ import typer
 
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
-from optin_cli.options import UNITS
+from optin_cli.options.scoring import UNITS
 
 if TYPE_CHECKING:
-    from optin_cli.artifacts import LatencyTable, Mask, ScoresHeader, Source
+    from optin_cli.artifacts.base import Source
+    from optin_cli.artifacts.latency import LatencyTable
+    from optin_cli.artifacts.mask import Mask
+    from optin_cli.artifacts.scores import ScoresHeader
+
 
 Shares = tuple[float | None, float | None, float | None]
 """Of MACs, parameters and time."""
 
+
 BAR = 16
+
+
 SIGNS = 24
+
+
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -64,10 +73,11 @@ def search(
     force: common.Force = False,
 ) -> None:
     """The best mask within a budget of FLOPs, parameters or measured time."""
+    from optin_cli.artifacts.mask import LAYOUTS
+    from optin_cli.artifacts.scores import read_scores
     from optin_cli.files import write_text
-    from optin_cli.layouts import LAYOUTS
-    from optin_cli.scores import read_scores
-    from optin_cli.selection import ALGORITHMS, Limits, make_mask
+    from optin_cli.search.choose import ALGORITHMS, make_mask
+    from optin_cli.search.limits import Limits
 
     if algorithm not in ALGORITHMS:
         raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
@@ -121,7 +131,7 @@ def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
     """What a uniform layout cost against the mask of the same limits whose layers differ, and what it holds whole."""
     if mask.ragged_importance_lost is None or mask.importance_lost is None:
         return []
-    from optin_cli.uniform import pinned_classes
+    from optin_cli.search.uniform import pinned_classes
 
     lost, ragged = mask.importance_lost, mask.ragged_importance_lost
     more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"
@@ -160,13 +170,14 @@ def _read_table(keep_latency: str | None, path: str | None) -> tuple[LatencyTabl
         )
     if path is None:
         return None, None
-    from optin_cli.artifacts import LatencyTable, Source, parse
+    from optin_cli.artifacts.base import Source, parse
+    from optin_cli.artifacts.latency import LatencyTable
     from optin_cli.files import read_bytes, sha256_of
 
     name = "stdin" if path == common.STDIO else Path(path).name
     content = read_bytes(path, "latency")
     table = parse(LatencyTable, content, name)
-    from optin_cli.devices import other_device
+    from optin_cli.profiling.devices import other_device
 
     if (difference := other_device(table.device, table.threads)) is not None:
         common.say(f"warning: {name} was {difference}. Times differ between devices, and so will what is reached.")

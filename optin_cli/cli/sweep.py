@@ -9,15 +9,22 @@ import typer
 
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
-from optin_cli.options import EvalOptions, ImageOptions, ScoreOptions, SweepOptions
-
-SCORING, EVALUATION = ScoreOptions(), EvalOptions()
-EVALUATIONS = 6
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.images import ImageOptions
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.sweep import SweepOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from optin_cli.artifacts import Latency, Sweep, SweepPoint
+    from optin_cli.artifacts.evaluation import Latency
+    from optin_cli.artifacts.sweep import Sweep, SweepPoint
+
+
+SCORING, EVALUATION = ScoreOptions(), EvalOptions()
+
+
+EVALUATIONS = 6
 
 
 def sweep(
@@ -94,13 +101,13 @@ def sweep(
     options = SweepOptions(names, shares, max_drop, evaluations, refit_ridge)
     scoring = ScoreOptions(samples=samples, batch_size=batch_size, max_length=max_length, seed=seed)
     folder = Path(output or f"{common.stem_of(checkpoint)}-sweep")
-    from optin_cli.tasks import load_task
+    from optin_cli.tasks.registry import load_task
 
     load_task(task)
-    from optin_cli import api
-    from optin_cli.inputs import workload_length
-    from optin_cli.pictures import PICTURES, draw_text
-    from optin_cli.sweeping import MODEL, PARTIAL, RESULT, check_folder, find_recipe, require_chosen
+    import optin_cli as api
+    from optin_cli.checkpoints.synthetic_inputs import workload_length
+    from optin_cli.sweeping.plots import PICTURES, draw_text
+    from optin_cli.sweeping.sweep import MODEL, PARTIAL, RESULT, check_folder, find_recipe, require_chosen
 
     for name in names:
         find_recipe(name)

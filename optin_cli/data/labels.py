@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from optin_cli.data.galleries import listed
-from optin_cli.data.images import ImageSamples
-from optin_cli.data.samples import Label, Samples
+from optin_cli.data.images.folders import listed
+from optin_cli.data.images.samples import ImageSamples
+from optin_cli.data.text.samples import Label, Samples
 from optin_cli.errors import DataError
-from optin_cli.tasks import Task
+from optin_cli.tasks.schema import Task
 
 
 def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, int | float] | None:

@@ -30,26 +30,36 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from optin_cli.artifacts import GroupCost, Refit, Totals
-from optin_cli.costs import measure_costs
-from optin_cli.inputs import example_inputs, workload_of
-from optin_cli.least_squares import solve_ridge
-from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
-from optin_cli.refit import linear, normal_equations
-from optin_cli.residuals import Known, consumer_calls, knowing
+from optin_cli.artifacts.base import Totals
+from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.manifest import Refit
+from optin_cli.artifacts.mask import Kept
+from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
+from optin_cli.model.costs import measure_costs
+from optin_cli.model.cut import cut
+from optin_cli.model.structure import Group
+from optin_cli.recipes.recipe import Outcome, Prepared, Recipe, Setting
+from optin_cli.refit.refit import linear, normal_equations
+from optin_cli.refit.residual_stream import Known, consumer_calls, knowing
+from optin_cli.refit.ridge import solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
-from optin_cli.selection import Kept, Limits, Vector, choose_units
-from optin_cli.structure import Group
-from optin_cli.surgery import cut
+from optin_cli.search.choose import Vector, choose_units
+from optin_cli.search.limits import Limits
 
 GAMMA = 2.0
 """Temperature of the softened predictions."""
+
+
 LAMBDA = 0.00025 * 32**2
 """Weight of representational beside predictive knowledge: the authors' 0.00025, whose gradients are of means over
 batches of 32 samples, restated for gradients of single samples."""
+
+
 MU = 64.0
 """Weight of heads beside neurons."""
+
+
 TINY_RIDGE = 1e-6
 """Relative to the mean diagonal of X^T X."""
 

@@ -29,21 +29,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from optin_cli.artifacts import Refit
-from optin_cli.costs import measure_costs
-from optin_cli.inputs import example_inputs, workload_of
-from optin_cli.least_squares import Normal
-from optin_cli.recipes import Outcome, Prepared, Recipe, Setting
-from optin_cli.refit import linear, normal_equations
-from optin_cli.residuals import Known, consumer_calls, knowing
+from optin_cli.artifacts.manifest import Refit
+from optin_cli.artifacts.mask import Kept
+from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
+from optin_cli.model.costs import measure_costs
+from optin_cli.model.structure import Group
+from optin_cli.recipes.recipe import Outcome, Prepared, Recipe, Setting
+from optin_cli.refit.refit import linear, normal_equations
+from optin_cli.refit.residual_stream import Known, consumer_calls, knowing
+from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import loss_gradients
-from optin_cli.selection import Kept, Limits, choose_units
-from optin_cli.structure import Group
+from optin_cli.search.choose import choose_units
+from optin_cli.search.limits import Limits
 
 Vector64 = NDArray[np.float64]
 
+
 DAMP = 1.0
 """How strongly tuned masks are drawn to 1, in units of the normal equations' residual (the authors' value)."""
+
+
 BOUND = 10.0
 """Largest size of a tuned mask."""
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optin_cli.recipes import Prepared, Recipe, Setting
+from optin_cli.recipes.recipe import Prepared, Recipe, Setting
 from optin_cli.recipes.scored import prepare_scored
 
 OUTPUT_WEIGHT = 0.1
 """lambda"""
+
+
 TEMPERATURE = 4.0
 """tau"""
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from optin_cli.artifacts import Refit
-from optin_cli.data import Batch
-from optin_cli.recipes import Adjust, Outcome, Prepared, Recipe, Setting
-from optin_cli.refit import refit_model
-from optin_cli.rescoring import score_in_rounds
-from optin_cli.selection import Algorithm, Kept, Limits, choose_units
+from optin_cli.artifacts.manifest import Refit
+from optin_cli.artifacts.mask import Kept
+from optin_cli.data.batch import Batch
+from optin_cli.recipes.recipe import Adjust, Outcome, Prepared, Recipe, Setting
+from optin_cli.refit.refit import refit_model
+from optin_cli.scoring.iterative import score_in_rounds
+from optin_cli.search.choose import Algorithm, choose_units
+from optin_cli.search.limits import Limits
 
 
 def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust:

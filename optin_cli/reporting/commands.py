@@ -12,11 +12,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from optin_cli import __version__
-from optin_cli.artifacts import Artifact, Evaluation, Manifest, Mask, Source, Sweep
-from optin_cli.options import AnswerOptions, EvalOptions, RefitOptions, ScoreOptions, SweepOptions
+from optin_cli.artifacts.base import Artifact, Source
+from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.scores import Scores
+from optin_cli.artifacts.sweep import Sweep
+from optin_cli.options.evaluation import AnswerOptions, EvalOptions
+from optin_cli.options.refit import RefitOptions
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.sweep import SweepOptions
 from optin_cli.reporting.evidence import Evidence
-from optin_cli.scores import Scores
+from optin_cli.version import __version__
 
 SCORE_FLAGS = {
     "units": "--units",
@@ -35,6 +42,8 @@ SCORE_FLAGS = {
     "seed": "--seed",
     "token_exchange": "--token-exchange",
 }
+
+
 SEARCH_FLAGS = {
     "algorithm": "--algorithm",
     "round_to": "--round-to",
@@ -43,6 +52,8 @@ SEARCH_FLAGS = {
     "protect": "--protect",
     "layout": "--layout",
 }
+
+
 SEARCH_DEFAULTS: dict[str, Any] = {
     "algorithm": "exact",
     "round_to": 1,
@@ -51,7 +62,11 @@ SEARCH_DEFAULTS: dict[str, Any] = {
     "protect": [],
     "layout": "ragged",
 }
+
+
 BUDGET_FLAGS = {"macs": "--keep-flops", "parameters": "--keep-params", "latency": "--keep-latency"}
+
+
 PRUNE_FLAGS = {
     "refit_samples": "--samples",
     "refit_ridge": "--refit-ridge",
@@ -60,6 +75,8 @@ PRUNE_FLAGS = {
     "refit_seed": "--seed",
     "refit_add_bias": "--add-bias",
 }
+
+
 EVAL_FLAGS = {
     "batch_size": "--batch-size",
     "max_length": "--max-length",
@@ -70,6 +87,8 @@ EVAL_FLAGS = {
     "latency_runs": "--latency-runs",
     "threads": "--threads",
 }
+
+
 SWEEP_FLAGS = {
     "recipes": "--recipe",
     "keep_flops": "--keep-flops",
@@ -84,6 +103,8 @@ SWEEP_FLAGS = {
     "eval_latency_length": "--latency-length",
     "eval_latency_runs": "--latency-runs",
 }
+
+
 SEQ_LEN = EvalOptions().seq_len
 
 

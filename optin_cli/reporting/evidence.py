@@ -11,17 +11,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optin_cli.artifacts import Manifest, Mask, Profile, Source, Workload, require_source
+from optin_cli.artifacts.base import Source, Workload, require_source
+from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.reading import Read, artifacts_in, read_artifact
+from optin_cli.artifacts.scores import Scores
+from optin_cli.checkpoints.folders import MANIFEST, folder_source
 from optin_cli.errors import ArtifactError, UsageError
-from optin_cli.folders import MANIFEST, folder_source
-from optin_cli.reading import Read, artifacts_in, read_artifact
-from optin_cli.scores import Scores
+from optin_cli.progress import Note
 
 SWEEP = "sweep.json"
+
+
 BESIDE_CUT = ("mask", "scores", "profile", "eval", "sweep")
+
+
 BESIDE_SWEEP = ("scores", "profile")
 """Kinds that are also looked for beside a cut folder, and beside a sweep of which no model was written."""
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

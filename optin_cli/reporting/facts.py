@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from optin_cli.artifacts import (
-    Certificate,
-    Evaluation,
-    GroupCost,
-    Manifest,
-    Mask,
-    Profile,
-    Refit,
-    Sweep,
-    Totals,
-    Workload,
-)
+from optin_cli.artifacts.base import Totals, Workload
+from optin_cli.artifacts.costs import GroupCost, Profile
+from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
+from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.scores import Scores
+from optin_cli.artifacts.sweep import Sweep
 from optin_cli.reporting.commands import commands_for
 from optin_cli.reporting.evidence import Evidence
 from optin_cli.reporting.quantities import Quantity, measures, reads_of, sizes, totals_before, workload_of
-from optin_cli.scores import Scores
 
 
 @dataclass(frozen=True)

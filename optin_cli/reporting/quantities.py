@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from optin_cli.artifacts import Evaluation, Latency, Manifest, Sweep, Totals, Workload
-from optin_cli.reading import Read
+from optin_cli.artifacts.base import Totals, Workload
+from optin_cli.artifacts.evaluation import Evaluation, Latency
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.reading import Read
+from optin_cli.artifacts.sweep import Sweep
 from optin_cli.reporting.evidence import Evidence
 
 
@@ -136,6 +139,8 @@ def _chosen(sweep: Sweep, manifest: Manifest | None) -> tuple[Quantity | None, Q
 
 
 IN_THE_SWEEP = "Of the pruned models: see the frontier."
+
+
 HOW_TO_MEASURE = "Not measured: optin eval with --against measures both models in one run."
 
 

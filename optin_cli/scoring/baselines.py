@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from optin_cli.data import Batch
+from optin_cli.data.batch import Batch
 from optin_cli.errors import DataError
-from optin_cli.masking import gated
-from optin_cli.observe import call_model, mean_hidden
-from optin_cli.structure import Group, Structure, tensor_at
+from optin_cli.model.forward import call_model, mean_hidden
+from optin_cli.model.lookup import tensor_at
+from optin_cli.model.masking import gated
+from optin_cli.model.structure import Group, Structure
 
 
 def magnitude(model: nn.Module, group: Group) -> torch.Tensor:

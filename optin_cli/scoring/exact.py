@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.data import Batch
-from optin_cli.masking import gated
-from optin_cli.observe import Trajectory, observe, per_token
-from optin_cli.replay import captured, replayed
+from optin_cli.data.batch import Batch
+from optin_cli.model.forward import Trajectory, observe, per_token
+from optin_cli.model.masking import gated
+from optin_cli.model.replay import captured, replayed
+from optin_cli.model.structure import Group, Structure
+from optin_cli.scoring.distances import manifold_distance, output_distance
 from optin_cli.scoring.sketch import Objective
-from optin_cli.structure import Group, Structure
-from optin_cli.trajectory import manifold_distance, output_distance
 
 
 def repeat_rows(value: Any, times: int) -> Any:

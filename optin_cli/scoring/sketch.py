@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_cli.architectures import OutputRule
-from optin_cli.data import Batch
-from optin_cli.masking import gated
-from optin_cli.observe import Trajectory, observe, per_token
-from optin_cli.options import CRITERIA, ScoreOptions
-from optin_cli.structure import Group, Structure
-from optin_cli.trajectory import normalized_tokens
+from optin_cli.architectures.schema import OutputRule
+from optin_cli.data.batch import Batch
+from optin_cli.model.forward import Trajectory, observe, per_token
+from optin_cli.model.masking import gated
+from optin_cli.model.structure import Group, Structure
+from optin_cli.options.scoring import CRITERIA, ScoreOptions
+from optin_cli.scoring.distances import normalized_tokens
 
 
 @dataclass(frozen=True)

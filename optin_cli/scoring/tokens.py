@@ -23,26 +23,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optin_cli.artifacts import GroupScores
-from optin_cli.checkpoint import Checkpoint
-from optin_cli.data import Batch
+from optin_cli.artifacts.scores import GroupScores, Scores
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.synthetic_inputs import example_inputs
+from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
-from optin_cli.inputs import example_inputs
-from optin_cli.masking import masked
-from optin_cli.observe import observe
-from optin_cli.options import CRITERIA, ScoreOptions
-from optin_cli.replay import captured, replayed
-from optin_cli.scores import Scores
+from optin_cli.model.forward import observe
+from optin_cli.model.masking import masked
+from optin_cli.model.replay import captured, replayed
+from optin_cli.model.structure import Structure
+from optin_cli.model.token_costs import measure_token_costs
+from optin_cli.model.tokens import KIND, Tokens, cluster_means, watching
+from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.scoring.accumulate import Accumulator
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
-from optin_cli.structure import Structure
-from optin_cli.token_costs import measure_token_costs
-from optin_cli.token_spending import token_saving
-from optin_cli.tokens import KIND, Tokens, cluster_means, require_tokens, watching
+from optin_cli.search.token_costs import token_saving
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the tokens that can merge: how many do where it is measured. Closest where schedules mostly are."""
+
+
 ESTIMATOR = "exact"
 
 

@@ -24,8 +24,10 @@ from timm.models import save_for_hf
 from torch.nn import functional as F
 
 import optin_cli
-from optin_cli.checkpoint import load_checkpoint
-from optin_cli.options import EvalOptions, RefitOptions, ScoreOptions
+from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.refit import RefitOptions
+from optin_cli.options.scoring import ScoreOptions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SHARES = (0.8, 0.6)

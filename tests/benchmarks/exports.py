@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import optin_cli
-from optin_cli.checkpoint import Checkpoint, load_checkpoint
+from optin_cli.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from optin_cli.checkpoints.synthetic_inputs import random_inputs, workload_of
 from optin_cli.errors import OptinError
-from optin_cli.exported import load_evaluated
-from optin_cli.exporting import MODULES
-from optin_cli.inputs import random_inputs, workload_of
-from optin_cli.options import EvalOptions
-from optin_cli.timing import forward_latency
+from optin_cli.exporting.load import load_evaluated
+from optin_cli.exporting.registry import MODULES
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.profiling.timing import forward_latency
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 BATCHES, TOKENS, WARMUP = (1, 32), 64, 5

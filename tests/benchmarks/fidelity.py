@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from optin_cli.calibration import encode
-from optin_cli.checkpoint import load_checkpoint
-from optin_cli.data import Batch, load_samples
-from optin_cli.options import ScoreOptions
+from optin_cli.checkpoints.batches import encode
+from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.data.batch import Batch
+from optin_cli.data.text.samples import load_samples
+from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
 

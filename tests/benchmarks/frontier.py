@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import optin_cli
-from optin_cli.artifacts import SweepPoint
-from optin_cli.options import EvalOptions, SweepOptions
+from optin_cli.artifacts.sweep import SweepPoint
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.sweep import SweepOptions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "kwon", "kprune", "optin-paper")

@@ -1,0 +1,75 @@
+"""Architecture descriptions: one declarative JSON file per model family, its schema, and its lookup.
+
+A description says where a family keeps its prunable structure. One rule covers every weight that a group
+touches: axis length = parts x units x block. `structure.py` checks each name and shape against a model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from optin_cli.architectures.schema import Architecture, HeadRule
+from optin_cli.errors import ArchitectureError, did_you_mean
+
+FOLDER = Path(__file__).parent
+
+
+HEADS_FILE = FOLDER / "heads.json"
+
+
+def parse_architecture(path: Path) -> Architecture:
+    """Read and validate one description; every problem in it is reported at once."""
+    try:
+        architecture = Architecture.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArchitectureError(f"The architecture file {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
+        raise ArchitectureError(
+            f"{path} is not a valid architecture description:\n" + "\n".join(lines),
+            hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
+        ) from error
+    if architecture.stacks_of is None:
+        return architecture
+    shared = FOLDER / f"{architecture.stacks_of}.json"
+    if not shared.exists():
+        names = (p.stem for p in FOLDER.glob("*.json") if p != HEADS_FILE)
+        raise ArchitectureError(
+            f"{path} takes its stacks from {architecture.stacks_of!r}, which is not described.",
+            hint=did_you_mean(architecture.stacks_of, names),
+        )
+    return architecture.model_copy(update={"stacks": parse_architecture(shared).stacks})
+
+
+@functools.cache
+def known_architectures(library: str = "transformers") -> dict[str, Architecture]:
+    """Every shipped description of a library's models, by model type."""
+    files = sorted(p for p in FOLDER.glob("*.json") if p != HEADS_FILE)
+    return {kind: a for a in map(parse_architecture, files) if a.library == library for kind in a.model_types}
+
+
+def find_architecture(model_type: str, library: str = "transformers") -> Architecture:
+    """The description of a library's model type.
+
+    Raises:
+        ArchitectureError: no shipped file describes it; names the closest and how to describe one.
+    """
+    known = known_architectures(library)
+    if model_type not in known:
+        raise ArchitectureError(
+            f"No architecture description covers model type {model_type!r}.",
+            hint=f"{did_you_mean(model_type, known)} A family is described by one JSON file: copy the nearest "
+            f"one ({FOLDER.name}/*.json in the package), adapt its paths, and pass --architecture my.json.",
+        )
+    return known[model_type]
+
+
+@functools.cache
+def known_heads() -> dict[str, HeadRule]:
+    """What each kind of model head puts out, by transformers' auto class name."""
+    raw = json.loads(HEADS_FILE.read_text(encoding="utf-8"))
+    return {name: HeadRule.model_validate(rule) for name, rule in raw.items()}

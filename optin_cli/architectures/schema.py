@@ -1,0 +1,210 @@
+"""Architecture descriptions: one declarative JSON file per model family, its schema, and its lookup.
+
+A description says where a family keeps its prunable structure. One rule covers every weight that a group
+touches: axis length = parts x units x block. `structure.py` checks each name and shape against a model.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OutputKind = Literal["categorical", "bernoulli", "real"]
+
+
+Layout = Literal["BTC", "BHWC", "BCHW"]
+
+
+LibraryName = Literal["transformers", "timm"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SliceRule(_Strict):
+    """Parameters (paths relative to the block) of which one axis carries the units.
+
+    A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
+    does not exist is an error unless `optional`. `block`: entries a unit has here, where that is not the group's
+    (a number, or an attribute that holds it).
+    """
+
+    parameters: list[str] = Field(min_length=1)
+    axis: int = Field(ge=0)
+    parts: int = Field(1, ge=1)
+    block: int | str | None = None
+    optional: bool = False
+
+
+class StockKey(_Strict):
+    """A key of the library's own config, and its value when every block of the stack keeps `units` units of the group.
+
+    The value is per_unit x units (a number, or an attribute that holds it), divided by the attribute `over` where a
+    config states a ratio; or, whatever is kept, the attribute `fixed`. divides: an attribute that it must divide.
+    """
+
+    per_unit: float | str | None = None
+    over: str | None = None
+    fixed: str | None = None
+    divides: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StockKey:
+        if (self.per_unit is None) == (self.fixed is None):
+            raise ValueError("give either per_unit or fixed")
+        return self
+
+
+class StockRule(_Strict):
+    """How the stock config says that all blocks have fewer units alike.
+
+    step: of which counts are multiples, where a ratio must be whole: a number, or an attribute that holds it.
+    """
+
+    keys: dict[str, StockKey] = Field(min_length=1)
+    step: int | str = 1
+
+
+class EmptyRule(_Strict):
+    """How a module computes once its group has no unit left and its own forward cannot run.
+
+    The module then returns a zero-wide tensor, passed through its child `consumer` (giving the bias) and,
+    with `norm`, through residual and normalisation; as a tuple of `returns` items unless 0. `remove`: modules of
+    the block that served only the units that are gone.
+    """
+
+    module: str
+    consumer: str | None = None
+    norm: str | None = None
+    remove: tuple[str, ...] = ()
+    returns: int = Field(0, ge=0)
+
+
+class SelectRule(_Strict):
+    """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers.
+
+    The module "" is the block itself. An axis of length 1 stands for all units alike.
+    """
+
+    module: str
+    argument: str
+    axis: int = Field(ge=0)
+
+
+class GroupRule(_Strict):
+    """One prunable axis of a block.
+
+    Paths are relative to the block, or begin with "@next" or "@NAME" (see `StackRule`).
+
+    name: what distinguishes it in its block; its kind where None.
+    types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
+    of which each must be for the block to have this group.
+    gate: the module whose input is masked, where something between it and the consumer mixes units
+    (squeeze-and-excitation); the consumer itself where None.
+    residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
+    residual stream; None where that sum is the block's output. residual: false where there is no such stream.
+    block: columns of a unit: a number, an attribute that holds it, or several whose product it is.
+    least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
+    holds the size of one (`block`). attend: a fused attention whose own forward takes its input's width for its heads'.
+    stock: None where the stock config cannot say that there are fewer units.
+    """
+
+    kind: Literal["head", "neuron", "channel"]
+    name: str | None = None
+    types: list[str] = []
+    when: dict[str, list[str]] = {}
+    consumer: str
+    gate: str | None = None
+    residual_sum: str | None = None
+    residual: bool = True
+    least: int = Field(0, ge=0)
+    block: int | str | list[str] = 1
+    count: str | None = None
+    slices: list[SliceRule] = Field(min_length=1)
+    set_units: list[str] = []
+    set_width: list[str] = []
+    mixer: str | None = None
+    select: list[SelectRule] = []
+    attend: str | None = None
+    empty: EmptyRule | None = None
+    stock: StockRule | None = None
+
+
+class TokenRule(_Strict):
+    """How tokens may merge between the blocks of a stack, whose first argument and output are hidden states.
+
+    argument: of a block's forward, what is added to the attention scores. special: parameters (paths relative to the
+    base model) of shape (1, n, width) whose n tokens stand before all others and never merge; those a model lacks
+    count nothing.
+    """
+
+    argument: str
+    special: list[str]
+
+
+class StackRule(_Strict):
+    """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
+
+    types: class names of the modules that are blocks; all that fit the pattern where empty.
+    "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
+    module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
+    """
+
+    name: str
+    blocks: str
+    types: list[str] = []
+    after_last: str | None = None
+    between: dict[str, list[str]] = {}
+    layout: Layout = "BTC"
+    tokens: TokenRule | None = None
+    groups: list[GroupRule] = Field(min_length=1)
+
+
+class Architecture(_Strict):
+    """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
+
+    `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
+    the model's class of timm.
+    """
+
+    family: str
+    library: LibraryName
+    model_types: list[str] = Field(min_length=1)
+    stacks: list[StackRule] = []
+    stacks_of: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Architecture:
+        if bool(self.stacks) == bool(self.stacks_of):
+            raise ValueError("give either stacks or stacks_of")
+        return self
+
+
+class OutputRule(_Strict):
+    """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
+
+    `over` is "classes" when the last axis is the distribution (per token if there is a token axis), and
+    "tokens" when the distribution runs over the positions of the sequence. weight: by which lambda is multiplied for
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    """
+
+    name: str
+    kind: OutputKind
+    over: Literal["classes", "tokens"] = "classes"
+    weight: float = Field(default=1.0, gt=0)
+    kind_by_problem_type: dict[str, OutputKind] = {}
+
+
+class HeadRule(_Strict):
+    """A kind of model head, by what loads it (an auto class of transformers), and what it puts out.
+
+    pipeline: the task that hubs file such models under.
+    """
+
+    library: LibraryName = "transformers"
+    pipeline: str | None = None
+    outputs: list[OutputRule] = Field(min_length=1)
+    may_miss: list[str] = []
+    """First path components of weights that no output depends on and that checkpoints often lack."""

@@ -1,0 +1,1 @@
+"""Schemas of every file that a stage writes, and how to read them. Importing them does not import torch."""

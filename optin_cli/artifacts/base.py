@@ -1,0 +1,141 @@
+"""What every artifact is made of: its common head, the shapes and totals that costs are stated by, and its JSON text.
+
+Nothing here imports torch, so that stages without a model (search, inspect) start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from optin_cli.errors import ArtifactError
+
+Options = dict[str, JsonValue]
+
+
+class Frozen(BaseModel):
+    """Immutable record; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Source(Frozen):
+    """What an artifact was made from: a display name and the sha256 of its content."""
+
+    name: str
+    sha256: str
+
+
+class Artifact(Frozen):
+    """Common head of every artifact. Holds no timestamps and no machine paths: equal runs, equal bytes."""
+
+    kind: ClassVar[str]
+    optin_version: str
+    options: Options
+    inputs: dict[str, Source]
+
+    def dump(self) -> str:
+        """Indented JSON text ending in a newline, lists of numbers on one line each."""
+        return to_json(self.model_dump(mode="json", by_alias=True)) + "\n"
+
+
+class Totals(Frozen):
+    """Whole-model cost. MACs are multiply-accumulates of matrix products, convolutions and attention."""
+
+    macs: int
+    parameters: int
+    bytes: int
+
+
+class Workload(Frozen):
+    """The input shape that a cost is stated for: sequences of `seq_len` tokens, or images (channels, height, width)."""
+
+    batch_size: int = 1
+    seq_len: int | None = None
+    image: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Workload:
+        if (self.seq_len is None) == (self.image is None):
+            raise ValueError("give either seq_len or image")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    @property
+    def shape(self) -> str:
+        """The shape of one input, in words."""
+        if self.image is None:
+            return f"{self.seq_len} tokens"
+        channels, height, width = self.image
+        return f"{height} x {width} pixels" + (f" of {channels} channel(s)" if channels != 3 else "")
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON whose lists of plain numbers stay on one line, so that masks can be read and edited."""
+
+    def render(node: Any, indent: str) -> str:
+        deeper = indent + "  "
+        if isinstance(node, Mapping) and node:
+            rows = ",\n".join(f"{deeper}{json.dumps(str(k))}: {render(v, deeper)}" for k, v in node.items())
+            return "{\n" + rows + "\n" + indent + "}"
+        if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
+            return "[\n" + ",\n".join(deeper + render(item, deeper) for item in node) + "\n" + indent + "]"
+        return json.dumps(node, ensure_ascii=False, allow_nan=False)
+
+    return render(value, "")
+
+
+A = TypeVar("A", bound=Artifact)
+
+
+def parse(kind: type[A], content: str | bytes, name: str) -> A:
+    """Validate JSON text as an artifact of `kind`; all problems are reported together, with their places."""
+    try:
+        raw = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{name} is not valid JSON: {error}.", hint=f"Expected a {kind.kind} file.") from error
+    return validate(kind, raw, name)
+
+
+def validate(kind: type[A], raw: Any, name: str) -> A:
+    """Validate a decoded JSON document as an artifact of `kind`."""
+    expected = str(kind.model_fields["schema_"].default)
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != expected:
+        made_by = re.fullmatch(r"optin\.([a-z]+)/\d+", str(found))
+        what = f"a {made_by[1]} file" if made_by else "not an optin artifact of that kind"
+        raise ArtifactError(f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(p) for p in e['loc']) or '(root)'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise ArtifactError(f"{name} is not a valid {kind.kind} file:\n" + "\n".join(lines)) from error
+
+
+def require_source(artifact: Artifact, artifact_name: str, role: str, found: Source) -> None:
+    """Refuse an artifact that was made from another `role` (checkpoint, scores, …) than the one given."""
+    made_from = artifact.inputs.get(role)
+    if made_from is None or made_from.sha256 != found.sha256:
+        origin = f"{made_from.name} (sha256 {made_from.sha256[:12]})" if made_from else "something unnamed"
+        raise ArtifactError(
+            f"{artifact_name} was made from {role} {origin}, but {found.name} (sha256 {found.sha256[:12]}) was given.",
+            hint=f"Pass the {role} it was made from, or make the {artifact.kind} again from {found.name}.",
+        )

@@ -1,0 +1,59 @@
+"""What was measured: the records that evaluations and sweeps write."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
+
+
+class Measure(Frozen):
+    """A named number."""
+
+    name: str
+    value: float
+
+
+class Latency(Workload):
+    """Median wall time of one forward pass. runtime: what ran it, torch or the runtime of an exported file."""
+
+    runs: int
+    device: str
+    runtime: str = "torch"
+    threads: int
+    median_ms: float
+    samples_per_second: float
+
+
+class Comparison(Frozen):
+    """The evaluated model beside another on the same samples; ratios are this / other. runtime: what ran the other."""
+
+    name: str
+    runtime: str = "torch"
+    metric: Measure | None
+    drop: float | None
+    agreement: float | None
+    kl: float | None
+    macs_ratio: float
+    parameters_ratio: float
+    bytes_ratio: float
+    latency_ratio: float | None
+
+
+class Evaluation(Artifact):
+    """`optin eval`: task metric, size and speed of a checkpoint."""
+
+    kind: ClassVar[str] = "eval"
+    schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
+    task: str | None
+    split: str
+    samples: int
+    metric: Measure | None
+    metrics: dict[str, float]
+    standard_error: float | None
+    workload: Workload
+    totals: Totals
+    latency: Latency | None
+    against: Comparison | None

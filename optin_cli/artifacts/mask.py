@@ -1,0 +1,65 @@
+"""The layouts of a mask, and names of groups in; which groups a uniform layout cuts alike out. No torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from optin_cli.artifacts.base import Artifact, Frozen, Workload
+
+Layout = Literal["ragged", "uniform"]
+"""Every block its own number of units, or all blocks of a stack the same number of each kind."""
+
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+def layout_class(group: str, block: str) -> str:
+    """What the groups that a uniform layout cuts alike have in common: the stack, and the group's name in its block."""
+    return f"{block.partition('.')[0]}.{group.removeprefix(f'{block}.')}"
+
+
+Kept = dict[str, list[int]]
+
+
+class GroupMask(Frozen):
+    """Kept unit indices of one group, ascending."""
+
+    units: int = Field(ge=1)
+    kept: list[int]
+
+    @model_validator(mode="after")
+    def _check(self) -> GroupMask:
+        outside = [u for u in self.kept if not 0 <= u < self.units]
+        if outside:
+            raise ValueError(f"index {outside[0]} is out of range: the group has units 0 to {self.units - 1}")
+        if len(set(self.kept)) != len(self.kept):
+            twice = next(u for u in self.kept if self.kept.count(u) > 1)
+            raise ValueError(f"index {twice} is listed more than once")
+        if sorted(self.kept) != self.kept:
+            raise ValueError("kept indices must be in ascending order")
+        return self
+
+
+class Budget(Frozen):
+    """What was asked, and what the mask reaches, as shares of the whole model (0 to 1)."""
+
+    asked: dict[str, float]
+    reached: dict[str, float]
+
+
+class Mask(Artifact):
+    """`optin search`: the kept units of every group under a budget.
+
+    importance_lost: None where the units were not chosen by their scores alone. ragged_importance_lost: under a
+    uniform layout, what the mask of the same limits loses whose layers differ.
+    """
+
+    kind: ClassVar[str] = "mask"
+    schema_: Literal["optin.mask/1"] = Field(default="optin.mask/1", alias="schema")
+    workload: Workload
+    budget: Budget
+    importance_lost: float | None
+    ragged_importance_lost: float | None = None
+    groups: dict[str, GroupMask]

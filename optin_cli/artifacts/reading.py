@@ -1,0 +1,105 @@
+"""The path of any artifact in; what it holds, by its own schema, out. No torch, so that people need not wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from optin_cli.artifacts.base import Artifact, validate
+from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.export import Export
+from optin_cli.artifacts.latency import LatencyTable
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.scores import HEADER, Scores, ScoresHeader, read_scores
+from optin_cli.artifacts.sweep import Sweep
+from optin_cli.errors import ArtifactError, OptinError
+from optin_cli.files import read_bytes, sha256_of
+
+KINDS: tuple[type[Artifact], ...] = (
+    Profile,
+    ScoresHeader,
+    Mask,
+    Manifest,
+    Evaluation,
+    Sweep,
+    Export,
+    LatencyTable,
+)
+
+
+SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
+
+
+MOST_BYTES = 1 << 26
+"""No JSON artifact is larger than this; a folder's larger files are passed over."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """An artifact as it was read: the name of its file and the sha256 that others know it by."""
+
+    name: str
+    sha256: str
+    content: Artifact | Scores
+
+    @property
+    def head(self) -> Artifact:
+        """What every artifact begins with."""
+        return self.content.header if isinstance(self.content, Scores) else self.content
+
+    @property
+    def kind(self) -> str:
+        """What the artifact is: scores, mask, manifest, eval, sweep or profile."""
+        return self.head.kind
+
+
+def read_artifact(path: str | Path) -> Read:
+    """Read scores (.safetensors) or any JSON artifact ("-": one from standard input).
+
+    Raises:
+        ArtifactError: it is missing, unreadable, or no artifact of a known schema.
+    """
+    name = Path(path).name
+    if Path(path).suffix == ".safetensors":
+        scores = read_scores(path)
+        return Read(name, scores.source(name).sha256, scores)
+    try:
+        raw = json.loads(read_bytes(path, "optin"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is neither a safetensors file nor valid JSON: {error}.") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(schema, str) or schema not in SCHEMAS:
+        raise ArtifactError(f"{path} has the schema {schema!r}; known are {', '.join(SCHEMAS)}.")
+    artifact = validate(SCHEMAS[schema], raw, str(path))
+    return Read(name, sha256_of(artifact.dump().encode()), artifact)
+
+
+def holds_scores(path: Path) -> bool:
+    """Whether a safetensors file's header says that it holds scores; weights are not read."""
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > MOST_BYTES:
+            return False
+        try:
+            return HEADER in (json.loads(stream.read(size)).get("__metadata__") or {})
+        except (ValueError, AttributeError):
+            return False
+
+
+def artifacts_in(folder: Path) -> Iterator[Read]:
+    """The artifacts that lie in a folder, by name; other files, and artifacts that are not sound, are passed over."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_file():
+            continue
+        named = (path.suffix == ".json" and path.stat().st_size <= MOST_BYTES) or (
+            path.suffix == ".safetensors" and holds_scores(path)
+        )
+        if named:
+            try:
+                yield read_artifact(path)
+            except OptinError:
+                continue

@@ -1,0 +1,132 @@
+"""The scores file: one float32 importance vector a group (and standard errors) with a JSON header, as safetensors.
+
+Read and written with numpy, so that search and inspect need no torch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from optin_cli.artifacts.base import Artifact, Source, Totals, Workload, parse
+from optin_cli.artifacts.costs import GroupCost, TokenCosts, TokenExchange
+from optin_cli.errors import ArtifactError
+from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
+
+
+class GroupScores(GroupCost):
+    """A scored group: its costs and how its importance was estimated."""
+
+    estimator: str
+    samples: int
+
+
+class ScoresHeader(Artifact):
+    """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
+
+    token_exchange: by what tokens' importances were multiplied, None where they stand as scored.
+    """
+
+    kind: ClassVar[str] = "scores"
+    schema_: Literal["optin.scores/1"] = Field(default="optin.scores/1", alias="schema")
+    family: str
+    architecture: str
+    criterion: str
+    workload: Workload
+    totals: Totals
+    groups: dict[str, GroupScores]
+    tokens: TokenCosts | None = None
+    token_exchange: TokenExchange | None = None
+
+
+Vector = NDArray[np.float32]
+
+
+HEADER = "optin"
+
+
+IMPORTANCE = "importance."
+
+
+ERROR = "standard_error."
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance of every unit: vectors of (units,) by group name; larger is more important, never negative."""
+
+    header: ScoresHeader
+    importance: Mapping[str, Vector]
+    standard_error: Mapping[str, Vector] = field(default_factory=dict)
+
+    def content(self) -> bytes:
+        """The file's bytes; equal scores give equal bytes."""
+        tensors = {IMPORTANCE + name: np.ascontiguousarray(v, np.float32) for name, v in self.importance.items()}
+        tensors |= {ERROR + name: np.ascontiguousarray(v, np.float32) for name, v in self.standard_error.items()}
+        return save(tensors, metadata={HEADER: self.header.dump()})
+
+    def source(self, name: str) -> Source:
+        """Name and hash, as a mask records them."""
+        return Source(name=name, sha256=sha256_of(self.content()))
+
+
+def write_scores(path: str | Path, scores: Scores, *, force: bool = False) -> None:
+    """Write atomically, or to standard output for "-"."""
+    write_bytes(path, scores.content(), force=force)
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Read and validate a scores file, or standard input for "-".
+
+    Raises:
+        ArtifactError: it is no scores file, a vector is missing or has the wrong length, or holds NaN.
+    """
+    content = read_bytes(path, "scores")
+    name = "standard input" if str(path) == STDIO else str(path)
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+        copy.write(content)
+        copy.flush()
+        try:
+            with safe_open(copy.name, framework="np") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{name} is not a complete safetensors file: {error}.",
+                hint="Expected what optin score wrote.",
+            ) from error
+    if HEADER not in metadata:
+        raise ArtifactError(
+            f"{name} is a safetensors file without an optin header, so it holds no scores.",
+            hint="Expected what optin score wrote; a checkpoint goes to optin score first.",
+        )
+    header = parse(ScoresHeader, metadata[HEADER], name)
+    importance = {group: _vector(tensors, IMPORTANCE, group, header, name) for group in header.groups}
+    errors = {
+        group: _vector(tensors, ERROR, group, header, name) for group in header.groups if ERROR + group in tensors
+    }
+    return Scores(header, importance, errors)
+
+
+def _vector(tensors: Mapping[str, Vector], prefix: str, group: str, header: ScoresHeader, name: str) -> Vector:
+    vector = tensors.get(prefix + group)
+    units = header.groups[group].units
+    if vector is None or vector.shape != (units,):
+        found = "missing" if vector is None else f"of shape {vector.shape}"
+        raise ArtifactError(f"{name}: the vector {prefix}{group} is {found}; expected {units} numbers.")
+    if not np.isfinite(vector).all():
+        bad = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise ArtifactError(
+            f"{name}: the score of {group}.{bad} is {vector[bad]}; expected finite numbers.",
+            hint="Score the checkpoint again; if this comes back, its activations overflow on the calibration data.",
+        )
+    return vector

@@ -1,0 +1,1 @@
+"""Checkpoints: loading, saving and verifying models with all that belongs to them."""

@@ -1,0 +1,60 @@
+"""A checkpoint folder in; its weights files, and the name and hash that artifacts know it by, out. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from optin_cli.artifacts.base import Source
+from optin_cli.checkpoints.libraries.registry import CONFIG
+from optin_cli.errors import CheckpointError
+from optin_cli.files import sha256_of
+
+MANIFEST = "optin.json"
+
+
+CARD = "README.md"
+
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: one file, or the shards an index names.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    for name in FOLDER_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+                return [folder / shard for shard in shards]
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index} is not a valid weight index: {error}.") from error
+    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    raise CheckpointError(
+        f"{folder} holds no weights: found {found}; expected {' or '.join(FOLDER_FILES)}.",
+        hint="Save the model with save_pretrained, or pass the weights file itself with --arch CONFIG_FOLDER.",
+    )
+
+
+def folder_source(folder: Path) -> Source:
+    """Name and hash of a checkpoint folder: those that loading it gives, without loading it.
+
+    Raises:
+        CheckpointError: it lacks a config or weights.
+    """
+    parts = [folder / CONFIG, *weight_files(folder)]
+    if gone := [path.name for path in parts if not path.is_file()]:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
+    return Source(name=folder.resolve().name, sha256=sha256_of(*parts))

@@ -1,0 +1,1 @@
+"""The libraries that build models: transformers and timm, and the model hub."""

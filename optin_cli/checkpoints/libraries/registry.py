@@ -1,0 +1,210 @@
+"""What a checkpoint's config says of its model, and the libraries that build, save and feed such models.
+
+A library is one module here and one row of the table below; the rest of the package asks through this interface
+and never by a library's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from optin_cli.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import nn
+
+    from optin_cli.checkpoints.weights import State
+    from optin_cli.model.config_counts import Settings
+
+
+Modality = Literal["text", "image"]
+
+
+Preprocess = Callable[["Image"], "torch.Tensor"]
+
+
+CONFIG = "config.json"
+
+
+PLAN_KEY = "optin_plan"
+"""Key of a config under which a cut checkpoint keeps the plan that gives its stock model the cut shapes."""
+
+
+MODELING = "modeling_optin.py"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a model takes: images (rows, channels, height, width) under the keyword `input_name`."""
+
+    input_name: str
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a config says, before any weight is read.
+
+    library: the one that builds the model. folder: where config, tokenizer and processor lie, None where a weights
+    file stands alone. identity: the config's bytes. kind: what architecture descriptions are looked up by.
+    auto_class: what loads such a model, the key of what its head puts out. stock: what `Library.build` starts from.
+    label_names: of the classes in order, where they are known.
+    """
+
+    library: str
+    folder: Path | None
+    identity: bytes
+    config: Any
+    kind: str
+    auto_class: str
+    model_class: str
+    modality: Modality
+    image: ImageInput | None
+    num_labels: int
+    label_names: tuple[str, ...] | None
+    problem_type: str | None
+    plan: dict[str, Any] | None
+    stock: Any
+
+
+class Library(Protocol):
+    """One library of models."""
+
+    def owns(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a decoded config.json is one of this library's."""
+
+    def read(self, folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+        """Understand a decoded config; with an own `architecture` description, the kind need not be known.
+
+        Raises:
+            CheckpointError: the config is unsound. ArchitectureError: nothing describes its kind of model.
+        """
+
+    def describe(self, name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+        """Understand the name of a model (or config folder) and arguments that its weights file was made with."""
+
+    def repository(self, name: str) -> str:
+        """Hub repository that holds the model of that name."""
+
+    def build(self, blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
+        """The model with its weights, in evaluation mode, and the path of its base model inside it.
+
+        Raises:
+            CheckpointError: the weights are not those of the model.
+        """
+
+    def preprocess(self, blueprint: Blueprint) -> Preprocess:
+        """What turns an image into what the model was trained to see, (channels, height, width) float32."""
+
+    def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
+        """Write weights and config of a cut model into a folder."""
+
+    def stock_shapes(self, blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that the library itself builds from the config with `settings`, by name.
+
+        Raises:
+            CheckpointError: it refuses such a config.
+        """
+
+    def save_stock(self, blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+        """Write weights and the config with `settings` into a folder, one like any other of the library."""
+
+    def modeling(self, blueprint: Blueprint) -> str:
+        """Code that follows the text of `runtime.py` in the module beside the weights of a cut checkpoint."""
+
+    def reloading(self, blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+        """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
+
+        Args:
+            stock: whether the library's own class takes its weights.
+        """
+
+    def loading(self, blueprint: Blueprint, *, stock: bool = False) -> str:
+        """How a reader of the model card loads a cut folder: lines of Python."""
+
+
+MODULES: Mapping[str, str] = MappingProxyType(
+    {
+        "hf": "optin_cli.checkpoints.libraries.transformers",
+        "timm": "optin_cli.checkpoints.libraries.timm",
+    }
+)
+"""By the prefix of --arch."""
+
+
+NAMES: Mapping[str, str] = MappingProxyType({"transformers": "hf", "timm": "timm"})
+
+
+def library_of(prefix: str) -> Library:
+    """The library of a prefix (hf, timm)."""
+    return cast(Library, importlib.import_module(MODULES[prefix]))
+
+
+def library_named(name: str) -> Library:
+    """The library of a name (transformers, timm)."""
+    return library_of(NAMES[name])
+
+
+def split_prefix(name: str) -> tuple[str | None, str]:
+    """Split timm:NAME and hf:NAME; (None, name) where there is no prefix."""
+    prefix, mark, rest = name.partition(":")
+    return (prefix, rest) if mark and prefix in MODULES else (None, name)
+
+
+def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
+    """What the config of a folder says, by the library that it belongs to.
+
+    Raises:
+        CheckpointError: there is no config, or none that a library knows.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}: found {found}.",
+            hint="Expected a folder written by save_pretrained, by timm or by optin prune.",
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    for prefix in MODULES:
+        library = library_of(prefix)
+        if isinstance(raw, dict) and library.owns(raw):
+            return library.read(folder, raw, architecture)
+    raise CheckpointError(
+        f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
+    )
+
+
+def parse_arguments(text: str | None) -> dict[str, Any]:
+    """Read `img_size=112,num_classes=10`: values are JSON, or else text.
+
+    Raises:
+        UsageError: a part is not KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for part in (text or "").split(",") if text else []:
+        key, mark, value = part.partition("=")
+        if not mark or not key.strip().isidentifier():
+            raise UsageError(f"{part!r} in --arch-args is not KEY=VALUE.", hint="Such as img_size=112,num_classes=10.")
+        try:
+            found[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key.strip()] = value.strip()
+    return found

@@ -1,0 +1,270 @@
+"""timm: folders with config.json naming an architecture, and lone state dicts whose architecture is named."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from optin_cli.architectures.registry import find_architecture
+from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageInput, Preprocess
+from optin_cli.checkpoints.weights import State, strip_prefix
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.model.modeling_optin import apply_plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from optin_cli.model.config_counts import Settings
+
+
+LIBRARY = "timm"
+
+
+LOADED_BY = "timm.create_model"
+
+
+INPUT = "x"
+
+
+WEIGHTS = "model.safetensors"
+
+
+LOADER = '''
+
+def load_model(folder: Any = None) -> nn.Module:
+    """The cut model with its weights, in evaluation mode.
+
+    Args:
+        folder: where config.json and the weights lie; the one of this file unless given.
+    """
+    import json
+    from pathlib import Path
+
+    import timm
+    from safetensors.torch import load_file
+
+    folder = Path(folder or Path(__file__).parent)
+    model = timm.create_model(f"local-dir:{{folder}}", pretrained=False)
+    apply_plan(model, json.loads((folder / "{config}").read_text(encoding="utf-8"))["{key}"])
+    model.load_state_dict(load_file(folder / "{weights}"))
+    return model.eval()
+'''
+
+
+RELOAD = """
+import sys
+sys.path.insert(0, folder)
+import modeling_optin
+model = modeling_optin.load_model()
+"""
+
+
+RELOAD_STOCK = """
+import timm
+model = timm.create_model("local-dir:" + folder, pretrained=True)
+"""
+
+
+CARD_STOCK = """import timm
+
+model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)"""
+
+
+CARD = """import sys
+
+sys.path.insert(0, "path/to/this/folder")
+from modeling_optin import load_model
+
+model = load_model()"""
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise CheckpointError(
+            f"This is a model of timm, which is not installed: {error}.", hint='pip install "optin-cli[vision]"'
+        ) from error
+    return timm
+
+
+def owns(raw: Mapping[str, Any]) -> bool:
+    """Whether a config is one of timm."""
+    return isinstance(raw.get("architecture"), str)
+
+
+def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+    """Understand a config of timm by building its model."""
+    path = folder / CONFIG
+    identity = path.read_bytes()
+    _require_known(str(raw["architecture"]).partition(".")[0])
+    try:
+        stock = _timm().create_model(f"local-dir:{folder}", pretrained=False)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        shown = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} is refused by timm: {shown}") from error
+    return _blueprint(folder, identity, raw, stock, architecture)
+
+
+def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+    """Understand timm's name of a model and the arguments it was built with."""
+    _require_known(name.partition(".")[0])
+    try:
+        stock = _timm().create_model(name, pretrained=False, **arguments)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        shown = " ".join(str(error).split()) or type(error).__name__
+        given = f" with {', '.join(f'{k}={v}' for k, v in arguments.items())}" if arguments else ""
+        raise UsageError(f"timm does not build {name}{given}: {shown}", hint="Correct --arch-args.") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / CONFIG
+        from timm.models._hub import save_config_for_hf
+
+        save_config_for_hf(stock, str(path), model_config={"model_args": dict(arguments)})
+        # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return replace(read(Path(scratch), raw, architecture), folder=None)
+
+
+def repository(name: str) -> str:
+    """Where timm keeps the pretrained weights of that name; those of the default tag where none is given.
+
+    Raises:
+        UsageError: there are none.
+    """
+    timm = _timm()
+    _require_known(name.partition(".")[0])
+    known = timm.models.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        hint = did_you_mean(name, timm.list_pretrained())
+        raise UsageError(f"timm has no pretrained weights of {name!r} on the hub.", hint=hint)
+    hub = str(known.hf_hub_id)
+    tag = name.partition(".")[2] or known.tag
+    return f"{hub}{name.partition('.')[0]}{'.' + tag if tag else ''}" if hub.endswith("/") else hub
+
+
+def _require_known(name: str) -> None:
+    timm = _timm()
+    if not timm.is_model(name):
+        raise CheckpointError(f"timm has no model {name!r}.", hint=did_you_mean(name, timm.list_models()))
+
+
+def _blueprint(
+    folder: Path | None, identity: bytes, raw: dict[str, Any], stock: nn.Module, architecture: Path | None
+) -> Blueprint:
+    from timm.data import resolve_model_data_config
+
+    kind = type(stock).__name__
+    if architecture is None:
+        find_architecture(kind, LIBRARY)
+    size = resolve_model_data_config(stock)["input_size"]
+    names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
+    return Blueprint(
+        library=LIBRARY,
+        folder=folder,
+        identity=identity,
+        config=raw,
+        kind=kind,
+        auto_class=LOADED_BY,
+        model_class=kind,
+        modality="image",
+        image=ImageInput(INPUT, *(int(n) for n in size)),
+        num_labels=int(getattr(stock, "num_classes", 0)),
+        label_names=tuple(map(str, names)) if isinstance(names, list) else None,
+        problem_type=None,
+        plan=raw.get(PLAN_KEY),
+        stock=stock,
+    )
+
+
+def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
+    """The model in float32 with exactly the weights that it needs."""
+    model: nn.Module = blueprint.stock
+    if blueprint.plan:
+        apply_plan(model, blueprint.plan)
+    model = model.float()
+    expected = set(model.state_dict())
+    state = strip_prefix(state, expected)
+    hint = "Name the model that the weights are of: --arch timm:NAME --arch-args img_size=112,num_classes=10."
+    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+    for what, keys in (("lacks", missing), ("holds", unknown)):
+        if keys:
+            shown = ", ".join(keys[:5]) + ("…" if len(keys) > 5 else "")
+            needs = "needs" if what == "lacks" else "has no place for"
+            raise CheckpointError(
+                f"{name} {what} {len(keys)} weight(s) that {blueprint.model_class} {needs}: {shown}", hint=hint
+            )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        shown = "\n".join(str(error).strip().splitlines()[:6])
+        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}", hint=hint) from error
+    return model.eval().requires_grad_(False), ""
+
+
+def preprocess(blueprint: Blueprint) -> Preprocess:
+    """The evaluation transform of the model's own data config."""
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform = create_transform(**resolve_model_data_config(blueprint.stock), is_training=False)
+
+    def prepare(image: Image) -> torch.Tensor:
+        tensor: torch.Tensor = transform(image)
+        return tensor
+
+    return prepare
+
+
+def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
+    """As timm's save_for_hf does; the config gains the plan."""
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {**blueprint.config, PLAN_KEY: plan}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def modeling(_blueprint: Blueprint) -> str:
+    """A function that builds the stock model, gives it the cut shapes and loads the weights."""
+    return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS)
+
+
+def _stock_config(blueprint: Blueprint, settings: Settings) -> dict[str, Any]:
+    """The config whose arguments of the model are those of `settings`, without what only a cut checkpoint's has."""
+    raw = {key: value for key, value in blueprint.config.items() if key != PLAN_KEY}
+    return {**raw, "model_args": {**raw.get("model_args", {}), **settings}}
+
+
+def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Build the model as timm does from a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / CONFIG).write_text(json.dumps(_stock_config(blueprint, settings)), encoding="utf-8")
+        try:
+            model = _timm().create_model(f"local-dir:{scratch}", pretrained=False)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+            raise CheckpointError(f"timm refuses the config: {' '.join(str(error).split())}") from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def save_stock(blueprint: Blueprint, _model: Any, state: State, settings: Settings, folder: Path) -> None:
+    """As timm's save_for_hf does, with the changed arguments of the model."""
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.dumps(_stock_config(blueprint, settings), indent=2)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def reloading(_blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights."""
+    if stock:
+        return "plain timm.create_model in a fresh process without optin", RELOAD_STOCK
+    return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD
+
+
+def loading(_blueprint: Blueprint, *, stock: bool = False) -> str:
+    """By timm itself, or by the function beside the weights."""
+    return CARD_STOCK if stock else CARD

@@ -1,0 +1,315 @@
+"""Hugging Face transformers: folders with config.json naming a model_type, loaded without running code from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from optin_cli.architectures.registry import find_architecture, known_heads
+from optin_cli.checkpoints.libraries.hub import download
+from optin_cli.checkpoints.libraries.registry import (
+    CONFIG,
+    MODELING,
+    PLAN_KEY,
+    Blueprint,
+    ImageInput,
+    Modality,
+    Preprocess,
+    read_folder,
+)
+from optin_cli.checkpoints.weights import State, strip_prefix
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.model.modeling_optin import apply_plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from optin_cli.model.config_counts import Settings
+
+
+LIBRARY = "transformers"
+
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+MODALITIES: Mapping[str, Modality] = {"input_ids": "text", "pixel_values": "image"}
+"""By the name of a model's main input."""
+
+
+LOADER = '''
+
+class {stock}(transformers.{stock}):
+    """The stock class with the shapes of `config.{key}`, under its name: by that pipelines know what it is for."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        apply_plan(self, config.{key})
+'''
+
+
+TRUST = ", trust_remote_code=True"
+
+
+RELOAD = """
+import transformers
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
+"""
+
+
+CARD = """from transformers import {auto_class}, {processor}
+
+folder = "path/to/this/folder"
+model = {auto_class}.from_pretrained(folder{trust})
+{variable} = {processor}.from_pretrained(folder)"""
+
+
+def owns(raw: Mapping[str, Any]) -> bool:
+    """Whether a config is one of transformers."""
+    return "model_type" in raw
+
+
+def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+    """Understand a config of transformers."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    path = folder / CONFIG
+    if architecture is None:
+        find_architecture(str(raw["model_type"]), LIBRARY)
+    try:
+        config = AutoConfig.for_model(**raw)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        shown = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
+    auto_class, model_class = _find_class(config)
+    modality = _modality(model_class)
+    names = getattr(config, "id2label", None) or {}
+    return Blueprint(
+        library=LIBRARY,
+        folder=folder,
+        identity=path.read_bytes(),
+        config=config,
+        kind=config.model_type,
+        auto_class=auto_class,
+        model_class=model_class.__name__,
+        modality=modality,
+        image=_image_input(folder, config) if modality == "image" else None,
+        num_labels=int(config.num_labels),
+        label_names=tuple(str(names[i]) for i in range(len(names))) if set(names) == set(range(len(names))) else None,
+        problem_type=_problem_type(config),
+        plan=getattr(config, PLAN_KEY, None),
+        stock=model_class,
+    )
+
+
+def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+    """Understand a config folder, or the hub id of one."""
+    if arguments:
+        raise UsageError(
+            "--arch-args are for models of timm, which are named; a transformers config says everything itself.",
+            hint="Pass --arch timm:NAME, or leave out --arch-args.",
+        )
+    return read_folder(Path(name) if Path(name).is_dir() else download(name), architecture)
+
+
+def repository(name: str) -> str:
+    """The id itself."""
+    return name
+
+
+def _problem_type(config: Any) -> str | None:
+    if config.problem_type is None and config.num_labels == 1:
+        return "regression"
+    found = config.problem_type
+    return None if found is None else str(found)
+
+
+def _modality(model_class: Any) -> Modality:
+    name = str(model_class.main_input_name)
+    if name not in MODALITIES:
+        raise CheckpointError(
+            f"{model_class.__name__} takes {name}, which is neither text nor images.",
+            hint="Pass a checkpoint of a text or image model.",
+        )
+    return MODALITIES[name]
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"The image processor of {folder} cannot be used: {first}") from error
+
+
+def _image_input(folder: Path, config: Any) -> ImageInput:
+    """What the image processor makes of an image, else what the config says."""
+    channels = int(getattr(config, "num_channels", 3))
+    if any((folder / name).is_file() for name in PROCESSORS):
+        from PIL import Image
+
+        mode = "L" if channels == 1 else "RGB"
+        found = _processor(folder)(images=Image.new(mode, (256, 256)), return_tensors="pt")["pixel_values"]
+        return ImageInput("pixel_values", *(int(n) for n in found.shape[1:]))
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise CheckpointError(
+            f"{folder} does not say what image size its model takes: neither a processor nor an image_size is there.",
+            hint=f"Put the model's {PROCESSORS[0]} beside its {CONFIG}.",
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageInput("pixel_values", channels, int(height), int(width))
+
+
+def _find_class(config: Any) -> tuple[str, Any]:
+    """The auto class whose mapping holds the config's model class, and that class."""
+    import transformers
+
+    names = list(config.architectures or [])
+    candidates: dict[str, tuple[str, Any]] = {}
+    for auto_class, head in known_heads().items():
+        if head.library != LIBRARY:
+            continue
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            for model_class in found if isinstance(found, tuple) else (found,):
+                candidates[model_class.__name__] = (auto_class, model_class)
+    for name in names:
+        if name in candidates:
+            return candidates[name]
+    found = f"the model class {names[0]}" if names else "no model class (architectures)"
+    raise CheckpointError(
+        f"The config names {found}, which optin has no outputs to compare for.",
+        hint=did_you_mean(names[0] if names else "", candidates),
+    )
+
+
+def planned_class(model_class: Any) -> Any:
+    """A model class that takes the shapes of its config's cut plan as soon as it is built."""
+
+    def build_planned(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        apply_plan(self, getattr(config, PLAN_KEY))
+
+    return type(model_class.__name__, (model_class,), {"__init__": build_planned})
+
+
+def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
+    """The model in float32 with its weights; nothing is filled in at random."""
+    kind = planned_class(blueprint.stock) if blueprint.plan else blueprint.stock
+    try:
+        with torch.device("meta"):
+            expected = set(kind(blueprint.config).state_dict())
+        model, report = kind.from_pretrained(
+            None,
+            config=blueprint.config,
+            state_dict=strip_prefix(state, expected),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        shown = "\n".join(str(error).strip().splitlines()[:6])
+        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}") from error
+    optional = known_heads()[blueprint.auto_class].may_miss
+    missing = sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in optional)
+    if missing:
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} weight(s) that {blueprint.model_class} needs: {', '.join(missing[:5])}"
+            + ("…" if len(missing) > 5 else "."),
+            hint="Transformers would fill them with random numbers. Pass the whole checkpoint, "
+            "or a config whose architectures names the class that was trained.",
+        )
+    root = next(path for path, module in model.named_modules() if module is model.base_model)
+    return model.eval().requires_grad_(False), root
+
+
+def preprocess(blueprint: Blueprint) -> Preprocess:
+    """The checkpoint's own image processor."""
+    folder = blueprint.folder
+    if folder is None or not any((folder / name).is_file() for name in PROCESSORS):
+        raise CheckpointError(
+            f"{folder} holds no image processor, so it is unknown how to prepare images.",
+            hint=f"Put the model's {PROCESSORS[0]} beside its {CONFIG}.",
+        )
+    processor = _processor(folder)
+
+    def prepare(image: Image) -> torch.Tensor:
+        tensor: torch.Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return tensor
+
+    return prepare
+
+
+def _classes(blueprint: Blueprint) -> dict[str, str]:
+    """Stock class names by auto class: the checkpoint's own, and the bare base model."""
+    import transformers
+
+    base = transformers.AutoModel._model_mapping[type(blueprint.config)]
+    return {blueprint.auto_class: blueprint.model_class, "AutoModel": base.__name__}
+
+
+def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
+    """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`."""
+    model.save_pretrained(folder, state_dict=state)
+    config = copy.deepcopy(blueprint.config)
+    setattr(config, PLAN_KEY, plan)
+    config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
+    config.save_pretrained(folder)
+
+
+def modeling(blueprint: Blueprint) -> str:
+    """One class for each entry of the auto map, of the stock class's name: pipelines tell by it what a model is for."""
+    stocks = dict.fromkeys(_classes(blueprint).values())
+    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
+    return f"\n\nimport transformers  # noqa: E402\n{classes}"
+
+
+def _stock_config(blueprint: Blueprint, settings: Settings) -> Any:
+    """The config with `settings`, validated anew, and without what only a cut checkpoint's has."""
+    from transformers import AutoConfig
+
+    raw = {k: v for k, v in blueprint.config.to_dict().items() if k not in (PLAN_KEY, "auto_map")}
+    return AutoConfig.for_model(**(raw | settings))
+
+
+def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Build the class without memory for its weights."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with torch.device("meta"):
+            state = blueprint.stock(_stock_config(blueprint, settings)).state_dict()
+    except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+        shown = " ".join(str(error).split())
+        raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {shown}") from error
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+    """As save_pretrained does, with the changed config."""
+    model.save_pretrained(folder, state_dict=state)
+    _stock_config(blueprint, settings).save_pretrained(folder)
+
+
+def reloading(blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+    """By the auto class; with the code beside the weights unless the stock class takes them."""
+    trust = "" if stock else TRUST
+    call = f"{blueprint.auto_class}.from_pretrained"
+    words = f"plain {call}" if stock else f"{call}({trust.lstrip(', ')})"
+    return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
+
+
+def loading(blueprint: Blueprint, *, stock: bool = False) -> str:
+    """By the auto class, with what prepares its inputs."""
+    text, trust = blueprint.modality == "text", "" if stock else TRUST
+    variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
+    return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)

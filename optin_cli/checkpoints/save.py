@@ -1,0 +1,76 @@
+"""A cut model, its plan and the checkpoint it came from in; a folder that its library loads without optin out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
+from optin_cli.model import modeling_optin as runtime
+from optin_cli.model.config_counts import Settings
+from optin_cli.model.cut import Plan
+
+CARRIED = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files of a checkpoint that belong to any model cut from it: tokenizer, processor, licence."""
+
+
+def carried_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files of a checkpoint that go along with any model made from it, in order of their names."""
+    source = checkpoint.folder
+    found = {path for pattern in CARRIED for path in source.glob(pattern)} if source is not None else set()
+    return sorted(path for path in found if path.is_file())
+
+
+def round_to_storage(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights in memory to what storing them as `dtype` keeps, so that saving changes nothing more."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype).to(tensor.dtype))
+
+
+def modeling_source(checkpoint: Checkpoint) -> str:
+    """Text of the self-contained module beside the weights."""
+    text = Path(runtime.__file__).read_text(encoding="utf-8")
+    return text + checkpoint.builder.modeling(checkpoint.blueprint)
+
+
+def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
+    """Write weights, config, modelling code and carried files of a cut model into an existing folder.
+
+    Weights keep the storage type of the checkpoint, and the config gains the plan.
+
+    Args:
+        settings: keys of the stock config that state the cut; the folder then needs neither plan nor code.
+    """
+    state = {
+        name: (tensor.to(checkpoint.dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    if settings is None:
+        checkpoint.builder.save(checkpoint.blueprint, model, state, plan.model_dump(), folder)
+        (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
+    else:
+        checkpoint.builder.save_stock(checkpoint.blueprint, model, state, settings, folder)
+    for path in carried_files(checkpoint):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(folder / CONFIG)

@@ -1,0 +1,122 @@
+"""The `optin` command: one file per subcommand, and the one handler that turns failures into exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any, NoReturn
+
+import typer
+
+from optin_cli.cli import common, interrupts
+from optin_cli.cli.demo import demo
+from optin_cli.cli.diff import diff
+from optin_cli.cli.eval import evaluate
+from optin_cli.cli.export import export
+from optin_cli.cli.inspect import inspect
+from optin_cli.cli.profile import profile
+from optin_cli.cli.prune import prune
+from optin_cli.cli.report import report
+from optin_cli.cli.score import score
+from optin_cli.cli.search import search
+from optin_cli.cli.sweep import sweep
+from optin_cli.errors import Exit, OptinError
+from optin_cli.version import __version__
+
+DEBUG = "OPTIN_DEBUG"
+
+
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
+
+
+app = typer.Typer(
+    name="optin",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval, export.",
+    epilog="Exit status: 0 done, 1 failure, 2 usage, 3 a quality gate not met, 130 interrupted.",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    pass
+
+
+for command in (profile, score, search, prune, evaluate, export, sweep, report, diff, inspect, demo):
+    app.command(name="eval" if command is evaluate else None)(command)
+
+
+def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    sys.stdout.flush()
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    if hint:
+        typer.echo(f"  {hint}", err=True)
+    sys.exit(status)
+
+
+def _prepare() -> None:
+    """Keep libraries quiet: stdout is data and stderr is ours. Settings of the user win."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not os.environ.get(DEBUG):
+        warnings.simplefilter("ignore")
+    interrupts.watch()
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    _prepare()
+    try:
+        result = common.run(typer.main.get_command(app))
+    except OptinError as error:
+        _debug()
+        _fail(error.message, error.hint, error.status)
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(Exit.USAGE)
+        _fail(error.format_message(), "Try the same command with --help.", Exit.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("Interrupted.", None, Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left; there is nobody to tell, and flushing at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILURE)
+    except OSError as error:
+        _debug()
+        place = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{place}{error.strerror or error}.", None, Exit.FAILURE)
+    except MemoryError:
+        _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
+        _debug()
+        _fail(
+            f"This is a defect of optin: {type(error).__name__}: {error}",
+            f"Run again with {DEBUG}=1 for the traceback, and report it.",
+            Exit.FAILURE,
+        )
+    sys.exit(result if isinstance(result, int) else Exit.DONE)
+
+
+def _debug() -> None:
+    if os.environ.get(DEBUG):
+        import traceback
+
+        traceback.print_exc()

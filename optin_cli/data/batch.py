@@ -1,0 +1,56 @@
+"""Samples and a tokenizer in; padded batches of token ids out, in an order that depends on content only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples padded to the longest of them, T tokens.
+
+    inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and
+    token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, or None.
+    keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
+    samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
+    of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor | None
+    keys: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    paired: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of samples, B."""
+        return len(self.keys)
+
+    @property
+    def token_mask(self) -> torch.Tensor:
+        """(B, T) bool, true where a token of a text is real."""
+        return self.inputs["attention_mask"].bool()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs lie."""
+        return next(iter(self.inputs.values())).device
+
+    def mask_for(self, features: torch.Tensor) -> torch.Tensor:
+        """Which tokens of `features` (B, T, ...) are real: (B, T) bool; all of them where nothing is padded."""
+        if "attention_mask" in self.inputs:
+            return self.token_mask
+        return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+    def repeated(self, times: int) -> Batch:
+        """The samples `times` over, without labels: (times * B) rows."""
+        inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
+        return Batch(inputs, None, self.keys * times, self.rows * times)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels.to(device))

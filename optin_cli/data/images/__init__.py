@@ -1,0 +1,1 @@
+"""Images: folders and datasets, decoding, batches."""

@@ -1,0 +1,148 @@
+"""Images and a preprocessing in; batches out that are decoded when they are asked for, in threads, a little ahead."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
+from PIL.Image import Image
+
+from optin_cli.data.batch import Batch
+from optin_cli.data.images.decode import decode_image
+from optin_cli.data.images.samples import ImageSamples, reading_threads
+from optin_cli.errors import DataError, UsageError
+
+Preprocess = Callable[[Image], torch.Tensor]
+
+
+def image_batches(
+    samples: ImageSamples,
+    preprocess: Preprocess,
+    *,
+    input_name: str,
+    batch_size: int,
+    shape: tuple[int, int, int] | None = None,
+    labels: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Sequence[Batch]:
+    """Cut images into batches, in an order that depends on content only.
+
+    Going through the batches again decodes again; `list` keeps them, where memory allows.
+
+    Args:
+        preprocess: from an RGB image to (C, H, W) float32, the same size for all.
+        input_name: the model's keyword argument.
+        batch_size: images per batch; the last may be smaller.
+        shape: (C, H, W) that the model takes, where only one will do.
+        labels: class ids of the model, one per sample.
+        device: where batches go.
+
+    Returns:
+        batches with inputs {input_name: (B, C, H, W)}.
+
+    Raises:
+        UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not
+            decode any more, or comes out in another size than the others.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
+    # Labels break ties between equal images, whose order would otherwise be that of the files.
+    order = sorted(range(len(samples)), key=lambda i: (samples.digests[i], labels[i] if labels else 0))
+    seen: Counter[str] = Counter()
+    keys = {}
+    for i in order:
+        short = samples.digests[i][:32]
+        keys[i] = f"{short}.{seen[short]}"
+        seen[short] += 1
+    plans = tuple(
+        _Plan(tuple(rows), tuple(keys[i] for i in rows), None if labels is None else tuple(labels[i] for i in rows))
+        for rows in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    )
+    return ImageBatches(samples, preprocess, input_name, plans, shape, torch.device(device))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which samples make a batch, their keys and class ids."""
+
+    rows: tuple[int, ...]
+    keys: tuple[str, ...]
+    labels: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class ImageBatches(Sequence[Batch]):
+    """Batches that exist while they are used. Going through them decodes ahead; picking one decodes that one."""
+
+    samples: ImageSamples
+    preprocess: Preprocess
+    input_name: str
+    plans: tuple[_Plan, ...]
+    shape: tuple[int, int, int] | None
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(index, slice):
+            return replace(self, plans=self.plans[index])
+        plan = self.plans[index]
+        return self._batch(plan, [self._image(row) for row in plan.rows])
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(reading_threads(self.samples.options), thread_name_prefix="decode")
+        waiting: deque[tuple[_Plan, list[Future[torch.Tensor]]]] = deque()
+        try:
+            for plan in self.plans:
+                waiting.append((plan, [pool.submit(self._image, row) for row in plan.rows]))
+                if len(waiting) > self.samples.options.prefetch:
+                    yield self._finished(*waiting.popleft())
+            while waiting:
+                yield self._finished(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _finished(self, plan: _Plan, images: Sequence[Future[torch.Tensor]]) -> Batch:
+        return self._batch(plan, [image.result() for image in images])
+
+    def _image(self, row: int) -> torch.Tensor:
+        picture = self.samples.images[row]
+        try:
+            content = picture.read()
+        except OSError as error:
+            raise DataError(
+                f"The image {picture.name} of {self.samples.name} cannot be read any more: {error.strerror}."
+            ) from error
+        return self.preprocess(decode_image(content, picture.name))
+
+    def _batch(self, plan: _Plan, images: Sequence[torch.Tensor]) -> Batch:
+        shapes = {tuple(image.shape): row for row, image in zip(plan.rows, images, strict=True)}
+        if len(shapes) > 1:
+            first, second = list(shapes)[:2]
+            raise DataError(
+                f"The checkpoint's preprocessing leaves images of {self.samples.name} in different sizes: "
+                f"{self.samples.images[shapes[first]].name} as {first}, {self.samples.images[shapes[second]].name} "
+                f"as {second}; a batch needs one.",
+                hint="Give the checkpoint's preprocessing a crop to one size, or pass --batch-size 1.",
+            )
+        (found,) = shapes
+        if self.shape is not None and found != self.shape:
+            raise DataError(
+                f"The checkpoint's preprocessing leaves images as {found} (channels, height, width), but its model "
+                f"takes {self.shape}.",
+                hint="Correct the size in the checkpoint's preprocessing, or the model's.",
+            )
+        inputs = {self.input_name: torch.stack([*images])}
+        labels = None if plan.labels is None else torch.tensor(plan.labels)
+        return Batch(inputs, labels, plan.keys, plan.rows).to(self.device)

@@ -1,0 +1,171 @@
+"""A file, a folder or a dataset name in; rows (dictionaries) with their columns out.
+
+Text files are read by `formats`; Parquet files, saved datasets and datasets of the Hub by `datasets`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from optin_cli.data.text.formats import TEXT_READERS
+from optin_cli.errors import DataError, UsageError, did_you_mean, first_line
+from optin_cli.tasks.registry import load_task, task_names
+from optin_cli.tasks.schema import Modality, Role, Task
+
+FALLBACKS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("validation", "test")}
+
+
+WHOLE = "all"
+
+
+PARQUET = ".parquet"
+
+
+SUFFIXES = (*TEXT_READERS, PARQUET)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one that `datasets` saved."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def resolve_source(
+    source: str | None, task: Task | None, data: Path | None, modality: Modality
+) -> tuple[Task | None, Path | None]:
+    """The task and the local data that are meant, either of which may be None.
+
+    Args:
+        source: an existing file or folder, else a task name.
+        task: a task that is known already; that of `source` must be the same.
+        data: a local copy of the task's data.
+        modality: what the model takes.
+
+    Raises:
+        UsageError: two that contradict each other.
+        DataError: neither a path nor a task, or a task of the other modality.
+    """
+    if source and Path(source).exists():
+        if data is not None:
+            raise UsageError(f"Both {source} and {data} name data; expected one of them.")
+        data = Path(source)
+    elif source is not None:
+        if source not in task_names():
+            raise DataError(
+                f"{source!r} is neither an existing file or folder nor a known task.",
+                hint=did_you_mean(source, task_names()),
+            )
+        if task is not None and task.name != source:
+            raise UsageError(f"The data is of task {source}, but task {task.name} was asked for.")
+        task = task or load_task(source)
+    if task is not None and task.modality != modality:
+        raise DataError(
+            f"The task {task.name} is one on {task.modality}s, but the model takes {modality}s.",
+            hint=f"Tasks on {modality}s: {', '.join(n for n in task_names() if load_task(n).modality == modality)}.",
+        )
+    return task, data
+
+
+def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
+    """The split of a task's dataset that plays the role, from the local Hugging Face cache or the Hub.
+
+    Raises:
+        DataError: it is neither in the cache nor reachable, or the task has no dataset of its own.
+    """
+    import datasets
+
+    if task.dataset is None:
+        raise DataError(
+            f"The task {task.name} has no data of its own.", hint="Pass a local file or folder with --data PATH."
+        )
+    split: str = getattr(task.splits, role)
+    name = "/".join(filter(None, (task.dataset.path, task.dataset.config)))
+    local = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.modality == "text" else "a folder of images"
+    try:
+        with quiet_datasets():
+            return split, datasets.load_dataset(task.dataset.path, task.dataset.config, split=split)
+    except Exception as error:
+        raise DataError(
+            f"The dataset {name} of task {task.name} is neither in the local cache nor reachable: {first_line(error)}",
+            hint=f"Pass a local copy with --data PATH ({local}).",
+        ) from error
+
+
+def open_saved(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
+    """The first of the wanted splits of a dataset that `datasets` saved, or the whole where it has none.
+
+    Raises:
+        DataError: it cannot be read, or has other splits.
+    """
+    import datasets
+
+    try:
+        with quiet_datasets():
+            data = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a saved dataset: {first_line(error)}") from error
+    if not isinstance(data, datasets.DatasetDict):
+        return WHOLE, data
+    split = next((s for s in wanted if s in data), None)
+    if split is None:
+        raise DataError(f"The saved dataset {path} has splits {', '.join(data)}; expected {' or '.join(wanted)}.")
+    return split, data[split]
+
+
+def open_parquet(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
+    """A Parquet file, whole, or the first of the wanted splits of a folder of them, held in memory.
+
+    Raises:
+        DataError: it cannot be read, or has other splits.
+    """
+    import datasets
+
+    splits = {WHOLE: [path]}
+    if path.is_dir():
+        splits = {s: [p for p in paths if p.suffix.lower() == PARQUET] for s, paths in _split_files(path).items()}
+    split = WHOLE if path.is_file() else next((s for s in wanted if splits.get(s)), None)
+    if split is None:
+        raise DataError(f"The folder {path} has splits {', '.join(splits)}; expected {' or '.join(wanted)}.")
+    try:
+        with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
+            files = [glob.escape(str(p.resolve())) for p in splits[split]]
+            return split, datasets.load_dataset(
+                "parquet", data_files=files, split="train", cache_dir=cache, keep_in_memory=True
+            )
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as Parquet files: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Silence progress bars and logs of `datasets` and its downloads, and restore them after."""
+    import datasets
+    from huggingface_hub import utils as hub
+
+    bars = [library for library in (datasets, hub) if not library.are_progress_bars_disabled()]
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    try:
+        for library in bars:
+            library.disable_progress_bars()
+        logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        logger.setLevel(level)
+        for library in bars:
+            library.enable_progress_bars()
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Data files of a folder by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            splits.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+    return splits

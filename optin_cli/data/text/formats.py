@@ -1,0 +1,129 @@
+"""A text file in; its rows (dictionaries of columns) out.
+
+These formats are read here rather than by `datasets`, whose readers turn dates and numbers in text into other
+types, expand `*` and `[` in file names, leave files in the user's cache, and do not name the faulty line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from optin_cli.errors import DataError, first_line
+
+Row = dict[str, Any]
+
+
+class _Lines(Protocol):
+    """What `csv.reader` returns: rows of fields, and the line reached."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
+
+
+def read_text_file(path: Path) -> list[Row]:
+    """Rows of a file whose ending is one of `TEXT_READERS`, in file order.
+
+    Raises:
+        DataError: unreadable, not UTF-8, or malformed; names the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} is not UTF-8 text (line {line}).", hint="Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return TEXT_READERS[path.suffix.lower()](text, path)
+
+
+def _read_lines(text: str, path: Path) -> list[Row]:
+    rows = []
+    # Split at line feeds only: str.splitlines would also cut inside JSON strings, at U+2028 for one.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"{path} is not valid JSON at line {number}: {first_line(error)}",
+                hint="Expected one JSON object per line.",
+            ) from error
+        rows.append(_object(row, f"{path}, line {number}:"))
+    return rows
+
+
+def _read_json(text: str, path: Path) -> list[Row]:
+    if not text.lstrip().startswith("["):
+        return _read_lines(text, path)
+    try:
+        rows = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not valid JSON: {first_line(error)}",
+            hint="Expected a list of objects, or one JSON object per line.",
+        ) from error
+    return [_object(row, f"{path}, row {number}:") for number, row in enumerate(rows, start=1)]
+
+
+def _object(row: object, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{place} expected a JSON object with a value per column, found {type(row).__name__}.")
+    return row
+
+
+def _read_csv(text: str, path: Path) -> list[Row]:
+    return _read_delimited(text, path, csv.reader(io.StringIO(text, newline=""), strict=True))
+
+
+def _read_tsv(text: str, path: Path) -> list[Row]:
+    # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
+    lines = io.StringIO(text, newline="")
+    return _read_delimited(text, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _read_delimited(text: str, path: Path, reader: _Lines) -> list[Row]:
+    """Rows under a header line; blank lines are passed over."""
+    header: list[str] = []
+    rows: list[Row] = []
+    # A long text is no error: the csv module's limit on a field guards against unclosed quotes only.
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        for fields in filter(None, reader):
+            if not header:
+                header = fields
+            elif len(fields) == len(header):
+                rows.append(dict(zip(header, fields, strict=True)))
+            else:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: expected {len(header)} fields as in the header, "
+                    f"found {len(fields)}."
+                )
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.", hint="Check the quotes there.") from error
+    finally:
+        csv.field_size_limit(limit)
+    twice = next((c for c in header if header.count(c) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has more than one column named {twice!r}.")
+    return rows
+
+
+def _read_text(text: str, path: Path) -> list[Row]:
+    del path
+    return [{"text": line.removesuffix("\r")} for line in text.split("\n") if line.strip()]
+
+
+TEXT_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
+    ".jsonl": _read_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".txt": _read_text,
+}

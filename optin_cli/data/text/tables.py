@@ -1,0 +1,135 @@
+"""A file, a folder or a dataset name in; rows (dictionaries) with their columns out.
+
+Text files are read by `formats`; Parquet files, saved datasets and datasets of the Hub by `datasets`.
+"""
+
+from __future__ import annotations
+
+import glob
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optin_cli.data.sources import (
+    FALLBACKS,
+    PARQUET,
+    SUFFIXES,
+    WHOLE,
+    _split_files,
+    is_saved,
+    open_dataset,
+    open_saved,
+    quiet_datasets,
+)
+from optin_cli.data.text.formats import Row, read_text_file
+from optin_cli.errors import DataError, first_line
+from optin_cli.tasks.schema import Role, Task
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one split, in file order, numbered from 1 in messages.
+
+    `class_names` holds the names of columns that the data itself declares as classes; `nameless` is true
+    where the format has no column names (plain text), so that a lone text column may be called anything.
+    """
+
+    name: str
+    split: str
+    columns: tuple[str, ...]
+    rows: list[Row]
+    class_names: dict[str, tuple[str, ...]]
+    nameless: bool = False
+
+
+def read_path(path: Path, role: Role, preferred: str | None = None) -> Table:
+    """Read a file, a folder saved by `datasets`, or a folder with one file per split.
+
+    Args:
+        path: any of those; a file is read whole, whatever the role.
+        role: calibration takes split "train"; evaluation takes "validation", else "test".
+        preferred: split name to take before those, if there.
+
+    Raises:
+        DataError: missing, unreadable, malformed (with the line where known), or without the wanted split.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", hint="Pass an existing data file or folder.")
+    wanted = [*([preferred] if preferred else []), *FALLBACKS[role]]
+    name = path.resolve().name
+    if not path.is_dir():
+        return _read_files(name, WHOLE, [path])
+    if is_saved(path):
+        return _from_dataset(name, *open_saved(path, wanted))
+    splits = _split_files(path)
+    split = next((s for s in wanted if s in splits), None)
+    if split is None:
+        held = f"has splits {', '.join(sorted(splits))}" if splits else "holds no data files"
+        raise DataError(
+            f"The folder {path} {held}; expected {' or '.join(wanted)} for {role}.",
+            hint=f"Name the file itself, or save the rows as {wanted[0]}.jsonl in that folder.",
+        )
+    suffixes = {p.suffix for p in splits[split]}
+    if len(suffixes) > 1:
+        names = ", ".join(p.name for p in splits[split])
+        raise DataError(f"The folder {path} has split {split} more than once: {names}.", hint="Name one file.")
+    return _read_files(name, split, splits[split])
+
+
+def read_task(task: Task, role: Role) -> Table:
+    """Rows of a task's dataset, from the local Hugging Face cache or the Hub.
+
+    Raises:
+        DataError: it is neither in the cache nor reachable.
+    """
+    split, data = open_dataset(task, role)
+    return _from_dataset(task.name, split, data)
+
+
+def _read_files(name: str, split: str, paths: Sequence[Path]) -> Table:
+    tables = [_read_file(name, split, path) for path in paths]
+    columns = dict.fromkeys(c for table in tables for c in table.columns)
+    return Table(
+        name=name,
+        split=split,
+        columns=tuple(columns),
+        rows=[row for table in tables for row in table.rows],
+        class_names=tables[0].class_names,
+        nameless=tables[0].nameless,
+    )
+
+
+def _read_file(name: str, split: str, path: Path) -> Table:
+    suffix = path.suffix.lower()
+    if suffix == PARQUET:
+        return _read_parquet(name, split, path)
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"{path} cannot be read: its ending {suffix or '(none)'} is not one of {', '.join(SUFFIXES)}.",
+            hint="Save it as .jsonl: one JSON object per line.",
+        )
+    rows = read_text_file(path)
+    columns = dict.fromkeys(c for row in rows for c in row)
+    return Table(name, split, tuple(columns), rows, {}, nameless=suffix == ".txt")
+
+
+def _read_parquet(name: str, split: str, path: Path) -> Table:
+    import datasets
+
+    try:
+        with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
+            files = glob.escape(str(path.resolve()))
+            data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, cache_dir=cache)
+            return _from_dataset(name, split, data)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a Parquet file: {first_line(error)}") from error
+
+
+def _from_dataset(name: str, split: str, data: Any) -> Table:
+    features = data.features or {}
+    classes = {c: tuple(f.names) for c, f in features.items() if getattr(f, "names", None)}
+    rows = [dict(row) for row in data]
+    columns = tuple(features) or tuple(dict.fromkeys(c for row in rows for c in row))
+    return Table(name, split, columns, rows, classes)

@@ -1,0 +1,173 @@
+"""Samples and a tokenizer in; padded batches of token ids out, in an order that depends on content only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from optin_cli.data.batch import Batch
+from optin_cli.data.text.samples import Label, Samples
+from optin_cli.errors import DataError, UsageError
+
+DEFAULT_LENGTH = 128
+
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def make_batches(
+    samples: Samples,
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    label_map: Mapping[Label, int | float] | None = None,
+) -> list[Batch]:
+    """Tokenise, sort by length and content, and cut into batches, so that little padding is computed.
+
+    Args:
+        samples: one or two texts each; two become one sequence, as the tokenizer pairs them.
+        tokenizer: a fast tokenizer of transformers.
+        batch_size: samples per batch; the last may be smaller.
+        max_length: tokens per sample, special ones included; longer samples are truncated.
+        label_map: from `label_ids`; without it batches carry no labels.
+
+    Raises:
+        UsageError: `batch_size` below 1, or `max_length` without room for any text.
+        DataError: padding is needed and the tokenizer has no padding token.
+    """
+    encoded = tokenise(samples, tokenizer, max_length)
+    labels = None
+    if samples.labels is not None and label_map is not None:
+        labels = [label_map[label] for label in samples.labels]
+    return cut_batches(encoded, tokenizer, batch_size=batch_size, labels=labels)
+
+
+def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, list[list[int]]]:
+    """Rows of token ids, masks and types by input name, unpadded; arguments and errors as of `make_batches`."""
+    pair = len(samples.texts[0]) == 2
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= special:
+        raise UsageError(
+            f"The maximum length is {max_length} tokens, of which {special} are special ones; "
+            f"expected at least {special + 1}."
+        )
+    encoded: Mapping[str, list[list[int]]] = tokenizer(
+        *[[texts[i] for texts in samples.texts] for i in range(1 + pair)],
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=True,
+    )
+    return encoded
+
+
+def cut_batches(
+    encoded: Mapping[str, list[list[int]]],
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    labels: Sequence[int | float] | None = None,
+) -> list[Batch]:
+    """Sort encoded rows by length and content, and cut them into padded batches.
+
+    Args:
+        encoded: rows of token ids, masks and types by input name; other names are passed over.
+        labels: one per row.
+
+    Raises:
+        UsageError: `batch_size` below 1.
+        DataError: padding is needed and the tokenizer has no padding token.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
+    fields = [name for name in INPUTS if name in encoded]
+    ids = encoded["input_ids"]
+    hashes = [hashlib.sha256(repr(row).encode()).hexdigest()[:32] for row in ids]
+    # Labels break ties between samples of equal ids, whose order would otherwise be that of the file.
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), hashes[i], labels[i] if labels else 0))
+    seen: Counter[str] = Counter()
+    keys = {}
+    for i in order:
+        keys[i] = f"{hashes[i]}.{seen[hashes[i]]}"
+        seen[hashes[i]] += 1
+    batches = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        inputs = {name: pad_rows([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
+        targets = None if labels is None else torch.tensor([labels[i] for i in rows])
+        batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows), tuple(rows)))
+    return batches
+
+
+def usable_length(
+    tokenizer: Any,
+    config: Any,
+    asked: int | None,
+    model: torch.nn.Module | None = None,
+    *,
+    default: int = DEFAULT_LENGTH,
+) -> int:
+    """Tokens per sample: `asked`, else `default` or fewer if the model holds fewer.
+
+    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer
+    positions than the configuration says. With `model` this is read off the table itself. Without it, the
+    tokenizer's own limit is taken if it has one, and else the reserve is assumed.
+
+    Raises:
+        UsageError: `asked` is below 1 or more than the model and tokenizer allow.
+    """
+    rows = getattr(config, "max_position_embeddings", None)
+    limits = [int(tokenizer.model_max_length)]
+    if isinstance(rows, int) and rows > 0:
+        if model is not None:
+            limits.append(rows - reserved_positions(model, rows))
+        elif tokenizer.model_max_length > rows:
+            limits.append(rows - 1 - (getattr(config, "pad_token_id", None) or 0))
+    most = min(limits)
+    if asked is None:
+        return min(default, most)
+    if not 1 <= asked <= most:
+        raise UsageError(
+            f"The maximum length is {asked} tokens; expected 1 to {most}, the most that the model takes.",
+            hint=f"Pass --max-length {min(max(asked, 1), most)} or leave it out.",
+        )
+    return asked
+
+
+def reserved_positions(model: torch.nn.Module, rows: int) -> int:
+    """Rows of the position table that no token uses: those up to its padding index, where it has one.
+
+    A model that a runtime holds shows no table, and says it in an attribute of this function's name.
+    """
+    told = getattr(model, "reserved_positions", None)
+    if isinstance(told, int):
+        return told
+    find_words = getattr(model, "get_input_embeddings", None)
+    words = find_words() if callable(find_words) else None
+    tables = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding) and module is not words and module.num_embeddings == rows
+    ]
+    return max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], tokenizer: Any, name: str) -> torch.Tensor:
+    """Rows of one input padded to the longest, on the tokenizer's side: (rows, longest) int64."""
+    longest = max(map(len, rows))
+    if all(len(row) == longest for row in rows):
+        return torch.tensor(rows)
+    filler = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}.get(name, 0)
+    if filler is None:
+        raise DataError(
+            "The tokenizer has no padding token, so samples of different lengths cannot share a batch.",
+            hint="Set pad_token in the checkpoint's tokenizer_config.json, or pass --batch-size 1.",
+        )
+    left = tokenizer.padding_side == "left"
+    whole = [[filler] * (longest - len(r)) + [*r] if left else [*r] + [filler] * (longest - len(r)) for r in rows]
+    return torch.tensor(whole)

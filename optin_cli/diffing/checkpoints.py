@@ -1,0 +1,87 @@
+"""Two checkpoints in; the config keys, tensors and weights that differ out, and the masks of cut ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+
+from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.checkpoints.folders import MANIFEST, weight_files
+from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY
+from optin_cli.checkpoints.weights import State, read_state
+from optin_cli.diffing.masks import diff_groups
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
+from optin_cli.errors import CheckpointError
+
+
+def diff_checkpoints(a: Side, b: Side) -> Difference:
+    """Config keys, shapes and types of tensors, and the largest absolute difference of weights of equal shape."""
+    mine, theirs = (_weights(side.path) for side in (a, b))
+    tensors = diff_values({k: _form(t) for k, t in mine.items()}, {k: _form(t) for k, t in theirs.items()})
+    weights = _diff_weights(mine, theirs)
+    worst = max(weights, key=lambda name: float(str(weights[name]["largest difference"])), default=None)
+    counts: Row = {
+        "parameters a": sum(t.numel() for t in mine.values()),
+        "parameters b": sum(t.numel() for t in theirs.values()),
+        "tensors in both": len(mine.keys() & theirs.keys()),
+        "tensors only in a": len(mine.keys() - theirs.keys()),
+        "tensors only in b": len(theirs.keys() - mine.keys()),
+        "tensors of other shape or type": sum(name in mine and name in theirs for name in tensors),
+        "tensors of equal shape whose weights differ": len(weights),
+        "largest difference": None if worst is None else weights[worst]["largest difference"],
+    }
+    sections = {"config": diff_values(_config(a.path), _config(b.path)), "tensors": tensors, "weights": weights}
+    records = [_manifest(side.path) for side in (a, b)]
+    if records[0] is not None and records[1] is not None:
+        groups, record = (
+            diff_groups(records[0].groups, records[1].groups)[1],
+            diff_values(body(records[0], "groups"), body(records[1], "groups")),
+        )
+        sections |= {"groups": groups, "record": record, **diff_heads(records[0], records[1])}
+    return difference(a, b, counts, sections)
+
+
+def _weights(path: Path) -> State:
+    return read_state(weight_files(path) if path.is_dir() else [path])
+
+
+def _form(tensor: torch.Tensor) -> JsonValue:
+    return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _diff_weights(a: State, b: State) -> Section:
+    """Tensors of equal shape; relative: the norm of the difference / that of the weights of `a`."""
+    rows: Section = {}
+    for name in sorted(a.keys() & b.keys()):
+        if a[name].shape != b[name].shape or torch.equal(a[name], b[name]):
+            continue
+        mine = a[name].to(torch.float64)
+        change = b[name].to(torch.float64) - mine
+        norm = float(mine.norm())
+        largest = float(change.abs().max())
+        if largest > 0:
+            rows[name] = {"largest difference": largest, "relative": float(change.norm()) / norm if norm else None}
+    return rows
+
+
+def _config(path: Path) -> dict[str, JsonValue]:
+    """Flattened; the plan of a cut model is one value."""
+    file = path / CONFIG
+    if not path.is_dir():
+        return {}
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file} holds a {type(raw).__name__}; expected an object.")
+    return flatten(raw, whole=(PLAN_KEY,))
+
+
+def _manifest(path: Path) -> Manifest | None:
+    file = path / MANIFEST
+    return parse(Manifest, file.read_bytes(), str(file)) if path.is_dir() and file.is_file() else None

@@ -1,0 +1,70 @@
+"""Two masks, or two manifests of cut models, in; the units that only one keeps, and the budgets, out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import GroupMask, Mask
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference
+
+
+def diff_masks(a: Side, b: Side) -> Difference:
+    """Groups whose kept units differ, then budgets, options and inputs."""
+    mine, theirs = a.content, b.content
+    if not (isinstance(mine, Mask) and isinstance(theirs, Mask)):
+        raise TypeError(a.kind)
+    summary, groups = diff_groups(mine.groups, theirs.groups)
+    rest = diff_values(body(mine, "groups"), body(theirs, "groups"))
+    return difference(a, b, summary, {"groups": groups, "budget": rest, **diff_heads(mine, theirs)})
+
+
+def diff_manifests(a: Side, b: Side) -> Difference:
+    """As masks, with what was measured of the cut models."""
+    mine, theirs = a.content, b.content
+    if not (isinstance(mine, Manifest) and isinstance(theirs, Manifest)):
+        raise TypeError(a.kind)
+    summary, groups = diff_groups(mine.groups, theirs.groups)
+    rest = diff_values(body(mine, "groups"), body(theirs, "groups"))
+    return difference(a, b, summary, {"groups": groups, "record": rest, **diff_heads(mine, theirs)})
+
+
+def diff_groups(a: Mapping[str, GroupMask], b: Mapping[str, GroupMask]) -> tuple[Row, Section]:
+    """What masks keep: a summary, and the groups whose kept units differ.
+
+    Jaccard: units that both keep / units that either keeps (1 where neither keeps any).
+    """
+    rows: Section = {}
+    both = either = 0
+    for name in dict.fromkeys([*a, *b]):
+        if name not in a or name not in b:
+            there = a[name] if name in a else b[name]
+            rows[name] = {
+                "kept a": len(there.kept) if name in a else None,
+                "kept b": len(there.kept) if name in b else None,
+                "of": there.units,
+                "jaccard": None,
+                "only a": list(there.kept) if name in a else [],
+                "only b": list(there.kept) if name in b else [],
+            }
+            either += len(there.kept)
+            continue
+        mine, theirs = set(a[name].kept), set(b[name].kept)
+        both, either = both + len(mine & theirs), either + len(mine | theirs)
+        if mine != theirs or a[name].units != b[name].units:
+            same_size = a[name].units == b[name].units
+            rows[name] = {
+                "kept a": len(mine),
+                "kept b": len(theirs),
+                "of": a[name].units if same_size else f"{a[name].units} / {b[name].units}",
+                "jaccard": len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0,
+                "only a": [*sorted(mine - theirs)],
+                "only b": [*sorted(theirs - mine)],
+            }
+    summary: Row = {
+        "groups that differ": f"{len(rows)} of {len({**a, **b})}",
+        "kept a": sum(len(group.kept) for group in a.values()),
+        "kept b": sum(len(group.kept) for group in b.values()),
+        "jaccard of all": both / either if either else 1.0,
+    }
+    return summary, rows

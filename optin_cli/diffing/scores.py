@@ -1,0 +1,65 @@
+"""Two scores files in; how alike their rankings are, and with which options and inputs they were made, out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artifacts.scores import Scores
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference
+
+Vector = NDArray[np.float32]
+
+
+def diff_scores(a: Side, b: Side) -> Difference:
+    """Rank correlation by kind and group, then costs, options and inputs."""
+    mine, theirs = a.content, b.content
+    if not (isinstance(mine, Scores) and isinstance(theirs, Scores)):
+        raise TypeError(a.kind)
+    shared = [name for name in mine.importance if _alike(mine, theirs, name)]
+    kinds: Section = {}
+    for kind in dict.fromkeys(mine.header.groups[name].kind for name in shared):
+        names = [name for name in shared if mine.header.groups[name].kind == kind]
+        here, there = (np.concatenate([scores.importance[name] for name in names]) for scores in (mine, theirs))
+        if not np.array_equal(here, there):
+            kinds[kind] = _row(here, there)
+    groups = {
+        name: _row(mine.importance[name], theirs.importance[name])
+        for name in shared
+        if not np.array_equal(mine.importance[name], theirs.importance[name])
+    }
+    only: Section = {}
+    for name in dict.fromkeys([*mine.importance, *theirs.importance]):
+        if name not in shared:
+            only[name] = {"units a": _units(mine, name), "units b": _units(theirs, name)}
+    rest = diff_values(body(mine.header), body(theirs.header))
+    summary: Row = {"groups in both": len(shared), "groups whose scores differ": len(groups)}
+    sections = {"importance by kind": kinds, "importance by group": groups, "groups that do not match": only}
+    return difference(a, b, summary, {**sections, "record": rest, **diff_heads(mine.header, theirs.header)})
+
+
+def _units(scores: Scores, name: str) -> int | None:
+    return scores.header.groups[name].units if name in scores.header.groups else None
+
+
+def _alike(a: Scores, b: Scores, name: str) -> bool:
+    return name in b.importance and a.importance[name].shape == b.importance[name].shape
+
+
+def _row(a: Vector, b: Vector) -> Row:
+    return {
+        "units": len(a),
+        "spearman": spearman(a, b),
+        "largest difference": float(np.abs(a.astype(np.float64) - b).max()),
+        "sum b / sum a": float(b.sum(dtype=np.float64) / total) if (total := a.sum(dtype=np.float64)) else None,
+    }
+
+
+def spearman(a: Vector, b: Vector) -> float | None:
+    """Rank correlation, ties sharing their mean rank; None where a side has one value only."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(vector) for vector in (a, b)]
+    if any(rank.std() == 0 for rank in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])

@@ -1,0 +1,125 @@
+"""Two records in; the values that differ, as tables of plain values, out.
+
+A section has rows by name (a group, an option, a tensor) and holds only rows that differ; a row has values by column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from optin_cli.artifacts.base import Artifact, Source
+from optin_cli.artifacts.scores import Scores
+
+Row = dict[str, JsonValue]
+
+
+Section = dict[str, Row]
+
+
+HEAD = ("optin_version", "options", "inputs", "schema")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its kind, name and hash, where it lies, and its content unless it is a checkpoint."""
+
+    kind: str
+    source: Source
+    path: Path
+    content: Artifact | Scores | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two of a kind differ in.
+
+    summary: a few facts of both. sections: by title, what differs. timings: values that differ between any two runs,
+    and so say nothing of equality.
+    """
+
+    kind: str
+    a: Source
+    b: Source
+    summary: Row
+    sections: Mapping[str, Section]
+    timings: Section = field(default_factory=dict)
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing but timings differs."""
+        return not any(self.sections.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for machines."""
+        return {
+            "kind": self.kind,
+            "a": self.a.model_dump(),
+            "b": self.b.model_dump(),
+            "same": self.same,
+            "summary": self.summary,
+            "sections": {title: section for title, section in self.sections.items() if section},
+            "timings": self.timings,
+        }
+
+
+def difference(
+    a: Side, b: Side, summary: Row, sections: Mapping[str, Section], timings: Section | None = None
+) -> Difference:
+    """The difference of two sides; sections without rows are left out."""
+    return Difference(a.kind, a.source, b.source, summary, {t: s for t, s in sections.items() if s}, timings or {})
+
+
+def flatten(value: Mapping[str, Any], whole: tuple[str, ...] = ()) -> dict[str, JsonValue]:
+    """Nested mappings as one with dotted keys; lists, and what lies under the keys `whole`, stay as they are."""
+    found: dict[str, JsonValue] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner and key not in whole:
+            found |= {f"{key}.{deeper}": leaf for deeper, leaf in flatten(inner, whole).items()}
+        else:
+            found[str(key)] = inner
+    return found
+
+
+def diff_values(a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Section:
+    """Keys whose values differ, with how much where both are numbers. A key that a side lacks is null there."""
+    rows: Section = {}
+    for key in dict.fromkeys([*a, *b]):
+        mine, theirs = a.get(key), b.get(key)
+        if json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True):
+            continue
+        row: Row = {"a": mine, "b": theirs}
+        if is_number(mine) and is_number(theirs):
+            row |= {"b - a": theirs - mine, "b / a": theirs / mine if mine else None}  # type: ignore[operator]
+        rows[key] = row
+    return rows
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an int or float (and no bool)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def diff_heads(a: Artifact, b: Artifact) -> dict[str, Section]:
+    """Options, inputs and versions that differ."""
+    sources = ({role: _shown(source) for role, source in side.inputs.items()} for side in (a, b))
+    return {
+        "options": diff_values(flatten(a.options), flatten(b.options)),
+        "inputs": diff_values(*sources),
+        "versions": diff_values({"optin": a.optin_version}, {"optin": b.optin_version}),
+    }
+
+
+def _shown(source: Source) -> str:
+    return f"{source.name} (sha256 {source.sha256[:12]})"
+
+
+def body(artifact: Artifact, *less: str) -> dict[str, JsonValue]:
+    """All that an artifact says besides its head and the named fields."""
+    raw = artifact.model_dump(mode="json", by_alias=True)
+    return flatten({key: value for key, value in raw.items() if key not in (*HEAD, *less)})

@@ -1,0 +1,1 @@
+"""Task metrics, agreement with another model, size and speed."""

@@ -1,0 +1,298 @@
+"""Model outputs and labels in; task metrics, their standard errors, and distances between two models out.
+
+Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.errors import DataError, did_you_mean
+
+RESAMPLES = 200
+
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score of predictions against labels."""
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class ValueMetric(Metric):
+    """A score of logits or values.
+
+    `compute` takes predictions (N, C) or (N,), labels (N,) and the positive class (for F1 of two classes).
+    `spread` says that it is undefined where labels do not vary, and 0 where predictions do not; `fewest`
+    that it says nothing with fewer classes.
+    """
+
+    compute: Callable[[torch.Tensor, torch.Tensor, int], float]
+    spread: bool = False
+    fewest: int = 1
+
+
+@dataclass(frozen=True)
+class AnswerMetric(Metric):
+    """A score of an answer's text against the accepted ones; `key` is what torchmetrics calls it."""
+
+    key: str
+
+
+def score_metrics(
+    names: Sequence[str],
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    *,
+    positive: int = 1,
+) -> dict[str, float]:
+    """Every named metric that says anything of so many classes, in the order of `names`.
+
+    Args:
+        names: of `METRICS`.
+        predictions: (N, num_labels) logits, or (N,) or (N, 1) values.
+        labels: (N,), class ids or values.
+        num_labels: outputs of the model.
+        positive: the model's id of the class that F1 counts, for two classes.
+
+    Raises:
+        DataError: unknown metric, shapes that do not fit, non-finite predictions, or a correlation with
+            labels that are all the same.
+    """
+    _check(predictions, labels, num_labels)
+    chosen = {name: _value_metric(name) for name in names}
+    return {
+        name: _value(metric, predictions, labels, positive)
+        for name, metric in chosen.items()
+        if num_labels >= metric.fewest
+    }
+
+
+def score_answers(
+    names: Sequence[str], predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], float | None]:
+    """Every named metric of answers, as SQuAD defines them, and the standard error of the first.
+
+    Case, punctuation, articles and white space do not count; the best of the accepted answers does. Without
+    any accepted answer the right one is no answer, "".
+
+    Returns:
+        values of 0 to 1, in the order of `names`; no error with a single answer.
+    """
+    from torchmetrics.functional.text import squad
+
+    each = []
+    for text, accepted in zip(predictions, answers, strict=True):
+        target = {"answers": {"text": list(accepted) or [""]}, "id": ""}
+        each.append(squad({"prediction_text": text, "id": ""}, target))
+    scores = {
+        name: torch.tensor([float(score[_answer_metric(name).key]) / 100 for score in each], dtype=torch.float64)
+        for name in names
+    }
+    count = len(each)
+    error = float(scores[names[0]].std()) / math.sqrt(count) if count > 1 else None
+    return {name: float(values.mean()) for name, values in scores.items()}, error
+
+
+def standard_error(
+    name: str, value: float, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1
+) -> float | None:
+    """Standard error of a metric over the choice of samples.
+
+    Binomial for accuracy and top-5; else the spread over 200 bootstrap resamples drawn from a fixed seed. None where no
+    two resamples have a defined value.
+    """
+    count = len(labels)
+    if name in ("accuracy", "top5"):
+        return math.sqrt(max(value * (1 - value), 0.0) / count)
+    metric = _value_metric(name)
+    generator = torch.Generator().manual_seed(SEED)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = torch.randint(count, (count,), generator=generator).to(labels.device)
+        drawn = labels[rows]
+        if not (metric.spread and _constant(drawn)):
+            values.append(_value(metric, predictions[rows], drawn, positive))
+    return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
+
+
+def agreement(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Share of samples (0 to 1) whose largest logit is the same class in both; None for regression.
+
+    Raises:
+        DataError: the two differ in shape.
+    """
+    _check_pair(logits, reference)
+    if _is_regression(logits):
+        return None
+    return float((logits.argmax(-1) == reference.argmax(-1)).double().mean())
+
+
+def mean_kl(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
+    """Mean over samples of KL(reference || model) of the class distributions, in nats; None for regression.
+
+    Raises:
+        DataError: the two differ in shape.
+    """
+    _check_pair(logits, reference)
+    if _is_regression(logits):
+        return None
+    p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference, logits))
+    # Rounding can leave a sum a little below zero, which no divergence is.
+    return max(float((p.exp() * (p - q)).sum(-1).mean()), 0.0)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in METRICS:
+        raise DataError(f"There is no metric named {name!r}.", hint=did_you_mean(name, METRICS))
+    return METRICS[name]
+
+
+def _value_metric(name: str) -> ValueMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, ValueMetric):
+        raise DataError(f"The metric {name} scores answers, not numbers.")
+    return metric
+
+
+def _answer_metric(name: str) -> AnswerMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, AnswerMetric):
+        raise DataError(f"The metric {name} scores numbers, not answers.")
+    return metric
+
+
+def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+    if metric.spread:
+        if _constant(labels):
+            raise DataError(
+                f"{metric.name} has no value: all {len(labels)} labels are the same.",
+                hint="Evaluate on more samples.",
+            )
+        # 0/0 as written; a model that says the same of everything tells nothing about the labels.
+        if _constant(_classes(predictions) if metric.name == "matthews" else _values(predictions)):
+            return 0.0
+    return metric.compute(predictions, labels, positive)
+
+
+def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    classes = predictions.shape[-1]
+    return float(multiclass_accuracy(_classes(predictions), labels, num_classes=classes, average="micro"))
+
+
+def _top5(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    """Share of samples whose label is among the five largest logits."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    classes = predictions.shape[-1]
+    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=5))
+
+
+def _f1(predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+    """F1 of the positive class with two classes; the unweighted mean over classes with more."""
+    from torchmetrics.functional.classification import binary_f1_score, multiclass_f1_score
+
+    classes = predictions.shape[-1]
+    if classes == 2:
+        hits, truth = _classes(predictions) == positive, labels == positive
+        return float(binary_f1_score(hits.long(), truth.long()))
+    return float(multiclass_f1_score(_classes(predictions), labels, num_classes=classes, average="macro"))
+
+
+def _matthews(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.classification import multiclass_matthews_corrcoef
+
+    return float(multiclass_matthews_corrcoef(_classes(predictions), labels, predictions.shape[-1]))
+
+
+def _pearson(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.regression import pearson_corrcoef
+
+    return float(pearson_corrcoef(_standard(_values(predictions)), _standard(labels)))
+
+
+def _spearman(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    return float(spearman_corrcoef(_values(predictions).double(), labels.double()))
+
+
+def _classes(predictions: torch.Tensor) -> torch.Tensor:
+    return predictions.argmax(dim=-1)
+
+
+def _values(predictions: torch.Tensor) -> torch.Tensor:
+    return predictions.squeeze(-1) if predictions.dim() == 2 else predictions
+
+
+def _standard(values: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit deviation, in float64: correlation is unchanged and small scales stay exact."""
+    centred = values.double() - values.double().mean()
+    return centred / centred.std()
+
+
+def _constant(values: torch.Tensor) -> bool:
+    return bool(values.min() == values.max())
+
+
+def _is_regression(predictions: torch.Tensor) -> bool:
+    return predictions.dim() == 1 or predictions.shape[-1] == 1
+
+
+def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> None:
+    shapes = [(len(labels), num_labels)] + ([(len(labels),)] if num_labels == 1 else [])
+    if tuple(predictions.shape) not in shapes or not len(labels):
+        raise DataError(
+            f"Predictions have shape {tuple(predictions.shape)}; expected {shapes[0]} for {len(labels)} "
+            f"labels and {num_labels} outputs."
+        )
+    broken = int((~predictions.isfinite()).reshape(len(labels), -1).any(dim=-1).sum())
+    if broken:
+        raise DataError(
+            f"The model put out NaN or infinity for {broken} of {len(labels)} samples.",
+            hint="Check its weights, or run it in float32.",
+        )
+
+
+def _check_pair(logits: torch.Tensor, reference: torch.Tensor) -> None:
+    if logits.shape != reference.shape:
+        raise DataError(
+            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and {tuple(reference.shape)}.",
+            hint="Compare checkpoints of the same task.",
+        )
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            ValueMetric("accuracy", True, _accuracy),
+            ValueMetric("top5", True, _top5, fewest=6),
+            ValueMetric("f1", True, _f1),
+            ValueMetric("matthews", True, _matthews, spread=True),
+            ValueMetric("pearson", True, _pearson, spread=True),
+            ValueMetric("spearman", True, _spearman, spread=True),
+            AnswerMetric("squad_em", True, "exact_match"),
+            AnswerMetric("squad_f1", True, "f1"),
+        )
+    }
+)

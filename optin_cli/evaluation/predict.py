@@ -1,0 +1,147 @@
+"""A checkpoint and batches in; its outputs over all of them out. What every kind of task builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.artifacts.base import Options
+from optin_cli.checkpoints.batches import encode, require_texts
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.data.batch import Batch
+from optin_cli.data.images.samples import ImageSamples
+from optin_cli.data.load import AnySamples
+from optin_cli.errors import DataError
+from optin_cli.model.forward import call_model, final_outputs, per_token
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.progress import Tell
+from optin_cli.tasks.schema import Task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One checkpoint to be tried on one set of samples."""
+
+    checkpoint: Checkpoint
+    samples: AnySamples
+    task: Task | None
+    options: EvalOptions
+    tell: Tell | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of samples, and what that is worth.
+
+    outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
+    keys: of the N that were fed to it, in order. values: the task's metrics in its order, empty without labels;
+    error: standard error of the first. constants: what this kind of task was evaluated with.
+    """
+
+    outputs: list[torch.Tensor]
+    keys: list[str]
+    values: dict[str, float] = field(default_factory=dict)
+    error: float | None = None
+    constants: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model put out for batches, and what is known of them.
+
+    outputs: one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
+    Distributions over tokens are padded to the longest sample with the lowest finite number.
+    keys: of the samples, in order. labels: of all of them on the CPU, or None.
+    """
+
+    outputs: list[torch.Tensor]
+    keys: list[str]
+    labels: torch.Tensor | None
+
+
+def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
+    """Every final output over all samples, as in `Outcome`."""
+    return run_model(checkpoint, batches, tell).outputs
+
+
+@torch.inference_mode()
+def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> Outcome:
+    """Go through the batches once."""
+    keys: list[str] = []
+    labels: list[torch.Tensor] = []
+    rules = checkpoint.structure.outputs
+    collected: list[list[torch.Tensor]] = [[] for _ in rules]
+    for number, batch in enumerate(batches):
+        if tell is not None:
+            tell(number, len(batches), checkpoint.name)
+        keys += batch.keys
+        labels += [] if batch.labels is None else [batch.labels.cpu()]
+        outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
+        for rows, output, rule in zip(collected, outputs, rules, strict=True):
+            flat = output[batch.mask_for(output)] if per_token(output, rule) else output
+            rows.append(flat.float().cpu())
+    merged = []
+    for rows in collected:
+        widest = max(r.shape[-1] for r in rows)
+        lowest = torch.finfo(torch.float32).min / 4
+        padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
+        merged.append(torch.cat(padded).clamp(min=lowest))
+    return Outcome(merged, keys, torch.cat(labels) if labels else None)
+
+
+def predict_plain(trial: Trial) -> Prediction:
+    """Run the model on the samples, which nothing is measured by."""
+    outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.tell)
+    return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=constants_of(trial))
+
+
+def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
+    """The samples as batches, each one sequence or image."""
+    return encode(
+        trial.checkpoint,
+        trial.samples,
+        batch_size=trial.options.batch_size,
+        max_length=trial.options.max_length,
+        task=trial.task,
+        labelled=labelled,
+    )
+
+
+def constants_of(trial: Trial) -> Options:
+    """What is recorded of how the samples were read: images that were passed over."""
+    return {"skipped_images": len(trial.samples.skipped)} if isinstance(trial.samples, ImageSamples) else {}
+
+
+def distributions(trial: Trial, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of the model's outputs that are distributions over classes or tokens."""
+    rules = trial.checkpoint.structure.outputs
+    return [output for output, rule in zip(outputs, rules, strict=True) if rule.kind == "categorical"]
+
+
+def keys_of(batches: Sequence[Batch]) -> list[str]:
+    """The keys of all batches, in order."""
+    return [key for batch in batches for key in batch.keys]
+
+
+def require_pairs(trial: Trial, task: Task) -> None:
+    """Refuse samples that do not hold two texts each."""
+    if len(require_texts(trial.samples).texts[0]) != 2:
+        raise DataError(
+            f"The task {task.name} takes two texts a sample, {' and '.join(task.text_columns)}, but those of "
+            f"{trial.samples.name} have one.",
+            hint="Name both columns with --text-columns A,B.",
+        )
+
+
+def require_fit(trial: Trial, task: Task) -> None:
+    """Refuse a checkpoint whose head is not what the kind of task needs."""
+    checkpoint = trial.checkpoint
+    if checkpoint.purpose != task.kind:
+        raise DataError(
+            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
+            f"for {checkpoint.purpose}.",
+            hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
+        )

@@ -1,0 +1,1 @@
+"""How each kind of task is predicted and measured."""

@@ -1,0 +1,102 @@
+"""Question answering: the best span of the context over all windows of it, or no answer.
+
+A window's score for "no answer" is what its logits give to the first token ([CLS]); a question has none if its
+lowest such score exceeds the best span's by more than a threshold (as in BERT's evaluation of SQuAD 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from optin_cli.checkpoints.batches import fit_inputs, model_length, require_texts
+from optin_cli.data.batch import Batch
+from optin_cli.data.text.tokenize import cut_batches
+from optin_cli.data.text.windows import Windows, cut_windows
+from optin_cli.errors import DataError, UsageError
+from optin_cli.evaluation import metrics
+from optin_cli.evaluation.predict import Prediction, Trial, distributions, keys_of, predict, require_fit, require_pairs
+from optin_cli.evaluation.predictors.spans import best_spans
+from optin_cli.options.evaluation import AnswerOptions
+
+WINDOW = 384
+"""Tokens a window has where nothing else is asked."""
+
+
+def predict_answers(trial: Trial) -> Prediction:
+    """Answer every question; with accepted answers, measure those given."""
+    checkpoint, samples, task = trial.checkpoint, require_texts(trial.samples), trial.task
+    chosen = trial.options.answers
+    if task is None:
+        raise UsageError("Questions are answered for a task.")
+    require_fit(trial, task)
+    require_pairs(trial, task)
+    tokenizer = checkpoint.tokenizer()
+    length = model_length(checkpoint, tokenizer, trial.options.max_length, default=WINDOW)
+    questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
+    windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
+    batches = fit_inputs(checkpoint, cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size))
+    outputs = predict(checkpoint, batches, trial.tell)
+    values: dict[str, float] = {}
+    error = None
+    if samples.answers is not None:
+        given = decode_answers(contexts, windows, batches, *outputs, options=chosen, unanswerable=task.unanswerable)
+        values, error = metrics.score_answers(task.metrics, given, samples.answers)
+    constants = {"max_length": length, **asdict(chosen)}
+    return Prediction(distributions(trial, outputs), keys_of(batches), values, error, constants)
+
+
+def decode_answers(
+    contexts: Sequence[str],
+    windows: Windows,
+    batches: Sequence[Batch],
+    start: torch.Tensor,
+    end: torch.Tensor,
+    *,
+    options: AnswerOptions,
+    unanswerable: bool,
+) -> list[str]:
+    """The answer of every sample as its context spells it, "" for none.
+
+    Args:
+        batches: of the windows, whose numbers are their rows.
+        start, end: (W, tokens), in the order of the batches.
+
+    Raises:
+        DataError: a logit is NaN or infinite.
+    """
+    broken = int((~(start.isfinite() & end.isfinite())).any(dim=-1).sum())
+    if broken:
+        raise DataError(
+            f"The model put out NaN or infinity for {broken} of {len(start)} windows.",
+            hint="Check its weights, or run it in float32.",
+        )
+    texts = [""] * len(contexts)
+    best = [-math.inf] * len(contexts)
+    null = [math.inf] * len(contexts)
+    done = 0
+    for batch in batches:
+        real = batch.token_mask.cpu()
+        here = slice(done, done + batch.size)
+        done += batch.size
+        starts, ends = start[here, : real.shape[1]], end[here, : real.shape[1]]
+        # Padding may lie on either side: what is known per real token is laid out as the mask is.
+        allowed = torch.zeros_like(real)
+        allowed[real] = torch.cat([windows.spans[row][:, 0] >= 0 for row in batch.rows])
+        scores, firsts, lasts = best_spans(starts, ends, allowed, options.max_answer)
+        offsets = real.long().argmax(dim=1)
+        for place, row in enumerate(batch.rows):
+            owner, shift, spans = windows.owners[row], int(offsets[place]), windows.spans[row]
+            nothing = windows.nulls[row] + shift
+            null[owner] = min(null[owner], float(starts[place, nothing] + ends[place, nothing]))
+            if float(scores[place]) > best[owner]:
+                best[owner] = float(scores[place])
+                first, last = int(firsts[place]) - shift, int(lasts[place]) - shift
+                texts[owner] = contexts[owner][int(spans[first, 0]) : int(spans[last, 1])]
+    if not unanswerable:
+        return texts
+    limits = [score + options.no_answer_threshold for score in best]
+    return ["" if n > limit else text for text, n, limit in zip(texts, null, limits, strict=True)]

@@ -1,0 +1,29 @@
+"""A checkpoint, samples and a task in; what the model predicts for them, and what that is worth, out.
+
+One module and one row of the table a kind of task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from optin_cli.evaluation.predict import Prediction, Trial, predict_plain
+from optin_cli.evaluation.predictors.answers import predict_answers
+from optin_cli.evaluation.predictors.labels import predict_labels
+from optin_cli.evaluation.predictors.similarity import predict_similarity
+from optin_cli.tasks.schema import Kind
+
+PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
+    {
+        "classification": predict_labels,
+        "regression": predict_labels,
+        "similarity": predict_similarity,
+        "question-answering": predict_answers,
+    }
+)
+
+
+def run_trial(trial: Trial) -> Prediction:
+    """Predict as the task's kind demands; without a task, run the model on the samples as they are."""
+    return predict_plain(trial) if trial.task is None else PREDICTORS[trial.task.kind](trial)

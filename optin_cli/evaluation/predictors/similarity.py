@@ -1,0 +1,55 @@
+"""Sentence similarity: the cosine of two sentences' embeddings, each encoded alone.
+
+A sentence's embedding is the mean of its last hidden states over real tokens, special ones included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.checkpoints.batches import require_texts
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.data.batch import Batch
+from optin_cli.data.labels import label_values
+from optin_cli.errors import UsageError
+from optin_cli.evaluation import metrics
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_fit, require_pairs
+from optin_cli.model.forward import call_model, mean_hidden
+from optin_cli.progress import Tell
+
+
+def predict_similarity(trial: Trial) -> Prediction:
+    """Embed both texts of every sample; with labels, measure how their cosine follows them."""
+    samples, task = require_texts(trial.samples), trial.task
+    if task is None:
+        raise UsageError("Similarity is measured for a task.")
+    require_fit(trial, task)
+    require_pairs(trial, task)
+    labels = label_values(samples)
+    alone = replace(samples, texts=[(texts[side],) for side in range(2) for texts in samples.texts], labels=None)
+    batches = encoded(replace(trial, samples=alone), labelled=False)
+    first, second = embed(trial.checkpoint, batches, trial.tell).chunk(2)
+    cosine = F.cosine_similarity(first, second)
+    if labels is None:
+        return Prediction([], keys_of(batches))
+    truth = torch.tensor(labels)
+    values = metrics.score_metrics(task.metrics, cosine, truth, num_labels=1)
+    name = task.metrics[0]
+    return Prediction([], keys_of(batches), values, metrics.standard_error(name, values[name], cosine, truth))
+
+
+@torch.inference_mode()
+def embed(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> torch.Tensor:
+    """Mean last hidden state of every sample over its real tokens, (N, width) on the CPU, in the samples' order."""
+    rule = checkpoint.structure.outputs[0]
+    embeddings: dict[int, torch.Tensor] = {}
+    for number, batch in enumerate(batches):
+        if tell is not None:
+            tell(number, len(batches), checkpoint.name)
+        hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
+        embeddings.update(zip(batch.rows, mean_hidden(hidden, batch).cpu(), strict=True))
+    return torch.stack([embeddings[row] for row in range(len(embeddings))])

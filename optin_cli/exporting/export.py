@@ -1,0 +1,257 @@
+"""A checkpoint and a target in; the exported file with its record, and what reads its inputs, out, or nothing.
+
+The file is run by its runtime in a fresh process with optin made unimportable, on several shapes, and must give
+what the model in memory gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import inspect
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from optin_cli.artifacts.base import Source, Totals
+from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
+from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.libraries.registry import CONFIG
+from optin_cli.checkpoints.save import carried_files
+from optin_cli.checkpoints.synthetic_inputs import Inputs, example_inputs, workload_length, workload_of
+from optin_cli.checkpoints.verify import largest_difference, require_equal, run_fresh, run_probe, tolerance_for
+from optin_cli.data.text.tokenize import reserved_positions
+from optin_cli.errors import CertificateError
+from optin_cli.exporting.paths import check_place, place_of, record_of
+from optin_cli.exporting.registry import Target, Traced, target_named
+from optin_cli.exporting.trace import export_probes, input_names, silenced, trace
+from optin_cli.files import OutputError, atomic_files, sha256_of
+from optin_cli.model.costs import count_macs, count_parameters
+from optin_cli.progress import Progress
+from optin_cli.version import __version__
+
+RUN = """from __future__ import annotations
+import sys
+sys.modules["optin_cli"] = None
+import numpy
+from safetensors.numpy import load_file, save_file
+{source}
+path, feed, result, threads = sys.argv[1:5]
+run = open_file(path, int(threads))
+probes = {{}}
+for key, array in load_file(feed).items():
+    number, _, name = key.partition("/")
+    probes.setdefault(number, {{}})[name] = array
+found = {{}}
+for number, inputs in probes.items():
+    for name, array in run(inputs).items():
+        found[f"{{number}}/{{name}}"] = numpy.ascontiguousarray(array)
+save_file(found, result)
+"""
+"""Runs a file on the arrays "NUMBER/INPUT" of a safetensors file, and stores "NUMBER/OUTPUT"."""
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    target: Target,
+    output: Path,
+    *,
+    opset: int | None = None,
+    seq_len: int | None = None,
+    force: bool = False,
+    progress: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+) -> Export:
+    """Trace, translate, certify and record a model.
+
+    Args:
+        output: the file to write, or its folder, which is made if its parent is there. Outside the checkpoint's own
+            folder, config, tokenizer and processor are put beside it.
+        opset: version of the target's operators, None for what the exporter writes by itself.
+        seq_len: that MACs are recorded for.
+        force: replace an earlier export.
+        progress: told what is being done.
+
+    Raises:
+        ExportError: a package is missing, or the model cannot be expressed.
+        CertificateError: the runtime computes something else, or fails; nothing is written.
+        UsageError: the target has no such opset.
+    """
+    target.check_opset(opset)
+    target.require((*target.writes_with, *target.runs_with))
+    path = place_of(output, target)
+    check_place(path, force=force)
+    _check_company(checkpoint, path)
+    if checkpoint.device.type != "cpu":  # the device of a model's constants would be written into the file
+        checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu"))
+    workload = workload_of(checkpoint, workload_length(checkpoint, seq_len))
+    takes = input_names(checkpoint)
+    probes = export_probes(checkpoint, takes)
+    with atomic_files(path.parent, last=record_of(path).name) as folder:
+        progress(0, 3, "tracing")
+        with silenced():
+            traced = trace(checkpoint, takes, probes[0])
+            progress(1, 3, f"writing {target.name}")
+            used = target.write(traced, folder / path.name, opset)
+        files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
+        progress(2, 3, "certifying in a fresh process")
+        certificate = certify_export(checkpoint, target, folder / path.name, traced, probes)
+        record = Export(
+            optin_version=__version__,
+            options={} if opset is None else {"opset": opset},
+            inputs={
+                "checkpoint": checkpoint.source,
+                "config": Source(name=CONFIG, sha256=sha256_of(checkpoint.blueprint.identity)),
+            },
+            target=target.name,
+            files={file.name: sha256_of(file) for file in files},
+            family=checkpoint.structure.family,
+            model_class=checkpoint.model_class,
+            auto_class=checkpoint.auto_class,
+            takes=_rules(traced, probes[0]),
+            gives=_output_rules(traced, run_probe(checkpoint.model, probes[0], traced.gives)),
+            reserved_positions=_reserved(checkpoint),
+            opset=used,
+            workload=workload,
+            totals=Totals(
+                macs=count_macs(checkpoint.model, example_inputs(checkpoint, workload))[0],
+                parameters=count_parameters(checkpoint.model),
+                bytes=sum(file.stat().st_size for file in files),
+            ),
+            certificate=certificate,
+            versions={
+                "python": platform.python_version(),
+                **{
+                    name: importlib.metadata.version(name)
+                    for name in sorted({"torch", checkpoint.library, *target.writes_with, *target.runs_with})
+                },
+            },
+        )
+        (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
+        _bring_company(checkpoint, path.parent, folder)
+    return record
+
+
+def certify_export(
+    checkpoint: Checkpoint, target: Target, path: Path, traced: Traced, probes: Sequence[Inputs]
+) -> ExportCertificate:
+    """Run a file on every probe in a fresh process without optin and compare with the model in memory.
+
+    Raises:
+        CertificateError: the process fails, or outputs differ by more than the tolerance.
+    """
+    expected = [run_probe(checkpoint.model, probe, traced.gives) for probe in probes]
+    with tempfile.TemporaryDirectory() as scratch:
+        feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
+        save_file({f"{n}/{k}": t.contiguous() for n, probe in enumerate(probes) for k, t in probe.items()}, feed)
+        arguments = [str(path.resolve()), str(feed), str(result), str(torch.get_num_threads())]
+        code = RUN.format(source=inspect.getsource(target.open))
+        run_fresh(code, arguments, Path(scratch), f"The exported file does not run ({target.runtime})")
+        found = load_file(result)
+    tolerance = max(map(tolerance_for, expected))
+    records = []
+    for number, (probe, outputs) in enumerate(zip(probes, expected, strict=True)):
+        shape = tuple(probe[traced.takes[0]].shape)
+        mask = probe.get("attention_mask")
+        given = {name: found[f"{number}/{name}"] for name in outputs}
+        if any(given[name].shape != tensor.shape for name, tensor in outputs.items()):
+            raise CertificateError(f"The exported file gives outputs of other shapes for inputs of {shape}.")
+        difference = largest_difference(outputs, given)
+        require_equal(
+            f"The exported file in {target.runtime} against the model, inputs of {shape}",
+            difference,
+            tolerance,
+            "The exporter or the runtime is at fault: try another --opset, or another --to.",
+        )
+        padded = mask is not None and not bool(mask.all())
+        length = None if mask is None else shape[1]
+        records.append(ExportProbe(batch_size=shape[0], seq_len=length, padded=padded, difference=difference))
+    return ExportCertificate(
+        loader=f"{target.runtime} in a fresh process without optin",
+        probes=records,
+        difference=max(probe.difference for probe in records),
+        tolerance=tolerance,
+    )
+
+
+def _rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
+    return {
+        name: TensorRule(
+            dtype=_dtype(example[name]),
+            shape=[traced.axes[name].get(axis, length) for axis, length in enumerate(example[name].shape)],
+        )
+        for name in traced.takes
+    }
+
+
+def _output_rules(traced: Traced, outputs: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
+    """Rows come first; a second axis as long as the sequence is told from a width by the program's own symbols."""
+    inner = [*traced.program.graph.nodes][-1].args[0]
+    free: dict[str, TensorRule] = {}
+    for name, node in zip(traced.gives, inner, strict=True):
+        lengths = node.meta["val"].shape
+        shape = [n if isinstance(n, int) else ("batch", "length")[axis] for axis, n in enumerate(lengths)]
+        free[name] = TensorRule(dtype=_dtype(outputs[name]), shape=shape)
+    return free
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _reserved(checkpoint: Checkpoint) -> int:
+    rows = getattr(checkpoint.config, "max_position_embeddings", None) if checkpoint.image is None else None
+    return reserved_positions(checkpoint.model, int(rows)) if rows else 0
+
+
+def _check_company(checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse a folder that holds another checkpoint: its config and tokenizer would be read beside this model."""
+    config = path.parent / CONFIG
+    if config.is_file() and config.read_bytes() != checkpoint.blueprint.identity:
+        raise OutputError(
+            f"{path.parent} holds another checkpoint's {CONFIG}, so {path.name} would be read with that.",
+            hint="Pass -o with a folder of its own.",
+        )
+
+
+def _bring_company(checkpoint: Checkpoint, folder: Path, staged: Path) -> None:
+    """Put config, tokenizer and processor into `staged`, where `folder` lacks them."""
+    if not (folder / CONFIG).is_file():
+        (staged / CONFIG).write_bytes(checkpoint.blueprint.identity)
+    for path in carried_files(checkpoint):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, staged / path.name)
+
+
+def export(
+    checkpoint: Checkpoint | str | Path,
+    to: str,
+    output: str | Path | None = None,
+    *,
+    opset: int | None = None,
+    seq_len: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda _done, _total, _what: None,
+) -> Export:
+    """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
+
+    Args:
+        to: a target: onnx, torch-export or openvino.
+        output: the file or its folder. Where none is given, the checkpoint's own folder, if that is how it was given,
+            and else a folder named after both.
+        opset: version of ONNX operators, None for the exporter's own choice.
+        seq_len: length of text that MACs are recorded for.
+
+    Raises:
+        OptinError: a package is missing, the model cannot be expressed, or the runtime computes something else.
+    """
+    target = target_named(to)
+    beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
+    opened = as_checkpoint(checkpoint, "cpu")
+    place = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
+    return export_checkpoint(opened, target, place, opset=opset, seq_len=seq_len, force=force, progress=progress)

@@ -1,0 +1,145 @@
+"""An exported file and its record in; a checkpoint that evaluation runs through the file's own runtime out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optin_cli.architectures.registry import known_heads
+from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.export import Export
+from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load_checkpoint
+from optin_cli.checkpoints.libraries.registry import read_folder
+from optin_cli.checkpoints.synthetic_inputs import Inputs
+from optin_cli.errors import ArtifactError, CheckpointError, UsageError
+from optin_cli.exporting.paths import record_of
+from optin_cli.exporting.registry import ExportError, Run, Target, target_of
+from optin_cli.exporting.trace import Named, silenced
+from optin_cli.files import read_bytes, sha256_of
+from optin_cli.model.structure import Structure, resolve_outputs
+
+DEVICE = "cpu"
+"""Where exported files are run."""
+
+
+class ExportedModel(Named):
+    """Passes tensors on to a runtime. Segments are those of one text where none are given."""
+
+    def __init__(self, run: Run, record: Export) -> None:
+        def compute(inputs: Inputs) -> Mapping[str, torch.Tensor]:
+            missing = {name: torch.zeros_like(inputs["input_ids"]) for name in record.takes if name not in inputs}
+            arrays = {name: tensor.numpy() for name, tensor in {**inputs, **missing}.items()}
+            return {name: torch.from_numpy(array) for name, array in run(arrays).items()}
+
+        super().__init__(tuple(record.takes), compute)
+        self.reserved_positions = record.reserved_positions
+
+
+def load_evaluated(source: str | Path, *, device: str | None = None, **options: Any) -> Checkpoint:
+    """What evaluation takes: a checkpoint, or a file that `optin export` wrote.
+
+    Args:
+        device: where to put a checkpoint; exported files are run on the CPU.
+        options: see `load_checkpoint`.
+    """
+    target = target_of(source)
+    if target is None or Path(source).is_dir():
+        return load_checkpoint(source, device=device, **options)
+    if options.get("arch") or options.get("arch_args"):
+        raise UsageError(f"--arch names the model of a state dict; {source} says everything itself.")
+    if device not in (None, DEVICE):
+        raise UsageError(
+            f"{source} is an exported file, which is run on the {DEVICE}, but the device {device!r} was asked for.",
+            hint="Leave out --device.",
+        )
+    return load_exported(Path(source), target, options.get("architecture"))
+
+
+def is_exported(source: Checkpoint | str | Path | None) -> bool:
+    """Whether a source is, or names, an exported file rather than a checkpoint."""
+    if isinstance(source, Checkpoint):
+        return source.recorded is not None
+    return source is not None and target_of(source) is not None and not Path(source).is_dir()
+
+
+def as_evaluated(source: Checkpoint | str | Path, device: str | None = None) -> Checkpoint:
+    """The checkpoint itself, or what loads from a path, hub id or exported file."""
+    return source if isinstance(source, Checkpoint) else load_evaluated(source, device=device)
+
+
+def device_for(device: str | None, *sources: Checkpoint | str | Path | None) -> str | None:
+    """The device asked for; by default the CPU where an exported file is among the sources."""
+    return DEVICE if device is None and any(map(is_exported, sources)) else device
+
+
+def load_exported(path: Path, target: Target, architecture: Path | None = None) -> Checkpoint:
+    """Open an exported file in its runtime, with as many threads as torch has.
+
+    Raises:
+        CheckpointError: there is no such file. ArtifactError: its record is missing, or of another file.
+        ExportError: the runtime is not installed, or refuses the file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", hint="Expected a file that optin export wrote.")
+    record = _read_record(path, target)
+    target.require(target.runs_with)
+    blueprint = read_folder(path.parent, architecture)
+    config = record.inputs.get("config")
+    if config is None or config.sha256 != sha256_of(blueprint.identity):
+        raise ArtifactError(
+            f"{path.parent / 'config.json'} is not the config that {path.name} was exported with.",
+            hint="Put the two back together, or run optin export again.",
+        )
+    target.check(path)
+    try:
+        with silenced():
+            run = target.open(str(path), torch.get_num_threads())
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ExportError(
+            f"{target.runtime} does not open {path}: {lines[0] if lines else type(error).__name__}",
+            hint="Run optin export again.",
+        ) from error
+    head = known_heads()[blueprint.auto_class]
+    return Checkpoint(
+        name=f"{path.resolve().parent.name}/{path.name}",
+        sha256=sha256_of(*(path.parent / name for name in record.files)),
+        blueprint=blueprint,
+        model=ExportedModel(run, record),
+        structure=Structure(record.family, (), (), resolve_outputs(head, blueprint.problem_type)),
+        root="",
+        dtype=torch.float32,
+        weight_bytes=record.totals.bytes,
+        recorded=Recorded(
+            runtime=f"{target.runtime} {importlib.metadata.version(target.runtime)}",
+            workload=record.workload,
+            totals=record.totals,
+        ),
+    )
+
+
+def _read_record(path: Path, target: Target) -> Export:
+    """The record of a file, which must be of this file."""
+    beside = record_of(path)
+    if not beside.is_file():
+        raise ArtifactError(
+            f"{path} has no record {beside.name} beside it, so it is unknown what it takes and was made from.",
+            hint=f"Write it with optin export CKPT --to {target.name}, and keep the two together.",
+        )
+    record = parse(Export, read_bytes(beside, "export record"), beside.name)
+    if record.target != target.name or path.name not in record.files:
+        raise ArtifactError(f"{beside.name} is the record of {next(iter(record.files))}, not of {path.name}.")
+    for name, sha256 in record.files.items():
+        file = path.parent / name
+        if not file.is_file():
+            raise ArtifactError(f"{path} needs {name} beside it, which is missing.", hint="Run optin export again.")
+        if sha256_of(file) != sha256:
+            raise ArtifactError(
+                f"{file} is not the file that {beside.name} was written for: its sha256 differs.",
+                hint="It was changed or cut short, or is another export; run optin export again.",
+            )
+    return record

@@ -1,0 +1,96 @@
+"""A traced model in; an ONNX file, or a session of onnxruntime that runs one, out.
+
+Weights lie in the file itself, or in NAME.data beside it where they exceed what one file may hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optin_cli.exporting.registry import ExportError, Run, Target, Traced
+
+MOST_BYTES = 1_900_000_000
+"""A protobuf message holds less than 2 GiB; beyond this, weights go into a file of their own."""
+
+
+def write(traced: Traced, path: Path, opset: int | None) -> int:
+    """Translate by torch's own exporter; axes are named, and traces of the machine it ran on are dropped."""
+    import torch
+
+    try:
+        found = torch.onnx.export(
+            traced.program,
+            dynamo=True,
+            input_names=list(traced.takes),
+            output_names=list(traced.gives),
+            opset_version=opset,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"torch does not translate this model to ONNX: {_cause(error)}",
+            hint="Try another --opset, or --to torch-export, which needs no translation.",
+        ) from error
+    if found is None:
+        raise ExportError("torch.onnx.export gave nothing back.")
+    found.rename_axes(_axis_names(found.model, traced))
+    _forget_machine(found.model)
+    weights = sum(value.const_value.nbytes for value in found.model.graph.initializers.values() if value.const_value)
+    found.save(path, external_data=weights > MOST_BYTES)
+    return int(found.model.opset_imports[""])
+
+
+def _axis_names(model: Any, traced: Traced) -> dict[Any, str]:
+    """What the exporter's symbols of the inputs' free axes are to be called."""
+    return {value.shape[axis]: name for value in model.graph.inputs for axis, name in traced.axes[value.name].items()}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong at the root."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _forget_machine(model: Any) -> None:
+    """Drop what the exporter notes of Python modules and lines, which are paths of this machine."""
+    for graph in model.graphs():
+        for item in (graph, *graph, *graph.inputs, *graph.initializers.values()):
+            item.metadata_props.clear()
+        for node in graph:
+            for output in node.outputs:
+                output.metadata_props.clear()
+    for function in model.functions.values():
+        function.metadata_props.clear()
+
+
+def open_file(path: str, threads: int) -> Run:
+    """A session on the CPU; arrays in and out are numpy's."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Threads that spin while they wait would slow down whatever runs between two runs of this session.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs):  # type: ignore[no-untyped-def]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run
+
+
+TARGET = Target(
+    name="onnx",
+    suffix=".onnx",
+    extra="onnx",
+    writes_with=("onnx", "onnxscript"),
+    runs_with=("onnxruntime",),
+    write=write,
+    open=open_file,
+    opsets=(18, 23),
+)

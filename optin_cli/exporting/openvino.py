@@ -1,0 +1,53 @@
+"""A traced model in; an OpenVINO model (NAME.xml with its weights in NAME.bin), or what runs one, out.
+
+The model is read from ONNX by the runtime itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from optin_cli.exporting import onnx as for_onnx
+from optin_cli.exporting.registry import ExportError, Run, Target, Traced
+
+
+def write(traced: Traced, path: Path, _opset: int | None) -> None:
+    """Translate to ONNX and from there; weights stay float32."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        between = Path(scratch) / f"{path.stem}{for_onnx.TARGET.suffix}"
+        for_onnx.write(traced, between, None)
+        try:
+            model = openvino.Core().read_model(between)
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines()
+            raise ExportError(f"OpenVINO does not translate this model: {lines[-1] if lines else error}") from error
+
+
+def open_file(path: str, threads: int) -> Run:
+    """The model compiled for the CPU, in float32 also where the processor would rather use bfloat16."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    names = [output.get_any_name() for output in model.outputs]
+
+    def run(inputs):  # type: ignore[no-untyped-def]
+        outputs = model(dict(inputs))
+        return {name: outputs[name] for name in names}
+
+    return run
+
+
+TARGET = Target(
+    name="openvino",
+    suffix=".xml",
+    extra="openvino",
+    writes_with=("openvino", *for_onnx.TARGET.writes_with),
+    runs_with=("openvino",),
+    write=write,
+    open=open_file,
+)

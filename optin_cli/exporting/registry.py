@@ -1,0 +1,129 @@
+"""A checkpoint in; a file that a runtime runs without transformers, timm or optin, proved to compute the same, out.
+
+A target is one module here and one row of the table below. Nothing here imports torch or a runtime, so that names
+and suffixes are known at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from optin_cli.errors import OptinError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy
+    from torch.export import ExportedProgram
+
+
+RECORD = ".optin.json"
+"""What an exported file's name is followed by in the name of its record."""
+
+
+Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
+"""One forward pass of an opened file: arrays by the names of its inputs in, by those of its outputs out."""
+
+
+class ExportError(OptinError):
+    """A model that a target cannot express, or an exported file that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as a program of torch, and the names of what it takes, gives and leaves open.
+
+    takes, gives: names of input and output tensors in the program's order. axes: by input, names of its dynamic axes.
+    """
+
+    program: ExportedProgram
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    axes: Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format, and what writes and runs it.
+
+    suffix: of its files. extra: pip extra that brings its packages, None where torch is enough. writes_with,
+    runs_with: packages needed to write, and to run, whose versions are recorded; the first that runs it is its
+    runtime. opsets: versions of its operators that may be asked for, fewest and most; None where it has none.
+
+    write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and tells
+    the opset it took. open: a file and a number of CPU threads in, what runs it out. Its source must stand alone, with
+    all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run code.
+    """
+
+    name: str
+    suffix: str
+    extra: str | None
+    writes_with: tuple[str, ...]
+    runs_with: tuple[str, ...]
+    write: Callable[[Traced, Path, int | None], int | None]
+    open: Callable[[str, int], Run]
+    opsets: tuple[int, int] | None = None
+    check: Callable[[Path], None] = lambda _path: None
+
+    @property
+    def runtime(self) -> str:
+        """The package that runs its files."""
+        return self.runs_with[0]
+
+    def require(self, packages: tuple[str, ...]) -> None:
+        """Refuse to go on without its packages.
+
+        Raises:
+            ExportError: one is missing; names the pip extra that brings it.
+        """
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ExportError(
+                f"The target {self.name} needs {' and '.join(missing)}, which is not installed.",
+                hint=f'pip install "optin-cli[{self.extra}]"',
+            )
+
+    def check_opset(self, opset: int | None) -> None:
+        """Refuse a version of operators that the target does not have.
+
+        Raises:
+            UsageError: it has none, or not that one.
+        """
+        if opset is None:
+            return
+        if self.opsets is None:
+            raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")
+        least, most = self.opsets
+        if not least <= opset <= most:
+            raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
+
+
+MODULES: Mapping[str, str] = MappingProxyType(
+    {
+        "onnx": "optin_cli.exporting.onnx",
+        "torch-export": "optin_cli.exporting.torch_export",
+        "openvino": "optin_cli.exporting.openvino",
+    }
+)
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    if name not in MODULES:
+        raise UsageError(f"There is no export target {name!r}.", hint=did_you_mean(name, MODULES))
+    target: Target = importlib.import_module(MODULES[name]).TARGET
+    return target
+
+
+def target_of(path: str | Path) -> Target | None:
+    """The target whose suffix a file's name has; None where no target's files are called so."""
+    return next((target for target in map(target_named, MODULES) if target.suffix == Path(path).suffix), None)

@@ -1,0 +1,1 @@
+"""Models as structures: blocks and groups of units, masking, pruning, costs, forward passes."""

@@ -1,0 +1,49 @@
+"""A model and a stack of a description in; the blocks that fit it, and where their rules' paths lead, out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from optin_cli.architectures.schema import StackRule
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block's path, and the paths of other modules that its rules may name, by "@NAME"."""
+
+    path: str
+    others: Mapping[str, str]
+
+    def __call__(self, relative: str) -> str:
+        """The full path of one that a rule gives; an unknown "@NAME" stays in it, where no module has that name."""
+        if not relative:
+            return self.path
+        name, dot, rest = relative.partition(".")
+        return f"{self.others[name]}{dot}{rest}" if name in self.others else f"{self.path}.{relative}"
+
+
+def match_blocks(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[Place, list[str]]]:
+    """Blocks of a stack in order, each with the indices that stood for the * of the pattern."""
+    prefix = f"{root}." if root else ""
+    expression = re.compile(re.escape(prefix + stack.blocks).replace(r"\*", r"(\d+)") + r"\Z")
+    modules = [(path, type(module).__name__) for path, module in model.named_modules()]
+    found = [
+        (number, path, list(match.groups()))
+        for number, (path, kind) in enumerate(modules)
+        if (match := expression.match(path)) and (not stack.types or kind in stack.types)
+    ]
+    for place, (number, path, indices) in enumerate(found):
+        others = {}
+        end = len(modules)
+        if place + 1 < len(found):
+            end, others["@next"], _ = found[place + 1]
+        elif stack.after_last is not None:
+            others["@next"] = prefix + stack.after_last
+        for name, kinds in stack.between.items():
+            between = [p for p, kind in modules[number + 1 : end] if kind in kinds and not p.startswith(f"{path}.")]
+            others |= {f"@{name}": p for p in between[:1]}
+        yield Place(path, others), indices

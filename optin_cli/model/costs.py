@@ -1,0 +1,186 @@
+"""A model and its groups in; MACs and parameters of the whole, and of one unit of each group, out.
+
+MACs are the multiply-accumulates of matrix products, convolutions and attention, counted by fvcore (which
+counts one per multiply-accumulate). Element-wise work and normalisation are not MACs and count nothing.
+
+A unit's cost is measured, not assumed: all MACs of the modules whose weights the group slices, and the
+products inside its mixer (scores and values of attention), each less those of modules inside it, grow in proportion
+to its units.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.artifacts.base import Totals
+from optin_cli.artifacts.costs import GroupCost, SharedCost
+from optin_cli.model.forward import call_model
+from optin_cli.model.lookup import tensor_at
+from optin_cli.model.structure import Group, Slice, Structure
+
+# fvcore runs torch.jit at import and at every use, which newer torch calls deprecated.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+
+
+Handler = Callable[[list[Any], list[Any]], int]
+
+
+NORMALISATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "native_layer_norm")
+
+
+RESAMPLING = ("upsample_nearest2d", "upsample_bilinear2d", "adaptive_avg_pool2d", "grid_sampler")
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def attention_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """MACs of scaled-dot-product attention: scores (rows x heads x T x S x D) and values (… x T x S x V)."""
+    query, key, value = (_shape(i) for i in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def matmul_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """MACs of any matrix product: every output element sums over the inner dimension."""
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def addmm_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """MACs of bias + matrix product."""
+    return matmul_macs(inputs[1:], outputs)
+
+
+def no_macs(_inputs: list[Any], _outputs: list[Any]) -> int:
+    """Operators that fvcore counts but that multiply-accumulate nothing worth counting."""
+    return 0
+
+
+HANDLERS: Mapping[str, Handler] = {
+    "aten::scaled_dot_product_attention": attention_macs,
+    "aten::matmul": matmul_macs,
+    "aten::mm": matmul_macs,
+    "aten::bmm": matmul_macs,
+    "aten::linear": matmul_macs,
+    "aten::addmm": addmm_macs,
+    **{f"aten::{name}": no_macs for name in (*NORMALISATIONS, *RESAMPLING)},
+}
+
+
+class _LogitsOnly(nn.Module):
+    """Tracing takes positional tensors and wants tensors back; models take keywords and return records."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = call_model(self.model, dict(zip(self.names, tensors, strict=True)))
+        return tuple(v for v in output.values() if isinstance(v, torch.Tensor))
+
+
+def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
+    """Count MACs of one forward pass.
+
+    Returns:
+        the total, and by module path the MACs of the module with everything inside it. A module that runs
+        several times counts each time.
+    """
+    names = tuple(inputs)
+    analysis = FlopCountAnalysis(_LogitsOnly(model, names), tuple(inputs[name] for name in names))
+    analysis.set_op_handle(**HANDLERS)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    noisy = logging.getLogger("fvcore.nn.jit_analysis")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            total = int(analysis.total())
+            by_module = {k.removeprefix("model").lstrip("."): float(v) for k, v in analysis.by_module().items() if k}
+    finally:
+        noisy.setLevel(level)
+    return total, by_module
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def unit_parameters(model: nn.Module, group: Group) -> int:
+    """Parameters that one unit of a group holds."""
+    return sum(
+        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * s.block
+        for s in group.slices
+        if isinstance(tensor_at(model, s.parameter), nn.Parameter)
+    )
+
+
+def unit_macs(model: nn.Module, group: Group, by_module: Mapping[str, float]) -> float:
+    """MACs that one unit of a group costs, from the measured MACs of each module."""
+    places = {s.parameter.rpartition(".")[0] for s in group.slices} | ({group.mixer} if group.mixer else set())
+    total = 0.0
+    for place in sorted(places):
+        children = (f"{place}.{name}" for name, _ in model.get_submodule(place).named_children())
+        total += by_module.get(place, 0.0) - sum(by_module.get(child, 0.0) for child in children)
+    return total / group.units
+
+
+def shared_costs(
+    model: nn.Module, structure: Structure, by_module: Mapping[str, float]
+) -> dict[str, dict[str, SharedCost]]:
+    """What units of two groups cost together in weights sliced by both: by the earlier group, by the later one."""
+    costs: dict[str, dict[str, SharedCost]] = {group.name: {} for group in structure.groups}
+    seen: dict[str, tuple[Group, Slice]] = {}
+    for group in structure.groups:
+        for piece in group.slices:
+            if piece.parameter not in seen:
+                seen[piece.parameter] = group, piece
+                continue
+            other, theirs = seen[piece.parameter]
+            tensor = tensor_at(model, piece.parameter)
+            columns = tensor.numel() // (tensor.shape[piece.axis] * tensor.shape[theirs.axis])
+            macs = by_module.get(piece.parameter.rpartition(".")[0], 0.0)
+            costs[other.name][group.name] = SharedCost(
+                macs=macs / (group.units * other.units),
+                parameters=columns * piece.parts * piece.block * theirs.parts * theirs.block,
+            )
+    return costs
+
+
+def measure_costs(
+    model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], weight_bytes: int
+) -> tuple[Totals, dict[str, GroupCost]]:
+    """Cost of the whole model and of each group's units for one input.
+
+    Args:
+        weight_bytes: size of the stored weights, which the model in memory cannot tell.
+    """
+    total, by_module = count_macs(model, inputs)
+    shared = shared_costs(model, structure, by_module)
+    groups = {
+        group.name: GroupCost(
+            kind=group.kind,
+            block=group.block_name,
+            units=group.units,
+            unit_width=group.block,
+            unit_macs=unit_macs(model, group, by_module),
+            unit_parameters=unit_parameters(model, group),
+            least=group.least,
+            shared=shared[group.name],
+            stock=group.stock.counts() if group.stock else None,
+        )
+        for group in structure.groups
+    }
+    return Totals(macs=total, parameters=count_parameters(model), bytes=weight_bytes), groups

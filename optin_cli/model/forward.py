@@ -1,0 +1,114 @@
+"""A model, its structure and a batch in; the trajectory of that batch out: block outputs and final outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from optin_cli.architectures.schema import Layout, OutputRule
+from optin_cli.data.batch import Batch
+from optin_cli.model.modeling_optin import spread_tokens
+from optin_cli.model.structure import Structure
+
+PIXEL_GRID = 14
+"""Longest side of a grid of pixels that is compared as it is: a vision transformer's at 224 pixels."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one forward pass went through.
+
+    features: block outputs in order of execution, each (rows, tokens, width), tokens being pixels
+    in images; a block that runs several
+    times (shared weights) appears as often.
+    outputs: final outputs in the order of the structure, each (rows, ..., classes); padding positions of
+    distributions over tokens are -inf.
+    """
+
+    features: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+
+
+def call_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Outputs of a model by name; those of one that returns a tensor alone are its `logits`."""
+    output = model(**inputs)
+    return {"logits": output} if isinstance(output, torch.Tensor) else output
+
+
+def first_tensor(output: object) -> torch.Tensor:
+    """The hidden states in what a block returned: the tensor itself or the first item of a tuple."""
+    found = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"a block returned {type(found).__name__}, expected a tensor")
+    return found
+
+
+def as_tokens(output: torch.Tensor, layout: Layout, rows: int) -> torch.Tensor:
+    """A block's output as (rows, tokens, width): pixels are tokens, of a grid pooled to PIXEL_GRID when larger.
+
+    Args:
+        output: of shape `layout`, where B may be rows x windows, the windows of a row one after another.
+    """
+    if layout == "BTC":
+        return output.reshape(rows, -1, output.shape[-1])
+    if layout == "BHWC":
+        output = output.movedim(-1, 1)
+    height, width = output.shape[-2:]
+    if max(height, width) > PIXEL_GRID:
+        output = F.adaptive_avg_pool2d(output, (min(height, PIXEL_GRID), min(width, PIXEL_GRID)))
+    return output.flatten(2).transpose(1, 2)
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[list[torch.Tensor]]:
+    """Collect every block output as tokens of `rows` samples, in order of execution, while the context lasts.
+
+    Merged tokens count as often as there were: each has what it merged into.
+    """
+    features: list[torch.Tensor] = []
+    handles = []
+    for block in structure.blocks:
+
+        def record(_module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
+            features.append(as_tokens(spread_tokens(first_tensor(output)), layout, rows))
+
+        handles.append(model.get_submodule(block.path).register_forward_hook(record))
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mean_hidden(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean of hidden states (rows, tokens, width) over the real tokens of each row: (rows, width)."""
+    weights = batch.mask_for(hidden).unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
+    """Pick the compared outputs; distributions over tokens get -inf at padding."""
+    outputs = []
+    for rule in rules:
+        output = raw[rule.name]
+        if rule.over == "tokens":
+            output = output.masked_fill(~batch.mask_for(output), -torch.inf)
+        outputs.append(output)
+    return outputs
+
+
+def per_token(output: torch.Tensor, rule: OutputRule) -> bool:
+    """Whether an output holds one distribution a token: (rows, tokens, classes)."""
+    return rule.over == "classes" and output.dim() == 3
+
+
+def observe(model: nn.Module, structure: Structure, batch: Batch) -> Trajectory:
+    """One forward pass, recorded. Gradients are kept when the caller has them enabled."""
+    with recording(model, structure, batch.size) as features:
+        raw = call_model(model, batch.inputs)
+    return Trajectory(features, final_outputs(raw, structure.outputs, batch))

@@ -1,0 +1,141 @@
+"""A model and batches in; forward passes that start behind the blocks whose outputs are known already out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from optin_cli.data.batch import Batch
+from optin_cli.model.forward import call_model
+from optin_cli.model.structure import Group, Structure
+
+
+@contextlib.contextmanager
+def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str, Any]]]:
+    """Record (block path, raw output) of every block call, in order, while the context lasts.
+
+    Raw is what the block itself computes: where tokens then merge, they do so again when it is replayed.
+    """
+    calls: list[tuple[str, Any]] = []
+    handles = []
+    for block in structure.blocks:
+
+        def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
+            calls.append((path, output))
+
+        handles.append(model.get_submodule(block.path).register_forward_hook(record, prepend=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> Iterator[None]:
+    """The first len(outputs) block calls return the given outputs without computing; the rest run."""
+    position = 0
+    modules = {block.path: model.get_submodule(block.path) for block in structure.blocks}
+    originals: dict[str, Any] = {path: module.__dict__.get("forward") for path, module in modules.items()}
+
+    def stub(compute: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal position
+            position += 1
+            return outputs[position - 1] if position <= len(outputs) else compute(*args, **kwargs)
+
+        return forward
+
+    try:
+        for module in modules.values():
+            module.forward = stub(module.forward)
+        yield
+    finally:
+        for path, module in modules.items():
+            del module.forward
+            if originals[path] is not None:
+                module.forward = originals[path]
+
+
+class _Deep(Exception):  # noqa: N818 - a signal, not an error
+    """As many blocks have run as are asked for."""
+
+
+class Prefixes:
+    """Outputs of the first blocks of a model for every batch, kept in temporary files rather than in memory.
+
+    What walks a model from its first block to its last, changing weights as it goes, runs every batch again for
+    each change; blocks before it stay as they are, so that their outputs are computed once. Blocks whose module
+    runs several times (shared weights) are never skipped beyond its first run.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> None:
+        self.model, self.structure, self.batches = model, structure, batches
+        self._scratch = tempfile.TemporaryDirectory()
+        self._depth = 0
+        self._stored = 0
+        with captured(model, structure) as calls, torch.no_grad():
+            call_model(model, batches[0].inputs)
+        paths = {block.name: block.path for block in structure.blocks}
+        order = [path for path, _ in calls]
+        self._first = {name: order.index(path) for name, path in paths.items() if path in order}
+
+    def __enter__(self) -> Prefixes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scratch.cleanup()
+
+    def advance(self, group: Group) -> None:
+        """Take it that blocks before that of `group` will not change any more, and keep their outputs."""
+        depth = self._first.get(group.block_name, 0)
+        if depth <= self._depth:
+            return
+        self._depth = min(depth, self._stored)
+        for number, batch in enumerate(self.batches if depth > self._stored else ()):
+            for index, output in enumerate(self._run(number, batch, depth), start=self._depth):
+                torch.save(output, self._file(number, index))
+        self._depth = self._stored = depth
+
+    @contextlib.contextmanager
+    def skipping(self, number: int) -> Iterator[None]:
+        """Let forward passes of batch `number` return the kept outputs instead of computing those blocks."""
+        # Mapped, since of all but the last hardly any is read.
+        outputs = [torch.load(self._file(number, i), weights_only=True, mmap=True) for i in range(self._depth)]
+        with replayed(self.model, self.structure, outputs) if outputs else contextlib.nullcontext():
+            yield
+
+    def _run(self, number: int, batch: Batch, depth: int) -> list[Any]:
+        """Outputs of the blocks from the last kept one up to `depth`."""
+        found: list[Any] = []
+        seen = 0
+
+        def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if seen > self._depth:
+                found.append(output)
+            if seen == depth:
+                raise _Deep
+
+        paths = dict.fromkeys(block.path for block in self.structure.blocks)
+        handles = [self.model.get_submodule(path).register_forward_hook(collect, prepend=True) for path in paths]
+        try:
+            with self.skipping(number), contextlib.suppress(_Deep), torch.no_grad():
+                call_model(self.model, batch.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def _file(self, number: int, index: int) -> Path:
+        return Path(self._scratch.name) / f"{number}.{index}"

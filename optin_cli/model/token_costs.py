@@ -1,0 +1,51 @@
+"""A model whose tokens may merge in; how the MACs of its blocks and units follow the length of the sequence, out.
+
+    MACs(t) = linear t / T + square (t / T)^2
+
+for t of T tokens: the products of attention grow with the square. Both parts are measured, by counting at two lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from optin_cli.artifacts.costs import BlockCost, TokenCosts
+from optin_cli.model.costs import count_macs, unit_macs
+from optin_cli.model.masking import masked
+from optin_cli.model.structure import Structure
+from optin_cli.model.tokens import Tokens
+
+
+def measure_token_costs(
+    model: nn.Module, structure: Structure, tokens: Tokens, inputs: Mapping[str, torch.Tensor]
+) -> TokenCosts:
+    """Count MACs as the model is, and with half of its tokens merged behind the first block.
+
+    The first block itself always sees the whole sequence.
+    """
+    _, whole = count_macs(model, inputs)
+    merged = max(tokens.units // 2, 1)
+    with masked(model, structure, {next(iter(tokens.groups)): range(merged, tokens.units)}):
+        _, short = count_macs(model, inputs)
+    share = (tokens.length - merged) / tokens.length
+
+    def square(long: float, less: float) -> float:
+        """MACs that grow with the square, of `long` for the whole sequence and `less` for the shorter one."""
+        return float(round((long * share - less) / (share - share**2)))
+
+    blocks = {}
+    for number, (name, path) in enumerate(tokens.blocks):
+        macs = whole.get(path, 0.0)
+        blocks[name] = BlockCost(macs=macs, square=square(macs, short.get(path, 0.0)) if number else 0.0)
+    units = {}
+    for group in structure.groups:
+        if group.block_name in blocks:
+            long, less = (unit_macs(model, group, counted) * group.units for counted in (whole, short))
+            first = group.block_name == tokens.blocks[0][0]
+            units[group.name] = 0.0 if first else square(long, less) / group.units
+    return TokenCosts(
+        length=tokens.length, special=tokens.special, width=tokens.width, blocks=blocks, unit_square=units
+    )

@@ -1,0 +1,1 @@
+"""What a model and its units cost, in MACs, parameters and time."""

@@ -1,0 +1,110 @@
+"""A checkpoint in; what each group of its units costs in time on this device out, measured on really cut models.
+
+Layers of the same shapes are cut together and share the difference: with L of them and T(k) the time of the whole
+model when all keep k units, a layer's k units take (T(k) - T(fewest)) / L. The whole model runs each time, so that
+weights compete for the caches as they do in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import nn
+
+from optin_cli.artifacts.base import Options, Workload
+from optin_cli.artifacts.latency import Ladder, LatencyTable
+from optin_cli.artifacts.mask import layout_class
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.synthetic_inputs import random_inputs
+from optin_cli.model.cut import cut
+from optin_cli.model.lookup import tensor_at
+from optin_cli.model.structure import Group, Structure
+from optin_cli.options.latency import LatencyOptions
+from optin_cli.profiling.devices import describe_device
+from optin_cli.profiling.timing import forward_latency
+from optin_cli.version import __version__
+
+
+def measure_table(
+    checkpoint: Checkpoint,
+    workload: Workload,
+    options: LatencyOptions,
+    *,
+    tell: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+) -> LatencyTable:
+    """Time the model whole and with each kind of group cut to a few sizes; the runs of all models are interleaved.
+
+    Args:
+        workload: shape of the inputs.
+        tell: told what is being done.
+    """
+    model, structure = checkpoint.model, checkpoint.structure
+    alike = alike_groups(model, structure)
+    sizes = [ladder_sizes(groups[0], options.fractions) for groups in alike]
+    models = [model]
+    for groups, counts in zip(alike, sizes, strict=True):
+        for count in counts[:-1]:
+            tell(len(models), 1 + sum(len(c) - 1 for c in sizes), f"cutting {groups[0].name} and its like to {count}")
+            models.append(_cut_alike(checkpoint, groups, count))
+    tell(0, 1, f"timing {len(models)} models, {options.runs} runs each")
+    inputs = random_inputs([checkpoint], workload, seed=options.seed)[0]
+    times = forward_latency(models, [inputs] * len(models), workload, runs=options.runs, warmup=options.warmup)
+    whole = times[0].median_ms
+    ladders: dict[str, Ladder] = {}
+    rest = iter(time.median_ms for time in times[1:])
+    for groups, counts in zip(alike, sizes, strict=True):
+        totals = [*(next(rest) for _ in counts[:-1]), whole]
+        ladder = Ladder(units=counts, ms=[(total - totals[0]) / len(groups) for total in totals])
+        ladders |= dict.fromkeys((group.name for group in groups), ladder)
+    recorded: Options = {
+        "runs": options.runs,
+        "warmup": options.warmup,
+        "fractions": list(options.fractions),
+        "seed": options.seed,
+    }
+    return LatencyTable(
+        optin_version=__version__,
+        options=recorded,
+        inputs={"checkpoint": checkpoint.source},
+        workload=workload,
+        device=describe_device(checkpoint.device),
+        threads=torch.get_num_threads(),
+        total_ms=whole,
+        groups={group.name: ladders[group.name] for group in structure.groups},
+        versions={
+            "torch": torch.__version__,
+            checkpoint.library: importlib.metadata.version(checkpoint.library),
+        },
+    )
+
+
+def alike_groups(model: nn.Module, structure: Structure) -> list[list[Group]]:
+    """Groups whose weights have the same shapes in the same places of their blocks."""
+    found: dict[tuple[object, ...], list[Group]] = {}
+    for group in structure.groups:
+        shapes = tuple((piece.axis, tuple(tensor_at(model, piece.parameter).shape)) for piece in group.slices)
+        key = (layout_class(group.name, group.block_name), group.units, group.block, shapes)
+        found.setdefault(key, []).append(group)
+    return list(found.values())
+
+
+def ladder_sizes(group: Group, fractions: tuple[float, ...]) -> list[int]:
+    """Counts of kept units that are timed, ascending from the fewest to all.
+
+    One unit is among them: the first costs more than the next, since without any the module does not run.
+    """
+    inner = [1, *(round(fraction * group.units) for fraction in fractions)]
+    return sorted({group.least, *(n for n in inner if group.least < n < group.units), group.units})
+
+
+def _cut_alike(checkpoint: Checkpoint, groups: list[Group], count: int) -> nn.Module:
+    """A copy in which each of `groups` keeps its first `count` units; it shares all other weights with the model."""
+    model = checkpoint.model
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    small = copy.deepcopy(model, shared)
+    cut(small, checkpoint.structure, {group.name: list(range(count)) for group in groups}, checkpoint.root)
+    return small

@@ -1,0 +1,1 @@
+"""Pruning a checkpoint by a mask into a certified folder."""

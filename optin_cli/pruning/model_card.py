@@ -1,0 +1,308 @@
+"""A manifest in, the model card of the cut checkpoint out; and an evaluation into the card that is there.
+
+The card opens with how to load. What was measured stands between two marks, and only `write_measured` puts numbers
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optin_cli.artifacts.base import require_source
+from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import GroupMask
+from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
+from optin_cli.errors import ArtifactError, UsageError
+from optin_cli.files import write_text
+
+TEXT = """---
+{front}---
+# {name}, pruned by optin
+
+## How to load
+
+{how}
+
+## What was done
+
+Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli/) {version}, without training.
+{budget}
+
+| | before | after | ratio |
+|---|---|---|---|
+| MACs (batch {batch}, {shape}) | {macs_before:,} | {macs_after:,} | {macs_ratio:.3f} |
+| parameters | {parameters_before:,} | {parameters_after:,} | {parameters_ratio:.3f} |
+| bytes of weights | {bytes_before:,} | {bytes_after:,} | {bytes_ratio:.3f} |
+
+{begin}
+{measured}
+{end}
+
+## How
+
+{recipe}
+
+{groups}
+
+## Certificate
+
+Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most {reloaded:.3g}{masked}
+(tolerance {tolerance:.3g}). `optin.json` holds the whole record.
+
+## Limits
+
+- The cut model knows no more than the original: its intended use, biases and limits are those of `{name}`.
+- It was fitted to the calibration data named above; inputs of another kind may lose more than the metric shows.
+- MACs are multiply-accumulates of matrix products, convolutions and attention at the stated input size. Fewer MACs
+  are not always less time: measure latency on your own device.
+
+## Licence
+
+{licence}
+"""
+
+
+BEGIN, END = "<!-- optin:measured -->", "<!-- /optin:measured -->"
+
+
+RAGGED = """The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
+weights can (it needs torch and {library} only):
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder)`.
+Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
+
+
+UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
+whatever reads its config:
+
+```python
+{loading}
+```"""
+
+
+HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+"""By layout."""
+
+
+UNMEASURED = """## Metric and latency
+
+Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
+
+
+CARRIED = ("license", "license_name", "license_link", "language", "datasets", "base_model", "pipeline_tag")
+"""Keys of the original card's front matter that hold for the cut model too."""
+
+
+FOLDED = 32
+"""Tables of groups with more rows than this are folded away."""
+
+
+INNER_OPTIONS = ("minima", "protect")
+
+
+def read_front(folder: Path | None) -> dict[str, Any]:
+    """The YAML front matter of a checkpoint's card; empty where there is none that can be read."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    if folder is None or not (folder / CARD).is_file():
+        return {}
+    try:
+        return metadata_load(folder / CARD) or {}
+    except (ValueError, OSError, yaml.YAMLError):
+        return {}
+
+
+def write_card(
+    manifest: Manifest,
+    library: str,
+    loading: str,
+    *,
+    front: Mapping[str, Any] | None = None,
+    pipeline: str | None = None,
+    licence_files: Sequence[str] = (),
+) -> str:
+    """Model card in Markdown.
+
+    Args:
+        library: that builds the model. loading: lines of Python that load the folder.
+        front: the original card's front matter. pipeline: the task that hubs file such models under.
+        licence_files: names of those that lie in the folder.
+    """
+    before, after, certificate = manifest.before, manifest.after, manifest.certificate
+    source = manifest.inputs["checkpoint"]
+    asked = ", ".join(f"{share:g} of the {name}" for name, share in manifest.budget.asked.items())
+    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in manifest.budget.reached.items())
+    return TEXT.format(
+        front=_front(front or {}, library, source.name, pipeline),
+        name=source.name,
+        sha=source.sha256,
+        version=manifest.optin_version,
+        how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
+        budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
+        batch=manifest.workload.batch_size,
+        shape=manifest.workload.shape,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        macs_ratio=after.macs / before.macs,
+        parameters_before=before.parameters,
+        parameters_after=after.parameters,
+        parameters_ratio=after.parameters / before.parameters,
+        bytes_before=before.bytes,
+        bytes_after=after.bytes,
+        bytes_ratio=after.bytes / before.bytes,
+        begin=BEGIN,
+        measured=UNMEASURED,
+        end=END,
+        recipe=_recipe(manifest),
+        groups=_groups(manifest.groups),
+        loader=certificate.loader,
+        outputs=", ".join(certificate.outputs),
+        reloaded=certificate.reloaded,
+        masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
+        tolerance=certificate.tolerance,
+        licence=_licence(front or {}, licence_files),
+    )
+
+
+def write_measured(folder: Path, evaluation: Evaluation) -> None:
+    """Put what an evaluation of a cut folder measured into its card, in place of what stood there.
+
+    Raises:
+        UsageError: `optin prune` did not write the folder. ArtifactError: the evaluation is of another model, or the
+            card no longer says where its numbers go.
+    """
+    require_card(folder)
+    require_source(evaluation, "The evaluation", "checkpoint", folder_source(folder))
+    text = (folder / CARD).read_text(encoding="utf-8")
+    start, _, rest = text.partition(BEGIN)
+    end = rest.partition(END)[2]
+    write_text(folder / CARD, f"{start}{BEGIN}\n{_measured(evaluation)}\n{END}{end}", force=True)
+
+
+def require_card(folder: Path) -> None:
+    """Refuse a folder whose card cannot take an evaluation, before any time is spent."""
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"{folder} has no {MANIFEST}, so it is not a folder that optin prune wrote, and has no card of optin's.",
+            hint="Leave out --card, or evaluate the cut folder.",
+        )
+    text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+    if not 0 <= text.find(BEGIN) < text.find(END):
+        raise ArtifactError(
+            f"{folder / CARD} does not say where measured numbers go: the line {BEGIN}, with {END} behind it.",
+            hint="Put both lines back, or cut the model again for a new card.",
+        )
+
+
+def _front(original: Mapping[str, Any], library: str, name: str, pipeline: str | None) -> str:
+    import yaml
+
+    front: dict[str, Any] = {"library_name": library}
+    if pipeline is not None:
+        front["pipeline_tag"] = pipeline
+    front |= {key: original[key] for key in CARRIED if original.get(key) is not None}
+    if name.count("/") == 1:  # an id on the hub; the name of a folder would lead nowhere
+        front["base_model"] = name
+    front["tags"] = ["optin", "pruned"]
+    text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _licence(front: Mapping[str, Any], files: Sequence[str]) -> str:
+    found = front.get("license_name") or front.get("license")
+    said = f"That of the original: `{found}`." if found else "That of the original, whose card names none."
+    return said + (f" See {', '.join(f'[{name}]({name})' for name in files)}." if files else "")
+
+
+def _recipe(manifest: Manifest) -> str:
+    """What decided, and on which data, as far as the manifest says."""
+    options = {key: value for key, value in manifest.options.items() if key not in INNER_OPTIONS or value}
+    recipe, criterion = options.pop("recipe", None), options.pop("criterion", None)
+    lines = []
+    if recipe is not None:
+        lines.append(f"Recipe: `{recipe}`.")
+    if criterion is not None:
+        lines.append(f"Importance of units: criterion `{criterion}`.")
+    for role, what in (("scoring", "Scored"), ("calibration", "Refitted")):
+        if role in manifest.inputs:
+            source = manifest.inputs[role]
+            lines.append(f"{what} on `{source.name}` (sha256 `{source.sha256[:12]}…`).")
+    if manifest.refit is not None:
+        kept, whole = sum(refit.kept for refit in manifest.refit.values()), len(manifest.refit)
+        lines.append(f"Least squares solved {kept} of {whole} consumers anew; the others keep their weights.")
+    else:
+        lines.append("No refit: the kept weights are those of the original.")
+    listed = ", ".join(f"`{key}` {_plain(value)}" for key, value in options.items())
+    return "\n".join([*lines, f"Options: {listed}." if listed else ""]).rstrip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return "default" if value is None else str(value)
+
+
+def _groups(groups: Mapping[str, GroupMask]) -> str:
+    """A row a layer and a column a kind of unit; folded away where it is long."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, group in groups.items():
+        layer, _, kind = name.rpartition(".")
+        rows.setdefault(layer, {})[kind] = f"{len(group.kept):,} of {group.units:,}"
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    lines = [f"| kept in | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    lines += [f"| {layer} | {' | '.join(row.get(kind, '') for kind in kinds)} |" for layer, row in rows.items()]
+    table = "\n".join(lines)
+    if len(rows) <= FOLDED:
+        return table
+    return f"<details>\n<summary>What {len(rows)} layers keep</summary>\n\n{table}\n\n</details>"
+
+
+def _measured(evaluation: Evaluation) -> str:
+    other = evaluation.against
+    rows = []
+    data = evaluation.inputs.get("data")
+    conditions = "" if data is None else f"{data.name}, {evaluation.samples:,} samples"
+    for name, value in evaluation.metrics.items():
+        first = evaluation.metric is not None and name == evaluation.metric.name
+        spread = f" ± {evaluation.standard_error:.4f}" if first and evaluation.standard_error is not None else ""
+        before = other.metric.value if first and other is not None and other.metric is not None else None
+        change = "" if before is None else f"{value - before:+.4f}"
+        rows.append((name, conditions, "" if before is None else f"{before:.4f}", f"{value:.4f}{spread}", change))
+    if other is not None and other.agreement is not None:
+        rows.append(("agreement of both", conditions, "", f"{other.agreement:.4f}", ""))
+    if evaluation.latency is not None:
+        rows.append(_latency(evaluation.latency, other))
+    task = f", task `{evaluation.task}`" if evaluation.task else ""
+    lines = [
+        "## Metric and latency",
+        "",
+        f"By `optin eval` {evaluation.optin_version}{task}. Behind ± is the standard error; "
+        "a cell without a number was not measured.",
+        "",
+        "| | on | before | after | change |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def _latency(latency: Latency, other: Comparison | None) -> tuple[str, str, str, str, str]:
+    ratio = other.latency_ratio if other is not None else None
+    threads = f", {latency.threads} thread{'s' if latency.threads != 1 else ''}" if latency.device == "cpu" else ""
+    return (
+        "latency, ms",
+        f"batch {latency.batch_size}, {latency.shape}, {latency.device}{threads}, median of {latency.runs} runs",
+        f"{latency.median_ms / ratio:.4g}" if ratio else "",
+        f"{latency.median_ms:.4g}",
+        f"ratio {ratio:.3f}" if ratio else "",
+    )

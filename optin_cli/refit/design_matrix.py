@@ -1,0 +1,116 @@
+"""A consumer and its input in; the rows that its weights multiply out, for linear layers and convolutions alike.
+
+A convolution is linear in its unfolded input: each position of its output reads one patch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Consumer = nn.Linear | nn.Conv2d
+
+
+POSITIONS = 512
+"""Most positions of a sample that are taken; fewer by a kernel's area, since neighbouring patches overlap."""
+
+
+WIDEST = 16384
+"""Most columns of which a Gram matrix is kept (2 GiB in float64)."""
+
+
+def why_not(consumer: nn.Module) -> str | None:
+    """Why a consumer cannot be re-solved by least squares; None if it can."""
+    if isinstance(consumer, nn.Conv2d):
+        if consumer.groups > 1:
+            return "a grouped convolution"
+        if isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
+            return "a convolution padded with something else than a fixed border of zeros"
+    elif not isinstance(consumer, nn.Linear):
+        return f"a {type(consumer).__name__}"
+    width = consumer.weight[0].numel()
+    return f"its {width} input columns are more than {WIDEST}" if width > WIDEST else None
+
+
+def weight_matrix(consumer: Consumer) -> torch.Tensor:
+    """Weights as (columns, outputs) float64, with a last row of biases if it has them."""
+    weight = consumer.weight.detach().double().flatten(1).T
+    return weight if consumer.bias is None else torch.cat([weight, consumer.bias.detach().double()[None]])
+
+
+@torch.no_grad()
+def set_weight_matrix(consumer: Consumer, matrix: torch.Tensor) -> None:
+    """Take over weights and biases laid out as `weight_matrix` gives them."""
+    matrix = matrix.to(consumer.weight.dtype)
+    columns = consumer.weight[0].numel()
+    consumer.weight.copy_(matrix[:columns].T.reshape(consumer.weight.shape))
+    if consumer.bias is not None:
+        consumer.bias.copy_(matrix[-1])
+
+
+def output_rows(output: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
+    """A consumer's output, its columns on `axis`, as (rows, positions, columns)."""
+    moved = output.movedim(axis, -1)
+    return moved.reshape(rows, moved.shape[:-1].numel() // rows, moved.shape[-1])
+
+
+def choose_positions(consumer: nn.Module, keys: Sequence[str], positions: int) -> torch.Tensor | None:
+    """Which positions of each sample are taken, (samples, chosen) ascending, drawn by its key; None for all."""
+    area = consumer.weight[0, 0].numel() if isinstance(consumer, nn.Conv2d) else 1
+    wanted = max(POSITIONS // area, 1)
+    if positions <= wanted:
+        return None
+    drawn = []
+    for key in keys:
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        order = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))
+        drawn.append(order[:wanted].sort().values)
+    return torch.stack(drawn)
+
+
+def take(rows: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """(rows, positions, columns) at the chosen positions."""
+    if positions is None:
+        return rows
+    return rows.gather(1, positions.to(rows.device)[:, :, None].expand(-1, -1, rows.shape[-1]))
+
+
+def input_rows(consumer: Consumer, x: torch.Tensor, rows: int, positions: torch.Tensor | None) -> torch.Tensor:
+    """What the weights multiply: (rows, chosen, columns), with a last column of ones if there is a bias.
+
+    Args:
+        x: the consumer's input, (rows or rows x windows, ..., columns), or (rows, channels, height, width).
+        positions: from `choose_positions`.
+    """
+    if isinstance(consumer, nn.Conv2d):
+        found = patches(consumer, x, positions)
+    else:
+        found = take(output_rows(x, -1, rows), positions)
+    if consumer.bias is None:
+        return found
+    return torch.cat([found, found.new_ones(*found.shape[:-1], 1)], dim=-1)
+
+
+def patches(consumer: nn.Conv2d, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    """Unfolded patches at positions of the output grid: (rows, chosen, channels x kernel area), channel by channel."""
+    (high, wide), (down, right), (tall, broad) = consumer.kernel_size, consumer.stride, consumer.dilation
+    above, beside = int(consumer.padding[0]), int(consumer.padding[1])
+    padded = F.pad(x, (beside, beside, above, above))
+    height, width = padded.shape[-2:]
+    columns = (width - broad * (wide - 1) - 1) // right + 1
+    if positions is None:
+        count = ((height - tall * (high - 1) - 1) // down + 1) * columns
+        positions = torch.arange(count).expand(x.shape[0], -1)
+    positions = positions.to(x.device)
+    corners = positions // columns * down * width + positions % columns * right
+    flat = padded.flatten(2)
+    taken = [
+        flat.gather(2, (corners + row * tall * width + column * broad)[:, None].expand(-1, x.shape[1], -1))
+        for row in range(high)
+        for column in range(wide)
+    ]
+    return torch.stack(taken, dim=-1).movedim(1, 2).flatten(2)

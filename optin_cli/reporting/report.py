@@ -1,0 +1,158 @@
+"""Artifacts in; one self-contained HTML page that people read out. Equal artifacts give equal bytes; no torch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optin_cli.artifacts.sweep import Sweep
+from optin_cli.files import write_bytes
+from optin_cli.progress import Note
+from optin_cli.reporting.charts import draw_heat_map, draw_plots, is_drawn_by_unit
+from optin_cli.reporting.evidence import gather
+from optin_cli.reporting.facts import Report, make_report
+from optin_cli.version import __version__
+
+PAGE = "page.html"
+
+
+def write_report(
+    folder: str | Path | None,
+    output: str | Path,
+    *,
+    files: Mapping[str, Sequence[str | Path]] | None = None,
+    force: bool = False,
+    note: Note = lambda _message: None,
+) -> Report:
+    """Write the page ("-": to standard output) and return what it says.
+
+    Args:
+        folder: one that `optin prune` or `optin sweep` wrote, or that holds artifacts.
+        files: by kind (mask, scores, profile, eval, sweep), artifacts to take besides.
+        note: told what lies in the folder but does not fit.
+
+    Raises:
+        OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
+    """
+    report = make_report(gather(None if folder is None else Path(folder), files or {}, note=note))
+    write_bytes(output, render(report).encode("utf-8", "replace"), force=force)
+    return report
+
+
+def render(report: Report) -> str:
+    """The page's HTML."""
+    kinds = {
+        kind: [g for g in report.groups if g.kind == kind] for kind in dict.fromkeys(g.kind for g in report.groups)
+    }
+    drawn = [(kind, own, draw_heat_map(kind, own) if is_drawn_by_unit(own) else None) for kind, own in kinds.items()]
+    sweeps = [(name, sweep, draw_plots(sweep, _this(report, sweep))) for name, sweep in report.sweeps]
+    page: str = _template().render(
+        report=report,
+        headline=_headline(report),
+        kinds=drawn,
+        sweeps=sweeps,
+        version=__version__,
+        most_macs=max([layer.before for layer in report.layers[:-1]], default=1) or 1,
+        options=[(name, list(rows)) for name, rows in itertools.groupby(report.options, key=lambda row: row[0])],
+    )
+    return page
+
+
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("optin_cli", "reporting")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {f.__name__: f for f in (amount, figure, signed, kind_name, share_of)}
+    return environment.get_template(PAGE)
+
+
+def amount(value: float) -> str:
+    """A count or size with its digits in groups."""
+    return f"{value:,.0f}"
+
+
+def figure(value: float) -> str:
+    """A measured number: whole if it is large, else to four figures."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, to four places."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def kind_name(kind: str) -> str:
+    """A kind's name in the plural, to begin a heading."""
+    return f"{kind[:1].upper()}{kind[1:]}s"
+
+
+def share_of(part: float, whole: float) -> str:
+    """A percentage for a bar's length."""
+    return f"{100 * part / whole if whole else 0:.2f}"
+
+
+def _headline(report: Report) -> str:
+    """One sentence of what was measured."""
+    shares, metrics = [], []
+    for quantity in report.quantities:
+        if quantity.is_metric and quantity.after is not None:
+            before = "" if quantity.before is None else f" (before: {quantity.before:.4f})"
+            spread = "" if quantity.spread is None else f" ± {quantity.spread:.4f}"
+            metrics.append(f"{quantity.name} {quantity.after:.4f}{spread}{before}")
+        elif quantity.ratio is not None:
+            what = quantity.name.removesuffix(" (ms)")
+            shares.append(f"{what if what == 'MACs' else what.lower()} \N{MULTIPLICATION SIGN} {quantity.ratio:.3f}")
+    return "; ".join(part for part in (", ".join(shares), *metrics) if part)
+
+
+def _this(report: Report, sweep: Sweep) -> tuple[float, float | None, float] | None:
+    """Where the report's own model lies in a sweep: measured on the same samples by the same metric."""
+    for _, evaluation in report.evaluations:
+        other = evaluation.against
+        same = evaluation.inputs.get("data") == sweep.inputs.get("data") and evaluation.samples == sweep.samples
+        if report.is_cut and other is not None and evaluation.metric is not None and same:
+            latency, theirs = evaluation.latency, sweep.baseline.latency
+            alike = latency is not None and theirs is not None and _setting(latency) == _setting(theirs)
+            if evaluation.metric.name == sweep.metric:
+                return other.macs_ratio, other.latency_ratio if alike else None, evaluation.metric.value
+    return None
+
+
+def _setting(latency: Any) -> tuple[Any, ...]:
+    return latency.batch_size, latency.seq_len, latency.image, latency.device, latency.threads
+
+
+def report(
+    folder: str | Path | None,
+    output: str | Path,
+    *,
+    mask: str | Path | None = None,
+    scores: str | Path | None = None,
+    profile: str | Path | None = None,
+    evaluations: Sequence[str | Path] = (),
+    sweeps: Sequence[str | Path] = (),
+    force: bool = False,
+    note: Note = lambda _message: None,
+) -> Report:
+    """Write one self-contained HTML page of a pruned model, and return what it says.
+
+    Args:
+        folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
+            is found by its hash.
+        mask, scores, profile, evaluations, sweeps: files to take besides, which must fit.
+        note: told what lies in the folder but does not fit.
+
+    Raises:
+        OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
+    """
+    single = {"mask": mask, "scores": scores, "profile": profile}
+    files: dict[str, Sequence[str | Path]] = {kind: [path] for kind, path in single.items() if path is not None}
+    files |= {"eval": evaluations, "sweep": sweeps}
+    return write_report(folder, output, files=files, force=force, note=note)

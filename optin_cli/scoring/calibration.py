@@ -1,0 +1,51 @@
+"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optin_cli.artifacts.base import Source
+from optin_cli.checkpoints.batches import encode
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.data.batch import Batch
+from optin_cli.data.load import AnySamples
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.tasks.schema import Task
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration batches, and the smaller set that the exact estimator sees."""
+
+    source: Source
+    batches: Sequence[Batch]
+    exact_batches: Sequence[Batch]
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    samples: AnySamples,
+    options: ScoreOptions,
+    *,
+    task: Task | None,
+    labelled: bool,
+) -> Calibration:
+    """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator.
+
+    Scoring goes through them again and again, so images are kept decoded.
+    """
+    batches, exact_batches = (
+        [
+            *encode(
+                checkpoint,
+                chosen,
+                batch_size=options.batch_size,
+                max_length=options.max_length,
+                task=task,
+                labelled=labelled,
+            )
+        ]
+        for chosen in (samples, samples.head(options.exact_samples))
+    )
+    return Calibration(Source(name=samples.name, sha256=samples.sha256), batches, exact_batches)

@@ -1,0 +1,198 @@
+"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from optin_cli.artifacts.base import Options
+from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
+from optin_cli.data.batch import Batch
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.model.costs import measure_costs
+from optin_cli.model.structure import Group, Structure
+from optin_cli.model.tokens import KIND as TOKEN
+from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
+from optin_cli.progress import Progress
+from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
+from optin_cli.scoring.calibration import Calibration
+from optin_cli.scoring.exact import exact_batch
+from optin_cli.scoring.sketch import Objective, sketch_batch
+from optin_cli.version import __version__
+
+MEASURED = {"fisher": fisher_batch, "wanda": wanda_batch}
+"""Baselines that see data: per-sample importances of a batch, by criterion."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    what: str
+    weight: float
+    run: Callable[[], Mapping[str, torch.Tensor]]
+
+
+def estimator_of(group: Group, options: ScoreOptions) -> str:
+    """Which estimator scores a group: "sketch", "exact", or the criterion's own name for a baseline."""
+    if CRITERIA[options.criterion].terms is None:
+        return options.criterion
+    if options.estimator == "hybrid":
+        return "exact" if group.kind in options.exact_kinds else "sketch"
+    return options.estimator
+
+
+def only_units(structure: Structure, options: ScoreOptions) -> Structure:
+    """The structure with the groups that are to be scored.
+
+    Raises:
+        UsageError: units were asked for that the model lacks, or it has none of any.
+    """
+    found = sorted({group.kind for group in structure.groups})
+    kinds = [UNITS[name] for name in options.units]
+    asked = set(kinds) - {TOKEN}
+    if options.units != ScoreOptions.units and (missing := sorted(asked - set(found))):
+        raise UsageError(
+            f"There are no units of kind {missing[0]!r}; the model's are {', '.join(found)}.",
+            hint="Leave that out of --units.",
+        )
+    if not asked:
+        raise UsageError("Tokens alone were asked for.", hint="Pass --units heads,neurons,tokens.")
+    return replace(structure, groups=tuple(group for group in structure.groups if group.kind in kinds))
+
+
+def score_checkpoint(
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    options: ScoreOptions,
+    *,
+    seq_len: int | None,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score every unit.
+
+    Args:
+        calibration: None only for criteria that need no data.
+        seq_len: sequence length that the recorded costs are stated for; images have a size of their own.
+        state: where to keep what a later `resume` starts from. The caller removes it once the result is safe.
+
+    Raises:
+        CheckpointError: a score is not finite.
+    """
+    groups = checkpoint.structure.groups
+    kinds = sorted({group.kind for group in groups})
+    if options.estimator == "hybrid" and (unknown := sorted(set(options.exact_kinds) - set(kinds))):
+        raise UsageError(f"There are no units of kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], kinds))
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
+    inputs = {"checkpoint": checkpoint.source}
+    if calibration is not None:
+        inputs["calibration"] = calibration.source
+    recorded: Options = options.recorded()
+    fingerprint = hashlib.sha256(repr((recorded, sorted(inputs.items()))).encode()).hexdigest()
+    totals = Accumulator()
+    if resume and state is not None and state.exists():
+        totals = Accumulator.load(state, fingerprint)
+    whole = sum(job.weight for job in jobs)
+    finished = sum(job.weight for job in jobs[: totals.done])
+    for job in jobs[totals.done :]:
+        if progress is not None:
+            progress(finished, whole, job.what)
+        totals.add(job.run())
+        finished += job.weight
+        if state is not None:
+            totals.save(state, fingerprint)
+    if progress is not None and jobs:
+        progress(whole, whole, "done")
+
+    importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
+    _require_finite(importance)
+    inputs_at = example_inputs(checkpoint, workload_of(checkpoint, seq_len))
+    cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
+    header = ScoresHeader(
+        optin_version=__version__,
+        options=recorded,
+        inputs=inputs,
+        family=checkpoint.structure.family,
+        architecture=checkpoint.model_class,
+        criterion=options.criterion,
+        workload=workload_of(checkpoint, seq_len),
+        totals=cost,
+        groups={
+            g.name: GroupScores(
+                **group_costs[g.name].model_dump(),
+                estimator=estimator_of(g, options),
+                samples=totals.counts.get(g.name, 0),
+            )
+            for g in groups
+        },
+    )
+    errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
+    return Scores(header, {name: v.float().numpy() for name, v in importance.items()}, errors)
+
+
+def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, options: ScoreOptions) -> torch.Tensor:
+    if options.criterion == "magnitude":
+        return magnitude(checkpoint.model, group)
+    if options.criterion == "random":
+        return random_importance(group, options.seed)
+    return totals.mean(group.name)
+
+
+def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions) -> list[_Job]:
+    model, structure = checkpoint.model, checkpoint.structure
+    criterion = CRITERIA[options.criterion]
+    if not criterion.needs_data:
+        return []
+    if criterion.terms is None:
+        measure = MEASURED[options.criterion]
+        return [
+            _Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
+            for batch in _on(calibration.batches, checkpoint)
+        ]
+    objective = Objective.of(options)
+    by_estimator = {
+        name: [g for g in structure.groups if estimator_of(g, options) == name] for name in ("sketch", "exact")
+    }
+    jobs: list[_Job] = []
+    if sketched := by_estimator["sketch"]:
+        jobs += [
+            _Job(
+                "sketch",
+                batch.size * (1 + 1.5 * options.probes),
+                functools.partial(
+                    sketch_batch, model, structure, sketched, batch, objective, probes=options.probes, seed=options.seed
+                ),
+            )
+            for batch in _on(calibration.batches, checkpoint)
+        ]
+    jobs += [
+        _Job(
+            f"exact {group.name}",
+            batch.size * group.units * 0.5,
+            functools.partial(exact_batch, model, structure, [group], batch, objective, rows=options.rows),
+        )
+        for group in by_estimator["exact"]
+        for batch in _on(calibration.exact_batches, checkpoint)
+    ]
+    return jobs
+
+
+def _on(batches: Sequence[Batch], checkpoint: Checkpoint) -> list[Batch]:
+    return [batch.to(checkpoint.device) for batch in batches]
+
+
+def _require_finite(importance: Mapping[str, torch.Tensor]) -> None:
+    for name, values in importance.items():
+        if not bool(torch.isfinite(values).all()):
+            raise CheckpointError(
+                f"The scores of {name} are not finite: activations overflow on the calibration data.",
+                hint="Load the model in float32, or look for broken weights in that block.",
+            )

@@ -1,0 +1,94 @@
+"""The Python API: one function a stage, each taking and returning what the command line reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from optin_cli.artifacts.scores import Scores
+from optin_cli.checkpoints.batches import read_samples
+from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.synthetic_inputs import workload_length
+from optin_cli.errors import UsageError
+from optin_cli.options.images import ImageOptions
+from optin_cli.options.scoring import CRITERIA, ScoreOptions
+from optin_cli.progress import Note, Progress
+from optin_cli.scoring.calibration import calibrate
+from optin_cli.scoring.iterative import score_in_rounds
+from optin_cli.scoring.one_shot import only_units
+from optin_cli.scoring.token_rate import exchange_tokens
+from optin_cli.scoring.tokens import check_units, score_tokens, token_state
+from optin_cli.tasks.registry import task_named
+
+
+def score(
+    checkpoint: Checkpoint | str | Path,
+    calib: str | None = None,
+    *,
+    data: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    options: ScoreOptions | None = None,
+    seq_len: int | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    images: ImageOptions | None = None,
+    note: Note = lambda _message: None,
+) -> Scores:
+    """Importance of every unit.
+
+    Args:
+        calib: a task name, or a file or folder of texts or images; labels are needed by the fisher criterion alone.
+        data: a local copy of the task's dataset.
+        state: where an interrupted run leaves what `resume` continues from.
+        images: what may be skipped of images. note: told what a user should know, such as images skipped.
+
+    Raises:
+        OptinError: bad data, an unfit checkpoint, or options that contradict each other.
+    """
+    options = options or ScoreOptions()
+    criterion = CRITERIA[options.criterion]
+    if criterion.needs_data and calib is None and data is None:
+        raise UsageError(
+            f"The criterion {options.criterion} needs calibration data.",
+            hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
+        )
+    checkpoint = as_checkpoint(checkpoint)
+    tokens = check_units(checkpoint, options)
+    checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
+    calibration = None
+    if criterion.needs_data:
+        samples = read_samples(
+            checkpoint,
+            calib,
+            data=data,
+            split="calibration",
+            columns=columns,
+            label_column=label_column,
+            limit=options.samples,
+            seed=options.seed,
+            images=images,
+            tell=progress,
+            note=note,
+            labelled=criterion.needs_labels,
+        )
+        task = task_named(calib)
+        calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
+    scores = score_in_rounds(
+        checkpoint,
+        calibration,
+        options,
+        seq_len=workload_length(checkpoint, seq_len),
+        state=state,
+        resume=resume,
+        progress=progress,
+    )
+    if tokens is None or calibration is None:
+        return scores
+    state = None if state is None else token_state(state)
+    scores = score_tokens(
+        scores, checkpoint, calibration.exact_batches, options, state=state, resume=resume, progress=progress
+    )
+    return exchange_tokens(scores, checkpoint, calibration.batches, options, progress=progress)

@@ -1,0 +1,1 @@
+"""Search for the best mask within a budget. Importing it does not import torch."""

@@ -1,0 +1,299 @@
+"""Importances, unit costs and budgets in; the kept units of every group out. No model, no torch.
+
+Importance adds up over units and cost adds up over groups, and within a group units go in order of
+importance, so the decision is how many each group keeps: an integer program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artifacts.base import Options, Source, Totals, require_source
+from optin_cli.artifacts.costs import KIND, GroupCost
+from optin_cli.artifacts.mask import LAYOUTS, Budget, GroupMask, Kept, Mask
+from optin_cli.artifacts.scores import Scores
+from optin_cli.errors import UsageError
+from optin_cli.search import token_costs as token_spending
+from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach, reached
+from optin_cli.search.knapsack import solve_knapsack
+from optin_cli.search.limits import Limits, allowed_counts, protected_groups
+from optin_cli.search.prefix_search import prefix_search
+from optin_cli.search.token_schedule import choose_with_tokens
+from optin_cli.search.uniform import (
+    merge_importance,
+    merge_row,
+    require_expressible,
+    spread,
+    uniform_levels,
+    whole_words,
+)
+from optin_cli.version import __version__
+
+Algorithm = Literal["exact", "optin"]
+
+
+ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
+
+
+Vector = NDArray[np.float32]
+
+
+Vector64 = NDArray[np.float64]
+
+
+ROUNDS = 8
+"""Most integer programs solved one after another where groups share weights."""
+
+
+SLACK = 1e-9
+"""Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
+
+
+def choose_units(
+    importance: Mapping[str, Vector],
+    groups: Mapping[str, GroupCost],
+    totals: Totals,
+    limits: Limits,
+    *,
+    blocks: Mapping[str, int],
+    algorithm: Algorithm = "exact",
+) -> Kept:
+    """Choose the mask that loses least importance within the limits.
+
+    Args:
+        importance: (units,) by group name.
+        groups: unit costs by group name.
+        totals: whole-model cost that shares refer to.
+        blocks: columns a unit, by group name, for `round_to`.
+        algorithm: "exact", or "optin" for the search of the OPTIN paper (the most important heads of all layers
+            with the most important of all other units; MACs only).
+
+    Returns:
+        kept unit indices by group name, ascending.
+
+    Raises:
+        BudgetError: no mask meets the limits; states the smallest reachable share.
+        UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
+    """
+    if limits.layout == "uniform" and algorithm == "optin":
+        raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
+    if limits.layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
+    rows = _rows(groups, totals, limits)
+    levels = {name: allowed_counts(name, group, limits, blocks[name]) for name, group in groups.items()}
+    whole = protected_groups(groups, limits.protect)
+    levels |= {name: [groups[name].units] for name in whole}
+    if limits.layout == "uniform":
+        levels = uniform_levels(groups, levels, whole)
+        merged = merge_importance(importance, groups)
+        rows = [merge_row(row, groups) for row in rows]
+        _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
+        counts = spread(_choose_counts(merged, _ranked(merged), levels, rows), groups)
+    else:
+        _require_reachable(rows, levels)
+        if algorithm == "optin":
+            counts = prefix_search(importance, groups, levels, rows)
+        else:
+            counts = _choose_counts(importance, _ranked(importance), levels, rows)
+    order = _ranked(importance)
+    return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
+
+
+def _ranked(importance: Mapping[str, Vector]) -> dict[str, NDArray[np.intp]]:
+    """Units by falling importance."""
+    return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
+
+
+def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], otherwise: str = "") -> None:
+    """Refuse a budget that the lowest levels exceed; `otherwise`: what else may help."""
+    for row in rows:
+        least = row.spent({name: steps[0] for name, steps in levels.items()})
+        if least > row.limit + 1e-12 * row.total:
+            raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total, otherwise)
+
+
+def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
+    """Sum of the importances of all units that a mask removes."""
+    return float(
+        sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
+    )
+
+
+def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
+    asked = limits.asked()
+    if not asked:
+        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or --keep-latency 0.5.")
+    if limits.round_to < 1:
+        raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
+    rows = []
+    for name, share in asked.items():
+        if not 0 < share <= 1:
+            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
+        if name != "latency":
+            rows.append(make_row(name, groups, totals, share))
+        elif limits.latency_table is not None:
+            rows.append(make_latency_row(limits.latency_table, groups, share))
+        else:
+            raise UsageError(
+                "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
+            )
+    return rows
+
+
+def _choose_counts(
+    importance: Mapping[str, Vector],
+    order: Mapping[str, NDArray[np.intp]],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[Row],
+) -> dict[str, int]:
+    """The integer program, repeated where groups share weights and their cost is not a sum over groups.
+
+    Each round bounds the shared cost from above by a sum that is exact at the last round's choice. That choice
+    thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
+    """
+    counts = {name: steps[-1] for name, steps in levels.items()}
+    lowest = {name: steps[0] for name, steps in levels.items()}
+    if any(row.bound(lowest, counts) > row.limit for row in rows):
+        counts = lowest
+    best, gained = counts, -np.inf
+    for _ in range(ROUNDS if any(row.pairs for row in rows) else 1):
+        bounds = [row.curvature(counts) for row in rows]
+        counts = _integer_program(importance, order, levels, rows, bounds)
+        gain = sum(float(importance[n].astype(np.float64)[order[n][:k]].sum()) for n, k in counts.items())
+        if gain <= gained:
+            break
+        best, gained = counts, gain
+    return best
+
+
+def _integer_program(
+    importance: Mapping[str, Vector],
+    order: Mapping[str, NDArray[np.intp]],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[Row],
+    curvature: Sequence[Mapping[str, float]],
+) -> dict[str, int]:
+    """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
+    owners: list[str] = []
+    gains: list[float] = []
+    spans: list[tuple[int, int]] = []
+    after: list[int] = []
+    squares: list[int] = []
+    for name, steps in levels.items():
+        # Steps of different sizes cost differently, so those of such a group must be told to come in order.
+        irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
+        irregular = irregular or any(name in row.curves for row in rows)
+        ranked = importance[name].astype(np.float64)[order[name]]
+        for low, high in itertools.pairwise(steps):
+            owners.append(name)
+            gains.append(float(ranked[low:high].sum()))
+            after.append(len(spans) - 1 if irregular and low != steps[0] else -1)
+            spans.append((low, high))
+            squares.append(high**2 - low**2)
+    counts = {name: steps[0] for name, steps in levels.items()}
+    if not owners:
+        return counts
+    matrix = np.array([[row.between(n, *span) for n, span in zip(owners, spans, strict=True)] for row in rows])
+    limit = np.array([row.limit - sum(row.between(n, 0, k) for n, k in counts.items()) for row in rows])
+    for number, bends in enumerate(curvature):
+        if bends:
+            matrix[number] += [bends.get(n, 0.0) * square for n, square in zip(owners, squares, strict=True)]
+            limit[number] -= sum(bend * counts[n] ** 2 for n, bend in bends.items()) + SLACK * rows[number].total
+    taken = solve_knapsack(np.array(gains), matrix, limit, np.array(after))
+    chosen: dict[str, int] = dict.fromkeys(levels, 0)
+    for name, take in zip(owners, taken, strict=True):
+        chosen[name] += int(take)
+    return {name: levels[name][number] for name, number in chosen.items()}
+
+
+def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
+    """Choose units, and where tokens are scored how they merge, by all that a scores file holds.
+
+    Raises:
+        BudgetError, UsageError: see `choose_units`.
+    """
+    header = scores.header
+    blocks = {name: group.unit_width for name, group in header.groups.items()}
+
+    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
+        importance = {name: scores.importance[name] for name in groups}
+        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
+
+    if header.tokens is None:
+        return solve(header.groups, header.totals, limits)
+    return choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
+
+
+def make_mask(
+    scores: Scores,
+    scores_source: Source,
+    limits: Limits,
+    *,
+    algorithm: Algorithm = "exact",
+    table_source: Source | None = None,
+) -> Mask:
+    """Choose units under the limits and record the outcome as a mask artifact.
+
+    Args:
+        scores: from `optin score`.
+        scores_source: name and hash of the scores file, recorded as the mask's origin.
+        table_source: the same of the latency table in `limits`.
+
+    Raises:
+        ArtifactError: the latency table is of another checkpoint.
+        BudgetError, UsageError: see `choose_units`.
+    """
+    header = scores.header
+    if limits.latency_table is not None and table_source is not None:
+        require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
+    if header.tokens is not None and limits.latency_table is not None:
+        raise UsageError(
+            "A latency table does not know what merging tokens saves.",
+            hint="Leave out --keep-latency, or score without tokens.",
+        )
+    if limits.layout == "uniform":
+        require_expressible(header.groups, header.architecture)
+        # No stock config states that tokens merge.
+        tokens = [name for name, group in header.groups.items() if group.kind == KIND]
+        limits = dataclasses.replace(limits, protect=(*limits.protect, *tokens))
+    kept = choose(scores, limits, algorithm)
+    ragged = None
+    if limits.layout != "ragged":
+        ragged = choose(scores, dataclasses.replace(limits, layout="ragged"), algorithm)
+    if header.tokens is None:
+        now = reached(kept, header.groups, header.totals)
+    else:
+        now = token_spending.reached(kept, header.groups, header.totals, header.tokens)
+    timed: Options = {}
+    if (table := limits.latency_table) is not None:
+        now["latency"] = table.reached({name: len(units) for name, units in kept.items()})
+        shape = table.workload.model_dump(mode="json")
+        timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
+    return Mask(
+        optin_version=__version__,
+        options={
+            "criterion": header.criterion,
+            "algorithm": algorithm,
+            "round_to": limits.round_to,
+            "minima": dict(limits.minima or {}),
+            "protect": list(limits.protect),
+            "layout": limits.layout,
+            **timed,
+        },
+        inputs={
+            "scores": scores_source,
+            **{role: header.inputs[role] for role in ("checkpoint", "calibration") if role in header.inputs},
+            **({} if table_source is None else {"latency_table": table_source}),
+        },
+        workload=header.workload,
+        budget=Budget(asked=limits.asked(), reached=now),
+        importance_lost=importance_lost(kept, scores.importance),
+        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
+        groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
+    )

@@ -1,0 +1,68 @@
+"""What a mask must respect in; how many units each group may keep, out. No model, no torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.latency import LatencyTable, coarser
+from optin_cli.artifacts.mask import Layout
+from optin_cli.errors import BudgetError, UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a mask must respect.
+
+    keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
+    round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
+    a group, by kind. protect: groups (names or patterns with *) that stay whole. layout: "uniform" for the same
+    number of units in every block of a stack, one that the stock config can state. keep_latency: largest share of
+    the time that `latency_table` measured.
+    """
+
+    keep_macs: float | None = None
+    keep_parameters: float | None = None
+    round_to: int = 1
+    minima: Mapping[str, int] | None = None
+    protect: Sequence[str] = ()
+    layout: Layout = "ragged"
+    keep_latency: float | None = None
+    latency_table: LatencyTable | None = None
+
+    def asked(self) -> dict[str, float]:
+        """The budgets by name, as a mask records them."""
+        named = {"macs": self.keep_macs, "parameters": self.keep_parameters, "latency": self.keep_latency}
+        return {name: share for name, share in named.items() if share is not None}
+
+
+def allowed_counts(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
+    """Allowed counts of kept units, ascending, ending in all of them.
+
+    Raises:
+        BudgetError: the group has fewer units than must stay.
+    """
+    least = max((limits.minima or {}).get(group.kind, 0), group.least)
+    if least > group.units:
+        raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
+    step = limits.round_to // math.gcd(limits.round_to, block)
+    levels = [k for k in range(0, group.units, step) if k >= least] + [group.units]
+    return levels if limits.keep_latency is None else coarser(levels)
+
+
+def protected_groups(groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> set[str]:
+    """Names of the groups that patterns spare.
+
+    Raises:
+        UsageError: a pattern that none fits.
+    """
+    whole: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(groups, pattern)
+        if not found:
+            raise UsageError(f"There is no group {pattern!r} to protect.", hint=did_you_mean(pattern, groups))
+        whole |= set(found)
+    return whole

@@ -1,0 +1,138 @@
+"""Groups of a model whose layers are to be cut alike in; one group a class, and the counts that it may keep, out.
+
+Under a uniform layout the groups of a class (the heads of all layers of a stack, their neurons) keep the same number
+of units, each its own best ones. A class thus is one group whose n-th unit is the n-th best of every member: its
+importance and its cost are the members' sums. No model, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.mask import layout_class
+from optin_cli.errors import BudgetError, UsageError
+from optin_cli.search.budget import Row
+
+Vector = NDArray[np.float32]
+
+
+REMEDY = (
+    "Leave out --layout uniform: layers of different widths load with trust_remote_code=True, or optin_cli.load, "
+    "and lose less."
+)
+
+
+def classes_of(groups: Mapping[str, GroupCost]) -> dict[str, list[str]]:
+    """Names of the groups that are cut alike, by class."""
+    classes: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        classes.setdefault(layout_class(name, group.block), []).append(name)
+    return classes
+
+
+def pinned_classes(groups: Mapping[str, GroupCost]) -> list[str]:
+    """Classes of which the stock config can state no other count than the whole one."""
+    return [name for name, members in classes_of(groups).items() if any(groups[m].stock is None for m in members)]
+
+
+def whole_words(groups: Mapping[str, GroupCost]) -> str:
+    """Which classes stay whole, for messages; nothing where none must."""
+    pinned = pinned_classes(groups)
+    return f", under which {' and '.join(pinned)} {'stay' if len(pinned) > 1 else 'stays'} whole" if pinned else ""
+
+
+def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> None:
+    """Refuse a model whose stock config can state no mask at all.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if not any("stock" in group.model_fields_set for group in groups.values()):
+        raise UsageError(
+            f"The scores of this {model_class} do not say what its config can state: an earlier optin wrote them.",
+            hint="Score the checkpoint again for --layout uniform.",
+        )
+    if len(pinned_classes(groups)) == len(classes_of(groups)):
+        raise UsageError(
+            f"--layout uniform cannot be had for this {model_class}: its config has no key that states fewer units "
+            f"of {', '.join(classes_of(groups))}, so that its stock class could not load the result.",
+            hint=REMEDY,
+        )
+
+
+def merge_importance(importance: Mapping[str, Vector], groups: Mapping[str, GroupCost]) -> dict[str, Vector]:
+    """Importances (units,) of the n-th best units of all members together, by class."""
+    merged = {}
+    for name, members in classes_of(groups).items():
+        units = min(groups[m].units for m in members)
+        ranked = [np.sort(importance[m].astype(np.float64))[::-1][:units] for m in members]
+        merged[name] = np.sum(ranked, axis=0).astype(np.float32)
+    return merged
+
+
+def merge_row(row: Row, groups: Mapping[str, GroupCost]) -> Row:
+    """A budget over classes. Groups that share weights stay whole under this layout, so what they share is fixed."""
+    own = {name: sum(row.own[m] for m in members) for name, members in classes_of(groups).items()}
+    curves = {
+        name: np.sum([row.curves[m][: min(groups[n].units for n in members) + 1] for m in members], axis=0)
+        for name, members in classes_of(groups).items()
+        if all(m in row.curves for m in members)
+    }
+    shared = sum(each * groups[a].units * groups[b].units for a, b, each in row.pairs)
+    return replace(row, own=own, pairs=(), fixed=row.fixed + shared, curves=curves)
+
+
+def uniform_levels(
+    groups: Mapping[str, GroupCost], levels: Mapping[str, list[int]], whole: Collection[str]
+) -> dict[str, list[int]]:
+    """Counts that all members of a class may keep and the stock config can state, ascending, by class.
+
+    Args:
+        levels: counts that each group may keep. whole: groups that are protected.
+
+    Raises:
+        UsageError: only some groups of a class are protected, or are of different sizes and must stay whole.
+        BudgetError: no count is left.
+    """
+    found = {}
+    for name, members in classes_of(groups).items():
+        spared = [m for m in members if m in whole]
+        if spared and len(spared) < len(members):
+            other = next(m for m in members if m not in whole)
+            raise UsageError(
+                f"--layout uniform gives all layers the same number of units, but {spared[0]} is protected "
+                f"and {other} is not.",
+                hint=f"Protect all of them (--protect '*{name.partition('.')[2]}'), or none.",
+            )
+        sizes = {groups[m].units for m in members}
+        stock = groups[members[0]].stock
+        common = set.intersection(*(set(levels[m]) for m in members))
+        if stock is None or any(groups[m].stock is None for m in members):
+            counts = sizes & common if len(sizes) == 1 else set()
+        else:
+            counts = {k for k in common if {k} == sizes or stock.allows(k)}
+        if any(groups[m].shared for m in members):
+            counts &= sizes
+        if not counts:
+            raise BudgetError(
+                f"No number of units of {name} is allowed in every layer: they have {_listed(sizes)}"
+                + (f", and the stock config states {stock.words}" if stock else " and must stay whole")
+                + ".",
+                hint=f"Lower --round-to, --min-heads or --min-neurons. {REMEDY}",
+            )
+        found[name] = sorted(counts)
+    return found
+
+
+def spread(counts: Mapping[str, int], groups: Mapping[str, GroupCost]) -> dict[str, int]:
+    """Counts by group, from those by class."""
+    return {name: counts[layout_class(name, group.block)] for name, group in groups.items()}
+
+
+def _listed(sizes: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(sizes))) + " units"

@@ -1,0 +1,55 @@
+"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
+
+Nothing here imports torch, so that an unknown task is refused before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from optin_cli.errors import DataError, did_you_mean
+from optin_cli.tasks.schema import Task
+
+FOLDER = Path(__file__).parent
+
+
+def task_names() -> list[str]:
+    """Names of every shipped task, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def parse_task(path: Path) -> Task:
+    """Read and validate one task file; every problem in it is reported at once.
+
+    Raises:
+        DataError: the file cannot be read or is not a valid task.
+    """
+    try:
+        return Task.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"The task file {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
+        raise DataError(
+            f"{path} is not a valid task file:\n" + "\n".join(lines),
+            hint=f"Start from one of those in {FOLDER.name}/ of the package, such as sst2.json.",
+        ) from error
+
+
+def load_task(name: str) -> Task:
+    """The shipped task of that name.
+
+    Raises:
+        DataError: no such task; names the nearest.
+    """
+    names = task_names()
+    if name not in names:
+        raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
+    return parse_task(FOLDER / f"{name}.json")
+
+
+def task_named(source: str | None) -> Task | None:
+    """The task of that name, None for a path or nothing."""
+    return None if source is None or Path(source).exists() else load_task(source)

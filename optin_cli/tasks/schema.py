@@ -1,0 +1,105 @@
+"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
+
+Nothing here imports torch, so that an unknown task is refused before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["calibration", "evaluation"]
+
+
+Kind = Literal["classification", "regression", "similarity", "question-answering"]
+
+
+Modality = Literal["text", "image"]
+
+
+MetricName = Literal["accuracy", "top5", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
+
+
+METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
+    {
+        "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
+        "regression": frozenset({"pearson", "spearman"}),
+        "similarity": frozenset({"pearson", "spearman"}),
+        "question-answering": frozenset({"squad_em", "squad_f1"}),
+    }
+)
+
+
+PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
+"""Kinds whose samples always have two texts."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetName(_Strict):
+    """Arguments of `datasets.load_dataset`."""
+
+    path: str
+    config: str | None = None
+
+
+class Splits(_Strict):
+    """The split of the dataset that plays each role."""
+
+    calibration: str
+    evaluation: str
+
+
+class Task(_Strict):
+    """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
+
+    `label_names` are in the dataset's label order, so that a model with another order can be told apart; for
+    images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
+    For question answering the texts are question and context, and the label column holds the answers
+    (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls
+    unlike and alike: cosines 0 and 1 to a loss.
+    """
+
+    name: str
+    modality: Modality = "text"
+    dataset: DatasetName | None = None
+    text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+    image_column: str | None = None
+    label_column: str
+    label_names: tuple[str, ...] | None = None
+    splits: Splits
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    kind: Kind
+    unanswerable: bool = False
+    label_range: tuple[float, float] | None = None
+
+    @property
+    def each_alone(self) -> bool:
+        """Whether the model reads the two texts of a sample one at a time, not as one sequence."""
+        return self.kind == "similarity"
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if self.modality == "text" and (self.dataset is None or not self.text_columns or self.image_column):
+            raise ValueError("a text task has a dataset, text_columns and no image_column")
+        if self.modality == "image" and (self.text_columns or self.kind != "classification"):
+            raise ValueError("an image task is one of classification and has no text_columns")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError("a metric is listed more than once")
+        unfit = [m for m in self.metrics if m not in METRICS_OF[self.kind]]
+        if unfit:
+            raise ValueError(f"metric {unfit[0]} does not fit a {self.kind} task")
+        if self.kind != "classification" and self.label_names is not None:
+            raise ValueError(f"a {self.kind} task has no label_names")
+        if self.kind in PAIRED and len(self.text_columns) != 2:
+            raise ValueError(f"a {self.kind} task has two text_columns")
+        if self.unanswerable and self.kind != "question-answering":
+            raise ValueError(f"unanswerable does not fit a {self.kind} task")
+        if self.label_range is not None and (self.kind != "similarity" or self.label_range[0] >= self.label_range[1]):
+            raise ValueError("label_range is two rising numbers, of a similarity task")
+        return self

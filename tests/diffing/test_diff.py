@@ -1,0 +1,205 @@
+"""`optin diff`: what two of a kind differ in, exit statuses, and kinds that do not match."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.running import call, done, python
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+
+import optin_cli
+from optin_cli.artifacts.scores import Scores, read_scores, write_scores
+from optin_cli.diffing.scores import spearman
+from optin_cli.diffing.tables import diff_values, flatten
+
+
+def differ(*args):
+    return json.loads(done("diff", *args, "--json").out)
+
+
+def edit(path, target, change):
+    """A copy of a JSON file with a change."""
+    raw = json.loads(Path(path).read_text())
+    change(raw)
+    Path(target).write_text(json.dumps(raw))
+    return target
+
+
+@pytest.mark.parametrize("name", ["mask", "scores", "evaluation", "profile", "bert", "pruned"])
+def test_the_same_twice(made, name):
+    path = getattr(made, name)
+    result = done("diff", path, path, "--exit-code")
+    assert "They differ in nothing." in result.out and "sha256" in result.out
+    found = differ(path, path)
+    assert (found["same"], found["sections"], found["timings"]) == (True, {}, {})
+
+
+def test_masks(made, here):
+    done("search", made.scores, "--keep-flops", "0.8", "-o", "big.json")
+    found = differ(made.mask, "big.json")
+    small, big = (json.loads(Path(p).read_text())["groups"] for p in (made.mask, "big.json"))
+    changed = {name for name in small if small[name]["kept"] != big[name]["kept"]}
+    assert found["kind"] == "mask" and found["same"] is False
+    assert set(found["sections"]["groups"]) == changed
+    assert found["summary"]["groups that differ"] == f"{len(changed)} of {len(small)}"
+    for name, row in found["sections"]["groups"].items():
+        mine, theirs = (set(side[name]["kept"]) for side in (small, big))
+        assert (row["kept a"], row["kept b"], row["of"]) == (len(mine), len(theirs), small[name]["units"])
+        assert (row["only a"], row["only b"]) == (sorted(mine - theirs), sorted(theirs - mine))
+        assert row["jaccard"] == len(mine & theirs) / len(mine | theirs)
+    assert found["sections"]["budget"]["budget.asked.macs"]["a"] == 0.6
+    assert found["sections"]["budget"]["budget.asked.macs"]["b - a"] == pytest.approx(0.2)
+    assert "inputs" not in found["sections"]
+    shown = done("diff", made.mask, "big.json").out
+    assert "jaccard" in shown and "only b" in shown and "encoder" in shown
+    assert call("diff", made.mask, "big.json", "--exit-code").code == 3
+
+
+def test_masks_with_other_groups(made, here):
+    def change(raw):
+        raw["groups"]["encoder.9.head"] = raw["groups"].pop("encoder.0.head")
+
+    rows = differ(made.mask, edit(made.mask, "x.json", change))["sections"]["groups"]
+    assert (rows["encoder.0.head"]["kept b"], rows["encoder.9.head"]["kept a"]) == (None, None)
+
+
+def test_scores(made, here):
+    scores = read_scores(made.scores)
+    draw = np.random.default_rng(0)
+    noisy = {
+        n: v if "0" in n else (v * draw.uniform(0.2, 5, len(v))).astype(np.float32)
+        for n, v in scores.importance.items()
+    }
+    header = scores.header.model_copy(update={"options": {**scores.header.options, "seed": 7}})
+    write_scores("n.safetensors", Scores(header, noisy))
+    found = differ(made.scores, "n.safetensors")["sections"]
+    assert found["options"] == {"seed": {"a": 0, "b": 7, "b - a": 7, "b / a": None}}
+    assert set(found["importance by group"]) == {name for name in noisy if "0" not in name}
+    neurons = [name for name in noisy if name.endswith("neuron")]
+    both = [np.concatenate([side[name] for name in neurons]) for side in (scores.importance, noisy)]
+    assert found["importance by kind"]["neuron"]["spearman"] == pytest.approx(spearmanr(*both).statistic)
+    assert found["importance by kind"]["head"]["units"] == 12
+    assert spearman(np.ones(3, np.float32), np.arange(3, dtype=np.float32)) is None
+
+
+def test_checkpoints(made, here):
+    found = differ(made.bert, made.other)
+    mine, theirs = (load_file(folder / "model.safetensors") for folder in (made.bert, made.other))
+    largest = max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)
+    assert found["kind"] == "checkpoint"
+    assert found["summary"]["largest difference"] == pytest.approx(largest)
+    assert found["summary"]["tensors of other shape or type"] == 0
+    assert set(found["sections"]) == {"weights"}, "the same config"
+
+
+def test_a_cut_checkpoint_and_its_original(made):
+    found = differ(made.bert, made.pruned)
+    tensors = found["sections"]["tensors"]
+    name = next(n for n in tensors if n.endswith("intermediate.dense.weight"))
+    assert tensors[name]["a"] == "40x32 float32" and tensors[name]["b"].endswith("x32 float32")
+    assert "optin_plan" in found["sections"]["config"] and "weights" not in found["sections"], "no refit"
+    assert found["summary"]["parameters b"] < found["summary"]["parameters a"]
+    assert "40x32" in done("diff", made.bert, made.pruned).out
+
+
+def test_two_cut_checkpoints(made, here):
+    shutil.copytree(made.pruned, "b")
+    state = load_file("b/model.safetensors")
+    name = next(iter(state))
+    state[name] = state[name].clone()
+    state[name].view(-1)[0] += 0.5
+    save_file(state | {"extra": state[name][:1].half()}, "b/model.safetensors")
+    edit("b/optin.json", "b/optin.json", lambda raw: raw["groups"]["encoder.0.head"].update(kept=[0]))
+    found = differ(made.pruned, "b")["sections"]
+    assert found["weights"] == {
+        name: {"largest difference": pytest.approx(0.5, abs=1e-5), "relative": found["weights"][name]["relative"]}
+    }
+    assert found["tensors"]["extra"]["a"] is None and found["tensors"]["extra"]["b"].endswith("float16")
+    assert found["groups"]["encoder.0.head"]["kept b"] == 1
+    alone = differ(made.pruned / "model.safetensors", "b/model.safetensors")
+    assert set(alone["sections"]) == {"tensors", "weights"}
+    assert set(differ(made.pruned / "optin.json", "b/optin.json")["sections"]) == {"groups"}
+
+
+def test_evaluations_and_what_is_timed(made, here):
+    def slower(raw):
+        raw["latency"]["median_ms"] *= 2
+
+    def worse(raw):
+        raw["metrics"]["accuracy"] = raw["metric"]["value"] = 0.25
+
+    edit(made.evaluation, "slow.json", slower)
+    run = done("diff", made.evaluation, "slow.json", "--exit-code")
+    assert "nothing but timings" in run.out and "median_ms" in run.out
+    assert differ(made.evaluation, "slow.json")["timings"]["latency.median_ms"]["b / a"] == pytest.approx(2)
+    edit(made.evaluation, "worse.json", worse)
+    assert differ(made.evaluation, "worse.json")["sections"]["measures"]["metric.value"]["b"] == 0.25
+    assert call("diff", made.evaluation, "worse.json", "--exit-code").code == 3
+
+
+def test_sweeps(here, made):
+    from test_report import make_sweep, point
+
+    from optin_cli.artifacts.base import Source
+
+    source = Source(name="bert", sha256="0" * 64)
+    sweeps = {
+        "a": [point("optin", 0.7, 0.89), point("optin", 0.5, 0.88)],
+        "b": [point("optin", 0.7, 0.87, prune_seconds=3.0), point("magnitude", 0.5, 0.7)],
+    }
+    for name, points in sweeps.items():
+        Path(name).mkdir()
+        Path(name, "sweep.json").write_text(make_sweep(source, source, points).dump())
+    found = differ("a", "b/sweep.json")
+    assert found["summary"] == {"points in both": 1, "only in a": 1, "only in b": 1}
+    assert found["sections"]["points"]["optin at 0.5"] == {"a": 0.88, "b": None}
+    assert found["sections"]["points"]["optin at 0.7: value"]["b - a"] == pytest.approx(-0.02)
+    assert set(found["timings"]) == {"optin at 0.7: prune_seconds"}
+
+
+def test_from_python_and_from_a_pipe(made):
+    found = optin_cli.diff(made.mask, made.mask)
+    assert found.same and found.kind == "mask"
+    assert "differ in nothing" in done("diff", made.mask, "-", stdin=made.mask.read_bytes()).out
+
+
+def test_only_weights_need_torch(made, here):
+    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli import main\nmain()"
+    for name in ("mask", "scores"):
+        result = python(code, "diff", getattr(made, name), getattr(made, name), cwd=here)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("b", "code", "words"),
+    [
+        ("scores", 2, ["is a mask", "is a scores", "only two of one kind"]),
+        ("pruned", 2, ["is a mask", "is a checkpoint"]),
+        ("evaluation", 2, ["is a mask", "is a eval"]),
+        ("none.json", 1, ["none.json does not exist"]),
+        ("none.safetensors", 1, ["none.safetensors does not exist"]),
+        ("empty", 2, ["empty holds neither config.json nor sweep.json"]),
+        ("text.json", 1, ["text.json is neither"]),
+        ("list.json", 1, ["list.json has the schema [1]"]),
+    ],
+)
+def test_refusals(made, here, b, code, words):
+    Path("empty").mkdir()
+    Path("text.json").write_text("{")
+    Path("list.json").write_text('{"schema": [1]}')
+    result = call("diff", made.mask, getattr(made, b, b))
+    assert (result.code, result.out) == (code, "")
+    assert all(word in result.err for word in words), result.err
+
+
+def test_values():
+    assert flatten({"a": {"b": 1, "c": {}}, "plan": {"x": 1}}, whole=("plan",)) == {
+        "a.b": 1,
+        "a.c": {},
+        "plan": {"x": 1},
+    }
+    rows = diff_values({"same": [1], "was": 1, "flag": True}, {"same": [1], "is": None, "was": 1.0, "flag": 1})
+    assert rows == {"was": {"a": 1, "b": 1.0, "b - a": 0.0, "b / a": 1.0}, "flag": {"a": True, "b": 1}}

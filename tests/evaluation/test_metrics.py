@@ -1,0 +1,150 @@
+"""Metrics against values worked by hand; errors; distances between models; timing."""
+
+import math
+
+import pytest
+import torch
+
+from optin_cli.artifacts.base import Workload
+from optin_cli.errors import DataError, UsageError
+from optin_cli.evaluation.metrics import METRICS, agreement, mean_kl, score_metrics, standard_error
+from optin_cli.profiling.timing import forward_latency, measure_latency
+
+
+def one_hot(classes, count=2):
+    return torch.nn.functional.one_hot(torch.tensor(classes), count).float()
+
+
+# Predicted 1 1 1 0 against 1 1 0 0: 2 true positives, 1 false positive, 1 true negative.
+PREDICTED, TRUTH = one_hot([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "labels", "expected"),
+    [
+        ("accuracy", PREDICTED, TRUTH, 0.75),
+        ("accuracy", one_hot([0, 1, 2], 3), torch.tensor([0, 1, 1]), 2 / 3),
+        ("f1", PREDICTED, TRUTH, 0.8),
+        ("f1", one_hot([0, 1, 2], 3), torch.tensor([0, 1, 1]), (1 + 2 / 3 + 0) / 3),
+        ("f1", one_hot([0, 0]), torch.tensor([1, 1]), 0.0),
+        ("matthews", PREDICTED, TRUTH, 2 / math.sqrt(12)),
+        ("matthews", one_hot([1, 1, 1, 1]), TRUTH, 0.0),
+        ("pearson", torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0]), 0.5),
+        ("pearson", torch.tensor([[1.0], [2.0], [3.0]]) * 1e-5, torch.tensor([1.0, 3.0, 2.0]), 0.5),
+        ("pearson", torch.ones(3), torch.tensor([1.0, 3.0, 2.0]), 0.0),
+        ("spearman", torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0.0, 0.1, 5.0]), 1.0),
+        ("spearman", torch.ones(3, 1), torch.tensor([0.0, 0.1, 5.0]), 0.0),
+    ],
+)
+def test_metric_values(name, predictions, labels, expected):
+    # torchmetrics keeps Spearman's denominator away from zero by 1e-6.
+    outputs = predictions.shape[1] if predictions.dim() == 2 else 1
+    assert score_metrics([name], predictions, labels, outputs) == {name: pytest.approx(expected, abs=2e-6)}
+
+
+def test_metrics_keep_the_asked_order_and_all_grow_with_quality():
+    assert list(score_metrics(["f1", "accuracy"], PREDICTED, TRUTH, 2)) == ["f1", "accuracy"]
+    assert all(metric.higher_is_better for metric in METRICS.values())
+
+
+def test_f1_counts_the_positive_class():
+    flipped = score_metrics(["f1"], PREDICTED.flip(-1), 1 - TRUTH, 2, positive=0)
+    assert flipped == pytest.approx(score_metrics(["f1"], PREDICTED, TRUTH, 2))
+
+
+@pytest.mark.parametrize(
+    ("names", "predictions", "labels", "outputs", "message"),
+    [
+        (["f2"], PREDICTED, TRUTH, 2, "no metric named 'f2'"),
+        (["accuracy"], PREDICTED, TRUTH, 3, r"expected \(4, 3\)"),
+        (["accuracy"], PREDICTED[:2], TRUTH, 2, "shape"),
+        (["accuracy"], PREDICTED[:0], TRUTH[:0], 2, "shape"),
+        (["accuracy"], PREDICTED * math.nan, TRUTH, 2, "NaN or infinity for 4 of 4"),
+        (["pearson"], torch.arange(3.0), torch.ones(3), 1, "all 3 labels are the same"),
+        (["spearman"], torch.arange(3.0), torch.ones(3), 1, "all 3 labels are the same"),
+        (["matthews"], PREDICTED, torch.ones(4).long(), 2, "all 4 labels are the same"),
+    ],
+)
+def test_metric_errors(names, predictions, labels, outputs, message):
+    with pytest.raises(DataError, match=message):
+        score_metrics(names, predictions, labels, outputs)
+
+
+def test_standard_error_of_accuracy_is_binomial():
+    assert standard_error("accuracy", 0.75, PREDICTED, TRUTH) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_standard_error_of_correlation_is_reproducible_and_near_theory():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(400, generator=generator)
+    y = x + torch.randn(400, generator=generator)
+    first, second = (standard_error("pearson", 0.7, x, y) for _ in range(2))
+    assert first == second
+    assert first == pytest.approx((1 - 0.5) / math.sqrt(400), rel=0.3)
+
+
+def test_standard_error_without_a_defined_value_is_none():
+    assert standard_error("pearson", 0.0, torch.zeros(1), torch.zeros(1)) is None
+
+
+def test_agreement_and_kl():
+    p, q = torch.tensor([[0.8, 0.2], [0.5, 0.5]]), torch.tensor([[0.4, 0.6], [0.5, 0.5]])
+    assert agreement(p.log(), q.log()) == 0.5
+    # KL(reference || model), not the other way about.
+    expected = (0.4 * math.log(0.4 / 0.8) + 0.6 * math.log(0.6 / 0.2)) / 2
+    assert mean_kl(p.log(), q.log()) == pytest.approx(expected, abs=1e-6)
+    assert mean_kl(p.log() + 3, p.log()) == pytest.approx(0, abs=1e-9)
+    assert agreement(torch.ones(3, 1), torch.ones(3, 1)) is None
+    assert mean_kl(torch.ones(3), torch.ones(3)) is None
+
+
+@pytest.mark.parametrize("compare", [agreement, mean_kl])
+def test_comparing_different_shapes_is_refused(compare):
+    with pytest.raises(DataError, match="differ in shape"):
+        compare(torch.ones(3, 2), torch.ones(3, 3))
+
+
+def test_latency_interleaves_the_callables():
+    calls = []
+    seconds = measure_latency([lambda: calls.append("a"), lambda: calls.append("b")], runs=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert [len(s) for s in seconds] == [3, 3]
+    assert all(x >= 0 for s in seconds for x in s)
+
+
+@pytest.mark.parametrize(("runs", "warmup"), [(0, 1), (1, -1)])
+def test_latency_refuses_run_counts_out_of_range(runs, warmup):
+    with pytest.raises(UsageError):
+        measure_latency([lambda: None], runs=runs, warmup=warmup)
+
+
+class Toy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.Dropout().eval()
+        self.seen = []
+
+    def forward(self, input_ids, attention_mask):
+        self.seen.append((self.training, torch.is_inference_mode_enabled()))
+        return input_ids * attention_mask
+
+
+def test_forward_latency_measures_in_evaluation_mode_and_restores_it():
+    toy = Toy()
+    ones = torch.ones(2, 3, dtype=torch.long)
+    inputs = {"input_ids": ones, "attention_mask": ones}
+    results = forward_latency([toy, toy], [inputs] * 2, Workload(batch_size=2, seq_len=3), runs=2, warmup=0)
+    assert toy.seen == [(False, True)] * 4
+    assert (toy.training, toy.frozen.training) == (True, False)
+    for latency in results:
+        assert (latency.batch_size, latency.seq_len, latency.runs, latency.device) == (2, 3, 2, "cpu")
+        assert latency.samples_per_second == pytest.approx(2000 / latency.median_ms)
+
+
+def test_top5_counts_labels_among_the_five_largest_and_needs_six_classes():
+    logits = torch.arange(8.0).repeat(4, 1)
+    labels = torch.tensor([7, 3, 2, 0])
+    values = score_metrics(["accuracy", "top5"], logits, labels, 8)
+    assert values == {"accuracy": 0.25, "top5": 0.5}
+    assert score_metrics(["accuracy", "top5"], logits[:, :5], labels.clamp(max=4), 5).keys() == {"accuracy"}
+    assert standard_error("top5", 0.5, logits, labels) == pytest.approx(0.25)

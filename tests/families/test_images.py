@@ -1,0 +1,248 @@
+"""Image classifiers of both libraries: what is known of them, cut folders, lone state dicts, names on the hub."""
+
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from helpers.models import IMAGES, SIDE, TIMM_VIT, build, make_pixels, random_kept, save_images, side_of
+from helpers.running import call, done, python
+from PIL import Image
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+
+import optin_cli
+from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.manifest import Manifest
+from optin_cli.artifacts.mask import Budget, GroupMask, Mask
+from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.libraries.registry import parse_arguments
+from optin_cli.checkpoints.synthetic_inputs import workload_of
+from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
+from optin_cli.model.forward import call_model
+from optin_cli.model.masking import masked
+
+
+def logits(model):
+    with torch.no_grad():
+        return call_model(model, make_pixels(model))["logits"]
+
+
+def make_mask(checkpoint, kept):
+    """A mask that a person wrote: all units of the groups that are not named."""
+    return Mask(
+        optin_version=optin_cli.__version__,
+        options={},
+        inputs={"checkpoint": checkpoint.source},
+        workload=workload_of(checkpoint, None),
+        budget=Budget(asked={}, reached={}),
+        importance_lost=None,
+        groups={
+            g.name: GroupMask(units=g.units, kept=kept.get(g.name, list(range(g.units))))
+            for g in checkpoint.structure.groups
+        },
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_images(tmp_path / "tiny", "timm-vit")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("family", IMAGES)
+def test_what_a_checkpoint_says(tmp_path, family):
+    checkpoint = load_checkpoint(save_images(tmp_path / "tiny", family))
+    assert (checkpoint.library, checkpoint.modality) == (IMAGES[family][0], "image")
+    side = side_of(checkpoint.model)
+    assert checkpoint.image.shape == (3, side, side)
+    assert (checkpoint.num_labels, checkpoint.plan) == (3, None)
+    torch.testing.assert_close(logits(checkpoint.model), logits(build(family)))
+    seen = checkpoint.preprocess()(Image.new("RGB", (40, 30), "red"))
+    assert (tuple(seen.shape), seen.dtype) == ((3, side, side), torch.float32)
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        checkpoint.tokenizer()
+    profile = optin_cli.profile(checkpoint)
+    assert profile.workload.image == (3, side, side)
+    assert json.loads(profile.dump())["workload"] == {"batch_size": 1, "image": [3, side, side]}
+    with pytest.raises(UsageError, match="no sequence length"):
+        optin_cli.profile(checkpoint, seq_len=12)
+
+
+@pytest.mark.parametrize("family", IMAGES)
+def test_cut_folders(tmp_path, family):
+    """Certified in a fresh process, loaded by optin, cut again: always what the masked model computes."""
+    checkpoint = load_checkpoint(save_images(tmp_path / "whole", family, dtype=torch.float16))
+    kept = random_kept(checkpoint.structure, 1)
+    for group in (checkpoint.structure.groups[0], checkpoint.structure.groups[-1]):
+        kept[group.name] = list(range(group.least))
+    manifest = optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
+    assert parse(Manifest, (tmp_path / "small" / "optin.json").read_text(), "optin.json") == manifest
+    assert manifest.certificate.reloaded <= manifest.certificate.tolerance
+    small = load_checkpoint(tmp_path / "small")
+    assert (small.dtype, small.image, small.num_labels) == (torch.float16, checkpoint.image, 3)
+    with masked(checkpoint.model, checkpoint.structure, kept):
+        torch.testing.assert_close(logits(small.model), logits(checkpoint.model), rtol=1e-4, atol=1e-4)
+    assert optin_cli.profile(small).totals == manifest.after
+    again = random_kept(small.structure, 2)
+    optin_cli.prune(small, make_mask(small, again), tmp_path / "smaller")
+    with masked(small.model, small.structure, again):
+        mine = logits(optin_cli.load(tmp_path / "smaller"))
+        torch.testing.assert_close(mine, logits(small.model), rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_says_how_to_load(tmp_path, folder):
+    checkpoint = load_checkpoint(folder)
+    kept = random_kept(checkpoint.structure, 1)
+    optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
+    card = (tmp_path / "small" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "small"))
+    result = python(f'import sys\nsys.modules["optin_cli"] = None\n{code}\nprint(type(model).__name__)', cwd=tmp_path)
+    assert result.stdout == "VisionTransformer\n", result.stderr
+    assert "24 x 24 pixels" in card and "library_name: timm" in card
+
+
+# Lone state dicts and names
+
+
+def lone(folder, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes((folder / "model.safetensors").read_bytes())
+    return path
+
+
+ARGUMENTS = "img_size=24,patch_size=8,embed_dim=32,depth=3,num_heads=4,mlp_ratio=1.25,num_classes=3"
+
+
+def test_a_lone_state_dict_of_timm(tmp_path, folder):
+    path = lone(folder, tmp_path)
+    arguments = parse_arguments(ARGUMENTS)
+    checkpoint = load_checkpoint(path, arch="timm:vit_tiny_patch16_224", arch_args=arguments)
+    assert (checkpoint.name, checkpoint.image.shape, checkpoint.num_labels) == ("weights", (3, SIDE, SIDE), 3)
+    torch.testing.assert_close(logits(checkpoint.model), logits(build("timm-vit")))
+    assert checkpoint.preprocess()(Image.new("RGB", (9, 9))).shape == (3, SIDE, SIDE)
+    kept = random_kept(checkpoint.structure, 1)
+    optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
+    with masked(checkpoint.model, checkpoint.structure, kept):
+        mine = logits(optin_cli.load(tmp_path / "small"))
+        torch.testing.assert_close(mine, logits(checkpoint.model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "arguments", "error", "message"),
+    [
+        ("timm:vit_tiny_patch16_224", "img_size=24", CheckpointError, "holds|lacks|does not load"),
+        ("timm:vit_tiny_patch16_224", ARGUMENTS.replace("24", "32"), CheckpointError, "does not load as VisionTr"),
+        ("timm:vit_tiny_patch16_224", ARGUMENTS.replace("depth=3", "depth=2"), CheckpointError, "holds 12 weight"),
+        ("timm:vit_tiny_patch16_224", ARGUMENTS.replace("depth=3", "depth=4"), CheckpointError, "lacks 12 weight"),
+        ("timm:vit_tiny_patch16_224", "wide=1", UsageError, "timm does not build .* with wide=1"),
+        ("timm:vit_tinny_patch16_224", None, CheckpointError, "no model 'vit_tinny_patch16_224'"),
+        ("timm:xcit_nano_12_p8_224", None, ArchitectureError, "'Xcit'"),
+        ("hf:elsewhere", "img_size=24", UsageError, "--arch-args are for models of timm"),
+        (None, "img_size=24", UsageError, "need the model's name"),
+    ],
+)
+def test_wrong_architectures_of_a_lone_state_dict(tmp_path, folder, arch, arguments, error, message):
+    with pytest.raises(error, match=message):
+        load_checkpoint(lone(folder, tmp_path), arch=arch, arch_args=parse_arguments(arguments))
+
+
+def test_the_command_line_takes_a_lone_state_dict(tmp_path, folder):
+    path = lone(folder, tmp_path)
+    run = done("profile", path, "--arch", "timm:vit_tiny_patch16_224", "--arch-args", ARGUMENTS, "--json")
+    assert parse(Profile, run.out, "stdout").workload.image == (3, SIDE, SIDE)
+    assert "24 x 24 pixels" in done("profile", folder).out
+    assert "no sequence length" in call("profile", folder, "--seq-len", "9").err
+    assert "not KEY=VALUE" in call("profile", path, "--arch", "timm:vit_tiny_patch16_224", "--arch-args", "x").err
+
+
+def test_blocks_that_compute_otherwise_are_refused(tmp_path):
+    """Normalisation behind attention, or inside it, would make a mask and a cut differ."""
+    name = "vit_base_patch16_rpn_224"
+    model = timm.create_model(name, **TIMM_VIT)
+    save_for_hf(model, tmp_path / name, model_config={"model_args": TIMM_VIT}, safe_serialization=True)
+    with pytest.raises(ArchitectureError, match="and is one of Block"):
+        load_checkpoint(tmp_path / name)
+    arguments = TIMM_VIT | {"scale_attn_norm": True}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    save_for_hf(model, tmp_path / "scaled", model_config={"model_args": arguments}, safe_serialization=True)
+    assert {g.kind for g in load_checkpoint(tmp_path / "scaled").structure.groups} == {"neuron"}
+
+
+def test_arguments_are_read():
+    assert parse_arguments("a=1,b=x,c=true,d=0.5") == {"a": 1, "b": "x", "c": True, "d": 0.5}
+    assert parse_arguments(None) == {}
+    for text in ("a", "a=1,=2", "1=2"):
+        with pytest.raises(UsageError, match="not KEY=VALUE"):
+            parse_arguments(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda f: edit_config(f, architecture="vit_huge_of_old"), CheckpointError, "timm has no model"),
+        (lambda f: edit_config(f, architecture=...), CheckpointError, "no architecture of timm"),
+        (lambda f: edit_config(f, model_args={"wide": 1}), CheckpointError, "config.json is refused by timm"),
+        (
+            lambda f: edit_config(f, model_args=IMAGES["timm-vit"][2] | {"num_classes": 4}),
+            CheckpointError,
+            "does not load as VisionTransformer",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), CheckpointError, "holds no weights"),
+        (
+            lambda f: save_file({"head.bias": torch.ones(3)}, f / "model.safetensors"),
+            CheckpointError,
+            r"lacks \d+ weight",
+        ),
+    ],
+)
+def test_broken_folders(folder, change, error, message):
+    change(folder)
+    with pytest.raises(error, match=message):
+        load_checkpoint(folder)
+
+
+def test_names_of_timm_are_taken_from_the_local_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    name = "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    snapshot = cache / name / "snapshots" / ("0" * 40)
+    save_images(snapshot, "timm-vit")
+    reference = cache / name / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    for source in (
+        "timm:vit_tiny_patch16_224",
+        "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    ):
+        assert load_checkpoint(source).image.shape == (3, SIDE, SIDE)
+    with pytest.raises(CheckpointError, match="no model hub could supply it"):
+        load_checkpoint("timm:vit_tiny_patch16_384")
+    with pytest.raises(CheckpointError, match="no model 'vit_tiny'"):
+        load_checkpoint("timm:vit_tiny")
+
+
+def test_without_timm(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(CheckpointError, match="not installed") as caught:
+        load_checkpoint(folder)
+    assert "optin-cli[vision]" in caught.value.hint
+
+
+def test_without_an_image_processor(tmp_path):
+    path = save_images(tmp_path / "tiny", "vit")
+    (path / "preprocessor_config.json").unlink()
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.image.shape == (3, SIDE, SIDE)
+    with pytest.raises(CheckpointError, match="no image processor"):
+        checkpoint.preprocess()

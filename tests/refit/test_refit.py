@@ -1,0 +1,158 @@
+"""Least-squares refit: the algebra of its normal equations, and what it does to cut models of every family."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import FAMILIES, build, make_batch, structure_of
+from helpers.running import done
+
+from optin_cli.errors import DataError, UsageError
+from optin_cli.model.cut import cut
+from optin_cli.model.modeling_optin import apply_plan
+from optin_cli.options.refit import RefitOptions
+from optin_cli.refit import refit
+from optin_cli.refit import residual_stream as residuals
+from optin_cli.refit import ridge as least_squares
+
+
+def batch_of(rows=8, seed=0):
+    batch = make_batch(rows, seed=seed)
+    return replace(batch, keys=tuple(f"{seed}.{key}" for key in batch.keys))
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def equations(rows=200, width=6, outputs=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(width, outputs, generator=generator, dtype=torch.float64) + 0.1
+    normal = least_squares.Normal.zeros(width, outputs, x.device)
+    for part_x, part_y in zip(x.split(37), y.split(37), strict=True):
+        normal.add(part_x, part_y)
+    return x, y, normal
+
+
+def test_error_is_the_mean_squared_residual():
+    x, y, normal = equations()
+    weight = torch.randn(6, 3, dtype=torch.float64)
+    assert normal.error(weight) == pytest.approx(float((x @ weight - y).square().sum() / len(x)))
+
+
+def test_a_vanishing_ridge_gives_least_squares():
+    x, y, normal = equations()
+    solution = least_squares.solve_ridge(normal, torch.zeros(6, 3, dtype=torch.float64), 1e-12, bias=False)
+    assert torch.allclose(solution, torch.linalg.lstsq(x, y).solution, atol=1e-8)
+
+
+def test_a_huge_ridge_gives_the_start():
+    _, _, normal = equations()
+    start = torch.randn(6, 3, dtype=torch.float64)
+    assert torch.allclose(least_squares.solve_ridge(normal, start, 1e12, bias=False), start, atol=1e-6)
+
+
+def test_the_bias_is_not_drawn_to_its_start():
+    x, _, _ = equations()
+    rows = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    normal = least_squares.Normal.zeros(7, 3, x.device)
+    normal.add(rows, torch.full((len(x), 3), 5.0, dtype=x.dtype))
+    solution = least_squares.solve_ridge(normal, torch.zeros(7, 3, dtype=x.dtype), 1e6, bias=True)
+    assert torch.allclose(solution[-1], torch.full((3,), 5.0, dtype=x.dtype), atol=1e-3)
+
+
+def test_columns_that_are_always_zero_are_no_obstacle():
+    normal = least_squares.Normal.zeros(3, 2, torch.device("cpu"))
+    normal.add(torch.tensor([[1.0, 0.0, 0.0]]).double(), torch.tensor([[2.0, 3.0]]).double())
+    solution = least_squares.solve_ridge(normal, torch.zeros(3, 2, dtype=torch.float64), 1e-6, bias=False)
+    assert torch.allclose(solution[0], torch.tensor([2.0, 3.0]).double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def cut(self, family, kept_of):
+        original = build(family)
+        structure = structure_of(original, "classes")
+        kept = {group.name: kept_of(group) for group in structure.groups}
+        model = copy.deepcopy(original)
+        cut(model, structure, kept)
+        return original, model, structure, kept, [batch_of(rows=8, seed=seed) for seed in range(4)]
+
+    def test_the_residual_stream_comes_closer(self, family):
+        original, model, structure, kept, batches = self.cut(family, lambda g: list(range(0, g.units, 2)))
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        report = refit.refit_model(original, model, structure, kept, batches)
+        assert set(report) == set(kept)
+        assert any(r.kept for r in report.values())
+        assert all(r.after < r.before for r in report.values() if r.kept)
+        changed = {n.rpartition(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert changed == {structure.group(name).consumer for name, r in report.items() if r.kept}
+
+    def test_a_layer_without_heads_gets_a_bias(self, family):
+        original, model, structure, kept, batches = self.cut(
+            family, lambda g: [] if g.kind == "head" else list(range(g.units))
+        )
+        report = refit.refit_model(original, model, structure, kept, batches)
+        assert all(r.after < r.before for r in report.values() if r.kept)
+
+    def test_nothing_cut_is_nothing_changed(self, family):
+        original, model, structure, kept, batches = self.cut(family, lambda g: list(range(g.units)))
+        assert refit.refit_model(original, model, structure, kept, batches) == {}
+
+
+def test_hooks_are_gone_afterwards():
+    original = build("bert")
+    structure = structure_of(original, "classes")
+    residuals.gather(original, structure.groups[0], batch_of(), 1)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in original.modules())
+
+
+def test_too_few_samples_are_refused():
+    original = build("bert")
+    structure = structure_of(original, "classes")
+    batch = batch_of(rows=1)
+    with pytest.raises(DataError, match="Too few calibration samples"):
+        refit.refit_model(original, original, structure, {structure.groups[0].name: []}, [batch])
+
+
+@pytest.mark.parametrize(("values", "words"), [({"ridge": 0.0}, "ridge"), ({"samples": 2}, "too few")])
+def test_options_out_of_range_are_refused(values, words):
+    with pytest.raises(UsageError, match=words):
+        RefitOptions(**values)
+
+
+def test_prune_refits_and_records_it(made, here):
+    common = ("prune", made.bert, "--mask", made.mask, "--calib", made.texts)
+    done(*common, "-o", "refit")
+    manifest = read_json("refit/optin.json")
+    assert manifest["inputs"]["calibration"]["name"] == "texts.jsonl"
+    assert all(set(r) == {"before", "after", "ridge", "kept", "reason"} for r in manifest["refit"].values())
+    done(*common, "--refit-ridge", "0.5", "-o", "ridge")
+    assert {r["ridge"] for r in read_json("ridge/optin.json")["refit"].values()} == {0.5}
+    done(*common, "--no-refit", "-o", "plain")
+    assert read_json("plain/optin.json")["refit"] is None
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_layers_without_bias_get_one_only_when_asked(add):
+    original = build("bert")
+    for block in original.bert.encoder.layer:
+        block.output.dense.bias = None
+    structure = structure_of(original)
+    kept = {g.name: list(range(0, g.units, 2)) for g in structure.groups}
+    model = copy.deepcopy(original)
+    plan = cut(model, structure, kept)
+    report = refit.refit_model(original, model, structure, kept, [batch_of(16)], add_bias=add)
+    added = refit.added_biases(original, model, structure, "")
+    taken = {f"{structure.group(name).consumer}.bias" for name, r in report.items() if r.kept and "neuron" in name}
+    assert set(added.parameters) == (taken if add else set())
+    assert taken
+    rebuilt = apply_plan(copy.deepcopy(original), plan.then(added).model_dump())
+    rebuilt.load_state_dict(model.state_dict())
+    inputs = batch_of().inputs
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(**inputs).logits, model(**inputs).logits)

@@ -1,0 +1,128 @@
+"""Scores in rounds, and forward passes that start behind known blocks."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import build, make_batch, random_kept, save_checkpoint, structure_of
+
+from optin_cli.artifacts.base import Source
+from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.errors import UsageError
+from optin_cli.model.cut import cut
+from optin_cli.model.forward import call_model
+from optin_cli.model.replay import Prefixes
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.refit import refit
+from optin_cli.scoring import iterative as rescoring
+from optin_cli.scoring.calibration import Calibration
+from optin_cli.scoring.iterative import remaining, score_in_rounds
+from optin_cli.scoring.one_shot import score_checkpoint
+from optin_cli.search.budget import reached
+
+LANGUAGE = ["bert", "albert", "distilbert"]
+
+
+def batch_of(rows=12, seed=0):
+    batch = make_batch(rows, seed=seed)
+    return replace(batch, keys=tuple(f"{seed}.{key}" for key in batch.keys))
+
+
+def calibration_of(*batches):
+    return Calibration(Source(name="texts", sha256="0" * 64), list(batches), list(batches))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("tiny") / "bert"))
+
+
+def scores(tiny, calibration, score=score_in_rounds, **options):
+    return score(tiny, calibration, ScoreOptions(probes=1, **options), seq_len=16)
+
+
+def test_without_shares_scores_are_one_shot(tiny):
+    calibration = calibration_of(batch_of())
+    once = scores(tiny, calibration, score_checkpoint, rescore=())
+    assert scores(tiny, calibration, rescore=()).content() == once.content()
+
+
+def test_units_left_by_a_cut_have_the_score_they_have_in_the_refitted_model(tiny):
+    calibration = calibration_of(batch_of())
+    once = scores(tiny, calibration, score_checkpoint, rescore=())
+    twice = scores(tiny, calibration, rescore=(0.6,))
+    everything = {g.name: list(range(g.units)) for g in tiny.structure.groups}
+    kept = rescoring.choose_among(everything, once.importance, once.header.groups, once.header.totals, 0.6)
+    assert reached(kept, once.header.groups, once.header.totals)["macs"] <= 0.6
+    model = copy.deepcopy(tiny.model)
+    cut(model, tiny.structure, kept, tiny.root)
+    refit.refit_model(tiny.model, model, tiny.structure, kept, calibration.batches)
+    smaller = replace(tiny, model=model, structure=remaining(tiny.structure, kept))
+    again = scores(smaller, calibration, score_checkpoint, rescore=())
+    for group in tiny.structure.groups:
+        gone = sorted(set(range(group.units)) - set(kept[group.name]))
+        np.testing.assert_array_equal(twice.importance[group.name][gone], once.importance[group.name][gone])
+        if kept[group.name]:
+            np.testing.assert_array_equal(twice.importance[group.name][kept[group.name]], again.importance[group.name])
+    assert twice.header.options["rescore"] == [0.6]
+
+
+def test_units_that_went_do_not_come_back_in_later_rounds(tiny):
+    once = scores(tiny, calibration_of(batch_of()), score_checkpoint, rescore=())
+    alive = {g.name: [0] for g in tiny.structure.groups}
+    found = rescoring.choose_among(alive, once.importance, once.header.groups, once.header.totals, 0.9)
+    assert all(set(units) <= {0} for units in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({"criterion": "magnitude"}, 12), ({"criterion": "wanda"}, 12), ({"criterion": "trajectory"}, 4)],
+)
+def test_baselines_and_too_few_samples_are_scored_once_and_say_so(tiny, options, rows):
+    assert scores(tiny, calibration_of(batch_of(rows)), **options).header.options["rescore"] == []
+
+
+def test_a_share_out_of_reach_ends_the_rounds(tiny):
+    found = scores(tiny, calibration_of(batch_of()), rescore=(0.7, 1e-6))
+    assert found.header.options["rescore"] == [0.7]
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.8), (1.0,), (0.0,), (0.5, 0.5)])
+def test_shares_must_fall(shares):
+    with pytest.raises(UsageError, match="rescore"):
+        ScoreOptions(rescore=shares)
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_passes_behind_known_blocks_give_the_same(family):
+    model = build(family)
+    structure = structure_of(model)
+    batches = [batch_of(3, seed=seed) for seed in range(2)]
+    with Prefixes(model, structure, batches) as known:
+        for group in structure.groups:
+            known.advance(group)
+            for number, batch in enumerate(batches):
+                with known.skipping(number), torch.no_grad():
+                    mine = call_model(model, batch.inputs)
+                with torch.no_grad():
+                    theirs = call_model(model, batch.inputs)
+                assert all(torch.equal(mine[name], theirs[name]) for name in ("logits",))
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
+    original = build(family)
+    structure = structure_of(original)
+    kept = random_kept(structure)
+    models = []
+    for skip in (True, False):
+        model = copy.deepcopy(original)
+        cut(model, structure, kept)
+        if not skip:
+            monkeypatch.setattr(Prefixes, "advance", lambda *_: None)
+        refit.refit_model(original, model, structure, kept, [batch_of(16)])
+        models.append(model.state_dict())
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name])

@@ -1,0 +1,102 @@
+"""What importance of tokens is worth against that of units once refit has run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.models import save_images
+from helpers.pictures import image_folder
+from helpers.running import call
+
+import optin_cli
+from optin_cli.artifacts.scores import read_scores
+from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.errors import UsageError
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.scoring.token_rate import reachable
+from optin_cli.search.choose import importance_lost
+
+OPTIONS = ScoreOptions(
+    samples=24, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
+)
+ARGUMENTS = "--samples 24 --probes 1 --batch-size 4 --exact-samples 4 --rescore none --units heads,neurons,tokens"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint, a folder of images, and scores with and without the exchange; to be read only."""
+    root = tmp_path_factory.mktemp("exchange")
+    image_folder(root / "pets", 24)
+    checkpoint = load_checkpoint(save_images(root / "vit", "timm-vit"))
+    scored, apart = (
+        optin_cli.score(checkpoint, str(root / "pets"), options=replace(OPTIONS, token_exchange=share))
+        for share in (0.8, None)
+    )
+    return root, checkpoint, scored, apart
+
+
+def test_tokens_alone_are_multiplied_by_the_measured_rate(made):
+    _, _, scored, apart = made
+    exchange = scored.header.token_exchange
+    assert apart.header.token_exchange is None
+    assert exchange.rate == pytest.approx(
+        exchange.tokens_distance / exchange.tokens_lost / (exchange.units_distance / exchange.units_lost)
+    )
+    for name, values in scored.importance.items():
+        rate = exchange.rate if name.endswith(".token") else 1
+        np.testing.assert_allclose(values, rate * apart.importance[name], rtol=1e-6)
+        np.testing.assert_allclose(scored.standard_error[name], rate * apart.standard_error[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("token", "units_lost"), ("head,neuron", "tokens_lost")])
+def test_the_masks_compared_are_of_one_kind_each(made, kind, lost):
+    _, _, scored, apart = made
+    whole = tuple(f"*.{name}" for name in kind.split(","))
+    mask = optin_cli.search(apart, keep_flops=scored.header.token_exchange.share, protect=whole)
+    kept = {name: group.kept for name, group in mask.groups.items()}
+    found = importance_lost(kept, apart.importance)
+    assert getattr(scored.header.token_exchange, lost) == pytest.approx(found, rel=1e-6)
+
+
+def test_a_share_that_one_kind_cannot_reach_gives_way(made):
+    _, _, _, apart = made
+    tokens = [name for name in apart.importance if name.endswith(".token")]
+    units = [name for name in apart.importance if name not in tokens]
+    assert reachable(apart, [tokens, units], 0.8) == 0.8
+    share = reachable(apart, [tokens, units], 0.01)
+    assert 0.5 < share < 1
+    for others in (tokens, units):
+        optin_cli.search(apart, keep_flops=share, protect=tuple(others))
+
+
+def test_too_few_samples_leave_tokens_as_scored(made):
+    root, checkpoint, _, _ = made
+    few = optin_cli.score(checkpoint, str(root / "pets"), options=replace(OPTIONS, samples=8))
+    assert few.header.token_exchange is None
+
+
+def test_the_command_line_gives_the_same(made, tmp_path, monkeypatch):
+    root, _, scored, apart = made
+    monkeypatch.chdir(tmp_path)
+    for share, wanted in (("0.8", scored), ("none", apart)):
+        arguments = ("score", root / "vit", "--calib", root / "pets", *ARGUMENTS.split(), "--token-exchange", share)
+        result = call(*arguments, "-o", f"{share}.safetensors")
+        assert result.code == 0, result.err
+        found = read_scores(f"{share}.safetensors")
+        assert found.header.token_exchange == wanted.header.token_exchange
+        said = call("inspect", f"{share}.safetensors").out
+        assert ("importances were multiplied by" in " ".join(said.split())) == (share != "none")
+        for name, values in wanted.importance.items():
+            np.testing.assert_array_equal(found.importance[name], values)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [("0.8,0.7", "expected one number"), ("lots", "not a number"), ("1.2", "between 0 and 1")]
+)
+def test_bad_shares(made, tmp_path, monkeypatch, share, words):
+    root, _, _, _ = made
+    monkeypatch.chdir(tmp_path)
+    result = call("score", root / "vit", "--calib", root / "pets", "--token-exchange", share)
+    assert result.code == 2 and words in result.err and result.out == ""
+    with pytest.raises(UsageError):
+        ScoreOptions(token_exchange=0.0)

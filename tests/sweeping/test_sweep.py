@@ -1,0 +1,482 @@
+"""`optin sweep`: its artifact, resumption, the search for the smallest model, pictures and refusals."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.running import call, done, python, tree, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optin_cli.artifacts.base import Source, Totals, Workload, parse
+from optin_cli.artifacts.evaluation import Evaluation, Latency
+from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
+from optin_cli.sweeping.bisection import PLACES, RESOLUTION, find_smallest
+from optin_cli.sweeping.plots import PICTURES, draw_text, write_pictures
+
+TIMED = {"latency", "latency_ratio", "prepare_seconds", "prune_seconds"}
+BUDGETS = ("--keep-flops", "0.9,0.7")
+
+
+def arguments(made, *more, recipe="no-refit", latency="1"):
+    """A quick sweep of the session's checkpoint."""
+    fixed = ("--calib", made.train, "--task", "sst2", "--data", made.train, "--samples", "16", "--batch-size", "8")
+    return ("sweep", made.bert, *fixed, "--latency-runs", latency, "--recipe", recipe, *more)
+
+
+def read(path):
+    return parse(Sweep, Path(path).read_bytes(), str(path))
+
+
+def untimed(sweep):
+    """What two equal sweeps have in common."""
+    raw = sweep.model_dump()
+    raw["baseline"].pop("latency")
+    raw["points"] = [{k: v for k, v in point.items() if k not in TIMED} for point in raw["points"]]
+    return raw
+
+
+@pytest.fixture(scope="module")
+def swept(made, tmp_path_factory):
+    """A finished sweep of two recipes, its run and its folder."""
+    folder = tmp_path_factory.mktemp("swept") / "out"
+    run = done(*arguments(made, *BUDGETS, "-o", folder, recipe="optin,magnitude"))
+    return run, folder
+
+
+def test_every_recipe_at_every_budget_is_recorded(swept, made):
+    run, folder = swept
+    sweep = read(folder / "sweep.json")
+    assert [(p.recipe, p.asked) for p in sweep.points] == [
+        ("optin", 0.9),
+        ("optin", 0.7),
+        ("magnitude", 0.9),
+        ("magnitude", 0.7),
+    ]
+    for point in sweep.points:
+        assert 0 < point.macs_ratio <= point.asked
+        assert point.drop == pytest.approx(sweep.baseline.value - point.value)
+        assert 0 <= point.agreement <= 1
+        assert point.latency.median_ms > 0
+        assert point.latency_ratio > 0
+        assert point.prepare_seconds > 0
+        assert point.prune_seconds > 0
+    assert set(sweep.inputs) == {"checkpoint", "calibration", "data"}
+    assert sweep.options["keep_flops"] == [0.9, 0.7]
+    assert sweep.options["samples"] == 16
+    assert sweep.options["eval_latency_runs"] == 1
+    assert (sweep.metric, sweep.task, sweep.samples, sweep.chosen) == ("accuracy", "sst2", 24, None)
+    assert run.out == f"{folder / 'sweep.json'}\n"
+    assert "● optin  ▲ magnitude" in run.err
+    assert {path.name for path in folder.iterdir()} == {"sweep.json", *PICTURES}
+
+
+def test_a_point_is_what_the_stages_give(swept, made, here):
+    point = next(p for p in read(swept[1] / "sweep.json").points if p.recipe == "magnitude")
+    data = ("--task", "sst2", "--data", made.train, "--latency-runs", "0")
+    done("score", made.bert, "--criterion", "magnitude", "-o", "m.safetensors")
+    done("search", "m.safetensors", "--keep-flops", point.asked, "-o", "mask.json")
+    done("prune", made.bert, "--mask", "mask.json", "-o", "pruned")
+    done("eval", "pruned", *data, "--against", made.bert, "-o", "eval.json")
+    result = parse(Evaluation, Path("eval.json").read_bytes(), "eval.json")
+    assert result.metric.value == point.value
+    assert result.standard_error == point.standard_error
+    assert result.against.macs_ratio == point.macs_ratio
+    assert result.against.agreement == point.agreement
+
+
+def test_inspect_shows_it_as_a_table(swept):
+    shown = done("inspect", swept[1] / "sweep.json").out
+    assert "optin.sweep/1" in shown
+    assert "original" in shown
+    assert "magnitude" in shown
+    assert json.loads(done("inspect", "--json", swept[1] / "sweep.json").out)["schema"] == "optin.sweep/1"
+
+
+def test_json_goes_to_stdout_and_equal_runs_give_equal_points(made, here, swept):
+    run = done(*arguments(made, *BUDGETS, "--json", recipe="optin,magnitude"))
+    printed = parse(Sweep, run.out, "stdout")
+    assert printed == read("bert-sweep/sweep.json")
+    assert untimed(printed) == untimed(read(swept[1] / "sweep.json"))
+
+
+class Stop:
+    """Interrupts the sweep at a given measurement, as Ctrl-C does."""
+
+    def __init__(self, monkeypatch, at):
+        from optin_cli.sweeping import sweep as sweeping
+
+        self.real, self.left, self.calls = sweeping.measure_candidate, at, 0
+        monkeypatch.setattr(sweeping, "measure_candidate", self)
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == self.left:
+            raise KeyboardInterrupt
+        return self.real(*args)
+
+
+def test_resumed_equals_uninterrupted(made, here, swept, monkeypatch):
+    command = arguments(made, *BUDGETS, "-o", "out", recipe="optin,magnitude")
+    with monkeypatch.context() as patch:
+        Stop(patch, 4)
+        stopped = call(*command)
+    assert stopped.code == 130
+    assert "--resume" in stopped.err
+    assert set(tree(Path("out"))) == {"sweep.partial.json"}
+    assert len(read("out/sweep.partial.json").points) == 3
+    refused = call(*command)
+    assert refused.code == 2
+    assert "--resume" in refused.err
+    counter = Stop(monkeypatch, -1)
+    done(*command, "--resume")
+    assert counter.calls == 1
+    assert untimed(read("out/sweep.json")) == untimed(read(swept[1] / "sweep.json"))
+    assert not Path("out/sweep.partial.json").exists()
+
+
+def test_interrupted_before_the_first_point_leaves_nothing(made, here, monkeypatch):
+    Stop(monkeypatch, 1)
+    assert call(*arguments(made, *BUDGETS, "-o", "out")).code == 130
+    assert tree(here) == {}
+
+
+def test_a_finished_sweep_grows_and_nothing_is_measured_twice(made, here, monkeypatch):
+    done(*arguments(made, "--keep-flops", "0.9", "-o", "out"))
+    first = read("out/sweep.json").points
+    counter = Stop(monkeypatch, -1)
+    done(*arguments(made, "--keep-flops", "0.8,0.9", "-o", "out", "--resume"))
+    assert counter.calls == 1
+    assert read("out/sweep.json").points[1:] == first
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--samples", "12"), "--samples"),
+        (("--refit-ridge", "0.5"), "--refit-ridge"),
+        (("--eval-samples", "20"), "another data"),
+    ],
+)
+def test_resume_refuses_points_that_were_measured_otherwise(made, here, swept, more, named):
+    import shutil
+
+    shutil.copytree(swept[1], "out")
+    before = tree(Path("out"))
+    run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume", *more))
+    assert run.code == 1
+    assert named in run.err
+    assert tree(Path("out")) == before
+
+
+# --- the smallest model within a drop ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("smallest", "least", "evaluations", "asked", "found"),
+    [
+        (0.1, 0.0, 3, [0.5, 0.3, 0.2], 0.2),
+        (0.1, 0.4, 3, [0.5, 0.3, 0.4], 0.4),
+        (0.1, 0.9, 3, [0.5, 0.75, 0.875], None),
+        (0.1, 2.0, 2, [0.5, 0.75], None),
+        (0.6, 0.7, 2, [0.8, 0.7], 0.7),
+        (0.9999, 0.0, 6, [1.0], 1.0),
+        (1.0, 0.0, 6, [1.0], 1.0),
+        (0.1, 0.5, 1, [0.5], 0.5),
+    ],
+)
+def test_bisection(smallest, least, evaluations, asked, found):
+    seen = []
+    assert find_smallest(lambda s: seen.append(s) or s >= least, smallest, evaluations=evaluations) == found
+    assert seen == pytest.approx(asked, abs=1e-4)
+
+
+@given(
+    smallest=st.floats(0.0, 1.0).map(lambda s: round(s, PLACES)),
+    answers=st.lists(st.booleans(), min_size=12, max_size=12),
+    evaluations=st.integers(1, 12),
+)
+def test_any_answers_give_the_smallest_share_that_was_within(smallest, answers, evaluations):
+    seen = {}
+
+    def within(share):
+        assert smallest <= share <= 1
+        assert share not in seen
+        seen[share] = answers[len(seen)]
+        return seen[share]
+
+    found = find_smallest(within, smallest, evaluations=evaluations)
+    assert 1 <= len(seen) <= evaluations
+    assert found == min((share for share, good in seen.items() if good), default=None)
+
+
+@given(smallest=st.floats(0.0, 0.9).map(lambda s: round(s, PLACES)), least=st.floats(0.0, 1.0))
+def test_bisection_closes_in_on_a_threshold(smallest, least):
+    found = find_smallest(lambda s: s >= least, smallest, evaluations=20)
+    if found is None:
+        assert least > 1 - RESOLUTION - 1e-4
+    else:
+        assert found >= least
+        assert found - max(least, smallest) <= RESOLUTION + 1e-4
+
+
+def test_the_smallest_model_is_written_and_is_the_one_measured(made, here):
+    run = done(*arguments(made, "--max-drop", "1", "--evaluations", "2", "-o", "out", recipe="optin"))
+    assert run.out == "out/model/\n"
+    sweep = read("out/sweep.json")
+    chosen = sweep.points[sweep.chosen]
+    assert sweep.points[0].asked == 0.5
+    assert chosen.asked == min(p.asked for p in sweep.points)
+    done("eval", "out/model", "--task", "sst2", "--data", made.train, "--against", made.bert, "--latency-runs", "0")
+    result = json.loads(Path("model.eval.json").read_text())
+    assert result["metric"]["value"] == chosen.value
+    assert result["against"]["agreement"] == chosen.agreement
+    manifest = json.loads(Path("out/model/optin.json").read_text())
+    assert manifest["refit"]
+    assert manifest["inputs"]["mask"]["name"] == "mask.json"
+    assert manifest["budget"]["reached"]["macs"] == pytest.approx(chosen.macs_ratio)
+    done("prune", made.bert, "--mask", "out/mask.json", "-o", "again")
+    assert json.loads(Path("again/optin.json").read_text())["groups"] == manifest["groups"]
+
+
+def drops(monkeypatch, of_share):
+    """Points whose drop is a function of the share, in place of measured ones."""
+    from optin_cli.sweeping import sweep as sweeping
+
+    real = sweeping.measure_candidate
+
+    def measure(candidate, *args):
+        return real(candidate, *args).model_copy(update={"drop": of_share(candidate.share)})
+
+    monkeypatch.setattr(sweeping, "measure_candidate", measure)
+
+
+def test_no_model_within_the_drop_exits_3_and_leaves_none(made, here, monkeypatch):
+    command = arguments(made, "--evaluations", "2", "-o", "out", latency="0")
+    drops(monkeypatch, lambda share: 1 - share)
+    done(*command, "--max-drop", "0.6")
+    assert Path("out/model/optin.json").is_file()
+    run = call(*command, "--max-drop", "0.1", "--force")
+    assert run.code == 3
+    assert "smallest drop seen is 0.25" in run.err
+    assert run.out == ""
+    assert [p.asked for p in read("out/sweep.json").points] == [0.5, 0.75]
+    assert not Path("out/model").exists()
+    assert not Path("out/mask.json").exists()
+
+
+def test_a_resumed_search_writes_the_same_model(made, here, monkeypatch):
+    command = arguments(made, "--evaluations", "3", "--max-drop", "0.4", latency="0", recipe="optin")
+    drops(monkeypatch, lambda share: 1 - share)
+    done(*command, "-o", "whole")
+    with monkeypatch.context() as patch:
+        from optin_cli.sweeping import sweep as sweeping
+
+        def stop(*_args):
+            raise KeyboardInterrupt
+
+        patch.setattr(sweeping, "save_candidate", stop)
+        assert call(*command, "-o", "out").code == 130
+    assert set(tree(Path("out"))) == {"sweep.partial.json"}
+    done(*command, "-o", "out", "--resume")
+    assert untimed(read("out/sweep.json")) == untimed(read("whole/sweep.json"))
+    weights = [Path(f"{folder}/model/model.safetensors").read_bytes() for folder in ("whole", "out")]
+    assert weights[0] == weights[1]
+
+
+def test_drops_that_rise_with_the_share_still_give_a_model_within_the_limit(made, here, monkeypatch):
+    drops(monkeypatch, lambda share: abs(share - 0.75))
+    done(*arguments(made, "--evaluations", "3", "--max-drop", "0.05", "-o", "out", latency="0"))
+    sweep = read("out/sweep.json")
+    within = [p.asked for p in sweep.points if p.drop <= 0.05]
+    assert sweep.points[sweep.chosen].asked == min(within)
+
+
+# --- the Python API ---------------------------------------------------------------------------------------------
+
+
+def test_the_api_sweeps(made, here):
+    import optin_cli
+    from optin_cli.options.evaluation import EvalOptions
+    from optin_cli.options.scoring import ScoreOptions
+    from optin_cli.options.sweep import SweepOptions
+
+    told = []
+    sweep = optin_cli.sweep(
+        made.bert,
+        str(made.texts),
+        "sst2",
+        "out",
+        SweepOptions(("magnitude",), keep_flops=(0.8,)),
+        data=made.train,
+        scoring=ScoreOptions(samples=8),
+        evaluation=EvalOptions(latency_runs=0),
+        report=told.append,
+    )
+    assert sweep.points == told
+    assert sweep == read("out/sweep.json")
+    assert sweep.baseline.latency is None
+
+
+def test_a_data_folder_serves_evaluation_and_calibration(made, here):
+    Path("data").mkdir()
+    rows = [json.loads(line) for line in made.train.read_text().splitlines()]
+    write_rows(Path("data/train.jsonl"), rows[:16])
+    write_rows(Path("data/validation.jsonl"), rows[16:])
+    fixed = ("--task", "sst2", "--data", "data", "--latency-runs", "0", "--recipe", "magnitude,fisher")
+    done("sweep", made.bert, "--calib", "sst2", *fixed, "--keep-flops", "0.8", "-o", "out")
+    sweep = read("out/sweep.json")
+    assert (sweep.split, sweep.samples) == ("validation", 8)
+    assert sweep.inputs["calibration"].sha256 != sweep.inputs["data"].sha256
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        ((), 2, "No budget was given"),
+        (("--keep-flops", "0.5", "--max-drop", "0.1"), 2, "Both --keep-flops and --max-drop"),
+        (("--keep-flops", "0.5,1.5"), 2, "1.5"),
+        (("--keep-flops", "0"), 2, "above 0"),
+        (("--keep-flops", "nan"), 2, "nan"),
+        (("--keep-flops", "half"), 2, "not a number"),
+        (("--keep-flops", ""), 2, "not a number"),
+        (("--keep-flops", "0.5,0.5"), 2, "twice"),
+        (("--keep-flops", "0.0001"), 1, "smallest reachable share"),
+        (("--max-drop", "-0.1"), 2, "-0.1"),
+        (("--max-drop", "nan"), 2, "nan"),
+        (("--max-drop", "0.1", "--evaluations", "0"), 2, "at least 1"),
+        (("--max-drop", "0.1", "--recipe", "optin,magnitude"), 2, "one recipe"),
+        (("--keep-flops", "0.5", "--recipe", "magnitud"), 2, "Did you mean magnitude"),
+        (("--keep-flops", "0.5", "--recipe", "optin,"), 2, "Unknown recipe ''"),
+        (("--keep-flops", "0.5", "--recipe", "optin,optin"), 2, "twice"),
+        (("--keep-flops", "0.5", "--task", "sst3"), 1, "Did you mean sst2"),
+        (("--keep-flops", "0.5", "--refit-ridge", "0"), 2, "ridge"),
+        (("--keep-flops", "0.5", "-o", "-"), 2, "stdout"),
+        (("--keep-flops", "0.5", "-o", "missing/out"), 1, "does not exist"),
+        (("--keep-flops", "0.5", "--samples", "0"), 2, "samples"),
+    ],
+)
+def test_bad_options_are_refused_and_leave_nothing(made, here, more, code, says):
+    run = call(*arguments(made, *more))
+    assert (run.code, run.out) == (code, "")
+    assert says in run.err
+    assert tree(here) == {}
+
+
+def test_labels_are_asked_for_before_any_time_is_spent(made, here, monkeypatch):
+    from optin_cli.sweeping import sweep as sweeping
+
+    monkeypatch.setattr(sweeping, "measure_costs", lambda *_args: pytest.fail("work was begun"))
+    unlabelled = ("sweep", made.bert, "--task", "sst2", "--keep-flops", "0.5", "-o", "out")
+    run = call(*unlabelled, "--calib", made.texts, "--data", made.train, "--recipe", "optin,fisher")
+    assert run.code == 1
+    assert "The recipe fisher needs labels" in run.err
+    run = call(*unlabelled, "--calib", made.texts, "--data", made.texts)
+    assert run.code == 1
+    assert "no labels to measure accuracy by" in run.err
+    assert tree(here) == {}
+
+
+def test_existing_outputs_are_safe(made, here):
+    Path("out").mkdir()
+    Path("out/mine").write_text("keep")
+    assert call(*arguments(made, *BUDGETS, "-o", "out")).code == 1
+    Path("file").write_text("keep")
+    run = call(*arguments(made, *BUDGETS, "-o", "file", "--force"))
+    assert (run.code, Path("file").read_text()) == (2, "keep")
+    done(*arguments(made, "--keep-flops", "0.9", "-o", "out", "--force", latency="0"))
+    assert Path("out/mine").read_text() == "keep"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------
+
+
+def example(*, timed=True, chosen=None, points=None):
+    latency = Latency(
+        batch_size=8, seq_len=64, runs=3, device="cpu", threads=2, median_ms=12.5, samples_per_second=640.0
+    )
+    table = {"optin": [0.88, 0.875, 0.86], "no-refit": [0.875, 0.84, 0.7]}
+    made = [
+        SweepPoint(
+            recipe=recipe,
+            asked=share,
+            macs_ratio=share - 0.001,
+            parameters_ratio=share + 0.1,
+            value=value,
+            standard_error=0.008,
+            drop=0.88 - value,
+            agreement=0.95,
+            latency=latency if timed else None,
+            latency_ratio=share + 0.05 if timed else None,
+            prepare_seconds=1.0,
+            prune_seconds=2.0,
+        )
+        for recipe, values in table.items()
+        for share, value in zip((0.6, 0.5, 0.4), values, strict=True)
+    ]
+    return Sweep(
+        optin_version="0",
+        options={"max_drop": None if chosen is None else 0.01},
+        inputs={"checkpoint": Source(name="tiny", sha256="0" * 64)},
+        task="sst2",
+        split="validation",
+        samples=872,
+        metric="accuracy",
+        higher_is_better=True,
+        workload=Workload(seq_len=128),
+        baseline=SweepBaseline(
+            value=0.88,
+            standard_error=0.011,
+            totals=Totals(macs=10, parameters=10, bytes=10),
+            latency=latency if timed else None,
+        ),
+        points=made if points is None else points,
+        chosen=chosen,
+    )
+
+
+def test_pictures_are_real_say_what_they_show_and_repeat(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    contents = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        assert [path.name for path in write_pictures(example(chosen=1), folder)] == [*PICTURES]
+        contents.append(tree(folder))
+    assert contents[0] == contents[1]
+    pixels = imread(tmp_path / "a" / "sweep.png")
+    assert pixels.std() > 0.05
+    assert pixels.shape[1] > 1000
+    assert b"<dc:date>" not in contents[0]["sweep.svg"]
+
+
+def test_pictures_without_latency_or_points(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert write_pictures(example(timed=False), tmp_path)
+    assert write_pictures(example(points=[]), tmp_path)
+
+
+def test_without_matplotlib_the_sweep_succeeds_and_says_so(made, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = done(*arguments(made, "--keep-flops", "0.9", "-o", "out", latency="0"))
+    assert "pip install 'optin-cli[plot]'" in run.err
+    assert {path.name for path in Path("out").iterdir()} == {"sweep.json"}
+
+
+def test_the_terminal_picture_places_points():
+    drawn = draw_text(example()).splitlines()
+    assert any(line.strip().startswith("0.8800 │") and "┄" in line for line in drawn)
+    assert any(line.strip().startswith("0.7000 │") and "▲" in line for line in drawn)
+    assert drawn[-1].split() == ["●", "optin", "▲", "no-refit", "┄", "original"]
+    assert max(map(len, drawn)) <= 100
+    assert draw_text(example(points=[]))
+
+
+def test_help_loads_neither_torch_nor_matplotlib(tmp_path):
+    code = "import sys, optin_cli.cli; print({'torch', 'matplotlib', 'pydantic'} & set(sys.modules))"
+    assert python(code, cwd=tmp_path).stdout.strip() == "set()"

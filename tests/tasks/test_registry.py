@@ -1,0 +1,83 @@
+"""Task files: every shipped one is valid; wrong ones and wrong names are refused with what to do."""
+
+import json
+
+import pytest
+
+from optin_cli.errors import DataError
+from optin_cli.evaluation.metrics import METRICS
+from optin_cli.tasks import schema as tasks
+from optin_cli.tasks.registry import load_task, parse_task, task_names
+
+VALID = {
+    "name": "toy",
+    "dataset": {"path": "toy"},
+    "text_columns": ["text"],
+    "label_column": "label",
+    "splits": {"calibration": "train", "evaluation": "test"},
+    "metrics": ["accuracy"],
+    "kind": "classification",
+}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_shipped_task_is_named_as_its_file_and_uses_known_metrics(name):
+    task = load_task(name)
+    assert task.name == name
+    assert set(task.metrics) <= set(METRICS)
+    assert (task.label_names is None) == (task.kind != "classification" or task.dataset is None)
+
+
+def test_tasks_are_shipped():
+    glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
+    images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
+    assert set(task_names()) == {*glue, *images, "squad", "squad_v2", "stsb-cosine"}
+    assert load_task("mnli").splits.evaluation == "validation_matched"
+    assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
+    assert load_task("cola").metrics[0] == "matthews"
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(DataError, match="no task named 'sst-2'") as caught:
+        load_task("sst-2")
+    assert "Did you mean sst2?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"metrics": ["bleu"]}, "metrics.0"),
+        ({"metrics": []}, "metrics"),
+        ({"metrics": ["accuracy", "accuracy"]}, "more than once"),
+        ({"metrics": ["pearson"]}, "pearson does not fit a classification task"),
+        ({"kind": "regression"}, "accuracy does not fit a regression task"),
+        ({"kind": "regression", "metrics": ["pearson"], "label_names": ["a"]}, "no label_names"),
+        ({"kind": "similarity", "metrics": ["spearman"]}, "two text_columns"),
+        ({"kind": "question-answering", "metrics": ["f1"]}, "f1 does not fit a question-answering task"),
+        ({"unanswerable": True}, "unanswerable does not fit a classification task"),
+        ({"text_columns": ["a", "b", "c"]}, "text_columns"),
+        ({"splits": {"calibration": "train"}}, "splits.evaluation"),
+        ({"colour": "red"}, "colour"),
+        ({"text_columns": []}, "text_columns"),
+        ({"dataset": None}, "a text task has a dataset"),
+        ({"image_column": "image"}, "no image_column"),
+        ({"modality": "image"}, "an image task"),
+        ({"modality": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
+    ],
+)
+def test_invalid_task_file_is_refused_with_its_place(tmp_path, change, problem):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(VALID | change))
+    with pytest.raises(DataError, match=problem):
+        parse_task(path)
+
+
+def test_unreadable_task_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        parse_task(tmp_path / "absent.json")
+
+
+def test_valid_task_file_parses(tmp_path):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(VALID))
+    assert parse_task(path) == tasks.Task.model_validate_json(json.dumps(VALID))
