@@ -1,14 +1,47 @@
-"""A checkpoint and a data source in; samples of what its model takes, and batches of them, out."""
+"""How long work reports to its caller: steps done, and notes for the user."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Tell = Callable[[float, float, str], None]
-
-
-Note = Callable[[str], None]
+from dataclasses import dataclass
+from typing import Protocol
 
 
-Progress = Callable[[float, float, str], None]
-"""What long work tells its caller: done, total (in weighted steps), and what it is doing."""
+class Progress(Protocol):
+    """Receives reports of long work."""
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Report that `done` of `total` weighted steps are finished, and what runs now."""
+
+    def note(self, text: str) -> None:
+        """Report something that the user should know, such as images that were skipped."""
+
+
+class Silent:
+    """Ignores every report."""
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+
+SILENT: Progress = Silent()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` (from 0) of `parts` equal parts of longer work; `label` is put before what runs."""
+
+    whole: Progress
+    number: int = 0
+    parts: int = 1
+    label: str = ""
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Report the share of the whole that is finished."""
+        self.whole.update((self.number + done / total) / self.parts, 1, f"{self.label}{what}")
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.whole.note(text)

@@ -19,7 +19,7 @@ from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.tokenize import DEFAULT_LENGTH, make_batches, usable_length
 from optin_cli.errors import CheckpointError, DataError, UsageError
 from optin_cli.options.images import ImageOptions
-from optin_cli.progress import Note, Tell
+from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import Role, Task
 
 
@@ -35,8 +35,7 @@ def read_samples(
     limit: int | None = None,
     seed: int = 0,
     images: ImageOptions | None = None,
-    tell: Tell | None = None,
-    note: Note = lambda _message: None,
+    progress: Progress = SILENT,
     labelled: bool = False,
 ) -> AnySamples:
     """Read and select texts or images, as the model takes.
@@ -82,10 +81,10 @@ def read_samples(
         limit=limit,
         seed=seed,
         options=images,
-        tell=tell,
+        progress=progress,
     )
     if samples.skipped_note is not None:
-        note(samples.skipped_note)
+        progress.note(samples.skipped_note)
     return samples
 
 

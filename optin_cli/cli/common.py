@@ -6,16 +6,18 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optin_cli.cli import interrupts
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.images import ImageOptions
+from optin_cli.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
     from optin_cli.checkpoints.checkpoint import Checkpoint
 
@@ -206,17 +208,37 @@ def say(message: str) -> None:
     typer.echo(message, err=True)
 
 
-class Tell(Protocol):
-    """What long work tells: `done` of `total` steps, and what it does."""
+class Notes:
+    """Prints notes on stderr and checks for interruptions; `update` shows nothing."""
 
-    def __call__(self, done: float, total: float, what: str) -> None:
-        """Report."""
+    def update(self, done: float, total: float, what: str) -> None:
+        """End the run here if it was interrupted."""
+        del done, total, what
+        interrupts.check()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        say(text)
+
+
+class Bar(Notes):
+    """Shows how far long work is."""
+
+    def __init__(self, bar: RichProgress, title: str) -> None:
+        self.bar = bar
+        self.task = bar.add_task("", title=title, total=None)
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Move the bar."""
+        interrupts.check()
+        self.bar.update(self.task, completed=done, total=total, description=what)
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Tell]:
-    """A progress bar with time left, on stderr and only on a terminal; where a run that was interrupted ends."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def progress(title: str) -> Iterator[Progress]:
+    """Show a progress bar with the time left, on stderr and only on a terminal."""
+    from rich import progress as rich_progress
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = stderr()
     columns = (
@@ -226,14 +248,8 @@ def progress(title: str) -> Iterator[Tell]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", title=title, total=None)
-
-        def tell(done: float, total: float, what: str) -> None:
-            interrupts.check()
-            bar.update(task, completed=done, total=total, description=what)
-
-        yield tell
+    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Bar(bar, title)
 
 
 def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:

@@ -123,7 +123,7 @@ def evaluate(
         latency_runs=latency_runs,
         answers=AnswerOptions(doc_stride=doc_stride, no_answer_threshold=no_answer_threshold),
     )
-    with common.progress("evaluating") as tell:
+    with common.progress("evaluating") as progress:
         result = api.evaluate(
             opened,
             task,
@@ -134,9 +134,8 @@ def evaluate(
             seed=seed,
             against=other,
             options=options,
-            tell=tell,
+            progress=progress,
             images=ImageOptions(max_unreadable=max_unreadable),
-            note=common.say,
         )
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)

@@ -63,8 +63,8 @@ def export(
     import optin_cli as api
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, "cpu")
-    with common.progress("exporting") as tell:
-        record = api.export(opened, to, place, opset=opset, seq_len=seq_len, force=force, progress=tell)
+    with common.progress("exporting") as progress:
+        record = api.export(opened, to, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
     certificate, totals = record.certificate, record.totals
     common.say(
         f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes; certified by {certificate.loader}: "

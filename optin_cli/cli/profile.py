@@ -87,8 +87,8 @@ def _measure(
     import optin_cli as api
     from optin_cli.files import write_text
 
-    with common.progress("measuring") as tell:
-        result = api.profile_latency(checkpoint, seq_len=seq_len, options=options, tell=tell)
+    with common.progress("measuring") as progress:
+        result = api.profile_latency(checkpoint, seq_len=seq_len, options=options, progress=progress)
     write_text(target, result.dump(), force=force)
     common.stderr().print(latency_table(result))
     if target != common.STDIO:

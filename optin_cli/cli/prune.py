@@ -68,7 +68,7 @@ def prune(
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed, add_bias)
-    with common.progress("pruning") as tell:
+    with common.progress("pruning") as progress:
         manifest = api.prune(
             opened,
             read,
@@ -79,9 +79,8 @@ def prune(
             options=options,
             force=force,
             name=name,
-            progress=tell,
+            progress=progress,
             images=ImageOptions(max_unreadable=max_unreadable),
-            note=common.say,
         )
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     common.say(

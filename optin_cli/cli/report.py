@@ -47,7 +47,7 @@ def report(
     single = {"mask": mask, "scores": scores, "profile": profile}
     files = {kind: [path] for kind, path in single.items() if path is not None}
     files |= {"eval": evaluation or [], "sweep": sweep or []}
-    made = write_report(folder, target, files=files, force=force, note=common.say)
+    made = write_report(folder, target, files=files, force=force, progress=common.Notes())
     if as_json and not to_stdout:
         typer.echo(to_json(to_jsonable_python(asdict(made), by_alias=True)))
     elif not to_stdout:

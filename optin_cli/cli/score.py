@@ -107,7 +107,7 @@ def score(
     )
     state = None if target == common.STDIO else Path(f"{target}.partial")
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
-    with common.resumable(state), common.progress("scoring") as tell:
+    with common.resumable(state), common.progress("scoring") as progress:
         result = api.score(
             opened,
             calib,
@@ -118,9 +118,8 @@ def score(
             seq_len=seq_len,
             state=state,
             resume=resume,
-            progress=tell,
+            progress=progress,
             images=ImageOptions(max_unreadable=max_unreadable),
-            note=common.say,
         )
     write_scores(target, result, force=force)
     for path in [] if state is None else [*state_files(state, options), token_state(state)]:

@@ -122,7 +122,7 @@ def sweep(
         latency_length=min(latency_length, workload_length(opened, None) or latency_length),
         latency_runs=latency_runs,
     )
-    with common.resumable(folder / PARTIAL), common.progress("sweeping") as tell:
+    with common.resumable(folder / PARTIAL), common.progress("sweeping") as progress:
         result = api.sweep(
             opened,
             calib,
@@ -138,9 +138,8 @@ def sweep(
             evaluation=evaluation,
             resume=resume,
             force=force,
-            progress=tell,
+            progress=progress,
             images=ImageOptions(max_unreadable=max_unreadable),
-            note=common.say,
             report=lambda point: common.say(_line(point)),
         )
     common.stderr().print(sweep_table(result))

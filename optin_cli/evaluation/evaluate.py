@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from optin_cli.model.costs import count_macs, count_parameters
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.images import ImageOptions
 from optin_cli.profiling.timing import forward_latency
-from optin_cli.progress import Note, Tell
+from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
@@ -37,7 +37,7 @@ def evaluate_checkpoint(
     mine: Prediction | None = None,
     theirs: Prediction | None = None,
     options: EvalOptions | None = None,
-    tell: Tell | None = None,
+    progress: Progress = SILENT,
 ) -> Evaluation:
     """Measure a checkpoint.
 
@@ -62,9 +62,9 @@ def evaluate_checkpoint(
     inputs: dict[str, Source] = {"checkpoint": checkpoint.source}
     if samples is not None:
         inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
-        mine = mine or predict_samples(checkpoint, samples, task, options, tell)
+        mine = mine or predict_samples(checkpoint, samples, task, options, progress)
         if against is not None:
-            theirs = theirs or predict_samples(against, samples, task, options, tell)
+            theirs = theirs or predict_samples(against, samples, task, options, progress)
     if against is not None:
         inputs["against"] = against.source
     latencies = _latencies([c for c in (checkpoint, against) if c is not None], options)
@@ -94,10 +94,10 @@ def evaluate_checkpoint(
 
 
 def predict_samples(
-    checkpoint: Checkpoint, samples: AnySamples, task: Task | None, options: EvalOptions, tell: Tell | None
+    checkpoint: Checkpoint, samples: AnySamples, task: Task | None, options: EvalOptions, progress: Progress
 ) -> Prediction:
     """Predict samples and, with a task and labels, measure them, as the task's kind demands."""
-    return run_trial(Trial(checkpoint, samples, task, options, tell))
+    return run_trial(Trial(checkpoint, samples, task, options, progress))
 
 
 def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
@@ -213,9 +213,8 @@ def evaluate(
     seed: int = 0,
     against: Checkpoint | str | Path | None = None,
     options: EvalOptions | None = None,
-    tell: Callable[[float, float, str], None] | None = None,
+    progress: Progress = SILENT,
     images: ImageOptions | None = None,
-    note: Note = lambda _message: None,
 ) -> Evaluation:
     """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone.
 
@@ -240,7 +239,6 @@ def evaluate(
             limit=samples,
             seed=seed,
             images=images,
-            tell=tell,
-            note=note,
+            progress=progress,
         )
-    return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, tell=tell)
+    return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, progress=progress)

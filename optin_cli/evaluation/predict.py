@@ -17,7 +17,7 @@ from optin_cli.data.load import AnySamples
 from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
-from optin_cli.progress import Tell
+from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import Task
 
 
@@ -29,7 +29,7 @@ class Trial:
     samples: AnySamples
     task: Task | None
     options: EvalOptions
-    tell: Tell | None = None
+    progress: Progress = SILENT
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,20 @@ class Outcome:
     labels: torch.Tensor | None
 
 
-def predict(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> list[torch.Tensor]:
+def predict(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> list[torch.Tensor]:
     """Every final output over all samples, as in `Outcome`."""
-    return run_model(checkpoint, batches, tell).outputs
+    return run_model(checkpoint, batches, progress).outputs
 
 
 @torch.inference_mode()
-def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> Outcome:
+def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> Outcome:
     """Go through the batches once."""
     keys: list[str] = []
     labels: list[torch.Tensor] = []
     rules = checkpoint.structure.outputs
     collected: list[list[torch.Tensor]] = [[] for _ in rules]
     for number, batch in enumerate(batches):
-        if tell is not None:
-            tell(number, len(batches), checkpoint.name)
+        progress.update(number, len(batches), checkpoint.name)
         keys += batch.keys
         labels += [] if batch.labels is None else [batch.labels.cpu()]
         outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
@@ -94,7 +93,7 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | Non
 
 def predict_plain(trial: Trial) -> Prediction:
     """Run the model on the samples, which nothing is measured by."""
-    outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.tell)
+    outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.progress)
     return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=constants_of(trial))
 
 

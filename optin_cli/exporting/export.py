@@ -12,7 +12,7 @@ import inspect
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from optin_cli.exporting.registry import Target, Traced, target_named
 from optin_cli.exporting.trace import export_probes, input_names, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_macs, count_parameters
-from optin_cli.progress import Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
 RUN = """from __future__ import annotations
@@ -65,7 +65,7 @@ def export_checkpoint(
     opset: int | None = None,
     seq_len: int | None = None,
     force: bool = False,
-    progress: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> Export:
     """Trace, translate, certify and record a model.
 
@@ -93,13 +93,13 @@ def export_checkpoint(
     takes = input_names(checkpoint)
     probes = export_probes(checkpoint, takes)
     with atomic_files(path.parent, last=record_of(path).name) as folder:
-        progress(0, 3, "tracing")
+        progress.update(0, 3, "tracing")
         with silenced():
             traced = trace(checkpoint, takes, probes[0])
-            progress(1, 3, f"writing {target.name}")
+            progress.update(1, 3, f"writing {target.name}")
             used = target.write(traced, folder / path.name, opset)
         files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
-        progress(2, 3, "certifying in a fresh process")
+        progress.update(2, 3, "certifying in a fresh process")
         certificate = certify_export(checkpoint, target, folder / path.name, traced, probes)
         record = Export(
             optin_version=__version__,
@@ -236,7 +236,7 @@ def export(
     opset: int | None = None,
     seq_len: int | None = None,
     force: bool = False,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> Export:
     """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-from collections.abc import Callable
 from itertools import chain
 
 import torch
@@ -26,6 +25,7 @@ from optin_cli.model.structure import Group, Structure
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency
+from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
 
@@ -34,7 +34,7 @@ def measure_table(
     workload: Workload,
     options: LatencyOptions,
     *,
-    tell: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> LatencyTable:
     """Time the model whole and with each kind of group cut to a few sizes; the runs of all models are interleaved.
 
@@ -48,9 +48,11 @@ def measure_table(
     models = [model]
     for groups, counts in zip(alike, sizes, strict=True):
         for count in counts[:-1]:
-            tell(len(models), 1 + sum(len(c) - 1 for c in sizes), f"cutting {groups[0].name} and its like to {count}")
+            progress.update(
+                len(models), 1 + sum(len(c) - 1 for c in sizes), f"cutting {groups[0].name} and its like to {count}"
+            )
             models.append(_cut_alike(checkpoint, groups, count))
-    tell(0, 1, f"timing {len(models)} models, {options.runs} runs each")
+    progress.update(0, 1, f"timing {len(models)} models, {options.runs} runs each")
     inputs = random_inputs([checkpoint], workload, seed=options.seed)[0]
     times = forward_latency(models, [inputs] * len(models), workload, runs=options.runs, warmup=options.warmup)
     whole = times[0].median_ms

@@ -11,7 +11,7 @@ from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_leng
 from optin_cli.model.costs import measure_costs
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling.latency import measure_table
-from optin_cli.progress import Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
 
@@ -39,9 +39,9 @@ def profile_latency(
     *,
     seq_len: int | None = None,
     options: LatencyOptions | None = None,
-    tell: Progress = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> LatencyTable:
     """What the whole model and each group's units cost in time on the checkpoint's device, for `search`."""
     opened, options = as_checkpoint(checkpoint), options or LatencyOptions()
     workload = workload_of(opened, workload_length(opened, seq_len), options.batch_size)
-    return measure_table(opened, workload, options, tell=tell)
+    return measure_table(opened, workload, options, progress=progress)

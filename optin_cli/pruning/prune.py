@@ -33,7 +33,7 @@ from optin_cli.model.tokens import KIND as TOKEN
 from optin_cli.model.tokens import merged_alike, watching
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
-from optin_cli.progress import Note, Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning import model_card as card
 from optin_cli.pruning.config import stock_settings
 from optin_cli.refit.refit import refit_model
@@ -83,7 +83,7 @@ def prune_checkpoint(
     adjusted_with: Source | None = None,
     options: Options | None = None,
     force: bool = False,
-    progress: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> Manifest:
     """Cut, adjust the cut weights, save and certify.
 
@@ -107,7 +107,7 @@ def prune_checkpoint(
     loader, loading = checkpoint.builder.reloading(checkpoint.blueprint, stock=settings is not None)
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
-        progress(0, 1, "cutting")
+        progress.update(0, 1, "cutting")
         tokens = checkpoint.structure.tokens
         with masked(checkpoint.model, checkpoint.structure, kept), watching(checkpoint.model, tokens) as theirs:
             masked_outputs = run_probe(checkpoint.model, probe, names)
@@ -130,9 +130,9 @@ def prune_checkpoint(
         plan = plan.then(added_biases(checkpoint.model, model, checkpoint.structure, checkpoint.root))
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
-        progress(1, 1, "saving")
+        progress.update(1, 1, "saving")
         save_cut(checkpoint, model, plan, folder, settings=settings)
-        progress(1, 1, "certifying in a fresh process")
+        progress.update(1, 1, "certifying in a fresh process")
         reloaded = run_probe_fresh(folder, loading, probe, names)
         reloaded_difference = largest_difference(cut_outputs, reloaded)
         require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)
@@ -200,9 +200,8 @@ def prune(
     options: RefitOptions | None = None,
     force: bool = False,
     name: str = "mask",
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
     images: ImageOptions | None = None,
-    note: Note = lambda _message: None,
 ) -> Manifest:
     """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
 
@@ -231,8 +230,7 @@ def prune(
         limit=options.samples,
         seed=options.seed,
         images=images,
-        tell=progress,
-        note=note,
+        progress=progress,
     )
     batches = [*encode(opened, samples, batch_size=options.batch_size, max_length=options.max_length)]
     kept = {group: part.kept for group, part in mask.groups.items()}
@@ -246,7 +244,7 @@ def prune(
             batches,
             ridge=options.ridge,
             add_bias=options.add_bias,
-            tell=progress,
+            progress=progress,
         )
 
     return prune_checkpoint(

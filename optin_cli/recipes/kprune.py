@@ -176,7 +176,7 @@ def prune_upward(
     calls_of = dict(order)
     with knowing(checkpoint.model, model, checkpoint.structure, setting.calibration.batches, calls_of) as known:
         for number, (group, calls) in enumerate(order):
-            setting.tell(number, len(order), group.name)
+            setting.progress.update(number, len(order), group.name)
             known.advance(group)
             if changed:
                 importance = measure_knowledge(setting, model, [g for g, _ in order[number:]], known)

@@ -59,7 +59,7 @@ def mask_gradients(setting: Setting) -> dict[str, Vector64]:
     parts: dict[str, list[Vector64]] = {group.name: [] for group in checkpoint.structure.groups}
     batches = setting.calibration.batches
     for number, batch in enumerate(batches):
-        setting.tell(number, len(batches), "fisher")
+        setting.progress.update(number, len(batches), "fisher")
         on_device = batch.to(checkpoint.device)
         found = loss_gradients(checkpoint.model, checkpoint.structure, checkpoint.structure.groups, on_device)
         for name, rows in found.items():
@@ -173,7 +173,7 @@ def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refi
         for number, (group, calls) in enumerate(order.items()):
             changed = changed or len(kept[group.name]) < group.units
             if changed and kept[group.name]:
-                setting.tell(number, len(order), group.name)
+                setting.progress.update(number, len(order), group.name)
                 known.advance(group)
                 report[group.name] = tune_consumer(setting, model, group, calls, known)
                 if not report[group.name].kept:

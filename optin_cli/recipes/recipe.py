@@ -7,7 +7,7 @@ surgery, so that recipes differ in their method alone. Each is one module; the r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.search.limits import Limits
 
@@ -42,7 +43,7 @@ class Setting:
     options: ScoreOptions
     seq_len: int | None
     ridge: float | None = None
-    tell: Callable[[float, float, str], None] = field(default=lambda _done, _total, _what: None)
+    progress: Progress = SILENT
 
 
 Prepared = Callable[[Limits], Outcome]

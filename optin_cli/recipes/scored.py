@@ -24,7 +24,7 @@ def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust
     def adjust(model: nn.Module) -> dict[str, Refit]:
         checkpoint = setting.checkpoint
         return refit_model(
-            checkpoint.model, model, checkpoint.structure, kept, batches, ridge=setting.ridge, tell=setting.tell
+            checkpoint.model, model, checkpoint.structure, kept, batches, ridge=setting.ridge, progress=setting.progress
         )
 
     return adjust
@@ -36,7 +36,7 @@ def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, re
     if not rounds:
         options = replace(options, rescore=())
     scores = score_in_rounds(
-        setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.tell
+        setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.progress
     )
     groups = scores.header.groups
     widths = {name: group.unit_width for name, group in groups.items()}

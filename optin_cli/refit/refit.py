@@ -12,7 +12,7 @@ equations are kept, in float64, so memory does not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import merged_before
+from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, reestimate
 from optin_cli.refit.design_matrix import Consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.refit.residual_stream import Known, consumer_calls, kept_outputs, knowing, stream_rows
@@ -156,7 +157,7 @@ def refit_model(
     *,
     ridge: float | None = None,
     add_bias: bool = False,
-    tell: Callable[[float, float, str], None] = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Refit]:
     """Re-solve every consumer of a cut model in place, from the first cut group on.
 
@@ -179,7 +180,7 @@ def refit_model(
             changed = changed or len(kept.get(group.name, range(group.units))) < group.units
             changed = changed or merged_before(structure.tokens, kept, group.block_name)
             if changed:
-                tell(number, len(order), group.name)
+                progress.update(number, len(order), group.name)
                 known.advance(group)
                 report[group.name] = refit_consumer(
                     model,

@@ -19,7 +19,7 @@ from optin_cli.artifacts.reading import Read, artifacts_in, read_artifact
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.folders import MANIFEST, folder_source
 from optin_cli.errors import ArtifactError, UsageError
-from optin_cli.progress import Note
+from optin_cli.progress import SILENT, Progress
 
 SWEEP = "sweep.json"
 
@@ -59,15 +59,13 @@ class Found:
     beside: bool = False
 
 
-def gather(
-    folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, note: Note = lambda _message: None
-) -> Evidence:
+def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, progress: Progress = SILENT) -> Evidence:
     """Put together what a folder and the named files say of one model.
 
     Args:
         folder: one that `optin prune` or `optin sweep` wrote, or that holds artifacts (and such folders).
         files: by kind (mask, scores, profile, eval, sweep), artifacts to take besides, which must fit.
-        note: told what lies in the folder but was left out.
+        progress: told what lies in the folder but was left out.
 
     Raises:
         ArtifactError: a named file is not sound, or was made from something else than the rest.
@@ -95,7 +93,7 @@ def gather(
         original = manifest.head.inputs["checkpoint"]
         evidence = Evidence(original=original, pruned=folder_source(cut), manifest=manifest)
     for add in (_add_mask, _add_scores, _add_profile, _add_evaluations, _add_sweeps):
-        evidence = add(evidence, found, note)
+        evidence = add(evidence, found, progress)
     return evidence
 
 
@@ -144,7 +142,7 @@ def _of(found: Iterable[Found], kind: str) -> list[Found]:
     return [item for item in found if item.read.kind == kind]
 
 
-def _fitting(found: Sequence[Found], check: Callable[[Read], None], what: str, note: Note) -> list[Read]:
+def _fitting(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> list[Read]:
     """Those that pass `check`, each file once; a named one that does not is an error."""
     fits: dict[str, Read] = {}
     for item in found:
@@ -154,12 +152,12 @@ def _fitting(found: Sequence[Found], check: Callable[[Read], None], what: str, n
         elif item.named:
             raise problem
         elif not item.beside:
-            note(f"Left out {item.read.name}: {problem.message}")
+            progress.note(f"Left out {item.read.name}: {problem.message}")
     named = {item.read.sha256 for item in found if item.named}
     chosen = [read for sha, read in fits.items() if sha in named] or [*fits.values()]
     for read in fits.values():
         if read not in chosen:
-            note(f"Left out {read.name}: another {what} was named.")
+            progress.note(f"Left out {read.name}: another {what} was named.")
     return chosen
 
 
@@ -171,14 +169,14 @@ def _problem(read: Read, check: Callable[[Read], None]) -> ArtifactError | None:
     return None
 
 
-def _one(found: Sequence[Found], check: Callable[[Read], None], what: str, note: Note) -> Read | None:
+def _one(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> Read | None:
     """The one that fits; of several, none, unless the user named them, which is an error."""
-    reads = _fitting(found, check, what, note)
+    reads = _fitting(found, check, what, progress)
     if len(reads) > 1:
         names = ", ".join(read.name for read in reads)
         if any(item.named for item in found):
             raise UsageError(f"There are {len(reads)} {what} files: {names}; expected one.")
-        note(f"Left out {names}: all of them fit. Name one with --{what} FILE.")
+        progress.note(f"Left out {names}: all of them fit. Name one with --{what} FILE.")
     return reads[0] if len(reads) == 1 else None
 
 
@@ -193,7 +191,7 @@ def _tied(evidence: Evidence, read: Read | None, how: str) -> dict[str, str]:
     return evidence.ties if read is None else {**evidence.ties, read.name: how}
 
 
-def _add_mask(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidence:
+def _add_mask(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     manifest = evidence.manifest
 
     def check(read: Read) -> None:
@@ -202,7 +200,7 @@ def _add_mask(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidenc
         else:
             require_source(manifest.head, _folder_name(evidence), "mask", Source(name=read.name, sha256=read.sha256))
 
-    mask = _one(_of(found, "mask"), check, "mask", note)
+    mask = _one(_of(found, "mask"), check, "mask", progress)
     how = "the cut model's record names its hash" if manifest is not None else "made from the same checkpoint"
     return replace(evidence, mask=mask, ties=_tied(evidence, mask, how))
 
@@ -211,7 +209,7 @@ def _folder_name(evidence: Evidence) -> str:
     return evidence.pruned.name if evidence.pruned is not None else "the cut model"
 
 
-def _add_scores(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidence:
+def _add_scores(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     mask = evidence.mask.head if evidence.mask is not None else None
     chosen_by = mask is not None and "scores" in mask.inputs
 
@@ -223,7 +221,7 @@ def _add_scores(evidence: Evidence, found: Sequence[Found], note: Note) -> Evide
             if source is not None and isinstance(read.content, Scores):
                 _require_groups(source, read, read.content)
 
-    scores = _one(_of(found, "scores"), check, "scores", note)
+    scores = _one(_of(found, "scores"), check, "scores", progress)
     loosely = "made from the same checkpoint; no mask at hand names its hash"
     how = "the mask names its hash" if chosen_by else loosely
     return replace(evidence, scores=scores, ties=_tied(evidence, scores, how))
@@ -237,7 +235,7 @@ def _require_groups(masked: Read, read: Read, scores: Scores) -> None:
             raise ArtifactError(f"{read.name} scores {units} units of {name}, but {masked.name} has {group.units}.")
 
 
-def _add_profile(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidence:
+def _add_profile(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     workload = _workload(evidence)
 
     def check(read: Read) -> None:
@@ -247,7 +245,7 @@ def _add_profile(evidence: Evidence, found: Sequence[Found], note: Note) -> Evid
                 f"{read.name} is of inputs of {read.content.workload.shape}; expected {workload.shape}."
             )
 
-    profile = _one(_of(found, "profile"), check, "profile", note)
+    profile = _one(_of(found, "profile"), check, "profile", progress)
     return replace(evidence, profile=profile, ties=_tied(evidence, profile, "made from the same checkpoint"))
 
 
@@ -258,7 +256,7 @@ def _workload(evidence: Evidence) -> Workload | None:
     return None
 
 
-def _add_evaluations(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidence:
+def _add_evaluations(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     models = [source for source in (evidence.pruned, evidence.original) if source is not None]
 
     def check(read: Read) -> None:
@@ -268,14 +266,14 @@ def _add_evaluations(evidence: Evidence, found: Sequence[Found], note: Note) -> 
         if measured is None or not (of_a_cut_one or measured.sha256 in {source.sha256 for source in models}):
             require_source(read.head, read.name, "checkpoint", models[0])
 
-    reads = _fitting(_of(found, "eval"), check, "eval", note)
+    reads = _fitting(_of(found, "eval"), check, "eval", progress)
     ties = dict(evidence.ties)
     for read in reads:
         ties[read.name] = f"measured {read.head.inputs['checkpoint'].name}, by the hash of its weights and config"
     return replace(evidence, evaluations=tuple(reads), ties=ties)
 
 
-def _add_sweeps(evidence: Evidence, found: Sequence[Found], note: Note) -> Evidence:
-    reads = _fitting(_of(found, "sweep"), _of_original(evidence), "sweep", note)
+def _add_sweeps(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
+    reads = _fitting(_of(found, "sweep"), _of_original(evidence), "sweep", progress)
     ties = {**evidence.ties, **{read.name: "made from the same checkpoint" for read in reads}}
     return replace(evidence, sweeps=tuple(reads), ties=ties)

@@ -10,7 +10,7 @@ from typing import Any
 
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.files import write_bytes
-from optin_cli.progress import Note
+from optin_cli.progress import SILENT, Progress
 from optin_cli.reporting.charts import draw_heat_map, draw_plots, is_drawn_by_unit
 from optin_cli.reporting.evidence import gather
 from optin_cli.reporting.facts import Report, make_report
@@ -25,19 +25,19 @@ def write_report(
     *,
     files: Mapping[str, Sequence[str | Path]] | None = None,
     force: bool = False,
-    note: Note = lambda _message: None,
+    progress: Progress = SILENT,
 ) -> Report:
     """Write the page ("-": to standard output) and return what it says.
 
     Args:
         folder: one that `optin prune` or `optin sweep` wrote, or that holds artifacts.
         files: by kind (mask, scores, profile, eval, sweep), artifacts to take besides.
-        note: told what lies in the folder but does not fit.
+        progress: told what lies in the folder but does not fit.
 
     Raises:
         OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
     """
-    report = make_report(gather(None if folder is None else Path(folder), files or {}, note=note))
+    report = make_report(gather(None if folder is None else Path(folder), files or {}, progress=progress))
     write_bytes(output, render(report).encode("utf-8", "replace"), force=force)
     return report
 
@@ -139,7 +139,7 @@ def report(
     evaluations: Sequence[str | Path] = (),
     sweeps: Sequence[str | Path] = (),
     force: bool = False,
-    note: Note = lambda _message: None,
+    progress: Progress = SILENT,
 ) -> Report:
     """Write one self-contained HTML page of a pruned model, and return what it says.
 
@@ -147,7 +147,7 @@ def report(
         folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
             is found by its hash.
         mask, scores, profile, evaluations, sweeps: files to take besides, which must fit.
-        note: told what lies in the folder but does not fit.
+        progress: told what lies in the folder but does not fit.
 
     Raises:
         OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
@@ -155,4 +155,4 @@ def report(
     single = {"mask": mask, "scores": scores, "profile": profile}
     files: dict[str, Sequence[str | Path]] = {kind: [path] for kind, path in single.items() if path is not None}
     files |= {"eval": evaluations, "sweep": sweeps}
-    return write_report(folder, output, files=files, force=force, note=note)
+    return write_report(folder, output, files=files, force=force, progress=progress)

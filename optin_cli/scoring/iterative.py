@@ -26,7 +26,7 @@ from optin_cli.model.cut import cut
 from optin_cli.model.structure import Structure
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
-from optin_cli.progress import Progress
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.refit.refit import refit_model
 from optin_cli.refit.residual_stream import held_out
 from optin_cli.scoring.calibration import Calibration
@@ -62,7 +62,7 @@ def score_in_rounds(
     seq_len: int | None,
     state: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Scores:
     """Score every unit, then at each of `options.rescore` those that a cut to that share leaves.
 
@@ -75,7 +75,7 @@ def score_in_rounds(
 
     def part(number: int) -> Progress:
         """Progress of one of `rounds` equal parts."""
-        return lambda done, total, what: progress((number + done / total) / rounds, 1, what) if progress else None
+        return Part(progress, number, rounds)
 
     first = score_checkpoint(
         checkpoint, calibration, options, seq_len=seq_len, state=state, resume=resume, progress=part(0)
@@ -97,7 +97,7 @@ def score_in_rounds(
             checkpoint.structure,
             kept,
             calibration.batches,
-            tell=part(2 * number - 1),
+            progress=part(2 * number - 1),
         )
         smaller = score_checkpoint(
             replace(checkpoint, model=model, structure=remaining(checkpoint.structure, kept)),

@@ -20,7 +20,7 @@ from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import KIND as TOKEN
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
-from optin_cli.progress import Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
@@ -75,7 +75,7 @@ def score_checkpoint(
     seq_len: int | None,
     state: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Scores:
     """Score every unit.
 
@@ -103,14 +103,13 @@ def score_checkpoint(
     whole = sum(job.weight for job in jobs)
     finished = sum(job.weight for job in jobs[: totals.done])
     for job in jobs[totals.done :]:
-        if progress is not None:
-            progress(finished, whole, job.what)
+        progress.update(finished, whole, job.what)
         totals.add(job.run())
         finished += job.weight
         if state is not None:
             totals.save(state, fingerprint)
-    if progress is not None and jobs:
-        progress(whole, whole, "done")
+    if jobs:
+        progress.update(whole, whole, "done")
 
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)

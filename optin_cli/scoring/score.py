@@ -13,7 +13,7 @@ from optin_cli.checkpoints.synthetic_inputs import workload_length
 from optin_cli.errors import UsageError
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
-from optin_cli.progress import Note, Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.iterative import score_in_rounds
 from optin_cli.scoring.one_shot import only_units
@@ -33,9 +33,8 @@ def score(
     seq_len: int | None = None,
     state: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     images: ImageOptions | None = None,
-    note: Note = lambda _message: None,
 ) -> Scores:
     """Importance of every unit.
 
@@ -70,8 +69,7 @@ def score(
             limit=options.samples,
             seed=options.seed,
             images=images,
-            tell=progress,
-            note=note,
+            progress=progress,
             labelled=criterion.needs_labels,
         )
         task = task_named(calib)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from optin_cli.model.forward import first_tensor, observe
 from optin_cli.model.modeling_optin import MERGED
 from optin_cli.model.tokens import KIND, Tokens, cluster_means
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.iterative import refittable
@@ -48,7 +49,7 @@ def exchange_tokens(
     batches: Sequence[Batch],
     options: ScoreOptions,
     *,
-    progress: Callable[[float, float, str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Scores:
     """The scores with tokens' importances, and their standard errors, multiplied by the measured rate.
 
@@ -75,11 +76,8 @@ def exchange_tokens(
         model = copy.deepcopy(checkpoint.model)
         cut(model, checkpoint.structure, kept, checkpoint.root)
 
-        def part(done: float, total: float, what: str, number: int = number) -> None:
-            if progress is not None:
-                progress(number + done / total, 2, f"comparing with tokens, {what}")
-
-        refit_model(checkpoint.model, model, checkpoint.structure, kept, fitting, tell=part)
+        part = Part(progress, number, 2, label="comparing with tokens, ")
+        refit_model(checkpoint.model, model, checkpoint.structure, kept, fitting, progress=part)
         distance[merging] = refitted_distance(checkpoint, model, tokens, judged, options)
     if min(*lost.values(), *distance.values()) <= 0:
         return scores

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import KIND, Tokens, cluster_means, watching
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
@@ -132,7 +133,7 @@ def score_tokens(
     *,
     state: Path | None = None,
     resume: bool = False,
-    progress: Callable[[float, float, str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Scores:
     """The scores with a group of tokens for every block but the last.
 
@@ -157,8 +158,7 @@ def score_tokens(
         for batch in (batch.to(checkpoint.device) for batch in batches)
     ]
     for number, job in enumerate(jobs[totals.done :], start=totals.done):
-        if progress is not None:
-            progress(number, len(jobs), f"exact {job.args[3]}")
+        progress.update(number, len(jobs), f"exact {job.args[3]}")
         totals.add(job())
         if state is not None:
             totals.save(state, fingerprint)

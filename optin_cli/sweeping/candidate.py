@@ -23,7 +23,7 @@ from optin_cli.files import sha256_of, write_text
 from optin_cli.model.cut import Plan
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.progress import Tell
+from optin_cli.progress import Progress
 from optin_cli.pruning.prune import cut_copy, prune_checkpoint
 from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.search.budget import reached
@@ -63,7 +63,7 @@ def measure_candidate(
     original: Prediction,
     options: EvalOptions,
     prepare_seconds: float,
-    tell: Tell,
+    progress: Progress,
 ) -> SweepPoint:
     """Evaluate against the original.
 
@@ -85,7 +85,7 @@ def measure_candidate(
         against=checkpoint,
         theirs=original,
         options=options,
-        tell=tell,
+        progress=progress,
     )
     other = result.against
     if result.metric is None or other is None or other.drop is None:
@@ -127,7 +127,7 @@ def candidate_mask(
 
 
 def save_candidate(
-    candidate: Candidate, setting: Setting, mask: Mask, folder: Path, mask_file: Path, tell: Tell
+    candidate: Candidate, setting: Setting, mask: Mask, folder: Path, mask_file: Path, progress: Progress
 ) -> None:
     """Write the certified model folder, with the candidate's very weights, and its mask; both replace older ones."""
 
@@ -143,7 +143,7 @@ def save_candidate(
         adjust=None if candidate.refit is None else restore,
         adjusted_with=None if candidate.refit is None else setting.calibration.source,
         force=True,
-        progress=tell,
+        progress=progress,
     )
     write_text(mask_file, mask.dump(), force=True)
 

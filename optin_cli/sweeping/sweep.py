@@ -33,7 +33,7 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
-from optin_cli.progress import Note, Progress, Tell
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Recipe, Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
@@ -94,7 +94,7 @@ class Bench:
     sweep: Sweep
     known: Sequence[SweepPoint]
     folder: Path
-    tell: Tell
+    progress: Progress
     prepared: dict[str, tuple[Prepared, float]] = field(default_factory=dict)
 
     def make(self, recipe: str, share: float) -> Candidate:
@@ -119,7 +119,7 @@ class Bench:
                 self.original(),
                 self.options,
                 seconds,
-                self.tell,
+                self.progress,
             )
         self.sweep = self.sweep.model_copy(update={"points": [*self.sweep.points, point]})
         points = [*self.sweep.points, *(p for p in self.known if p not in self.sweep.points)]
@@ -146,7 +146,7 @@ def run_sweep(
     scoring: ScoreOptions,
     evaluation: EvalOptions,
     resume: bool = False,
-    tell: Tell = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
     report: Callable[[SweepPoint], None] = lambda _point: None,
 ) -> Sweep:
     """Measure every recipe at every budget, or bisect for the allowed drop.
@@ -172,11 +172,11 @@ def run_sweep(
             scoring,
             evaluation.seq_len,
             options.ridge,
-            functools.partial(_tell_of, tell, recipe),
+            Part(progress, label=f"{recipe}: "),
         )
         for recipe, calibration in calibrations.items()
     }
-    original = functools.cache(lambda: predict_samples(checkpoint, samples, task, evaluation, tell))
+    original = functools.cache(lambda: predict_samples(checkpoint, samples, task, evaluation, progress))
     metric = task.metrics[0]
     begin = functools.partial(
         Sweep,
@@ -211,7 +211,7 @@ def run_sweep(
             baseline=SweepBaseline(value=value, standard_error=error, totals=totals, latency=measured.latency)
         )
     known = [] if earlier is None else earlier.points
-    bench = Bench(settings, task, samples, original, evaluation, sweep, known, folder, tell)
+    bench = Bench(settings, task, samples, original, evaluation, sweep, known, folder, progress)
     if options.max_drop is not None:
         _bisect(bench, options.recipes[0], options.max_drop, smallest, options.evaluations, costs, report)
     for recipe in options.recipes:
@@ -249,7 +249,7 @@ def _bisect(
     candidate = best or bench.make(recipe, found)
     setting, sweep = bench.settings[recipe], bench.sweep
     mask = candidate_mask(candidate, setting, costs, sweep.baseline.totals, sweep.workload)
-    save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.tell)
+    save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.progress)
     chosen = [point.asked for point in sweep.points].index(found)
     bench.sweep = sweep.model_copy(update={"chosen": chosen})
 
@@ -265,10 +265,6 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
         f"the smallest drop seen is {least.drop:.4f}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
-
-
-def _tell_of(tell: Tell, recipe: str, done: float, total: float, what: str) -> None:
-    tell(done, total, f"{recipe}: {what}")
 
 
 def _smallest_share(costs: Mapping[str, GroupCost], totals: Totals, asked: Sequence[float]) -> float:
@@ -319,10 +315,9 @@ def sweep(
     evaluation: EvalOptions | None = None,
     resume: bool = False,
     force: bool = False,
-    progress: Progress = lambda _done, _total, _what: None,
+    progress: Progress = SILENT,
     report: Callable[[SweepPoint], None] = lambda _point: None,
     images: ImageOptions | None = None,
-    note: Note = lambda _message: None,
 ) -> Sweep:
     """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
 
@@ -354,8 +349,7 @@ def sweep(
         limit=eval_samples,
         seed=scoring.seed,
         images=images,
-        tell=progress,
-        note=note,
+        progress=progress,
     )
     if not samples.labelled:
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
@@ -373,8 +367,7 @@ def sweep(
             limit=scoring.samples,
             seed=scoring.seed,
             images=images,
-            tell=progress,
-            note=note,
+            progress=progress,
             labelled=labelled,
         )
 
@@ -415,6 +408,6 @@ def sweep(
         scoring=scoring,
         evaluation=evaluation,
         resume=resume,
-        tell=progress,
+        progress=progress,
         report=report,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,8 @@ from optin_cli.data.sampling import content_hash, digest_of, rank_rows
 from optin_cli.data.sources import resolve_source
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.images import ImageOptions
+from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import Role, Task
-
-Tell = Callable[[float, float, str], None]
-
 
 Item = TypeVar("Item")
 
@@ -82,7 +80,7 @@ def load_image_samples(
     limit: int | None = None,
     seed: int = 0,
     options: ImageOptions | None = None,
-    tell: Tell | None = None,
+    progress: Progress = SILENT,
 ) -> ImageSamples:
     """Find, select and check images.
 
@@ -115,9 +113,9 @@ def load_image_samples(
     with ThreadPoolExecutor(reading_threads(options)) as pool, warnings.catch_warnings():
         # Of what Pillow warns about in a file that it decodes all the same, a user can change nothing.
         warnings.filterwarnings("ignore", module="PIL")
-        digests = list(_told(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", tell))
+        digests = list(_told(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", progress))
         ranked = rank_rows(digests, gallery.labels, seed)
-        chosen, skipped = _choose(pool, gallery, ranked, limit, options, tell)
+        chosen, skipped = _choose(pool, gallery, ranked, limit, options, progress)
     labels = None if gallery.labels is None else [gallery.labels[i] for i in chosen]
     hashes = [digests[i] for i in chosen]
     return ImageSamples(
@@ -147,7 +145,7 @@ def _choose(
     ranked: Sequence[int],
     limit: int | None,
     options: ImageOptions,
-    tell: Tell | None,
+    progress: Progress,
 ) -> tuple[list[int], tuple[str, ...]]:
     """The first `limit` images by rank that decode, and what was skipped on the way to them.
 
@@ -162,7 +160,7 @@ def _choose(
         next_ones = waiting[: wanted - len(chosen)]
         del waiting[: len(next_ones)]
         found = pool.map(lambda index: _fault(gallery.pictures[index], options), next_ones)
-        for index, fault in zip(next_ones, _told(found, len(next_ones), "decoding", tell), strict=True):
+        for index, fault in zip(next_ones, _told(found, len(next_ones), "decoding", progress), strict=True):
             if fault is None:
                 chosen.append(index)
             else:
@@ -195,11 +193,10 @@ def _fault(picture: Picture, options: ImageOptions) -> str | None:
     return find_fault(content, max_ratio=options.max_ratio)
 
 
-def _told(items: Iterable[Item], total: int, what: str, tell: Tell | None) -> Iterator[Item]:
+def _told(items: Iterable[Item], total: int, what: str, progress: Progress) -> Iterator[Item]:
     """The items, telling of each."""
     for number, item in enumerate(items):
-        if tell is not None:
-            tell(number, total, what)
+        progress.update(number, total, what)
         yield item
 
 

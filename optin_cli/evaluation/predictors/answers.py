@@ -39,7 +39,7 @@ def predict_answers(trial: Trial) -> Prediction:
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     batches = fit_inputs(checkpoint, cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size))
-    outputs = predict(checkpoint, batches, trial.tell)
+    outputs = predict(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None
     if samples.answers is not None:

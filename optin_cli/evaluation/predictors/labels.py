@@ -24,7 +24,7 @@ def predict_labels(trial: Trial) -> Prediction:
     if task is None or samples.labels is None:
         return predict_plain(trial)
     require_fit(trial, task)
-    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.tell)
+    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.progress)
     labels, (logits, *_) = outcome.labels, outcome.outputs
     if labels is None:
         return predict_plain(trial)

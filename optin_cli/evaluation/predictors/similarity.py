@@ -19,7 +19,7 @@ from optin_cli.errors import UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_fit, require_pairs
 from optin_cli.model.forward import call_model, mean_hidden
-from optin_cli.progress import Tell
+from optin_cli.progress import SILENT, Progress
 
 
 def predict_similarity(trial: Trial) -> Prediction:
@@ -32,7 +32,7 @@ def predict_similarity(trial: Trial) -> Prediction:
     labels = label_values(samples)
     alone = replace(samples, texts=[(texts[side],) for side in range(2) for texts in samples.texts], labels=None)
     batches = encoded(replace(trial, samples=alone), labelled=False)
-    first, second = embed(trial.checkpoint, batches, trial.tell).chunk(2)
+    first, second = embed(trial.checkpoint, batches, trial.progress).chunk(2)
     cosine = F.cosine_similarity(first, second)
     if labels is None:
         return Prediction([], keys_of(batches))
@@ -43,13 +43,12 @@ def predict_similarity(trial: Trial) -> Prediction:
 
 
 @torch.inference_mode()
-def embed(checkpoint: Checkpoint, batches: Sequence[Batch], tell: Tell | None = None) -> torch.Tensor:
+def embed(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> torch.Tensor:
     """Mean last hidden state of every sample over its real tokens, (N, width) on the CPU, in the samples' order."""
     rule = checkpoint.structure.outputs[0]
     embeddings: dict[int, torch.Tensor] = {}
     for number, batch in enumerate(batches):
-        if tell is not None:
-            tell(number, len(batches), checkpoint.name)
+        progress.update(number, len(batches), checkpoint.name)
         hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
         embeddings.update(zip(batch.rows, mean_hidden(hidden, batch).cpu(), strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])
