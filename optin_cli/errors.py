@@ -1,4 +1,4 @@
-"""The one exception family: what is wrong, what was expected, what to do next, and the exit status."""
+"""The exception family: what is wrong, what was expected, what to do next, and the exit status."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ArtifactError(OptinError):
 
 
 class BudgetError(OptinError):
-    """A budget that no mask can meet. reachable: of what, and the smallest share one can, where known."""
+    """A budget that no mask can meet. reachable: name and smallest reachable share, where known."""
 
     def __init__(self, message: str, *, hint: str | None = None, reachable: tuple[str, float] | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -62,7 +62,7 @@ class BudgetError(OptinError):
 
 
 class CertificateError(OptinError):
-    """A cut checkpoint whose reloaded outputs differ from those of the model it was cut from."""
+    """A pruned checkpoint whose reloaded outputs differ from those of the model in memory."""
 
 
 class GateError(OptinError):
@@ -72,7 +72,7 @@ class GateError(OptinError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Hint that names the nearest known names first, then all of them."""
+    """Hint that lists the nearest known names first, then all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     lead = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -80,6 +80,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text as a sentence, or its type's name."""
+    """First line of an error's text as a sentence, or the name of its type."""
     lines = str(error).strip().splitlines()
     return f"{lines[0].rstrip('.') if lines else type(error).__name__}."

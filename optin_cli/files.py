@@ -1,4 +1,4 @@
-"""Paths in, bytes out: hashing, and writes that appear whole or not at all.
+"""Hashing, and writes that appear completely or not at all.
 
 A file or folder is written under a temporary name beside its target and renamed when complete.
 """
@@ -28,7 +28,7 @@ class OutputError(OptinError):
 
 
 def sha256_of(*contents: Path | bytes) -> str:
-    """Hex sha256 over the given files and byte strings, in order."""
+    """Hex sha256 over files and byte strings, in order."""
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, bytes):
@@ -41,7 +41,7 @@ def sha256_of(*contents: Path | bytes) -> str:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Content of a file, or of standard input for "-".
+    """Read a file, or standard input for "-".
 
     Raises:
         ArtifactError: the file is missing, is a folder, or cannot be read.
@@ -60,15 +60,15 @@ def read_bytes(path: str | Path, what: str) -> bytes:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is a device or pipe (/dev/null, /dev/stdout, a FIFO): written through, never replaced."""
+    """Whether a path is a device or pipe (/dev/null, /dev/stdout, a FIFO), which is written to but never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
-    """Refuse an existing output, or one whose folder cannot take it, before any time is spent.
+    """Refuse an output that exists or cannot be written, before any time is spent.
 
     Args:
-        force: an existing output is to be replaced; a folder never by a file.
+        force: allow replacing an existing output (never a folder by a file).
         folder: the output is a folder.
     """
     parent = path.parent
@@ -89,7 +89,7 @@ def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing `path` into one clear message."""
+    """Turn operating-system errors while writing `path` into one clear message."""
     try:
         yield
     except OSError as error:
@@ -165,11 +165,11 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
-    """Yield a temporary folder, whose files take their places in `folder` on success; nothing is left on failure.
+    """Yield a temporary folder whose files move into `folder` on success; nothing is left on failure.
 
     Args:
-        folder: made if it is not there; its other files stay.
-        last: the file that makes the others count, which is replaced after all of them.
+        folder: created if missing; its other files stay.
+        last: the file that makes the others valid, moved after all of them.
     """
     if not folder.exists():
         with atomic_folder(folder) as temporary:

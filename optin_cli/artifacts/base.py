@@ -1,6 +1,6 @@
-"""What every artifact is made of: its common head, the shapes and totals that costs are stated by, and its JSON text.
+"""Base records of every artifact: head, sources, totals, input shapes, and JSON reading and writing.
 
-Nothing here imports torch, so that stages without a model (search, inspect) start at once.
+Nothing here imports torch, so that commands without a model (search, inspect) start at once.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Frozen(BaseModel):
 
 
 class Source(Frozen):
-    """What an artifact was made from: a display name and the sha256 of its content."""
+    """Name and content sha256 of something that an artifact was made from."""
 
     name: str
     sha256: str
 
 
 class Artifact(Frozen):
-    """Common head of every artifact. Holds no timestamps and no machine paths: equal runs, equal bytes."""
+    """Common fields of every artifact. No timestamps or machine paths: equal runs give equal bytes."""
 
     kind: ClassVar[str]
     optin_version: str
@@ -47,12 +47,12 @@ class Artifact(Frozen):
     inputs: dict[str, Source]
 
     def dump(self) -> str:
-        """Indented JSON text ending in a newline, lists of numbers on one line each."""
+        """Format as JSON text ending in a newline."""
         return to_json(self.model_dump(mode="json", by_alias=True)) + "\n"
 
 
 class Totals(Frozen):
-    """Whole-model cost. MACs are multiply-accumulates of matrix products, convolutions and attention."""
+    """Cost of a whole model. MACs count matrix products, convolutions and attention."""
 
     macs: int
     parameters: int
@@ -60,7 +60,7 @@ class Totals(Frozen):
 
 
 class Workload(Frozen):
-    """The input shape that a cost is stated for: sequences of `seq_len` tokens, or images (channels, height, width)."""
+    """Input shape that a cost is stated for: `seq_len` tokens, or an image (channels, height, width)."""
 
     batch_size: int = 1
     seq_len: int | None = None
@@ -78,7 +78,7 @@ class Workload(Frozen):
 
     @property
     def shape(self) -> str:
-        """The shape of one input, in words."""
+        """The shape of one input in words."""
         if self.image is None:
             return f"{self.seq_len} tokens"
         channels, height, width = self.image
@@ -86,7 +86,7 @@ class Workload(Frozen):
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON whose lists of plain numbers stay on one line, so that masks can be read and edited."""
+    """Format as indented JSON with lists of numbers on one line, so that masks can be read and edited."""
 
     def render(node: Any, indent: str) -> str:
         deeper = indent + "  "
@@ -104,7 +104,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:
-    """Validate JSON text as an artifact of `kind`; all problems are reported together, with their places."""
+    """Parse and validate JSON text as an artifact of `kind`; all problems are reported together."""
     try:
         raw = json.loads(content)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -131,7 +131,7 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
 
 
 def require_source(artifact: Artifact, artifact_name: str, role: str, found: Source) -> None:
-    """Refuse an artifact that was made from another `role` (checkpoint, scores, …) than the one given."""
+    """Refuse an artifact made from another `role` (checkpoint, scores, …) than the one given (ArtifactError)."""
     made_from = artifact.inputs.get(role)
     if made_from is None or made_from.sha256 != found.sha256:
         origin = f"{made_from.name} (sha256 {made_from.sha256[:12]})" if made_from else "something unnamed"

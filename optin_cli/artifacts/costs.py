@@ -1,7 +1,4 @@
-"""What artifacts say of tokens that merge: how costs follow the length of a sequence, and what tokens are worth.
-
-Nothing here imports torch, so that stages without a model (search, inspect) start at once.
-"""
+"""Costs recorded in artifacts: MACs and parameters per unit and group, and how they depend on merged tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from optin_cli.options.scoring import UNITS
 
 
 class SharedCost(Frozen):
-    """What one unit of each of two groups costs in weights that both index."""
+    """Cost that one unit of each of two groups shares, in weights indexed by both."""
 
     macs: float
     parameters: int
@@ -43,11 +40,10 @@ class StockCounts(Frozen):
 
 
 class GroupCost(Frozen):
-    """One prunable axis: how many units it has, and the columns (of the consumer's input) and cost of each.
+    """One prunable axis: its number of units, and the width and cost of each.
 
-    A unit's cost is what removing it alone saves. least: fewest units that can stay. shared: by the name of another
-    group, what both saved together and is so counted twice. stock: None where the stock config cannot state that
-    there are fewer units.
+    The cost of a unit is what removing it alone saves. least: fewest units that may stay. shared: by name of another
+    group, the cost counted in both. stock: counts that the library's own config can state; None if it can state none.
     """
 
     kind: str
@@ -74,17 +70,17 @@ class Profile(Artifact):
 
 
 class BlockCost(Frozen):
-    """MACs of a block over the whole sequence, and those of them that grow with the square of its length."""
+    """MACs of a block for the whole sequence, and the part that grows with the square of its length."""
 
     macs: float
     square: float
 
 
 class TokenCosts(Frozen):
-    """How costs follow the length of a sequence whose tokens merge between blocks.
+    """How costs depend on sequence length when tokens merge between blocks.
 
-    length: tokens of a whole sequence, of which `special` never merge. width: numbers a token has. blocks: in order, by
-    name. unit_square: by group name, the MACs of a unit that grow with the square of the length.
+    length: tokens of the whole sequence, of which `special` never merge. width: hidden size. blocks: in order, by name.
+    unit_square: by group name, the MACs of a unit that grow with the square of the length.
     """
 
     length: int
@@ -95,11 +91,11 @@ class TokenCosts(Frozen):
 
 
 class TokenExchange(Frozen):
-    """What importance of units and of tokens is worth once refit has run, measured at a share of the MACs.
+    """Loss per importance of units and of tokens after refit, measured at one share of the MACs.
 
-    units_lost, tokens_lost: the importance that a mask of units alone, and of tokens alone, loses at that share.
-    units_distance, tokens_distance: how far each of the two models, cut and refitted, is from the original. rate: of
-    the distance per importance of tokens to that of units, by which tokens' importances were multiplied.
+    units_lost, tokens_lost: importance lost at that share by removing units only, and by merging tokens only.
+    units_distance, tokens_distance: trajectory distance of each refitted model from the original. rate: distance per
+    importance of tokens over that of units; tokens' importances were multiplied by it.
     """
 
     share: float
@@ -114,7 +110,7 @@ KIND = UNITS["tokens"]
 
 
 def merges_at(shares: Sequence[int], units: int) -> list[int]:
-    """How many tokens merge behind each block that lets so many `units`-ths of those at it go on, rounded up."""
+    """Tokens merged after each block, given the kept share of each block in `units`-ths (rounded up)."""
     left, counts = units, []
     for share in shares:
         after = -(-left * share // units)

@@ -1,4 +1,4 @@
-"""What was measured: the records that evaluations and sweeps write."""
+"""The evaluation artifact: task metrics, size and speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Measure(Frozen):
 
 
 class Latency(Workload):
-    """Median wall time of one forward pass. runtime: what ran it, torch or the runtime of an exported file."""
+    """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
     runs: int
     device: str
@@ -28,7 +28,7 @@ class Latency(Workload):
 
 
 class Comparison(Frozen):
-    """The evaluated model beside another on the same samples; ratios are this / other. runtime: what ran the other."""
+    """Comparison with another model on the same samples; ratios are this over other. runtime: of the other."""
 
     name: str
     runtime: str = "torch"

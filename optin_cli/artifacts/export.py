@@ -1,7 +1,4 @@
-"""What is recorded of an exported file, beside it: where it comes from, what it takes and gives, and its certificate.
-
-Nothing here imports torch or a runtime.
-"""
+"""The record beside an exported file: origin, inputs, outputs and certificate. Imports no torch and no runtime."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
 
 
 class TensorRule(Frozen):
-    """One input or output: its element type, and its shape, in which a name stands for a dynamic axis."""
+    """Dtype and shape of one input or output; a name in the shape is a dynamic axis."""
 
     dtype: str
     shape: list[int | str]
 
 
 class ExportProbe(Frozen):
-    """Largest absolute difference of all outputs between the file and the model in memory, for one input shape.
+    """Largest absolute output difference between the file and the model in memory, for one input shape.
 
     padded: whether rows end in padding.
     """
@@ -32,7 +29,7 @@ class ExportProbe(Frozen):
 
 
 class ExportCertificate(Frozen):
-    """The proof, run in a fresh process by the runtime alone, without optin. difference: the largest of all probes."""
+    """Proof by the runtime in a fresh process without optin. difference: the largest over all probes."""
 
     loader: str
     probes: list[ExportProbe] = Field(min_length=1)
@@ -41,10 +38,10 @@ class ExportCertificate(Frozen):
 
 
 class Export(Artifact):
-    """`optin export`: what the file it lies beside was made from and computes.
+    """`optin export`: record of the file that it lies beside.
 
-    files: sha256 of the file and of those that hold its weights, by name, the file itself first. takes, gives: its
-    tensors by name. reserved_positions: rows of the position table that no token uses. opset: of ONNX.
+    files: sha256 by name of the file (first) and of the files that hold its weights. takes, gives: input and output
+    tensors by name. reserved_positions: rows of the position table that no token uses. opset: ONNX opset version.
     """
 
     kind: ClassVar[str] = "export"

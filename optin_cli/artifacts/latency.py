@@ -1,8 +1,8 @@
-"""Measured times of a model's groups in, as a file; a latency budget for the search out. No torch.
+"""The latency artifact: measured time of each group at a few sizes, and the latency budget that search uses.
 
-A group's time is known for a few numbers of kept units and piecewise linear in between. Measurements are noisy, so a
-time that falls with more units is averaged with its neighbours until none does (isotonic regression): the search
-then never pays for removing units.
+Time is piecewise linear between the measured numbers of kept units. Because measurements are noisy, times that fall
+with more units are averaged with their neighbours until none does (isotonic regression), so that search never pays
+for removing units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_LEVELS = 128
 
 
 class Ladder(Frozen):
-    """Milliseconds that so many kept units of a group take, beyond those of the fewest: both ascending in units."""
+    """Milliseconds that a group's kept units add over the fewest measured; both lists ascend in units."""
 
     units: list[int] = Field(min_length=1)
     ms: list[float]
@@ -41,7 +41,7 @@ class Ladder(Frozen):
         return self
 
     def curve(self) -> Vector:
-        """Milliseconds of 0, 1, … units, (units + 1,): never falling, from 0."""
+        """Milliseconds of 0, 1, … units, (units + 1,): non-decreasing, starting at 0."""
         rising = isotonic(np.array(self.ms))
         counts = np.arange(self.units[-1] + 1)
         found: Vector = np.interp(counts, self.units, rising - rising[0])
@@ -49,9 +49,9 @@ class Ladder(Frozen):
 
 
 class LatencyTable(Artifact):
-    """`optin profile --latency`: this device's time of the whole model, and of each group at a few sizes.
+    """`optin profile --latency`: time of the whole model, and of each group at a few sizes, on one device.
 
-    workload: the inputs that were timed. device, threads, versions: what timed them. total_ms: the whole model's.
+    workload: the timed inputs. device, threads, versions: what timed them. total_ms: time of the whole model.
     """
 
     kind: ClassVar[str] = "latency"
@@ -64,16 +64,16 @@ class LatencyTable(Artifact):
     versions: dict[str, str]
 
     def curves(self) -> dict[str, Vector]:
-        """Share of the whole model's time that 0, 1, … units of each group take."""
+        """Share of the whole model's time taken by 0, 1, … units of each group."""
         return {name: ladder.curve() / self.total_ms for name, ladder in self.groups.items()}
 
     def reached(self, counts: Mapping[str, int]) -> float:
-        """Share of the whole model's time that remains, as the table predicts, with so many units kept."""
+        """Predicted share of the whole model's time that remains with the given counts of kept units."""
         return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in self.curves().items())
 
 
 def isotonic(values: Vector) -> Vector:
-    """The nearest never falling sequence, by least squares: neighbours that fall are replaced by their mean."""
+    """Isotonic regression by pooling adjacent violators: the nearest non-decreasing sequence in least squares."""
     pools: list[tuple[float, int]] = []
     for value in values:
         mean, size = float(value), 1
@@ -85,7 +85,7 @@ def isotonic(values: Vector) -> Vector:
 
 
 def coarser(levels: list[int]) -> list[int]:
-    """Counts in steps of a power of two where there are too many: odd widths are slow, and ladders are coarser."""
+    """Thin out counts to multiples of a power of two when there are more than MOST_LEVELS."""
     step = 1
     while sum(level % step == 0 for level in levels) > MOST_LEVELS:
         step *= 2

@@ -1,7 +1,4 @@
-"""JSON text of an artifact in, its validated content out, and back: a pydantic model of every file a stage writes.
-
-Nothing here imports torch, so that stages without a model (search, inspect) start at once.
-"""
+"""The manifest artifact: what a pruned folder was made from, how, and the proof that it loads."""
 
 from __future__ import annotations
 
@@ -14,11 +11,10 @@ from optin_cli.artifacts.mask import Budget, GroupMask, Layout
 
 
 class Refit(Frozen):
-    """How one consumer was re-solved.
+    """Result of re-solving one consumer.
 
-    before, after: held-out squared error of the residual stream behind it, relative to the stream's size;
-    ridge: the one used; kept: whether the new weights were taken (they were not when the error did not fall);
-    reason: why none could be solved for, if so.
+    before, after: held-out squared error of the residual stream after it, relative to the stream's size. ridge: the
+    one used. kept: whether the new weights were kept (only if the error fell). reason: why it was not solved, if so.
     """
 
     before: float
@@ -29,11 +25,11 @@ class Refit(Frozen):
 
 
 class Certificate(Frozen):
-    """Largest absolute differences between outputs, over a probe batch.
+    """Largest absolute output differences over a probe batch.
 
-    `reloaded` compares the cut model in memory with the saved folder loaded in a fresh process by the library
-    without optin; `masked` compares the cut model with the masked original, over rows of the batch in which the same
-    tokens merge (where two are alike equally, rounding decides which).
+    `reloaded` compares the pruned model in memory with the saved folder, loaded by its library in a fresh process
+    without optin. `masked` compares the pruned model with the masked original, over rows in which the same tokens merge
+    (rounding decides between equally similar tokens).
     """
 
     probe: str
@@ -45,9 +41,9 @@ class Certificate(Frozen):
 
 
 class Manifest(Artifact):
-    """`optin prune`: what the folder `optin.json` lies in was cut from, how, and the proof that it loads.
+    """`optin prune`: record of a pruned folder.
 
-    layout: uniform where the library's own class loads the folder by its config alone.
+    layout: "uniform" if the library's own class loads the folder from its config alone.
     """
 
     kind: ClassVar[str] = "manifest"

@@ -1,4 +1,4 @@
-"""The layouts of a mask, and names of groups in; which groups a uniform layout cuts alike out. No torch."""
+"""The mask artifact: the kept units of every group under a budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 def layout_class(group: str, block: str) -> str:
-    """What the groups that a uniform layout cuts alike have in common: the stack, and the group's name in its block."""
+    """Name shared by the groups that a uniform layout prunes alike: the stack, and the group's name in its block."""
     return f"{block.partition('.')[0]}.{group.removeprefix(f'{block}.')}"
 
 
@@ -43,7 +43,7 @@ class GroupMask(Frozen):
 
 
 class Budget(Frozen):
-    """What was asked, and what the mask reaches, as shares of the whole model (0 to 1)."""
+    """Asked and reached shares of the whole model (0 to 1)."""
 
     asked: dict[str, float]
     reached: dict[str, float]
@@ -52,8 +52,8 @@ class Budget(Frozen):
 class Mask(Artifact):
     """`optin search`: the kept units of every group under a budget.
 
-    importance_lost: None where the units were not chosen by their scores alone. ragged_importance_lost: under a
-    uniform layout, what the mask of the same limits loses whose layers differ.
+    importance_lost: None if units were not chosen by their scores alone. ragged_importance_lost: for a uniform layout,
+    the loss of the ragged mask of the same limits.
     """
 
     kind: ClassVar[str] = "mask"

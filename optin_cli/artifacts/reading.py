@@ -1,4 +1,4 @@
-"""The path of any artifact in; what it holds, by its own schema, out. No torch, so that people need not wait."""
+"""Read any artifact by its own schema. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MOST_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Read:
-    """An artifact as it was read: the name of its file and the sha256 that others know it by."""
+    """An artifact with the name of its file and the sha256 that other artifacts record."""
 
     name: str
     sha256: str
@@ -48,20 +48,20 @@ class Read:
 
     @property
     def head(self) -> Artifact:
-        """What every artifact begins with."""
+        """The common fields of the artifact."""
         return self.content.header if isinstance(self.content, Scores) else self.content
 
     @property
     def kind(self) -> str:
-        """What the artifact is: scores, mask, manifest, eval, sweep or profile."""
+        """The artifact's kind, such as scores, mask, manifest, eval or sweep."""
         return self.head.kind
 
 
 def read_artifact(path: str | Path) -> Read:
-    """Read scores (.safetensors) or any JSON artifact ("-": one from standard input).
+    """Read a scores file (.safetensors) or any JSON artifact ("-" for standard input).
 
     Raises:
-        ArtifactError: it is missing, unreadable, or no artifact of a known schema.
+        ArtifactError: it is missing, unreadable, or of no known schema.
     """
     name = Path(path).name
     if Path(path).suffix == ".safetensors":
@@ -79,7 +79,7 @@ def read_artifact(path: str | Path) -> Read:
 
 
 def holds_scores(path: Path) -> bool:
-    """Whether a safetensors file's header says that it holds scores; weights are not read."""
+    """Whether the header of a safetensors file says that it holds scores; tensors are not read."""
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if size > MOST_BYTES:
@@ -91,7 +91,7 @@ def holds_scores(path: Path) -> bool:
 
 
 def artifacts_in(folder: Path) -> Iterator[Read]:
-    """The artifacts that lie in a folder, by name; other files, and artifacts that are not sound, are passed over."""
+    """Yield the valid artifacts in a folder, by name; other files are skipped."""
     for path in sorted(folder.iterdir()):
         if not path.is_file():
             continue

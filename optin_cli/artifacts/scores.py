@@ -1,4 +1,4 @@
-"""The scores file: one float32 importance vector a group (and standard errors) with a JSON header, as safetensors.
+"""The scores artifact: per group one float32 importance vector and standard errors, as safetensors with a JSON header.
 
 Read and written with numpy, so that search and inspect need no torch.
 """
@@ -33,7 +33,7 @@ class GroupScores(GroupCost):
 class ScoresHeader(Artifact):
     """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
 
-    token_exchange: by what tokens' importances were multiplied, None where they stand as scored.
+    token_exchange: factor that tokens' importances were multiplied by; None if they were not.
     """
 
     kind: ClassVar[str] = "scores"
@@ -62,7 +62,7 @@ ERROR = "standard_error."
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance of every unit: vectors of (units,) by group name; larger is more important, never negative."""
+    """Importance of every unit: vectors (units,) by group name; larger is more important, never negative."""
 
     header: ScoresHeader
     importance: Mapping[str, Vector]
@@ -88,7 +88,7 @@ def read_scores(path: str | Path) -> Scores:
     """Read and validate a scores file, or standard input for "-".
 
     Raises:
-        ArtifactError: it is no scores file, a vector is missing or has the wrong length, or holds NaN.
+        ArtifactError: it is not a scores file, or a vector is missing, of the wrong length, or not finite.
     """
     content = read_bytes(path, "scores")
     name = "standard input" if str(path) == STDIO else str(path)

@@ -1,4 +1,4 @@
-"""What was measured: the records that evaluations and sweeps write."""
+"""The sweep artifact: what each recipe loses at each budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optin_cli.artifacts.evaluation import Latency
 
 
 class SweepBaseline(Frozen):
-    """The original, by the measures of a sweep."""
+    """The original model, measured as the sweep measures."""
 
     value: float
     standard_error: float | None
@@ -20,11 +20,11 @@ class SweepBaseline(Frozen):
 
 
 class SweepPoint(Frozen):
-    """One recipe at one budget; ratios, drop and agreement are against the original.
+    """One recipe at one budget; ratios, drop and agreement are relative to the original.
 
-    asked: share of the MACs to keep. value: of the metric. metrics: all that the task names. latency_ratio: from
-    runs interleaved with the original's.
-    prepare_seconds: what the recipe does once for all its budgets (scoring); prune_seconds: search, cut, refit.
+    asked: share of the MACs to keep. value: of the task's first metric. metrics: all of the task. latency_ratio: from
+    runs interleaved with the original's. prepare_seconds: work done once for all budgets (scoring). prune_seconds:
+    search, pruning and refit.
     """
 
     recipe: str
@@ -43,9 +43,9 @@ class SweepPoint(Frozen):
 
 
 class Sweep(Artifact):
-    """`optin sweep`: what each recipe loses at each budget.
+    """`optin sweep`: metric, size and speed of each recipe at each budget.
 
-    chosen: number of the point that is the smallest within the allowed drop.
+    chosen: index of the smallest point within the allowed drop.
     """
 
     kind: ClassVar[str] = "sweep"

@@ -1,4 +1,4 @@
-"""Two checkpoints in; the config keys, tensors and weights that differ out, and the masks of cut ones."""
+"""Differences between two checkpoints: config keys, tensor shapes and weights, and the masks of pruned ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optin_cli.errors import CheckpointError
 
 
 def diff_checkpoints(a: Side, b: Side) -> Difference:
-    """Config keys, shapes and types of tensors, and the largest absolute difference of weights of equal shape."""
+    """Compare config keys, tensor shapes and dtypes, and the weights of tensors of equal shape."""
     mine, theirs = (_weights(side.path) for side in (a, b))
     tensors = diff_values({k: _form(t) for k, t in mine.items()}, {k: _form(t) for k, t in theirs.items()})
     weights = _diff_weights(mine, theirs)
@@ -54,7 +54,7 @@ def _form(tensor: torch.Tensor) -> JsonValue:
 
 
 def _diff_weights(a: State, b: State) -> Section:
-    """Tensors of equal shape; relative: the norm of the difference / that of the weights of `a`."""
+    """Compare tensors of equal shape; `relative` is the norm of the difference over the norm of the weights of `a`."""
     rows: Section = {}
     for name in sorted(a.keys() & b.keys()):
         if a[name].shape != b[name].shape or torch.equal(a[name], b[name]):
@@ -69,7 +69,7 @@ def _diff_weights(a: State, b: State) -> Section:
 
 
 def _config(path: Path) -> dict[str, JsonValue]:
-    """Flattened; the plan of a cut model is one value."""
+    """Read a config with nested keys joined by dots; the pruning plan stays one value."""
     file = path / CONFIG
     if not path.is_dir():
         return {}

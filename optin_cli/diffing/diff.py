@@ -1,7 +1,6 @@
-"""Two artifacts or checkpoints of one kind in; what they differ in out.
+"""Differences between two artifacts or checkpoints of the same kind.
 
-Each kind is one function of two opened sides; the table below names them. Nothing here imports torch but the
-comparison of weights.
+Each kind has one comparison function, named in the table below. Only the comparison of weights imports torch.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ COMPARISONS: Mapping[str, str] = MappingProxyType(
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
-    """What two masks, scores, evaluations, sweeps, profiles or checkpoints differ in.
+    """Compare two artifacts or checkpoints of the same kind.
 
     Args:
-        a, b: files that optin wrote, sweep folders, checkpoint folders (cut or not), or files of weights.
+        a, b: files that optin wrote, sweep folders, checkpoint folders (pruned or not), or weight files.
 
     Raises:
         UsageError: they are of different kinds.
-        OptinError: one is missing or not sound.
+        OptinError: one is missing or invalid.
     """
     sides = _open(a), _open(b)
     kinds = [side.kind for side in sides]

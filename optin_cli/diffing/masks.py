@@ -1,4 +1,4 @@
-"""Two masks, or two manifests of cut models, in; the units that only one keeps, and the budgets, out."""
+"""Differences between two masks, or between the manifests of two pruned models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_
 
 
 def diff_masks(a: Side, b: Side) -> Difference:
-    """Groups whose kept units differ, then budgets, options and inputs."""
+    """Compare kept units, then budgets, options and inputs."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Mask) and isinstance(theirs, Mask)):
         raise TypeError(a.kind)
@@ -20,7 +20,7 @@ def diff_masks(a: Side, b: Side) -> Difference:
 
 
 def diff_manifests(a: Side, b: Side) -> Difference:
-    """As masks, with what was measured of the cut models."""
+    """Compare kept units, then everything measured on the pruned models."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Manifest) and isinstance(theirs, Manifest)):
         raise TypeError(a.kind)
@@ -30,9 +30,9 @@ def diff_manifests(a: Side, b: Side) -> Difference:
 
 
 def diff_groups(a: Mapping[str, GroupMask], b: Mapping[str, GroupMask]) -> tuple[Row, Section]:
-    """What masks keep: a summary, and the groups whose kept units differ.
+    """Summarise what both masks keep, and list the groups whose kept units differ.
 
-    Jaccard: units that both keep / units that either keeps (1 where neither keeps any).
+    Jaccard index: units kept by both over units kept by either (1 where neither keeps any).
     """
     rows: Section = {}
     both = either = 0

@@ -1,4 +1,4 @@
-"""Two evaluations, sweeps or profiles in; the measures, points or costs that differ out; times stand apart."""
+"""Differences between two evaluations, sweeps, profiles or latency tables; timings are listed apart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seco
 
 
 def _split(rows: Section) -> tuple[Section, Section]:
-    """Rows of what was counted or computed, and those of what was timed."""
+    """Separate counted or computed values from timings."""
     timed = {key: row for key, row in rows.items() if key.endswith(TIMED_WORDS)}
     return {key: row for key, row in rows.items() if key not in timed}, timed
 
 
 def diff_evaluations(a: Side, b: Side) -> Difference:
-    """Metrics, sizes and ratios, then options and inputs."""
+    """Compare metrics, sizes and ratios, then options and inputs."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Evaluation) and isinstance(theirs, Evaluation)):
         raise TypeError(a.kind)
@@ -29,7 +29,7 @@ def diff_evaluations(a: Side, b: Side) -> Difference:
 
 
 def diff_sweeps(a: Side, b: Side) -> Difference:
-    """Points by recipe and budget, then all else."""
+    """Compare points by recipe and budget, then the rest of the record."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Sweep) and isinstance(theirs, Sweep)):
         raise TypeError(a.kind)
@@ -62,7 +62,7 @@ def _plain(point: SweepPoint) -> dict[str, JsonValue]:
 
 
 def diff_profiles(a: Side, b: Side) -> Difference:
-    """Totals and costs by group."""
+    """Compare totals and the costs of each group."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Profile) and isinstance(theirs, Profile)):
         raise TypeError(a.kind)

@@ -1,4 +1,4 @@
-"""Two scores files in; how alike their rankings are, and with which options and inputs they were made, out."""
+"""Differences between two scores files: rank correlation, costs, options and inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Vector = NDArray[np.float32]
 
 
 def diff_scores(a: Side, b: Side) -> Difference:
-    """Rank correlation by kind and group, then costs, options and inputs."""
+    """Compare rankings by kind of unit and by group, then costs, options and inputs."""
     mine, theirs = a.content, b.content
     if not (isinstance(mine, Scores) and isinstance(theirs, Scores)):
         raise TypeError(a.kind)
@@ -56,7 +56,7 @@ def _row(a: Vector, b: Vector) -> Row:
 
 
 def spearman(a: Vector, b: Vector) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None where a side has one value only."""
+    """Spearman rank correlation with ties sharing their mean rank; None if either side is constant."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(vector) for vector in (a, b)]

@@ -1,6 +1,7 @@
-"""Two records in; the values that differ, as tables of plain values, out.
+"""Tables of the values in which two records differ.
 
-A section has rows by name (a group, an option, a tensor) and holds only rows that differ; a row has values by column.
+A section maps row names (a group, an option, a tensor) to rows and holds only rows that differ; a row maps columns
+to values.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HEAD = ("optin_version", "options", "inputs", "schema")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its kind, name and hash, where it lies, and its content unless it is a checkpoint."""
+    """One side of a comparison: kind, name and hash, path, and content (None for a checkpoint)."""
 
     kind: str
     source: Source
@@ -37,10 +38,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """What two of a kind differ in.
+    """Everything in which two artifacts differ.
 
-    summary: a few facts of both. sections: by title, what differs. timings: values that differ between any two runs,
-    and so say nothing of equality.
+    summary: a few facts about both. sections: by title, the rows that differ. timings: values that differ between any
+    two runs and therefore do not count as differences.
     """
 
     kind: str
@@ -56,7 +57,7 @@ class Difference:
         return not any(self.sections.values())
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for machines."""
+        """The whole comparison as JSON values."""
         return {
             "kind": self.kind,
             "a": self.a.model_dump(),
@@ -71,12 +72,12 @@ class Difference:
 def difference(
     a: Side, b: Side, summary: Row, sections: Mapping[str, Section], timings: Section | None = None
 ) -> Difference:
-    """The difference of two sides; sections without rows are left out."""
+    """Build a Difference, leaving out empty sections."""
     return Difference(a.kind, a.source, b.source, summary, {t: s for t, s in sections.items() if s}, timings or {})
 
 
 def flatten(value: Mapping[str, Any], whole: tuple[str, ...] = ()) -> dict[str, JsonValue]:
-    """Nested mappings as one with dotted keys; lists, and what lies under the keys `whole`, stay as they are."""
+    """Join nested keys by dots; lists, and values of the keys in `whole`, stay as they are."""
     found: dict[str, JsonValue] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner and key not in whole:
@@ -87,7 +88,7 @@ def flatten(value: Mapping[str, Any], whole: tuple[str, ...] = ()) -> dict[str, 
 
 
 def diff_values(a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Section:
-    """Keys whose values differ, with how much where both are numbers. A key that a side lacks is null there."""
+    """Rows for the keys whose values differ, with difference and ratio for numbers; a missing key is None."""
     rows: Section = {}
     for key in dict.fromkeys([*a, *b]):
         mine, theirs = a.get(key), b.get(key)
@@ -101,12 +102,12 @@ def diff_values(a: Mapping[str, JsonValue], b: Mapping[str, JsonValue]) -> Secti
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is an int or float (and no bool)."""
+    """Whether a value is an int or a float, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def diff_heads(a: Artifact, b: Artifact) -> dict[str, Section]:
-    """Options, inputs and versions that differ."""
+    """Compare options, inputs and versions."""
     sources = ({role: _shown(source) for role, source in side.inputs.items()} for side in (a, b))
     return {
         "options": diff_values(flatten(a.options), flatten(b.options)),
@@ -120,6 +121,6 @@ def _shown(source: Source) -> str:
 
 
 def body(artifact: Artifact, *less: str) -> dict[str, JsonValue]:
-    """All that an artifact says besides its head and the named fields."""
+    """The fields of an artifact without its head and without the fields named in `less`."""
     raw = artifact.model_dump(mode="json", by_alias=True)
     return flatten({key: value for key, value in raw.items() if key not in (*HEAD, *less)})

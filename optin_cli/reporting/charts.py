@@ -1,4 +1,4 @@
-"""Facts in; places and sizes of what a report draws out: plain numbers in pixels, which the template writes as SVG."""
+"""Geometry of a report's charts in pixels, which the template writes as SVG."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ASIDE = 4.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit. step: 1 (least important fifth of its kind) to 5; 0 where importance is not known."""
+    """One unit. step: fifth of importance within its kind, 1 (least) to 5; 0 where it is unknown."""
 
     unit: int
     x: float
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One group: its label, how many units stay, and its cells."""
+    """One group: its label, the number of kept units, and its cells."""
 
     label: str
     y: float
@@ -58,7 +58,7 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Units of one kind, a row a group."""
+    """The units of one kind, one row per group."""
 
     kind: str
     rows: tuple[HeatRow, ...]
@@ -72,7 +72,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a series, with the ends of its error bar where there is one."""
+    """A point of a series, with the ends of its error bar if it has one."""
 
     x: float
     y: float
@@ -84,7 +84,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """One recipe: `style` numbers its colour, dashes and marker."""
+    """The points of one recipe; `style` numbers its colour, dashes and marker."""
 
     name: str
     style: int
@@ -94,7 +94,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """A metric over something, both axes linear."""
+    """A metric against a share, both axes linear."""
 
     title: str
     summary: str
@@ -114,12 +114,12 @@ class Plot:
 
 
 def is_drawn_by_unit(groups: Sequence[GroupFacts]) -> bool:
-    """Whether groups of one kind are small enough to draw every unit."""
+    """Whether the groups of a kind are small enough to draw every unit."""
     return groups[0].kind == "head" or max(group.units for group in groups) <= MOST_CELLS
 
 
 def draw_heat_map(kind: str, groups: Sequence[GroupFacts]) -> HeatMap:
-    """A square a unit, larger and darker the more important it is; removed units are crossed out."""
+    """Draw one square per unit, larger and darker for more importance; removed units are crossed out."""
     values = sorted(v for group in groups for v in group.importance or ())
     bounds = [values[len(values) * step // STEPS] for step in range(1, STEPS)] if values else []
     left = 10 + LETTER * max(len(group.label) for group in groups)
@@ -174,10 +174,10 @@ def _summary(kind: str, groups: Sequence[GroupFacts]) -> str:
 
 
 def draw_plots(sweep: Sweep, this: tuple[float, float | None, float] | None) -> list[Plot]:
-    """The metric over the share of MACs and, where all points were timed, over the share of latency.
+    """Plot the metric against the share of MACs and, if every point was timed, against the share of latency.
 
     Args:
-        this: (share of MACs, share of latency, metric) of the model that the report is on.
+        this: (share of MACs, share of latency, metric) of the model that the report describes.
     """
     plots = [
         _plot(
@@ -263,7 +263,7 @@ def _plot(
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers, equally far apart, the first no more than `low` and the last no less than `high`."""
+    """Evenly spaced round numbers that enclose `low` and `high`."""
     spread = (high - low) or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(spread / most))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10, 20) if spread / (size * factor) <= most)

@@ -1,8 +1,8 @@
-"""A folder and files in; the artifacts that belong together, proved by their hashes, out.
+"""Collect the artifacts that belong to one model, matched by hash.
 
-One original checkpoint is the anchor. A cut folder's manifest names its mask by hash, the mask its scores; an
-evaluation names the checkpoint that it measured, a sweep and a profile the original. A file that a user names and
-that does not fit is refused; one that merely lies in the folder is left out and mentioned.
+The original checkpoint is the anchor. The manifest of a pruned folder names its mask by hash, the mask names its
+scores, an evaluation names the checkpoint that it measured, and a sweep or profile names the original. A file that
+the user named and that does not match is an error; a file that merely lies in the folder is left out with a note.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ BESIDE_SWEEP = ("scores", "profile")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report is made of; whatever is None or empty was not found.
+    """The artifacts of a report; None or empty where nothing was found.
 
-    original: the checkpoint that all else goes back to. pruned: the cut folder, by the hash that evaluations know.
-    ties: by a file's name, how it was tied to the rest, in words.
+    original: the checkpoint that everything was made from. pruned: the pruned folder, by the hash that evaluations
+    record. ties: for each file name, how it was matched, in words.
     """
 
     original: Source
@@ -52,7 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Found:
-    """A file with whether the user named it, or else whether it lies in the folder itself or only beside it."""
+    """A file, and whether the user named it, it lies in the folder, or only beside the folder."""
 
     read: Read
     named: bool
@@ -60,16 +60,16 @@ class Found:
 
 
 def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, progress: Progress = SILENT) -> Evidence:
-    """Put together what a folder and the named files say of one model.
+    """Collect what a folder and the named files say about one model.
 
     Args:
-        folder: one that `optin prune` or `optin sweep` wrote, or that holds artifacts (and such folders).
-        files: by kind (mask, scores, profile, eval, sweep), artifacts to take besides, which must fit.
-        progress: told what lies in the folder but was left out.
+        folder: written by `optin prune` or `optin sweep`, or holding artifacts (and such folders).
+        files: artifacts to use besides, by kind (mask, scores, profile, eval, sweep); they must match.
+        progress: receives a note for every file in the folder that is left out.
 
     Raises:
-        ArtifactError: a named file is not sound, or was made from something else than the rest.
-        UsageError: there is nothing to report, or more than one cut model.
+        ArtifactError: a named file is invalid, or was made from something else than the rest.
+        UsageError: there is nothing to report, or more than one pruned model.
     """
     found = [Found(_read_as(kind, path), named=True) for kind, paths in files.items() for path in paths]
     cut = None
@@ -117,7 +117,7 @@ def _cut_folder(folder: Path) -> Path | None:
 
 
 def _anchor(found: Sequence[Found], folder: Path | None) -> Source:
-    """The original, where no cut model says which it is: that of named files, else of the folder's."""
+    """The original when no pruned model names it: that of the named files, else that of the folder's files."""
     for named in (True, False):
         sources: dict[str, Source] = {}
         for item in found:
@@ -143,7 +143,7 @@ def _of(found: Iterable[Found], kind: str) -> list[Found]:
 
 
 def _fitting(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> list[Read]:
-    """Those that pass `check`, each file once; a named one that does not is an error."""
+    """The files that pass `check`, each once; a named file that fails is an error."""
     fits: dict[str, Read] = {}
     for item in found:
         problem = _problem(item.read, check)
@@ -170,7 +170,7 @@ def _problem(read: Read, check: Callable[[Read], None]) -> ArtifactError | None:
 
 
 def _one(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> Read | None:
-    """The one that fits; of several, none, unless the user named them, which is an error."""
+    """The single file that matches; None if several do, unless the user named them, which is an error."""
     reads = _fitting(found, check, what, progress)
     if len(reads) > 1:
         names = ", ".join(read.name for read in reads)

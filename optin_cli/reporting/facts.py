@@ -1,4 +1,4 @@
-"""Evidence in; the facts of a report out: plain records of numbers that were measured, and what was not."""
+"""The facts of a report as plain records: what was measured, and what was not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optin_cli.reporting.quantities import Quantity, measures, reads_of, sizes, 
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """One group: kept unit indices (None: nothing was cut) and importances, where they are known."""
+    """One group: kept unit indices (None if nothing was pruned) and importances, where known."""
 
     name: str
     label: str
@@ -31,7 +31,7 @@ class GroupFacts:
 
     @property
     def share_kept(self) -> float | None:
-        """Share of the group's importance that its kept units hold."""
+        """Share of the group's importance held by its kept units."""
         if self.importance is None or self.kept is None or sum(self.importance) == 0:
             return None
         return sum(self.importance[unit] for unit in self.kept) / sum(self.importance)
@@ -39,7 +39,7 @@ class GroupFacts:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """MACs of a layer's prunable parts, or of all that cannot be pruned."""
+    """MACs of a layer's prunable parts, or of everything that cannot be pruned."""
 
     name: str
     before: float
@@ -48,7 +48,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Origin:
-    """A file or source that the report rests on."""
+    """A file or source that the report is based on."""
 
     role: str
     name: str
@@ -59,7 +59,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says."""
+    """The content of a report."""
 
     title: str
     original: str
@@ -82,7 +82,7 @@ class Report:
 
 
 def make_report(evidence: Evidence) -> Report:
-    """Put the facts of the evidence together; nothing is estimated that was not measured."""
+    """Assemble the facts; nothing is estimated that was not measured."""
     manifest = evidence.manifest.content if evidence.manifest is not None else None
     mask = evidence.mask.content if evidence.mask is not None else None
     scores = evidence.scores.content if evidence.scores is not None else None
@@ -120,7 +120,7 @@ def make_report(evidence: Evidence) -> Report:
 
 
 def _costs(evidence: Evidence) -> Mapping[str, GroupCost]:
-    """Unit costs by group, from the scores or else a profile."""
+    """Costs of a unit by group, from the scores or else from a profile."""
     if evidence.scores is not None and isinstance(evidence.scores.content, Scores):
         return evidence.scores.content.header.groups
     if evidence.profile is not None and isinstance(evidence.profile.content, Profile):
@@ -147,7 +147,7 @@ def _groups(
 def _layers(
     source: Manifest | Mask | None, costs: Mapping[str, GroupCost], totals: Totals | None, after: Totals | None
 ) -> tuple[LayerCost, ...]:
-    """MACs by layer. Weights that two groups share count once, in the layer of the group that names them."""
+    """MACs by layer; weights shared by two groups count once, in the layer of the group that lists them."""
     if totals is None or not costs:
         return ()
     before: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Evidence in; the essential numbers before and after, each measured or said to be missing, out."""
+"""The main numbers of a report, before and after pruning, each measured or marked as missing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from optin_cli.reporting.evidence import Evidence
 
 @dataclass(frozen=True)
 class Quantity:
-    """One essential number, before and after.
+    """One number before and after pruning.
 
-    spread: standard error of `after`. ratio: after / before, where that says something. conditions: what it was
-    measured on. missing: what to do where it was not measured.
+    spread: standard error of `after`. ratio: after / before, where meaningful. conditions: what it was measured on.
+    missing: how to measure it, if it was not measured.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Quantity:
 
 
 def reads_of(evidence: Evidence) -> list[Read]:
-    """Every artifact of the evidence, in the order of the pipeline."""
+    """Every artifact of the report in pipeline order."""
     single = (evidence.manifest, evidence.mask, evidence.scores, evidence.profile)
     return [*(read for read in single if read is not None), *evidence.evaluations, *evidence.sweeps]
 
 
 def workload_of(evidence: Evidence) -> Workload | None:
-    """The inputs that costs are stated for."""
+    """The input shape that costs are stated for."""
     heads = (read.head for read in reads_of(evidence))
     return next((found for head in heads if isinstance(found := getattr(head, "workload", None), Workload)), None)
 
@@ -82,7 +82,7 @@ def measures(
     sweeps: Iterable[tuple[str, Sweep]],
     manifest: Manifest | None,
 ) -> Iterable[Quantity]:
-    """Latency and metrics, of each evaluation; those of the original alone serve as the state before."""
+    """Latency and metrics of each evaluation; evaluations of the original alone provide the state before."""
     originals = _of_original(evidence)
     mine = [e for _, e in evaluations if all(e is not o for o in originals)]
     timed = [_speed(e) for e in mine if e.latency is not None] or [
@@ -121,7 +121,7 @@ def _baseline_values(sweeps: Iterable[tuple[str, Sweep]]) -> Iterable[Quantity]:
 
 
 def _chosen(sweep: Sweep, manifest: Manifest | None) -> tuple[Quantity | None, Quantity] | None:
-    """What a sweep measured of the model that it chose and wrote, where that is the cut one."""
+    """What a sweep measured on the model that it chose, if that is the pruned model of this report."""
     if manifest is None or sweep.chosen is None:
         return None
     point, base = sweep.points[sweep.chosen], sweep.baseline

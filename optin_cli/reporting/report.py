@@ -1,4 +1,4 @@
-"""Artifacts in; one self-contained HTML page that people read out. Equal artifacts give equal bytes; no torch."""
+"""Write one self-contained HTML page about a pruned model. Equal artifacts give equal bytes; torch is not imported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_report(
 
 
 def render(report: Report) -> str:
-    """The page's HTML."""
+    """Render the page's HTML."""
     kinds = {
         kind: [g for g in report.groups if g.kind == kind] for kind in dict.fromkeys(g.kind for g in report.groups)
     }
@@ -74,32 +74,32 @@ def _template() -> Any:
 
 
 def amount(value: float) -> str:
-    """A count or size with its digits in groups."""
+    """Format a count with thousands separators."""
     return f"{value:,.0f}"
 
 
 def figure(value: float) -> str:
-    """A measured number: whole if it is large, else to four figures."""
+    """Format a measured number: as an integer if large, else to four significant figures."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, to four places."""
+    """Format a difference with its sign, to four decimals."""
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def kind_name(kind: str) -> str:
-    """A kind's name in the plural, to begin a heading."""
+    """Plural name of a kind of unit, capitalised."""
     return f"{kind[:1].upper()}{kind[1:]}s"
 
 
 def share_of(part: float, whole: float) -> str:
-    """A percentage for a bar's length."""
+    """Percentage for the length of a bar."""
     return f"{100 * part / whole if whole else 0:.2f}"
 
 
 def _headline(report: Report) -> str:
-    """One sentence of what was measured."""
+    """Summarise the measurements in one sentence."""
     shares, metrics = [], []
     for quantity in report.quantities:
         if quantity.is_metric and quantity.after is not None:
@@ -113,7 +113,7 @@ def _headline(report: Report) -> str:
 
 
 def _this(report: Report, sweep: Sweep) -> tuple[float, float | None, float] | None:
-    """Where the report's own model lies in a sweep: measured on the same samples by the same metric."""
+    """Coordinates of this report's model in a sweep measured on the same samples by the same metric."""
     for _, evaluation in report.evaluations:
         other = evaluation.against
         same = evaluation.inputs.get("data") == sweep.inputs.get("data") and evaluation.samples == sweep.samples
