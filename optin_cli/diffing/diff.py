@@ -37,14 +37,16 @@ COMPARISONS: Mapping[str, str] = MappingProxyType(
         "eval": "results:diff_evaluations",
         "sweep": "results:diff_sweeps",
         "profile": "results:diff_profiles",
+        "latency": "results:diff_latencies",
+        "export": "results:diff_exports",
         CHECKPOINT: "checkpoints:diff_checkpoints",
     }
 )
-"""module:function by kind."""
+"""module:function by kind: every kind of artifact, and checkpoints."""
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
-    """Compare two artifacts or checkpoints of the same kind.
+    """What two artifacts of one kind, or two checkpoints, differ in.
 
     Args:
         a, b: files that optin wrote, sweep folders, checkpoint folders (pruned or not), or weight files.

@@ -1,4 +1,4 @@
-"""Differences between two evaluations, sweeps, profiles or latency tables; timings are listed apart."""
+"""Compare evaluations, sweeps, profiles, latency tables or export records; measured times are reported separately."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pydantic import JsonValue
 
 from optin_cli.artifacts.costs import Profile
 from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.export import Export
+from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
-from optin_cli.diffing.tables import Difference, Section, Side, body, diff_heads, diff_values, difference, flatten
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
 
 TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seconds", "prune_seconds")
 """Last words of the keys that differ between any two runs."""
@@ -67,3 +69,68 @@ def diff_profiles(a: Side, b: Side) -> Difference:
     if not (isinstance(mine, Profile) and isinstance(theirs, Profile)):
         raise TypeError(a.kind)
     return difference(a, b, {}, {"costs": diff_values(body(mine), body(theirs)), **diff_heads(mine, theirs)})
+
+
+def diff_latencies(a: Side, b: Side) -> Difference:
+    """Device, workload and the unit counts that were timed; every time is a timing, in milliseconds.
+
+    A group's row holds the time that all its units add, and the largest difference over the counts that both timed.
+    """
+    mine, theirs = a.content, b.content
+    if not (isinstance(mine, LatencyTable) and isinstance(theirs, LatencyTable)):
+        raise TypeError(a.kind)
+    counts = diff_values(*({n: [*ladder.units] for n, ladder in table.groups.items()} for table in (mine, theirs)))
+    timings = diff_values({"total_ms": mine.total_ms}, {"total_ms": theirs.total_ms})
+    shared = [name for name in mine.groups if name in theirs.groups]
+    for name in shared:
+        if (row := _diff_ladders(mine.groups[name], theirs.groups[name])) is not None:
+            timings[f"{name}.ms"] = row
+    measured = diff_values(body(mine, "groups", "total_ms"), body(theirs, "groups", "total_ms"))
+    sections = {"measured with": measured, "kept units that were timed": counts, **diff_heads(mine, theirs)}
+    return difference(a, b, {"groups in both": len(shared)}, sections, timings)
+
+
+def _diff_ladders(a: Ladder, b: Ladder) -> Row | None:
+    whole, other = a.ms[-1], b.ms[-1]
+    times = dict(zip(b.units, b.ms, strict=True))
+    apart = {units: abs(times[units] - ms) for units, ms in zip(a.units, a.ms, strict=True) if units in times}
+    if whole == other and not any(apart.values()):
+        return None
+    row: Row = {"a": whole, "b": other, "b - a": other - whole, "b / a": other / whole if whole else None}
+    most = max(apart, key=lambda units: apart[units], default=None)
+    return row | {"largest difference": None if most is None else apart[most], "at units": most}
+
+
+def diff_exports(a: Side, b: Side) -> Difference:
+    """Files, tensors and certificates by input shape, then all else: target, opset, costs, versions."""
+    mine, theirs = a.content, b.content
+    if not (isinstance(mine, Export) and isinstance(theirs, Export)):
+        raise TypeError(a.kind)
+    parts = ("files", "takes", "gives", "certificate")
+    sections = {
+        "files": diff_values(*({n: f"sha256 {sha[:12]}" for n, sha in side.files.items()} for side in (mine, theirs))),
+        "tensors": diff_values(_tensors(mine), _tensors(theirs)),
+        "certificate": diff_values(_proof(mine), _proof(theirs)),
+        "record": diff_values(body(mine, *parts), body(theirs, *parts)),
+        **diff_heads(mine, theirs),
+    }
+    return difference(a, b, {"file a": next(iter(mine.files)), "file b": next(iter(theirs.files))}, sections)
+
+
+def _tensors(record: Export) -> dict[str, JsonValue]:
+    return {
+        f"{verb} {name}": f"{rule.dtype} {' x '.join(map(str, rule.shape))}"
+        for verb, rules in (("takes", record.takes), ("gives", record.gives))
+        for name, rule in rules.items()
+    }
+
+
+def _proof(record: Export) -> dict[str, JsonValue]:
+    """The certificate, with the difference of each probe by its number and shape."""
+    raw = record.certificate.model_dump(mode="json")
+    probes: dict[str, JsonValue] = {}
+    for number, probe in enumerate(record.certificate.probes):
+        length = "" if probe.seq_len is None else f", {probe.seq_len} tokens"
+        padded = ", padded" if probe.padded else ""
+        probes[f"probe {number}: batch {probe.batch_size}{length}{padded}"] = probe.difference
+    return {**{key: value for key, value in raw.items() if key != "probes"}, **probes}

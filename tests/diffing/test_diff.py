@@ -11,6 +11,10 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 import optin_cli
+from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
+from optin_cli.artifacts.latency import Ladder, LatencyTable
+from optin_cli.artifacts.reading import KINDS
 from optin_cli.artifacts.scores import Scores, read_scores, write_scores
 from optin_cli.diffing.scores import spearman
 from optin_cli.diffing.tables import diff_values, flatten
@@ -26,6 +30,108 @@ def edit(path, target, change):
     change(raw)
     Path(target).write_text(json.dumps(raw))
     return target
+
+
+SOURCE = Source(name="bert", sha256="0" * 64)
+HEAD = {"optin_version": "0.1.0", "options": {}, "inputs": {"checkpoint": SOURCE}}
+
+
+def make_table(**changes):
+    fields = {
+        "workload": Workload(batch_size=8, seq_len=64),
+        "device": "cpu (abacus)",
+        "threads": 2,
+        "total_ms": 20.0,
+        "groups": {
+            "encoder.0.head": Ladder(units=[0, 1, 4], ms=[0.0, 1.5, 3.0]),
+            "encoder.0.neuron": Ladder(units=[0, 40], ms=[0.0, 5.0]),
+        },
+        "versions": {"torch": "2.6"},
+    }
+    return LatencyTable(**HEAD, **(fields | changes))
+
+
+def make_export(**changes):
+    probes = [
+        ExportProbe(batch_size=3, seq_len=17, padded=True, difference=1e-6),
+        ExportProbe(batch_size=1, seq_len=8, difference=2e-6),
+    ]
+    fields = {
+        "target": "onnx",
+        "files": {"model.onnx": "a" * 64},
+        "family": "bert",
+        "model_class": "BertForSequenceClassification",
+        "auto_class": "AutoModelForSequenceClassification",
+        "takes": {"input_ids": TensorRule(dtype="int64", shape=["batch", "length"])},
+        "gives": {"logits": TensorRule(dtype="float32", shape=["batch", 2])},
+        "opset": 18,
+        "workload": Workload(seq_len=128),
+        "totals": Totals(macs=1000, parameters=100, bytes=400),
+        "certificate": ExportCertificate(loader="onnxruntime", probes=probes, difference=2e-6, tolerance=1e-4),
+        "versions": {"onnx": "1.17"},
+    }
+    return Export(**HEAD, **(fields | changes))
+
+
+def write(path, artifact):
+    Path(path).write_text(artifact.dump())
+    return path
+
+
+@pytest.fixture
+def shelf(made, here):
+    """By kind of artifact: one, another of the same kind, and what a table of the two must show."""
+    from test_report import make_sweep, point
+
+    scores = read_scores(made.scores)
+    write_scores("b.safetensors", Scores(scores.header, {n: v[::-1] for n, v in scores.importance.items()}))
+    sweeps = [make_sweep(SOURCE, SOURCE, [point("optin", 0.5, value)]) for value in (0.88, 0.75)]
+
+    def fewer(raw):
+        raw["groups"]["encoder.0.head"]["kept"] = []
+
+    def worse(raw):
+        raw["metric"]["value"] = 0.125
+
+    def cheaper(raw):
+        raw["totals"]["macs"] = 123
+
+    return {
+        "profile": (made.profile, edit(made.profile, "p.json", cheaper), ["totals.macs", "123"]),
+        "scores": (made.scores, "b.safetensors", ["spearman", "encoder.0.neuron"]),
+        "mask": (made.mask, edit(made.mask, "m.json", fewer), ["encoder.0.head", "jaccard"]),
+        "manifest": (
+            made.pruned / "optin.json",
+            edit(made.pruned / "optin.json", "f.json", fewer),
+            ["encoder.0.head", "jaccard"],
+        ),
+        "eval": (made.evaluation, edit(made.evaluation, "e.json", worse), ["metric.value", "0.125"]),
+        "sweep": (write("s.json", sweeps[0]), write("t.json", sweeps[1]), ["optin at 0.5: value", "0.75"]),
+        "export": (write("x.json", make_export()), write("y.json", make_export(opset=19)), ["opset", "18", "19"]),
+        "latency": (
+            write("l.json", make_table()),
+            write("k.json", make_table(threads=7)),
+            ["threads", "7", "measured with"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", [kind.kind for kind in KINDS])
+def test_every_kind_of_artifact_is_inspected_and_compared(shelf, kind):
+    """A kind that is new in the registry fails here until it has an example, a table and a comparison."""
+    path, other, words = shelf[kind]
+    shown = done("inspect", path).out
+    assert f"optin.{kind}/1" in shown and "checkpoint: bert" in shown and shown.count("\n") > 3
+    assert json.loads(done("inspect", path, "--json").out)["schema"] == f"optin.{kind}/1"
+    same = done("diff", path, path, "--exit-code")
+    assert "They differ in nothing." in same.out
+    found = differ(path, path)
+    assert (found["kind"], found["same"], found["sections"], found["timings"]) == (kind, True, {}, {})
+    run = call("diff", path, other, "--exit-code")
+    assert run.code == 3, run.err
+    assert all(word in run.out for word in words), run.out
+    found = differ(path, other)
+    assert (found["kind"], found["same"]) == (kind, False) and found["sections"]
 
 
 @pytest.mark.parametrize("name", ["mask", "scores", "evaluation", "profile", "bert", "pruned"])
@@ -143,21 +249,82 @@ def test_evaluations_and_what_is_timed(made, here):
 def test_sweeps(here, made):
     from test_report import make_sweep, point
 
-    from optin_cli.artifacts.base import Source
-
-    source = Source(name="bert", sha256="0" * 64)
     sweeps = {
         "a": [point("optin", 0.7, 0.89), point("optin", 0.5, 0.88)],
         "b": [point("optin", 0.7, 0.87, prune_seconds=3.0), point("magnitude", 0.5, 0.7)],
     }
     for name, points in sweeps.items():
         Path(name).mkdir()
-        Path(name, "sweep.json").write_text(make_sweep(source, source, points).dump())
+        Path(name, "sweep.json").write_text(make_sweep(SOURCE, SOURCE, points).dump())
     found = differ("a", "b/sweep.json")
     assert found["summary"] == {"points in both": 1, "only in a": 1, "only in b": 1}
     assert found["sections"]["points"]["optin at 0.5"] == {"a": 0.88, "b": None}
     assert found["sections"]["points"]["optin at 0.7: value"]["b - a"] == pytest.approx(-0.02)
     assert set(found["timings"]) == {"optin at 0.7: prune_seconds"}
+
+
+def test_latency_tables_compare_times_apart_from_what_was_timed(here):
+    faster = {
+        "encoder.0.head": Ladder(units=[0, 1, 4], ms=[0.0, 0.5, 1.5]),
+        "encoder.0.neuron": Ladder(units=[0, 10, 40], ms=[0.0, 2.0, 5.0]),
+        "encoder.1.head": Ladder(units=[0, 4], ms=[0.0, 3.0]),
+    }
+    write("a.json", make_table())
+    write("b.json", make_table(total_ms=15.0, groups=faster, device="cuda (X)", versions={"torch": "2.7"}))
+    found = differ("a.json", "b.json")
+    assert found["summary"] == {"groups in both": 2}
+    assert found["sections"] == {
+        "measured with": {
+            "device": {"a": "cpu (abacus)", "b": "cuda (X)"},
+            "versions.torch": {"a": "2.6", "b": "2.7"},
+        },
+        "kept units that were timed": {
+            "encoder.0.neuron": {"a": [0, 40], "b": [0, 10, 40]},
+            "encoder.1.head": {"a": None, "b": [0, 4]},
+        },
+    }
+    assert found["timings"] == {
+        "total_ms": {"a": 20.0, "b": 15.0, "b - a": -5.0, "b / a": 0.75},
+        "encoder.0.head.ms": {
+            "a": 3.0,
+            "b": 1.5,
+            "b - a": -1.5,
+            "b / a": 0.5,
+            "largest difference": 1.5,
+            "at units": 4,
+        },
+    }
+    write("again.json", make_table(total_ms=21.0))
+    assert "nothing but timings" in done("diff", "a.json", "again.json", "--exit-code").out
+
+
+def test_latency_tables_of_measured_times(made, here):
+    for name in ("a", "b"):
+        done("profile", made.bert, "--latency", "--batch", 1, "--seq-len", 8, "--runs", 1, "-o", f"{name}.json")
+    found = differ("a.json", "b.json")
+    assert found["same"] is True and found["timings"]["total_ms"]["a"] > 0
+
+
+def test_exports_compare_files_tensors_and_certificates(here):
+    write("a.json", make_export())
+    certificate = make_export().certificate
+    probes = [certificate.probes[0].model_copy(update={"difference": 5e-6}), certificate.probes[1]]
+    changes = {
+        "target": "torch-export",
+        "files": {"model.pt2": "b" * 64},
+        "gives": {"logits": TensorRule(dtype="float32", shape=["batch", 3])},
+        "opset": None,
+        "certificate": certificate.model_copy(update={"probes": probes, "difference": 5e-6}),
+    }
+    write("b.json", make_export(**changes))
+    found = differ("a.json", "b.json")
+    assert found["summary"] == {"file a": "model.onnx", "file b": "model.pt2"}
+    sections = found["sections"]
+    assert sections["files"]["model.onnx"] == {"a": "sha256 aaaaaaaaaaaa", "b": None}
+    assert sections["tensors"] == {"gives logits": {"a": "float32 batch x 2", "b": "float32 batch x 3"}}
+    assert set(sections["certificate"]) == {"difference", "probe 0: batch 3, 17 tokens, padded"}
+    assert set(sections["record"]) == {"target", "opset"}
+    assert "batch x 3" in done("diff", "a.json", "b.json").out
 
 
 def test_from_python_and_from_a_pipe(made):
