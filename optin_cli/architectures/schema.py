@@ -19,6 +19,17 @@ Layout = Literal["BTC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 
 
+Purpose = Literal[
+    "classification",
+    "regression",
+    "similarity",
+    "question-answering",
+    "token-classification",
+    "next-token-prediction",
+]
+"""What a model is for: every kind of task, and purposes that no task measures yet."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -198,13 +209,20 @@ class OutputRule(_Strict):
 
 
 class HeadRule(_Strict):
-    """A kind of model head, by what loads it (an auto class of transformers), and what it puts out.
+    """A kind of model head, by what loads it (an auto class of transformers), what it is for and what it puts out.
 
-    pipeline: the task that hubs file such models under.
+    pipeline: the task that hubs file such models under. purpose: the kind of task that fits such a model, which its
+    problem type may change.
     """
 
     library: LibraryName = "transformers"
     pipeline: str | None = None
+    purpose: Purpose
+    purpose_by_problem_type: dict[str, Purpose] = {}
     outputs: list[OutputRule] = Field(min_length=1)
     may_miss: list[str] = []
     """First path components of weights that no output depends on and that checkpoints often lack."""
+
+    def purpose_for(self, problem_type: str | None) -> Purpose:
+        """What a model with this head is for, given its config's `problem_type`."""
+        return self.purpose_by_problem_type.get(problem_type or "", self.purpose)

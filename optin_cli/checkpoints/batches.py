@@ -19,8 +19,67 @@ from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.tokenize import DEFAULT_LENGTH, make_batches, usable_length
 from optin_cli.errors import CheckpointError, DataError, UsageError
 from optin_cli.options.images import ImageOptions
-from optin_cli.progress import SILENT, Progress
-from optin_cli.tasks.schema import Role, Task
+from optin_cli.progress import Note, Tell
+from optin_cli.tasks.schema import Role, Task, require_modality
+
+OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
+
+
+def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -> None:
+    """Refuse a task that is not what the model is for. Needs no samples, so it can run before any are read.
+
+    Raises:
+        DataError: the task is on the other modality, or of another kind than the model's head, or the head has not
+            one output for regression, or only one for classification.
+    """
+    require_modality(task, checkpoint.modality)
+    counted = ""
+    if checkpoint.purpose == task.kind and task.kind in ("classification", "regression"):
+        one = checkpoint.num_labels == 1
+        counted = "" if one == (task.kind == "regression") else f" with {checkpoint.num_labels} output{'s' * (not one)}"
+    if checkpoint.purpose != task.kind or counted:
+        raise DataError(
+            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
+            f"for {checkpoint.purpose}{counted}.",
+            hint=hint,
+        )
+
+
+def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed_by: str, hint: str) -> None:
+    """Refuse calibration by labels that the model has no loss for. Needs no samples, like `require_fit`.
+
+    Args:
+        task: the task whose labels they are, None for the labels of a file or folder.
+        data: what the calibration data is called. needed_by: what needs the labels; both for the message.
+
+    Raises:
+        DataError: the task does not fit, or the model does not predict one label per sample.
+        UsageError: labels of classes for a model of sentence embeddings.
+    """
+    if task is not None:
+        require_fit(checkpoint, task, hint=hint)
+    elif checkpoint.purpose == "similarity" and checkpoint.modality == "text":
+        raise _no_classes(checkpoint, data)
+    output = checkpoint.structure.outputs[0]
+    known = {
+        "classification": output.kind == "categorical" and checkpoint.num_labels > 1,
+        "regression": checkpoint.num_labels == 1,
+        "similarity": checkpoint.modality == "text",
+    }
+    if not known.get(checkpoint.purpose, False):
+        several = " with several labels per sample" if output.kind == "bernoulli" else ""
+        raise DataError(
+            f"{needed_by} needs the loss of one label per sample, but {checkpoint.name} is a "
+            f"{checkpoint.model_class} for {checkpoint.purpose}{several}.",
+            hint=hint,
+        )
+
+
+def _no_classes(checkpoint: Checkpoint, data: str) -> UsageError:
+    return UsageError(
+        f"{checkpoint.name} puts out sentence embeddings; the labels of {data} name no classes of it.",
+        hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
+    )
 
 
 def read_samples(
@@ -125,10 +184,7 @@ def encode(
         pairs = pair_batches(samples, task, tokenizer, batch_size=batch_size, max_length=length)
         return fit_inputs(checkpoint, pairs)
     if labelled and checkpoint.purpose == "similarity":
-        raise UsageError(
-            f"{checkpoint.name} puts out sentence embeddings; the labels of {samples.name} name no classes of it.",
-            hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
-        )
+        raise _no_classes(checkpoint, samples.name)
     batches = make_batches(
         samples,
         tokenizer,

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
+from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
 from optin_cli.checkpoints.libraries.hub import download
@@ -36,16 +36,6 @@ from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.model.structure import Structure, find_structure
 from optin_cli.model.tokens import measured
-
-PURPOSES: Mapping[str, str] = MappingProxyType(
-    {
-        "AutoModel": "similarity",
-        "AutoModelForQuestionAnswering": "question-answering",
-        "AutoModelForTokenClassification": "token-classification",
-    }
-)
-"""The kind of task that each class of models is for; one for sequences is told by its problem type."""
-
 
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
@@ -152,10 +142,9 @@ class Checkpoint:
         return self.blueprint.problem_type
 
     @property
-    def purpose(self) -> str:
-        """The kind of task that the model is for."""
-        fallback = "regression" if self.problem_type == "regression" else "classification"
-        return PURPOSES.get(self.auto_class, fallback)
+    def purpose(self) -> Purpose:
+        """The kind of task that the model is for, by its head and problem type."""
+        return known_heads()[self.auto_class].purpose_for(self.problem_type)
 
     def preprocess(self) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width).

@@ -17,7 +17,7 @@ from typing import Any
 from optin_cli.data.text.formats import TEXT_READERS
 from optin_cli.errors import DataError, UsageError, did_you_mean, first_line
 from optin_cli.tasks.registry import load_task, task_names
-from optin_cli.tasks.schema import Modality, Role, Task
+from optin_cli.tasks.schema import Modality, Role, Task, require_modality
 
 FALLBACKS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("validation", "test")}
 
@@ -64,11 +64,8 @@ def resolve_source(
         if task is not None and task.name != source:
             raise UsageError(f"The data is of task {source}, but task {task.name} was asked for.")
         task = task or load_task(source)
-    if task is not None and task.modality != modality:
-        raise DataError(
-            f"The task {task.name} is one on {task.modality}s, but the model takes {modality}s.",
-            hint=f"Tasks on {modality}s: {', '.join(n for n in task_names() if load_task(n).modality == modality)}.",
-        )
+    if task is not None:
+        require_modality(task, modality)
     return task, data
 
 

@@ -9,7 +9,7 @@ import torch
 
 from optin_cli.artifacts.base import Options, Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
-from optin_cli.checkpoints.batches import read_samples
+from optin_cli.checkpoints.batches import read_samples, require_fit
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, random_inputs, workload_of
 from optin_cli.data.load import AnySamples
@@ -51,6 +51,9 @@ def evaluate_checkpoint(
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
     options = options or EvalOptions()
+    for each in (checkpoint, against):
+        if each is not None and task is not None:
+            require_fit(each, task)
     workload = workload_of(checkpoint, options.seq_len)
     labelled = task is not None and samples is not None and samples.labelled
     if samples is not None and not labelled and against is None:
@@ -225,7 +228,11 @@ def evaluate(
     known = None if task is None else load_task(task)
     device = device_for(None, checkpoint, against)
     opened = as_evaluated(checkpoint, device)
+    if known is not None:
+        require_fit(opened, known)
     other = None if against is None else as_evaluated(against, device)
+    if known is not None and other is not None:
+        require_fit(other, known)
     chosen = None
     if task is not None or data is not None:
         chosen = read_samples(

@@ -133,14 +133,3 @@ def require_pairs(trial: Trial, task: Task) -> None:
             f"{trial.samples.name} have one.",
             hint="Name both columns with --text-columns A,B.",
         )
-
-
-def require_fit(trial: Trial, task: Task) -> None:
-    """Refuse a checkpoint whose head is not what the kind of task needs."""
-    checkpoint = trial.checkpoint
-    if checkpoint.purpose != task.kind:
-        raise DataError(
-            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {checkpoint.model_class} "
-            f"for {checkpoint.purpose}.",
-            hint="Evaluate on a task the model was trained for, or leave out --task and compare with --against.",
-        )

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from optin_cli.artifacts.scores import Scores
-from optin_cli.checkpoints.batches import read_samples
+from optin_cli.checkpoints.batches import read_samples, require_loss
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.synthetic_inputs import workload_length
+from optin_cli.data.sources import resolve_source
 from optin_cli.errors import UsageError
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
@@ -55,6 +56,14 @@ def score(
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
+    if criterion.needs_labels:
+        require_loss(
+            checkpoint,
+            resolve_source(calib, None, None if data is None else Path(data), checkpoint.modality)[0],
+            data=str(calib or data),
+            needed_by=f"The criterion {options.criterion}",
+            hint="Use --criterion trajectory, which needs no labels, or labelled data of the model's own task.",
+        )
     tokens = check_units(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
     calibration = None

@@ -17,12 +17,12 @@ from pathlib import Path
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
-from optin_cli.checkpoints.batches import read_samples
+from optin_cli.checkpoints.batches import read_samples, require_fit, require_loss
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.data.load import AnySamples
-from optin_cli.data.sources import WHOLE
+from optin_cli.data.sources import WHOLE, resolve_source
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError, did_you_mean
 from optin_cli.evaluation.evaluate import evaluate_checkpoint, predict_samples
 from optin_cli.evaluation.metrics import find_metric
@@ -48,7 +48,7 @@ from optin_cli.sweeping.candidate import (
     scoring_constants,
 )
 from optin_cli.sweeping.plots import write_pictures
-from optin_cli.tasks.registry import load_task, task_named
+from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
@@ -338,6 +338,19 @@ def sweep(
     known, chosen = load_task(task), {name: find_recipe(name) for name in options.recipes}
     check_folder(Path(output), resume=resume, force=force)
     opened = as_checkpoint(checkpoint)
+    require_fit(opened, known)
+    shared = calib_data is None and calib == task and data is not None and Path(data).is_dir()
+    calib_data = data if shared else calib_data
+    calib_task, _ = resolve_source(calib, None, None if calib_data is None else Path(calib_data), opened.modality)
+    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
+    if needy:
+        require_loss(
+            opened,
+            calib_task or known,
+            data=calib,
+            needed_by=f"The recipe {needy[0]}",
+            hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
+        )
     samples = read_samples(
         opened,
         None,
@@ -353,8 +366,6 @@ def sweep(
     )
     if not samples.labelled:
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
-    shared = calib_data is None and calib == task and data is not None and Path(data).is_dir()
-    calib_data = data if shared else calib_data
 
     def read(*, labelled: bool) -> AnySamples:
         return read_samples(
@@ -371,7 +382,6 @@ def sweep(
             labelled=labelled,
         )
 
-    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
     calibration = read(labelled=False)
     # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
     by_labels = read(labelled=True) if needy and known.each_alone else calibration
@@ -391,7 +401,7 @@ def sweep(
                 opened,
                 by_labels if labelled else calibration,
                 scoring,
-                task=task_named(calib) or known,
+                task=calib_task or known,
                 labelled=labelled,
             ),
             source=Source(name=calibration.name, sha256=calibration.sha256),  # one for all recipes

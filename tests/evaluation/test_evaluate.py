@@ -1,15 +1,25 @@
-"""Every task of one label a sample runs in evaluation, on tiny models."""
+"""Every task of one label a sample runs in evaluation, on tiny models; tasks that do not fit a model are refused."""
+
+from pathlib import Path
+from typing import get_args
 
 import pytest
-from helpers.models import save_checkpoint
-from helpers.running import write_rows
+from helpers.models import save_checkpoint, save_images
+from helpers.running import call, tree, write_rows
+from pydantic import ValidationError
 
+import optin_cli
+from optin_cli.architectures.registry import known_heads
+from optin_cli.architectures.schema import HeadRule, Purpose
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.data.text.samples import load_samples
-from optin_cli.errors import DataError
+from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation.evaluate import evaluate_checkpoint
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.sweep import SweepOptions
 from optin_cli.tasks.registry import load_task, task_names
+from optin_cli.tasks.schema import Kind
 
 OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
 TEXT_TASKS = [task for task in map(load_task, task_names()) if task.modality == "text"]
@@ -48,3 +58,176 @@ def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
     samples = load_samples(str(path), split="evaluation")
     with pytest.raises(DataError, match="different things: 1 and 0"):
         evaluate_checkpoint(checkpoints[2], samples, against=checkpoints[1], options=OPTIONS)
+
+
+# Tasks that do not fit
+
+
+def test_every_kind_of_head_says_what_it_is_for():
+    found = {name: (head.purpose, head.purpose_by_problem_type) for name, head in known_heads().items()}
+    regression = {"regression": "regression"}
+    assert found == {
+        "AutoModelForSequenceClassification": ("classification", regression),
+        "AutoModelForImageClassification": ("classification", regression),
+        "timm.create_model": ("classification", {}),
+        "AutoModelForTokenClassification": ("token-classification", {}),
+        "AutoModelForCausalLM": ("next-token-prediction", {}),
+        "AutoModelForQuestionAnswering": ("question-answering", {}),
+        "AutoModel": ("similarity", {}),
+    }
+    assert set(get_args(Kind)) < set(get_args(Purpose))
+    for head in known_heads().values():
+        with pytest.raises(ValidationError, match="purpose"):
+            HeadRule.model_validate(head.model_dump(exclude={"purpose"}))
+
+
+MODELS = {
+    "classes": {"head": "classes", "num_labels": 2},
+    "labels": {"head": "labels"},
+    "one-class": {"head": "classes", "num_labels": 1, "problem_type": "single_label_classification"},
+    "regression": {"head": "regression"},
+    "two-numbers": {"head": "regression", "num_labels": 2, "problem_type": "regression"},
+    "encoder": {"head": "base"},
+    "answers": {"head": "answers"},
+    "tokens": {"head": "tokens"},
+    "decoder": {"family": "llama", "head": "next"},
+    "sight": None,
+}
+"""Tiny models for each purpose, of both modalities; None for an image classifier."""
+ONE_OF_EACH = {
+    "sst2": {"classes", "labels"},
+    "stsb": {"regression"},
+    "stsb-cosine": {"encoder"},
+    "squad": {"answers"},
+    "imagefolder": {"sight"},
+}
+"""A task of every kind and modality, and the models that it fits."""
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("zoo")
+    folders = {
+        name: save_images(root / name, "vit") if options is None else save_checkpoint(root / name, **options)
+        for name, options in MODELS.items()
+    }
+    return {name: load_checkpoint(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def unread(here):
+    """A missing file for --data, a broken file of texts, and a folder without images: whoever reads them fails."""
+    Path("broken.jsonl").write_text("{")
+    Path("empty").mkdir()
+    return here
+
+
+def reason(checkpoint, task):
+    """The start of the message that refuses a task for a model."""
+    modality = load_task(task).modality
+    if modality != checkpoint.modality:
+        return f"The task {task} is one on {modality}s, but the model takes {checkpoint.modality}s"
+    named = f"{checkpoint.name} is a {checkpoint.model_class} for {checkpoint.purpose}"
+    return f"The task {task} is a {load_task(task).kind} task, but {named}"
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_task_that_does_not_fit_is_refused_before_data_is_read(zoo, unread, name, task):
+    checkpoint = zoo[name]
+    expected = "nowhere does not exist" if name in ONE_OF_EACH[task] else reason(checkpoint, task)
+    for run in (
+        lambda: optin_cli.evaluate(checkpoint, task, data="nowhere", options=OPTIONS),
+        lambda: optin_cli.sweep(
+            checkpoint, "broken.jsonl", task, "out", SweepOptions(keep_flops=(0.5,)), data="nowhere"
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            run()
+        assert caught.value.message.startswith(expected), caught.value.message
+    assert set(tree(unread)) == {"broken.jsonl", "empty"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_OF_EACH["sst2"]])
+def test_the_other_model_must_fit_too(zoo, unread, name):
+    with pytest.raises(DataError) as caught:
+        optin_cli.evaluate(zoo["classes"], "sst2", data="nowhere", against=zoo[name], options=OPTIONS)
+    assert caught.value.message.startswith(reason(zoo[name], "sst2"))
+
+
+def test_outputs_are_counted_where_the_kind_fits(zoo, unread):
+    for name, task, words in (
+        ("one-class", "sst2", "for classification with 1 output."),
+        ("two-numbers", "stsb", "for regression with 2 outputs."),
+    ):
+        with pytest.raises(DataError) as caught:
+            optin_cli.evaluate(zoo[name], task, data="nowhere", options=OPTIONS)
+        assert caught.value.message.endswith(words)
+
+
+def test_a_decoder_is_no_classifier(zoo, here, monkeypatch):
+    monkeypatch.setattr(type(zoo["decoder"].model), "forward", lambda *_a, **_k: pytest.fail("the model ran"))
+    data = write_rows(here / "d.jsonl", [{"sentence": "a b", "label": 0}, {"sentence": "good", "label": 1}])
+    before = tree(here)
+    run = call("eval", zoo["decoder"].folder, "--task", "sst2", "--data", data, "--latency-runs", 0)
+    assert (run.code, run.out) == (1, "")
+    assert "decoder is a LlamaForCausalLM for next-token-prediction" in run.err and "--against" in run.err
+    assert tree(here) == before
+
+
+NO_LOSS = "needs the loss of one label per sample, but"
+CALIBRATED = {
+    "classes": [("broken.jsonl", None), ("sst2", None), ("stsb", "The task stsb is a regression task")],
+    "labels": [("broken.jsonl", NO_LOSS), ("sst2", NO_LOSS)],
+    "one-class": [("broken.jsonl", NO_LOSS), ("sst2", "with 1 output.")],
+    "regression": [("broken.jsonl", None), ("stsb", None), ("sst2", "The task sst2 is a classification task")],
+    "two-numbers": [("broken.jsonl", NO_LOSS), ("stsb", "with 2 outputs.")],
+    "encoder": [
+        ("broken.jsonl", "encoder puts out sentence embeddings; the labels of broken.jsonl name no classes"),
+        ("stsb-cosine", None),
+        ("sst2", "The task sst2 is a classification task"),
+    ],
+    "answers": [("broken.jsonl", NO_LOSS), ("squad", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "tokens": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "decoder": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "sight": [("empty", None), ("imagefolder", None), ("sst2", "The task sst2 is one on texts")],
+}
+"""Calibration data, and why its labels are of no use to the model; None where they are, so that it is read."""
+
+
+@pytest.mark.parametrize(
+    ("name", "calib", "words"), [(name, *case) for name, table in CALIBRATED.items() for case in table]
+)
+def test_labels_that_do_not_fit_are_refused_before_data_is_read(zoo, unread, name, calib, words):
+    read = {"broken.jsonl": "broken.jsonl, line 1", "empty": "holds no images"}.get(calib, "nowhere does not exist")
+    data = None if Path(calib).exists() else "nowhere"
+    with pytest.raises((DataError, UsageError)) as caught:
+        optin_cli.score(zoo[name], calib, data=data, options=ScoreOptions(criterion="fisher"))
+    assert (words or read) in caught.value.message, caught.value.message
+    if words == NO_LOSS:
+        assert caught.value.message.startswith("The criterion fisher") and "trajectory" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "calib", "recipe", "words"),
+    [
+        ("answers", "squad", "broken.jsonl", "kwon", f"The recipe kwon {NO_LOSS}"),
+        ("answers", "squad", "broken.jsonl", "optin", None),
+        ("labels", "sst2", "broken.jsonl", "fisher", f"The recipe fisher {NO_LOSS}"),
+        ("classes", "sst2", "stsb", "optin,fisher", "The task stsb is a regression task"),
+        ("classes", "sst2", "stsb", "optin", None),
+        ("classes", "sst2", "imagefolder", "optin", "The task imagefolder is one on images"),
+        ("encoder", "stsb-cosine", "broken.jsonl", "fisher", None),
+    ],
+)
+def test_sweeps_ask_what_labels_are_of_before_data_is_read(zoo, unread, name, task, calib, recipe, words):
+    with pytest.raises(DataError) as caught:
+        optin_cli.sweep(
+            zoo[name],
+            calib,
+            task,
+            "out",
+            SweepOptions(tuple(recipe.split(",")), keep_flops=(0.5,)),
+            data="nowhere",
+        )
+    assert caught.value.message.startswith(words or "nowhere does not exist"), caught.value.message

@@ -18,7 +18,7 @@ from optin_cli.data.text.tokenize import cut_batches
 from optin_cli.data.text.windows import Windows, cut_windows
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, distributions, keys_of, predict, require_fit, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, distributions, keys_of, predict, require_pairs
 from optin_cli.evaluation.predictors.spans import best_spans
 from optin_cli.options.evaluation import AnswerOptions
 
@@ -32,7 +32,6 @@ def predict_answers(trial: Trial) -> Prediction:
     chosen = trial.options.answers
     if task is None:
         raise UsageError("Questions are answered for a task.")
-    require_fit(trial, task)
     require_pairs(trial, task)
     tokenizer = checkpoint.tokenizer()
     length = model_length(checkpoint, tokenizer, trial.options.max_length, default=WINDOW)

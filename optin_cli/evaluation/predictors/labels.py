@@ -12,7 +12,6 @@ from optin_cli.evaluation.predict import (
     distributions,
     encoded,
     predict_plain,
-    require_fit,
     run_model,
 )
 from optin_cli.tasks.schema import Task
@@ -23,8 +22,7 @@ def predict_labels(trial: Trial) -> Prediction:
     checkpoint, samples, task = trial.checkpoint, trial.samples, trial.task
     if task is None or samples.labels is None:
         return predict_plain(trial)
-    require_fit(trial, task)
-    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.progress)
+    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.tell)
     labels, (logits, *_) = outcome.labels, outcome.outputs
     if labels is None:
         return predict_plain(trial)

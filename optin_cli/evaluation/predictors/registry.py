@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from optin_cli.checkpoints.batches import require_fit
 from optin_cli.evaluation.predict import Prediction, Trial, predict_plain
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
@@ -25,5 +26,12 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
 
 
 def run_trial(trial: Trial) -> Prediction:
-    """Predict as the task's kind demands; without a task, run the model on the samples as they are."""
-    return predict_plain(trial) if trial.task is None else PREDICTORS[trial.task.kind](trial)
+    """Predict as the task's kind demands; without a task, run the model on the samples as they are.
+
+    Raises:
+        DataError: the task does not fit the checkpoint.
+    """
+    if trial.task is None:
+        return predict_plain(trial)
+    require_fit(trial.checkpoint, trial.task)
+    return PREDICTORS[trial.task.kind](trial)

@@ -17,7 +17,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_fit, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_pairs
 from optin_cli.model.forward import call_model, mean_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -27,7 +27,6 @@ def predict_similarity(trial: Trial) -> Prediction:
     samples, task = require_texts(trial.samples), trial.task
     if task is None:
         raise UsageError("Similarity is measured for a task.")
-    require_fit(trial, task)
     require_pairs(trial, task)
     labels = label_values(samples)
     alone = replace(samples, texts=[(texts[side],) for side in range(2) for texts in samples.texts], labels=None)
