@@ -85,6 +85,17 @@ class Workload(Frozen):
         return f"{height} x {width} pixels" + (f" of {channels} channel(s)" if channels != 3 else "")
 
 
+def device_type(device: str) -> str:
+    """The type of a recorded device: cpu of "cpu (AMD EPYC 7763)" and of "cpu", as early files say."""
+    return device.partition(" ")[0]
+
+
+def timed_on(device: str, threads: int) -> str:
+    """What times were measured on, in words: the recorded device and, of a CPU, how many threads were used."""
+    counted = f", {threads} thread{'' if threads == 1 else 's'}" if device_type(device) == "cpu" else ""
+    return f"{device}{counted}"
+
+
 def to_json(value: Any) -> str:
     """Format as indented JSON with lists of numbers on one line, so that masks can be read and edited."""
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
+from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
 
 
 class Measure(Frozen):
@@ -17,7 +17,11 @@ class Measure(Frozen):
 
 
 class Latency(Workload):
-    """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
+    """Median wall time of one forward pass.
+
+    device: its type and name, as latency tables have it; early files have the type of a CPU alone. runtime: what ran
+    it, torch or the runtime of an exported file.
+    """
 
     runs: int
     device: str
@@ -25,6 +29,11 @@ class Latency(Workload):
     threads: int
     median_ms: float
     samples_per_second: float
+
+    @property
+    def timed_on(self) -> str:
+        """The device and, of a CPU, its threads, in words."""
+        return timed_on(self.device, self.threads)
 
 
 class Comparison(Frozen):

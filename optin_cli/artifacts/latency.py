@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Workload
+from optin_cli.artifacts.base import Artifact, Frozen, Workload, timed_on
 
 Vector = NDArray[np.float64]
 
@@ -62,6 +62,11 @@ class LatencyTable(Artifact):
     total_ms: float = Field(gt=0)
     groups: dict[str, Ladder]
     versions: dict[str, str]
+
+    @property
+    def timed_on(self) -> str:
+        """The device and, of a CPU, its threads, in words."""
+        return timed_on(self.device, self.threads)
 
     def curves(self) -> dict[str, Vector]:
         """Share of the whole model's time taken by 0, 1, … units of each group."""

@@ -102,8 +102,7 @@ def latency_table(result: LatencyTable) -> Table:
     work = result.workload
     table = Table(
         title=f"{result.inputs['checkpoint'].name}: {result.total_ms:.2f} ms",
-        caption=f"batch {work.batch_size}, {work.shape}, {result.device}, {result.threads} thread(s); times are what "
-        "so many kept units add.",
+        caption=f"batch {work.batch_size}, {work.shape}, {result.timed_on}; times are what that many kept units add.",
     )
     table.add_column("group", no_wrap=True)
     table.add_column("kept units: ms")

@@ -11,8 +11,15 @@ from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
 from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
 
-TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seconds", "prune_seconds")
-"""Last words of the keys that differ between any two runs."""
+TIMED_WORDS = (
+    "median_ms",
+    "samples_per_second",
+    "latency_ratio",
+    "prepare_seconds",
+    "prune_seconds",
+    "latency.device",
+)
+"""How keys end whose values differ between any two runs, or two machines."""
 
 
 def _split(rows: Section) -> tuple[Section, Section]:

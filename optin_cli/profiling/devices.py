@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from optin_cli.artifacts.base import device_type
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -28,7 +30,7 @@ def _cpu_name() -> str:
 
 def other_device(device: str, threads: int) -> str | None:
     """How what is here differs from a device and thread count that were recorded; None where it does not."""
-    kind = device.partition(" ")[0]
+    kind = device_type(device)
     if kind == "cuda":
         here = describe_device(torch.device("cuda")) if torch.cuda.is_available() else "no accelerator"
     else:

@@ -13,6 +13,7 @@ from optin_cli.artifacts.base import Workload
 from optin_cli.artifacts.evaluation import Latency
 from optin_cli.errors import UsageError
 from optin_cli.model.forward import call_model
+from optin_cli.profiling.devices import describe_device
 
 
 def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, warmup: int) -> list[list[float]]:
@@ -68,7 +69,7 @@ def forward_latency(
         Latency(
             **workload.model_dump(),
             runs=runs,
-            device=_device_name(device),
+            device=describe_device(device),
             threads=torch.get_num_threads(),
             median_ms=1000 * median(mine),
             samples_per_second=workload.batch_size / median(mine),
@@ -96,7 +97,3 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -283,10 +283,12 @@ def _measured(evaluation: Evaluation) -> str:
     if evaluation.latency is not None:
         rows.append(_latency(evaluation.latency, other))
     task = f", task `{evaluation.task}`" if evaluation.task else ""
+    # Names of processors are long: beside the table, not in it.
+    timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
     lines = [
         "## Metric and latency",
         "",
-        f"By `optin eval` {evaluation.optin_version}{task}. Behind ± is the standard error; "
+        f"By `optin eval` {evaluation.optin_version}{task}.{timed} Behind ± is the standard error; "
         "a cell without a number was not measured.",
         "",
         "| | on | before | after | change |",
@@ -298,10 +300,9 @@ def _measured(evaluation: Evaluation) -> str:
 
 def _latency(latency: Latency, other: Comparison | None) -> tuple[str, str, str, str, str]:
     ratio = other.latency_ratio if other is not None else None
-    threads = f", {latency.threads} thread{'s' if latency.threads != 1 else ''}" if latency.device == "cpu" else ""
     return (
         "latency, ms",
-        f"batch {latency.batch_size}, {latency.shape}, {latency.device}{threads}, median of {latency.runs} runs",
+        f"batch {latency.batch_size}, {latency.shape}, median of {latency.runs} runs",
         f"{latency.median_ms / ratio:.4g}" if ratio else "",
         f"{latency.median_ms:.4g}",
         f"ratio {ratio:.3f}" if ratio else "",

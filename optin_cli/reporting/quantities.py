@@ -145,8 +145,7 @@ HOW_TO_MEASURE = "Not measured: optin eval with --against measures both models i
 
 
 def _conditions(latency: Latency) -> str:
-    threads = f", {latency.threads} thread{'s' if latency.threads != 1 else ''}" if latency.device == "cpu" else ""
-    return f"median of {latency.runs} runs, batch {latency.batch_size}, {latency.shape}, {latency.device}{threads}"
+    return f"median of {latency.runs} runs, batch {latency.batch_size}, {latency.shape}, {latency.timed_on}"
 
 
 def _speed(evaluation: Evaluation) -> Quantity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,10 @@ METADATA: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"D
 
 
 WIDTH, HEIGHT = 60, 14
+
+
+LABEL_WIDTH = 56
+"""Characters that fit below one of two panels."""
 
 
 def by_recipe(sweep: Sweep) -> dict[str, list[SweepPoint]]:
@@ -116,9 +121,9 @@ def _label_latency(axes: Axes, sweep: Sweep) -> None:
     if latency is None:
         return
     axes.set_xlabel(
-        f"latency, share of the original, timed side by side\n(batch {latency.batch_size}, {latency.shape}, "
-        f"{latency.device}, {latency.threads} thread{'s' if latency.threads > 1 else ''}; "
-        f"original {latency.median_ms:.3g} ms)"
+        "latency, share of the original, timed side by side\n"
+        f"(batch {latency.batch_size}, {latency.shape}; original {latency.median_ms:.3g} ms)\n"
+        + textwrap.fill(latency.timed_on, LABEL_WIDTH, break_on_hyphens=False)
     )
 
 

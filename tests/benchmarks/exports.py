@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -21,12 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 import optin_cli
+from optin_cli.artifacts.base import timed_on
 from optin_cli.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from optin_cli.checkpoints.synthetic_inputs import random_inputs, workload_of
 from optin_cli.errors import OptinError
 from optin_cli.exporting.load import load_evaluated
 from optin_cli.exporting.registry import MODULES
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -78,7 +79,7 @@ def main() -> None:
                 small, original = (each.median_ms for each in times)
                 rows[target][f"batch {batch}"] = {"small_ms": small, "original_ms": original, "ratio": small / original}
     runtimes = {t: "torch" if m.recorded is None else m.recorded.runtime for t, (m, _) in opened.items()}
-    device = f"cpu ({platform.machine()}), {asked.threads} thread(s)"
+    device = timed_on(describe_device(torch.device("cpu")), asked.threads)
     first = rows[EAGER]
     table = Table(
         title=f"{asked.small.name} against {asked.original.name}: {asked.data.name}, {first['samples']} samples",

@@ -25,6 +25,7 @@ from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.data.text.samples import load_samples
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.profiling.devices import describe_device
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
 
@@ -72,7 +73,7 @@ def main() -> None:
         "samples": len(samples.texts),
         "probes": options.probes,
         "neurons": share * len(neuron_groups),
-        "device": "cpu",
+        "device": describe_device(checkpoint.device),
         "threads": torch.get_num_threads(),
         "spearman": {},
     }

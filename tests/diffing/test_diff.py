@@ -237,10 +237,16 @@ def test_evaluations_and_what_is_timed(made, here):
     def worse(raw):
         raw["metrics"]["accuracy"] = raw["metric"]["value"] = 0.25
 
+    def elsewhere(raw):
+        raw["latency"]["device"] = "cpu (abacus)"
+
     edit(made.evaluation, "slow.json", slower)
     run = done("diff", made.evaluation, "slow.json", "--exit-code")
     assert "nothing but timings" in run.out and "median_ms" in run.out
     assert differ(made.evaluation, "slow.json")["timings"]["latency.median_ms"]["b / a"] == pytest.approx(2)
+    edit(made.evaluation, "elsewhere.json", elsewhere)
+    assert "nothing but timings" in done("diff", made.evaluation, "elsewhere.json", "--exit-code").out
+    assert differ(made.evaluation, "elsewhere.json")["timings"]["latency.device"]["b"] == "cpu (abacus)"
     edit(made.evaluation, "worse.json", worse)
     assert differ(made.evaluation, "worse.json")["sections"]["measures"]["metric.value"]["b"] == 0.25
     assert call("diff", made.evaluation, "worse.json", "--exit-code").code == 3

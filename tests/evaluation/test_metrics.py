@@ -8,6 +8,7 @@ import torch
 from optin_cli.artifacts.base import Workload
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation.metrics import METRICS, agreement, mean_kl, score_metrics, standard_error
+from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency, measure_latency
 
 
@@ -137,7 +138,9 @@ def test_forward_latency_measures_in_evaluation_mode_and_restores_it():
     assert toy.seen == [(False, True)] * 4
     assert (toy.training, toy.frozen.training) == (True, False)
     for latency in results:
-        assert (latency.batch_size, latency.seq_len, latency.runs, latency.device) == (2, 3, 2, "cpu")
+        assert (latency.batch_size, latency.seq_len, latency.runs) == (2, 3, 2)
+        assert latency.device == describe_device(torch.device("cpu"))
+        assert latency.threads == torch.get_num_threads()
         assert latency.samples_per_second == pytest.approx(2000 / latency.median_ms)
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optin_cli
-from optin_cli.artifacts.base import Source, Totals, Workload, parse
+from optin_cli.artifacts.base import Source, Totals, Workload, parse, timed_on
 from optin_cli.artifacts.costs import GroupCost, StockCounts
-from optin_cli.artifacts.evaluation import Latency
+from optin_cli.artifacts.evaluation import Evaluation, Latency
 from optin_cli.artifacts.latency import MOST_LEVELS, Ladder, LatencyTable, coarser, isotonic
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import load_checkpoint
@@ -229,6 +229,30 @@ def test_the_file_says_what_was_measured(table, made):
     assert found.threads == 1 and found.device == describe_device(torch.device("cpu")) and "torch" in found.versions
     assert "encoder.0.neuron" in done("inspect", table).out
     assert done("inspect", table, "--json").out == table.read_text()
+
+
+def test_tables_and_evaluations_name_the_device_alike(table, made):
+    evaluation = parse(Evaluation, made.evaluation.read_text(), "evaluation")
+    found = parse(LatencyTable, table.read_text(), "table")
+    assert evaluation.latency.device == found.device == describe_device(torch.device("cpu"))
+    assert found.device.startswith("cpu (")
+    shown = " ".join(done("inspect", table).out.split())
+    assert found.timed_on in shown and found.timed_on.endswith(", 1 thread")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "words"),
+    [
+        ("cpu", 1, "cpu, 1 thread"),
+        ("cpu", 2, "cpu, 2 threads"),
+        ("cpu (AMD EPYC 7763 64-Core Processor)", 2, "cpu (AMD EPYC 7763 64-Core Processor), 2 threads"),
+        ("cuda (NVIDIA H100)", 2, "cuda (NVIDIA H100)"),
+        ("mps", 2, "mps"),
+    ],
+)
+def test_threads_are_told_of_cpus_alone(device, threads, words):
+    assert timed_on(device, threads) == words
+    assert make_table({"a": Ladder(units=[0, 1], ms=[0, 1])}, device=device, threads=threads).timed_on == words
 
 
 def test_search_meets_time_and_flops_together(table, made, here):

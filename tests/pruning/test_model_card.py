@@ -59,6 +59,25 @@ def test_measured_numbers_go_into_the_card(made, pruned):
     assert "accuracy" not in section((pruned / "README.md").read_text()), "an evaluation without a metric claims none"
 
 
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cpu", "Latency was measured on cpu, 2 threads."),
+        ("cpu (AMD EPYC 7763 64-Core Processor)", "on cpu (AMD EPYC 7763 64-Core Processor), 2 threads."),
+        ("cuda (NVIDIA H100 80GB HBM3)", "on cuda (NVIDIA H100 80GB HBM3)."),
+    ],
+)
+def test_the_device_stands_beside_the_table_and_not_in_it(made, pruned, device, words):
+    result = parse(Evaluation, made.evaluation.read_bytes(), "e")
+    speed = result.latency.model_copy(update={"device": device, "threads": 2})
+    write_measured(pruned, result.model_copy(update={"latency": speed}))
+    lines = section((pruned / "README.md").read_text()).splitlines()
+    assert any(words in line for line in lines)
+    rows = [line for line in lines if line.startswith("|")]
+    assert any("| latency, ms | batch 32, 64 tokens, median of 2 runs |" in row for row in rows), rows
+    assert not any(device in row for row in rows)
+
+
 def test_what_people_wrote_stays(made, pruned):
     text = (pruned / "README.md").read_text()
     (pruned / "README.md").write_text(text.replace("## Limits", "Mine: {curly} \\1.\n\n## Limits"))

@@ -304,6 +304,37 @@ def test_the_cut_model_in_the_frontier_of_its_sweep(swept):
     assert any("This report's model has" in node.text for node in root.all("figcaption"))
 
 
+def timed_as(path, **changes):
+    """Edit what the latency of an evaluation was measured with."""
+    raw = json.loads(Path(path).read_text())
+    raw["latency"].update(changes)
+    Path(path).write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cpu", "64 tokens, cpu, 3 threads"),
+        ("cpu (AMD EPYC 7763)", "64 tokens, cpu (AMD EPYC 7763), 3 threads"),
+        ("cuda (NVIDIA H100)", "64 tokens, cuda (NVIDIA H100)"),
+    ],
+)
+def test_latency_is_said_with_its_device_and_threads(work, device, words):
+    timed_as("bert-pruned.eval.json", device=device, threads=3)
+    text = report("bert-pruned").text
+    assert words in text and ("3 threads" in text) == device.startswith("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "joined"), [("cpu", 1, True), ("cpu (AMD EPYC 7763)", 1, False), ("cpu", 2, False)]
+)
+def test_latencies_are_drawn_together_if_they_were_measured_alike(swept, device, threads, joined):
+    timed_as("bert-pruned.eval.json", device=device, threads=threads, batch_size=32, seq_len=64)
+    over_macs, over_latency = plots(report("."))
+    assert "this report's model" in over_macs.text
+    assert ("this report's model" in over_latency.text) == joined
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_sweeps_without_latency_and_with_a_choice(swept, timed):
     less = {} if timed else {"latency": None, "latency_ratio": None}

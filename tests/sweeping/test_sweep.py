@@ -13,7 +13,7 @@ from optin_cli.artifacts.base import Source, Totals, Workload, parse
 from optin_cli.artifacts.evaluation import Evaluation, Latency
 from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
 from optin_cli.sweeping.bisection import PLACES, RESOLUTION, find_smallest
-from optin_cli.sweeping.plots import PICTURES, draw_text, write_pictures
+from optin_cli.sweeping.plots import PICTURES, _label_latency, draw_text, write_pictures
 
 TIMED = {"latency", "latency_ratio", "prepare_seconds", "prune_seconds"}
 BUDGETS = ("--keep-flops", "0.9,0.7")
@@ -453,6 +453,19 @@ def test_pictures_are_real_say_what_they_show_and_repeat(tmp_path):
     assert pixels.std() > 0.05
     assert pixels.shape[1] > 1000
     assert b"<dc:date>" not in contents[0]["sweep.svg"]
+
+
+def test_pictures_name_the_device_below_the_panel():
+    figure = pytest.importorskip("matplotlib.figure")
+    sweep = example()
+    device = "cpu (Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz and more)"
+    speed = sweep.baseline.latency.model_copy(update={"device": device, "threads": 16})
+    baseline = sweep.baseline.model_copy(update={"latency": speed})
+    axes = figure.Figure().subplots()
+    _label_latency(axes, sweep.model_copy(update={"baseline": baseline}))
+    lines = axes.get_xlabel().splitlines()
+    assert f"{device}, 16 threads" in " ".join(lines) and "(batch 8, 64 tokens; original 12.5 ms)" in lines
+    assert max(map(len, lines)) <= 56
 
 
 def test_pictures_without_latency_or_points(tmp_path):
