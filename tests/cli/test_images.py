@@ -4,8 +4,10 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,6 +18,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import optin_cli
+from optin_cli.artifacts.scores import read_scores
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.samples import load_image_samples
@@ -24,6 +27,7 @@ from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
+from optin_cli.scoring.baselines import loss_gradients
 
 SIDE = 16
 ARGUMENTS = {"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
@@ -170,7 +174,28 @@ def test_flat_images_calibrate_and_compare(work):
 
 
 def test_fisher_takes_the_classes_of_folders(work):
-    done("score", "vit", "--calib", "pets", "--criterion", "fisher", *SMALL)
+    """Squared gradients of the loss of each image's folder, which those of another class would not give."""
+    done("score", "vit", "--calib", "pets", "--criterion", "fisher", *SMALL, "-o", "f.safetensors")
+    found = read_scores("f.safetensors").importance
+    checkpoint = load_checkpoint("vit")
+    samples = load_image_samples("pets", split="calibration", limit=12)
+    batches = [*image_batches(samples, checkpoint.preprocess(), input_name="x", batch_size=6)]
+    folders = [CLASSES.index(Path(image.name).parent.name) for image in samples.images]
+    assert len(set(folders)) == len(CLASSES)
+
+    def expected(shift):
+        sums = dict.fromkeys(found, 0.0)
+        for batch in batches:
+            labels = torch.tensor([(folders[row] + shift) % len(CLASSES) for row in batch.rows])
+            labelled = replace(batch, labels=labels)
+            gradients = loss_gradients(checkpoint.model, checkpoint.structure, checkpoint.structure.groups, labelled)
+            sums = {name: sums[name] + rows.square().sum(dim=0) for name, rows in gradients.items()}
+        return {name: (total / len(folders)).float().numpy() for name, total in sums.items()}
+
+    right, wrong = expected(0), expected(1)
+    for name, importance in found.items():
+        np.testing.assert_allclose(importance, right[name], rtol=1e-3)
+        assert not np.allclose(importance, wrong[name], rtol=0.1)
 
 
 # Bad input

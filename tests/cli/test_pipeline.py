@@ -1,5 +1,6 @@
 """Score, search, prune and load through the Python API: every family and head gives what the masked model gave."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.model.masking import masked
+from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
@@ -163,8 +165,22 @@ def test_options_fit_short_models(bert, texts):
     assert optin_cli.score(bert, str(texts), options=ScoreOptions(samples=4, probes=1)).importance
 
 
-def test_evaluation_of_a_model_against_itself(bert, texts):
-    from optin_cli.options.evaluation import EvalOptions
-
-    result = optin_cli.evaluate(bert, data=texts, against=bert, options=EvalOptions(latency_runs=0, seq_len=32))
-    assert result.against.agreement == 1.0 and result.against.macs_ratio == 1.0
+def test_evaluation_of_a_pruned_model_against_its_original(bert, texts, tmp_path):
+    """Distances of what both put out for each text alone; sizes as the manifest has them."""
+    mask = make_mask(bert, encoder_0_head=[1], encoder_1_neuron=range(4), encoder_2_head=[])
+    manifest = optin_cli.prune(bert, mask, tmp_path / "small")
+    small = load_checkpoint(tmp_path / "small")
+    options = EvalOptions(latency_runs=0, seq_len=32, batch_size=4)
+    found = optin_cli.evaluate(small, data=texts, against=bert, options=options).against
+    rows = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    tokenizer = bert.tokenizer()
+    with torch.no_grad():
+        mine, theirs = (
+            torch.cat([c.model(**tokenizer(text, return_tensors="pt")).logits.log_softmax(dim=-1) for text in rows])
+            for c in (small, bert)
+        )
+    assert found.agreement == pytest.approx((mine.argmax(dim=-1) == theirs.argmax(dim=-1)).float().mean().item())
+    assert found.kl == pytest.approx((theirs.exp() * (theirs - mine)).sum(dim=-1).mean().item(), rel=1e-3)
+    assert found.kl > 1e-3
+    assert found.macs_ratio == manifest.after.macs / manifest.before.macs < 1
+    assert found.parameters_ratio == manifest.after.parameters / manifest.before.parameters < 1

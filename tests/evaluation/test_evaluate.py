@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+import torch
 from helpers.models import save_checkpoint, save_images
 from helpers.running import call, tree, write_rows
 from pydantic import ValidationError
+from scipy import stats
 
 import optin_cli
 from optin_cli.architectures.registry import known_heads
@@ -28,10 +31,16 @@ TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regress
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
+    """Two models of other weights by number of outputs."""
     root = tmp_path_factory.mktemp("checkpoints")
     heads = {1: "regression", 2: "classes", 3: "classes"}
-    folders = {n: save_checkpoint(root / str(n), head=head, num_labels=n) for n, head in heads.items()}
-    return {n: load_checkpoint(folder) for n, folder in folders.items()}
+    return {
+        outputs: [
+            load_checkpoint(save_checkpoint(root / f"{outputs}-{seed}", head=head, num_labels=outputs, seed=seed))
+            for seed in range(2)
+        ]
+        for outputs, head in heads.items()
+    }
 
 
 def rows_of(task):
@@ -42,22 +51,53 @@ def rows_of(task):
     return [text | {task.label_column: label} for text, label in zip(texts, labels, strict=True)]
 
 
+@torch.no_grad()
+def logits_of(checkpoint, texts):
+    """Of samples fed one by one: (N, outputs)."""
+    tokenizer = checkpoint.tokenizer()
+    return np.stack([checkpoint.model(**tokenizer(*each, return_tensors="pt")).logits[0].numpy() for each in texts])
+
+
+def by_hand(metric, logits, labels):
+    """A metric by its textbook formula; of two classes, where that matters."""
+    if metric in ("pearson", "spearman"):
+        return getattr(stats, f"{metric}r")(logits[:, 0], labels).statistic
+    predicted = logits.argmax(axis=1)
+    assert len(set(predicted)) > 1, "or the metric says little"
+    right, wrong = ((predicted == labels), (predicted != labels))
+    if metric == "accuracy":
+        return right.mean()
+    if metric == "matthews":
+        return np.corrcoef(predicted, labels)[0, 1]
+    assert metric == "f1"
+    hits = (right & (labels == 1)).sum()
+    return 2 * hits / (2 * hits + wrong.sum())
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_task_runs_and_compares(task, tmp_path, checkpoints):
-    samples = load_samples(str(write_rows(tmp_path / "d.jsonl", rows_of(task))), task=task, split="evaluation")
-    checkpoint = checkpoints[len(task.label_names or "1")]
-    result = evaluate_checkpoint(checkpoint, samples, task=task, against=checkpoint, options=OPTIONS)
+def test_task_is_measured_and_compared(task, tmp_path, checkpoints):
+    rows = rows_of(task)
+    samples = load_samples(str(write_rows(tmp_path / "d.jsonl", rows)), task=task, split="evaluation")
+    mine, theirs = checkpoints[len(task.label_names or "1")]
+    result = evaluate_checkpoint(mine, samples, task=task, against=theirs, options=OPTIONS)
+    labels = np.array([row[task.label_column] for row in rows])
+    logits, others = (logits_of(c, [[row[name] for name in task.text_columns] for row in rows]) for c in (mine, theirs))
     assert list(result.metrics) == list(task.metrics)
-    assert result.metric.name == task.metrics[0]
-    assert result.against.drop == 0
-    assert result.against.agreement == (None if task.kind == "regression" else 1)
+    assert result.metrics == {name: pytest.approx(by_hand(name, logits, labels), abs=1e-5) for name in task.metrics}
+    first = task.metrics[0]
+    assert result.metric.name == result.against.metric.name == first
+    assert result.metric.value == result.metrics[first]
+    assert result.against.metric.value == pytest.approx(by_hand(first, others, labels), abs=1e-5)
+    assert result.against.drop == pytest.approx(result.against.metric.value - result.metric.value)
+    agreement = None if task.kind == "regression" else (logits.argmax(axis=1) == others.argmax(axis=1)).mean()
+    assert result.against.agreement == (agreement if agreement is None else pytest.approx(agreement))
 
 
 def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
     path = write_rows(tmp_path / "d.jsonl", [{"sentence": "a b"}])
     samples = load_samples(str(path), split="evaluation")
     with pytest.raises(DataError, match="different things: 1 and 0"):
-        evaluate_checkpoint(checkpoints[2], samples, against=checkpoints[1], options=OPTIONS)
+        evaluate_checkpoint(checkpoints[2][0], samples, against=checkpoints[1][0], options=OPTIONS)
 
 
 # Tasks that do not fit

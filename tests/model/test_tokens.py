@@ -258,15 +258,22 @@ def test_every_family(saved, pictures, tmp_path, family):
     for share in (0.75, 0.5):
         mask = optin_cli.search(scores, keep_flops=share)
         assert mask.budget.reached["macs"] <= share
-    merged = sum(group.units - len(group.kept) for name, group in mask.groups.items() if name in named)
-    if not merged:  # a random model may lose least by width alone
-        edited = {**mask.groups, "encoder.0.token": GroupMask(units=tokens.units, kept=[*range(4, tokens.units)])}
-        mask = mask.model_copy(update={"groups": edited})
+    # A random model may lose least by width alone: merging is that of a budget which nothing else can meet.
+    with pytest.raises(BudgetError) as caught:
+        optin_cli.search(scores, keep_flops=1e-4, protect=("*.head", "*.neuron"))
+    share = (1 + caught.value.reachable[1]) / 2
+    merging = optin_cli.search(scores, keep_flops=share, protect=("*.head", "*.neuron"))
+    assert merging.budget.reached["macs"] <= share
+    groups = {name: merging.groups[name] if name in named else group for name, group in mask.groups.items()}
+    assert sum(group.units - len(group.kept) for name, group in groups.items() if name in named) > 0
+    assert sum(group.units - len(group.kept) for name, group in groups.items() if name not in named) > 0
+    header = scores.header
+    now = reached({n: g.kept for n, g in groups.items()}, header.groups, header.totals, header.tokens)
+    mask = mask.model_copy(update={"groups": groups, "budget": Budget(asked={}, reached=now)})
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     kept = {name: group.kept for name, group in mask.groups.items()}
-    if merged:
-        assert manifest.after.macs / manifest.before.macs == pytest.approx(mask.budget.reached["macs"], rel=1e-9)
+    assert manifest.after.macs / manifest.before.macs == pytest.approx(now["macs"], rel=1e-9)
     inputs = make_pixels(checkpoint.model, 3)
     with masked(checkpoint.model, checkpoint.structure, kept):
         expected = logits(checkpoint.model, inputs)

@@ -10,9 +10,12 @@ from helpers.running import call
 
 import optin_cli
 from optin_cli.artifacts.scores import read_scores
+from optin_cli.checkpoints.batches import read_samples
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.scoring import token_rate as token_exchange
+from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.token_rate import reachable
 from optin_cli.search.choose import importance_lost
 
@@ -35,13 +38,40 @@ def made(tmp_path_factory):
     return root, checkpoint, scored, apart
 
 
+def test_the_rate_is_of_what_refit_leaves_for_each_importance_lost(made, monkeypatch):
+    """With refitted models that differ by 3 (units cut) and 12 (tokens merged), and importances added up by hand."""
+    root, checkpoint, _, apart = made
+
+    def parameters(model):
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def distance(original, model, *_rest):
+        return 3.0 if parameters(model) < parameters(original.model) else 12.0
+
+    monkeypatch.setattr(token_exchange, "refitted_distance", distance)
+    samples = read_samples(checkpoint, str(root / "pets"), split="calibration", limit=24)
+    batches = calibrate(checkpoint, samples, OPTIONS, task=None, labelled=False).batches
+    found = token_exchange.exchange_tokens(apart, checkpoint, batches, replace(OPTIONS, token_exchange=0.8))
+    exchange = found.header.token_exchange
+    lost = {}
+    for kind, whole in (("units", ("*.token",)), ("tokens", ("*.head", "*.neuron"))):
+        groups = optin_cli.search(apart, keep_flops=exchange.share, protect=whole).groups
+        lost[kind] = sum(
+            float(np.delete(values, groups[name].kept).sum(dtype=np.float64))
+            for name, values in apart.importance.items()
+        )
+    assert (exchange.units_distance, exchange.tokens_distance) == (3.0, 12.0)
+    assert exchange.rate == pytest.approx((12.0 / lost["tokens"]) / (3.0 / lost["units"]), rel=1e-5)
+    assert exchange.rate != pytest.approx(1.0, rel=0.1), "or this would show nothing"
+    name = next(name for name in apart.importance if name.endswith(".token"))
+    np.testing.assert_allclose(found.importance[name], exchange.rate * apart.importance[name], rtol=1e-6)
+
+
 def test_tokens_alone_are_multiplied_by_the_measured_rate(made):
     _, _, scored, apart = made
     exchange = scored.header.token_exchange
     assert apart.header.token_exchange is None
-    assert exchange.rate == pytest.approx(
-        exchange.tokens_distance / exchange.tokens_lost / (exchange.units_distance / exchange.units_lost)
-    )
+    assert exchange.tokens_distance > 0 and exchange.units_distance > 0
     for name, values in scored.importance.items():
         rate = exchange.rate if name.endswith(".token") else 1
         np.testing.assert_allclose(values, rate * apart.importance[name], rtol=1e-6)

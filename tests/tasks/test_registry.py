@@ -6,7 +6,6 @@ import pytest
 
 from optin_cli.errors import DataError
 from optin_cli.evaluation.metrics import METRICS
-from optin_cli.tasks import schema as tasks
 from optin_cli.tasks.registry import load_task, parse_task, task_names
 
 VALID = {
@@ -80,4 +79,9 @@ def test_unreadable_task_file_is_refused(tmp_path):
 def test_valid_task_file_parses(tmp_path):
     path = tmp_path / "toy.json"
     path.write_text(json.dumps(VALID))
-    assert parse_task(path) == tasks.Task.model_validate_json(json.dumps(VALID))
+    task = parse_task(path)
+    assert (task.name, task.kind, task.modality, task.metrics) == ("toy", "classification", "text", ("accuracy",))
+    assert (task.dataset.path, task.dataset.config) == ("toy", None)
+    assert (task.text_columns, task.image_column, task.label_column) == (("text",), None, "label")
+    assert (task.splits.calibration, task.splits.evaluation) == ("train", "test")
+    assert (task.label_names, task.label_range, task.unanswerable, task.each_alone) == (None, None, False, False)
