@@ -46,7 +46,9 @@ def score(
         ),
     ] = ",".join(map(str, DEFAULTS.rescore)),
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = DEFAULTS.samples,
-    exact_samples: Annotated[int, typer.Option(help="Share of them that exact removal sees.")] = DEFAULTS.exact_samples,
+    exact_samples: Annotated[
+        int, typer.Option(help="Calibration samples that exact removal sees.")
+    ] = DEFAULTS.exact_samples,
     exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = ",".join(
         DEFAULTS.exact_kinds
     ),

@@ -247,6 +247,12 @@ def test_every_command_and_option_has_help(name):
         assert not [word for word in parameter.help.split() if word not in shown]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_count_is_called_a_share(name):
+    counts = [parameter for parameter in options(name) if parameter.type.name == "integer"]
+    assert not [parameter.name for parameter in counts if re.search(r"\bshares? of\b", parameter.help, re.IGNORECASE)]
+
+
 def test_help_loads_nothing_heavy(here):
     code = (
         "import sys; from optin_cli.cli import main\n"
