@@ -150,3 +150,26 @@ def require_source(artifact: Artifact, artifact_name: str, role: str, found: Sou
             f"{artifact_name} was made from {role} {origin}, but {found.name} (sha256 {found.sha256[:12]}) was given.",
             hint=f"Pass the {role} it was made from, or make the {artifact.kind} again from {found.name}.",
         )
+
+
+def require_description(artifact: Artifact, artifact_name: str, found: Source | None, other: str) -> None:
+    """Refuse an artifact that was made with another architecture description than the one in use.
+
+    Args:
+        found: the file of the description in use, None for the shipped one.
+        other: what uses it, with a verb: "bert was opened".
+    """
+    made_with = artifact.inputs.get("architecture")
+    if (made_with and made_with.sha256) == (found and found.sha256):
+        return
+    raise ArtifactError(
+        f"{artifact_name} was made with {_described(made_with)}, but {other} with {_described(found)}; "
+        "the units of the two need not be the same.",
+        hint="Give every command the same --architecture file, or none.",
+    )
+
+
+def _described(description: Source | None) -> str:
+    if description is None:
+        return "the shipped architecture description"
+    return f"the architecture description {description.name} (sha256 {description.sha256[:12]})"

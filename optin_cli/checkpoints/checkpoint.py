@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
-from optin_cli.architectures.schema import Purpose
+from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
 from optin_cli.checkpoints.libraries.hub import download
@@ -58,6 +58,7 @@ class Checkpoint:
 
     `root` is the path of the base model inside `model`; `weight_bytes` and `dtype` are those of the stored weights,
     whatever type the model computes in. recorded: for an exported model, whose `model` only passes tensors on.
+    description: the file of an architecture description that was used instead of the shipped one, None for the latter.
     """
 
     name: str
@@ -69,11 +70,21 @@ class Checkpoint:
     dtype: torch.dtype
     weight_bytes: int
     recorded: Recorded | None = None
+    description: Source | None = None
 
     @property
     def source(self) -> Source:
         """Name and hash, as artifacts record them."""
         return Source(name=self.name, sha256=self.sha256)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The inputs that every artifact made from it records, by role.
+
+        A shipped description is not among them, since the version of optin says which one it is.
+        """
+        own = {} if self.description is None else {"architecture": self.description}
+        return {"checkpoint": self.source, **own}
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +229,7 @@ def load_checkpoint(
     target = pick_device(device)
     path = Path(source)
     arguments = arch_args or {}
-    description = parse_architecture(architecture) if architecture else None
+    own = None if architecture is None else read_description(architecture)
     if path.is_file():
         blueprint, files = _describe(path, arch, arguments, architecture), [path]
     elif arch is not None or arguments:
@@ -226,7 +237,7 @@ def load_checkpoint(
     else:
         folder = path if path.is_dir() else _fetch(str(source))
         blueprint, files = read_folder(folder, architecture), []
-    description = description or find_architecture(blueprint.kind, blueprint.library)
+    description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
     if blueprint.folder is not None and not files:
         files = weight_files(blueprint.folder)
     state = read_state(files)
@@ -249,7 +260,17 @@ def load_checkpoint(
         root=root,
         dtype=storage_dtype(state),
         weight_bytes=sum(f.stat().st_size for f in files),
+        description=None if own is None else own[1],
     )
+
+
+def read_description(path: Path) -> tuple[Architecture, Source]:
+    """Read an architecture description, with its file's name and hash as artifacts record them.
+
+    Raises:
+        ArchitectureError: the file cannot be read, or is no valid description.
+    """
+    return parse_architecture(path), Source(name=path.name, sha256=sha256_of(path))
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def evaluate_checkpoint(
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
             hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
         )
-    inputs: dict[str, Source] = {"checkpoint": checkpoint.source}
+    inputs = checkpoint.sources
     if samples is not None:
         inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
         mine = mine or predict_samples(checkpoint, samples, task, options, progress)

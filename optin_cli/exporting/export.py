@@ -105,7 +105,7 @@ def export_checkpoint(
             optin_version=__version__,
             options={} if opset is None else {"opset": opset},
             inputs={
-                "checkpoint": checkpoint.source,
+                **checkpoint.sources,
                 "config": Source(name=CONFIG, sha256=sha256_of(checkpoint.blueprint.identity)),
             },
             target=target.name,

@@ -12,7 +12,7 @@ import torch
 from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
-from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load_checkpoint
+from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load_checkpoint, read_description
 from optin_cli.checkpoints.libraries.registry import read_folder
 from optin_cli.checkpoints.synthetic_inputs import Inputs
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError
@@ -81,11 +81,13 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
 
     Raises:
         CheckpointError: there is no such file. ArtifactError: its record is missing, or of another file.
+        ArchitectureError: the description is not valid.
         ExportError: the runtime is not installed, or refuses the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", hint="Expected a file that optin export wrote.")
     record = _read_record(path, target)
+    description = None if architecture is None else read_description(architecture)[1]
     target.require(target.runs_with)
     blueprint = read_folder(path.parent, architecture)
     config = record.inputs.get("config")
@@ -119,6 +121,7 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
             workload=record.workload,
             totals=record.totals,
         ),
+        description=description,
     )
 
 

@@ -71,7 +71,7 @@ def measure_table(
     return LatencyTable(
         optin_version=__version__,
         options=recorded,
-        inputs={"checkpoint": checkpoint.source},
+        inputs=checkpoint.sources,
         workload=workload,
         device=describe_device(checkpoint.device),
         threads=torch.get_num_threads(),

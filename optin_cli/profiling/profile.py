@@ -25,7 +25,7 @@ def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) 
     return Profile(
         optin_version=__version__,
         options={},
-        inputs={"checkpoint": checkpoint.source},
+        inputs=checkpoint.sources,
         family=checkpoint.structure.family,
         architecture=checkpoint.model_class,
         workload=workload,

@@ -231,10 +231,11 @@ def _recipe(manifest: Manifest) -> str:
         lines.append(f"Recipe: `{recipe}`.")
     if criterion is not None:
         lines.append(f"Importance of units: criterion `{criterion}`.")
-    for role, what in (("scoring", "Scored"), ("calibration", "Refitted")):
+    sources = (("architecture", "Units as described by"), ("scoring", "Scored on"), ("calibration", "Refitted on"))
+    for role, what in sources:
         if role in manifest.inputs:
             source = manifest.inputs[role]
-            lines.append(f"{what} on `{source.name}` (sha256 `{source.sha256[:12]}…`).")
+            lines.append(f"{what} `{source.name}` (sha256 `{source.sha256[:12]}…`).")
     if manifest.refit is not None:
         kept, whole = sum(refit.kept for refit in manifest.refit.values()), len(manifest.refit)
         lines.append(f"Least squares solved {kept} of {whole} consumers anew; the others keep their weights.")

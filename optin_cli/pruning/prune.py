@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import known_heads
-from optin_cli.artifacts.base import Options, Source, Totals, require_source
+from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.batches import encode, read_samples
@@ -41,12 +41,13 @@ from optin_cli.version import __version__
 
 
 def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
-    """Refuse a mask of another checkpoint, or whose groups are not those of the model.
+    """Refuse a mask of another checkpoint or architecture description, or whose groups are not those of the model.
 
     Raises:
         ArtifactError: with the first group that does not fit.
     """
     require_source(mask, name, "checkpoint", checkpoint.source)
+    require_description(mask, name, checkpoint.description, f"{checkpoint.name} was opened")
     groups = {group.name: group.units for group in checkpoint.structure.groups}
     if any(group_name.endswith(f".{TOKEN}") for group_name in mask.groups):
         tokens = require_tokens(checkpoint)
@@ -140,7 +141,7 @@ def prune_checkpoint(
             optin_version=__version__,
             options={**mask.options, **(options or {})},
             inputs={
-                "checkpoint": checkpoint.source,
+                **checkpoint.sources,
                 "mask": mask_source,
                 **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
                 **({"calibration": adjusted_with} if adjusted_with is not None else {}),

@@ -132,6 +132,8 @@ def _line(command: str, words: list[str], artifact: Artifact, seq_len: int | Non
     workload = getattr(artifact, "workload", None)
     length = workload.seq_len if workload is not None else seq_len
     more = [] if length in (None, SEQ_LEN) or command in ("search", "prune") else ["--seq-len", str(length)]
+    if command != "search" and (description := artifact.inputs.get("architecture")) is not None:
+        more += ["--architecture", description.name]
     return shlex.join(["optin", command, *words, *more])
 
 

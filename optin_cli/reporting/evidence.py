@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optin_cli.artifacts.base import Source, Workload, require_source
+from optin_cli.artifacts.base import Source, Workload, require_description, require_source
 from optin_cli.artifacts.costs import Profile
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
@@ -217,6 +217,7 @@ def _add_scores(evidence: Evidence, found: Sequence[Found], progress: Progress) 
         _of_original(evidence)(read)
         if mask is not None and evidence.mask is not None and chosen_by:
             require_source(mask, evidence.mask.name, "scores", Source(name=read.name, sha256=read.sha256))
+        _require_description(evidence, read)
         for source in (evidence.mask, evidence.manifest):
             if source is not None and isinstance(read.content, Scores):
                 _require_groups(source, read, read.content)
@@ -225,6 +226,13 @@ def _add_scores(evidence: Evidence, found: Sequence[Found], progress: Progress) 
     loosely = "made from the same checkpoint; no mask at hand names its hash"
     how = "the mask names its hash" if chosen_by else loosely
     return replace(evidence, scores=scores, ties=_tied(evidence, scores, how))
+
+
+def _require_description(evidence: Evidence, read: Read) -> None:
+    """Refuse what was made with another architecture description than the mask: its groups may be others."""
+    masked = evidence.mask or evidence.manifest
+    if masked is not None:
+        require_description(read.head, read.name, masked.head.inputs.get("architecture"), f"{masked.name} was made")
 
 
 def _require_groups(masked: Read, read: Read, scores: Scores) -> None:
@@ -240,6 +248,7 @@ def _add_profile(evidence: Evidence, found: Sequence[Found], progress: Progress)
 
     def check(read: Read) -> None:
         _of_original(evidence)(read)
+        _require_description(evidence, read)
         if workload is not None and isinstance(read.content, Profile) and read.content.workload != workload:
             raise ArtifactError(
                 f"{read.name} is of inputs of {read.content.workload.shape}; expected {workload.shape}."

@@ -186,7 +186,7 @@ def _origins(evidence: Evidence) -> Iterable[Origin]:
     seen = set()
     for read in reads_of(evidence):
         for role, source in read.head.inputs.items():
-            if role in ("calibration", "data") and source.sha256 not in seen:
+            if role in ("architecture", "calibration", "data") and source.sha256 not in seen:
                 seen.add(source.sha256)
                 yield Origin(f"{role} of the {read.kind}", source.name, source.sha256, None, "as recorded")
     manifest = evidence.manifest

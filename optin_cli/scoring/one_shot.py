@@ -92,7 +92,7 @@ def score_checkpoint(
     if options.estimator == "hybrid" and (unknown := sorted(set(options.exact_kinds) - set(kinds))):
         raise UsageError(f"There are no units of kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], kinds))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
-    inputs = {"checkpoint": checkpoint.source}
+    inputs = checkpoint.sources
     if calibration is not None:
         inputs["calibration"] = calibration.source
     recorded: Options = options.recorded()

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli.artifacts.base import Options, Source, Totals, require_source
+from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
 from optin_cli.artifacts.costs import KIND, GroupCost
 from optin_cli.artifacts.mask import LAYOUTS, Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.scores import Scores
@@ -49,6 +49,10 @@ Vector64 = NDArray[np.float64]
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
+
+
+CARRIED = ("checkpoint", "architecture", "calibration")
+"""Inputs of scores that a mask records too."""
 
 
 SLACK = 1e-9
@@ -246,12 +250,14 @@ def make_mask(
         table_source: the same of the latency table in `limits`.
 
     Raises:
-        ArtifactError: the latency table is of another checkpoint.
+        ArtifactError: the latency table is of another checkpoint or architecture description.
         BudgetError, UsageError: see `choose_units`.
     """
     header = scores.header
     if limits.latency_table is not None and table_source is not None:
         require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
+        scored = f"{scores_source.name} was made"
+        require_description(limits.latency_table, table_source.name, header.inputs.get("architecture"), scored)
     if header.tokens is not None and limits.latency_table is not None:
         raise UsageError(
             "A latency table does not know what merging tokens saves.",
@@ -288,7 +294,7 @@ def make_mask(
         },
         inputs={
             "scores": scores_source,
-            **{role: header.inputs[role] for role in ("checkpoint", "calibration") if role in header.inputs},
+            **{role: header.inputs[role] for role in CARRIED if role in header.inputs},
             **({} if table_source is None else {"latency_table": table_source}),
         },
         workload=header.workload,

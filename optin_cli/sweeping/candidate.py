@@ -115,7 +115,7 @@ def candidate_mask(
     return Mask(
         optin_version=__version__,
         options={"recipe": candidate.recipe, **scoring_constants(setting.options), "refit_ridge": setting.ridge},
-        inputs={"calibration": setting.calibration.source, "checkpoint": checkpoint.source},
+        inputs={"calibration": setting.calibration.source, **checkpoint.sources},
         workload=workload,
         budget=Budget(asked={"macs": candidate.share}, reached=reached(candidate.kept, costs, totals)),
         importance_lost=None,

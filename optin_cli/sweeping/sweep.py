@@ -188,7 +188,7 @@ def run_sweep(
             **{f"eval_{key}": value for key, value in asdict(evaluation).items()},
         },
         inputs={
-            "checkpoint": checkpoint.source,
+            **checkpoint.sources,
             "calibration": calibrations[options.recipes[0]].source,
             "data": Source(name=samples.name, sha256=samples.sha256),
         },

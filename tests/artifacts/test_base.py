@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from optin_cli.artifacts.base import Source, Totals, Workload, parse, require_source, to_json
+from optin_cli.artifacts.base import Source, Totals, Workload, parse, require_description, require_source, to_json
 from optin_cli.artifacts.costs import GroupCost, Profile
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
 from optin_cli.artifacts.reading import KINDS
@@ -144,3 +144,28 @@ def test_inputs_must_be_the_ones_made_from():
     assert all(part in caught.value.message for part in ("m.json", "tiny", "a" * 12, "other", "b" * 12))
     with pytest.raises(ArtifactError, match="something unnamed"):
         require_source(mask, "m.json", "scores", other)
+
+
+MINE = Source(name="mine.json", sha256="b" * 64)
+
+
+@pytest.mark.parametrize("same", [None, MINE, Source(name="renamed.json", sha256=MINE.sha256)])
+def test_equal_descriptions_pass(same):
+    made_with = {} if same is None else {"architecture": MINE}
+    require_description(make_mask(inputs={"checkpoint": SOURCE, **made_with}), "m.json", same, "tiny was opened")
+
+
+@pytest.mark.parametrize(
+    ("made_with", "found", "words"),
+    [
+        (MINE, None, ["made with the architecture description mine.json (sha256 bbbb", "with the shipped"]),
+        (None, MINE, ["made with the shipped", "tiny was opened with the architecture description mine.json"]),
+        (MINE, Source(name="mine.json", sha256="c" * 64), ["(sha256 bbbbbbbbbbbb)", "(sha256 cccccccccccc)"]),
+    ],
+)
+def test_another_description_is_refused(made_with, found, words):
+    own = {} if made_with is None else {"architecture": made_with}
+    with pytest.raises(ArtifactError) as caught:
+        require_description(make_mask(inputs={"checkpoint": SOURCE, **own}), "m.json", found, "tiny was opened")
+    assert all(word in caught.value.message for word in ["m.json", *words])
+    assert "--architecture" in caught.value.hint
