@@ -6,16 +6,64 @@ same bits as an uninterrupted one.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from optin_cli.artifacts.base import Options, Source, Workload
+from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError
 from optin_cli.files import atomic_file
+from optin_cli.model.structure import Structure
+from optin_cli.version import __version__
+
+
+def fingerprint_of(
+    what: str,
+    structure: Structure,
+    options: Options,
+    inputs: Mapping[str, Source],
+    workload: Workload,
+    batches: Sequence[Batch],
+    *,
+    kept: Mapping[str, Sequence[int]] | None = None,
+) -> str:
+    """Hash of everything that the sums of a run depend on, and of optin's version; binds a state to its run.
+
+    Args:
+        what: which of several states of the same run this is.
+        structure: of the model that is scored: its groups, as the architecture description places them.
+        inputs: checkpoint, calibration data and, where it is an own one, the architecture description.
+        workload: decides costs, and so what is pruned between rounds.
+        batches: all calibration batches. The hash of the data does not know the tokenizer and the preprocessing.
+        kept: the units that the model was pruned to, by group; None for the whole model.
+    """
+    parts = {
+        "what": what,
+        "version": __version__,
+        "structure": repr(structure),
+        "options": options,
+        "inputs": {role: source.model_dump() for role, source in inputs.items()},
+        "workload": workload.model_dump(),
+        "batches": [_digest(batch) for batch in batches],
+        "kept": None if kept is None else {name: list(units) for name, units in kept.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(batch: Batch) -> str:
+    """Hash of a batch's keys and tensors."""
+    digest = hashlib.sha256(repr((batch.keys, batch.paired)).encode())
+    labels = {} if batch.labels is None else {"labels": batch.labels}
+    for name, tensor in {**batch.inputs, **labels}.items():
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Accumulator:
@@ -47,7 +95,7 @@ class Accumulator:
         return (variance / max(count - 1, 1)).sqrt()
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the state; `fingerprint` binds it to the run's options and inputs."""
+        """Write the state; `fingerprint` (of `fingerprint_of`) binds it to the run."""
         tensors = {f"sum.{k}": v for k, v in self.sums.items()} | {f"square.{k}": v for k, v in self.squares.items()}
         metadata = {"fingerprint": fingerprint, "done": str(self.done), "counts": json.dumps(self.counts)}
         with atomic_file(path, force=True) as temporary:
@@ -58,7 +106,7 @@ class Accumulator:
         """Read a state.
 
         Raises:
-            ArtifactError: it is unreadable, or of a run with other options or inputs.
+            ArtifactError: it is unreadable, or of another run.
         """
         state = cls()
         try:
@@ -71,7 +119,7 @@ class Accumulator:
             raise ArtifactError(f"{path} is not the state of an interrupted run: {error}.") from error
         if found != fingerprint:
             raise ArtifactError(
-                f"{path} was left by a run with other options, data or checkpoint.",
+                f"{path} was left by a run with other options, data or checkpoint, or by another version of optin.",
                 hint="Repeat the interrupted command exactly, or leave out --resume to start over.",
             )
         for key, tensor in tensors.items():

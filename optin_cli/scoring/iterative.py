@@ -107,6 +107,7 @@ def score_in_rounds(
             state=None if state is None else _state_of(state, number),
             resume=resume,
             progress=part(2 * number),
+            kept=kept,
         )
         for name, values in smaller.importance.items():
             importance[name][kept[name]] = values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import KIND as TOKEN
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
-from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.progress import Progress
+from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.exact import exact_batch
@@ -75,7 +74,8 @@ def score_checkpoint(
     seq_len: int | None,
     state: Path | None = None,
     resume: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Scores:
     """Score every unit.
 
@@ -83,9 +83,10 @@ def score_checkpoint(
         calibration: None only for criteria that need no data.
         seq_len: sequence length that the recorded costs are stated for; images have a size of their own.
         state: where to keep what a later `resume` starts from. The caller removes it once the result is safe.
+        kept: the units that the model was pruned to, if it was; a state is taken up only by a run that kept the same.
 
     Raises:
-        CheckpointError: a score is not finite.
+        CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
     kinds = sorted({group.kind for group in groups})
@@ -96,10 +97,13 @@ def score_checkpoint(
     if calibration is not None:
         inputs["calibration"] = calibration.source
     recorded: Options = options.recorded()
-    fingerprint = hashlib.sha256(repr((recorded, sorted(inputs.items()))).encode()).hexdigest()
-    totals = Accumulator()
-    if resume and state is not None and state.exists():
-        totals = Accumulator.load(state, fingerprint)
+    workload = workload_of(checkpoint, seq_len)
+    totals, fingerprint = Accumulator(), ""
+    if state is not None:
+        batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
+        fingerprint = fingerprint_of("units", checkpoint.structure, recorded, inputs, workload, batches, kept=kept)
+        if resume and state.exists():
+            totals = Accumulator.load(state, fingerprint)
     whole = sum(job.weight for job in jobs)
     finished = sum(job.weight for job in jobs[: totals.done])
     for job in jobs[totals.done :]:
@@ -113,7 +117,7 @@ def score_checkpoint(
 
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
-    inputs_at = example_inputs(checkpoint, workload_of(checkpoint, seq_len))
+    inputs_at = example_inputs(checkpoint, workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
@@ -122,7 +126,7 @@ def score_checkpoint(
         family=checkpoint.structure.family,
         architecture=checkpoint.model_class,
         criterion=options.criterion,
-        workload=workload_of(checkpoint, seq_len),
+        workload=workload,
         totals=cost,
         groups={
             g.name: GroupScores(

@@ -14,8 +14,7 @@ all its merges lose together, while the sum of F_z at the bare numbers falls sho
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +35,7 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import KIND, Tokens, cluster_means, watching
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
-from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
 from optin_cli.search.token_costs import token_saving
@@ -143,15 +141,16 @@ def score_tokens(
         state, resume, progress: as of `score_checkpoint`.
 
     Raises:
-        ArchitectureError: the tokens cannot be reduced.
+        ArchitectureError: the tokens cannot be reduced. ArtifactError: `resume` of a state that another run left.
     """
     tokens = require_tokens(checkpoint)
     objective = Objective.of(options)
-    identity = repr((KIND, scores.header.options, sorted(scores.header.inputs.items())))
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    totals = Accumulator()
-    if resume and state is not None and state.exists():
-        totals = Accumulator.load(state, fingerprint)
+    totals, fingerprint = Accumulator(), ""
+    if state is not None:
+        head = scores.header
+        fingerprint = fingerprint_of(KIND, checkpoint.structure, head.options, head.inputs, head.workload, batches)
+        if resume and state.exists():
+            totals = Accumulator.load(state, fingerprint)
     jobs = [
         functools.partial(merge_batch, checkpoint.model, checkpoint.structure, tokens, group, batch, objective)
         for group in tokens.groups

@@ -203,7 +203,7 @@ def run_sweep(
     earlier = _earlier(folder) if resume else None
     if earlier is not None:
         sweep = begin(baseline=earlier.baseline)
-        _require_same(earlier, sweep, options, folder)
+        _require_same(earlier, sweep, options, totals, folder)
     else:
         measured = evaluate_checkpoint(checkpoint, samples, task=task, mine=original(), options=evaluation)
         value, error = original().values[metric], original().error
@@ -283,15 +283,24 @@ def _earlier(folder: Path) -> Sweep | None:
     return None if path is None else parse(Sweep, read_bytes(path, "sweep"), str(path))
 
 
-def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, folder: Path) -> None:
+def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, totals: Totals, folder: Path) -> None:
     """Refuse to go on with points that were measured otherwise; which points are asked for may differ."""
     keys = {*earlier.options, *now.options} - set(options.asked())
     pairs: list[tuple[str, object, object]] = [
-        (f"--{key}".replace("_", "-"), earlier.options.get(key), now.options.get(key)) for key in sorted(keys)
+        (f"--{key.removeprefix('eval_')}".replace("_", "-"), earlier.options.get(key), now.options.get(key))
+        for key in sorted(keys)
     ]
-    pairs += [(role, earlier.inputs.get(role), source) for role, source in now.inputs.items()]
-    pairs += [("optin version", earlier.optin_version, now.optin_version), ("task", earlier.task, now.task)]
-    other = [name for name, old, new in pairs if old != new]
+    roles = dict.fromkeys([*now.inputs, *earlier.inputs])
+    pairs += [(role, earlier.inputs.get(role), now.inputs.get(role)) for role in roles]
+    pairs += [
+        ("optin version", earlier.optin_version, now.optin_version),
+        ("task", earlier.task, now.task),
+        ("split", earlier.split, now.split),
+        ("metric", earlier.metric, now.metric),
+        ("workload", earlier.workload, now.workload),
+        ("size of the original", earlier.baseline.totals, totals),
+    ]
+    other = list(dict.fromkeys(name for name, old, new in pairs if old != new))
     if other:
         raise ArtifactError(
             f"The sweep in {folder} was made with another {', another '.join(other)}.",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optin_cli
-from optin_cli.artifacts.base import Totals
+from optin_cli.artifacts.base import Totals, Workload
 from optin_cli.artifacts.costs import BlockCost, GroupCost, TokenCosts, merges_at
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
 from optin_cli.checkpoints.checkpoint import load_checkpoint
@@ -37,7 +37,7 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import averaged_as
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.refit.refit import refit_model
-from optin_cli.scoring.tokens import ladder, per_unit
+from optin_cli.scoring.tokens import ladder, per_unit, score_tokens
 from optin_cli.search.choose import choose_units
 from optin_cli.search.limits import Limits
 from optin_cli.search.token_costs import reached, token_saving
@@ -397,6 +397,37 @@ def test_averages(saved):
         merge_between(list(checkpoint.model.blocks)[:1], [9], 1, "attn_mask")
         checkpoint.model.blocks[0](hidden.repeat(1, 1, 8))
     checkpoint.model.blocks[0]._forward_hooks.clear()
+
+
+@pytest.mark.parametrize("changed", ["batches", "workload", "inputs", "options", "version"])
+def test_a_state_is_taken_up_by_the_same_run_alone(saved, pictures, tmp_path, monkeypatch, changed):
+    checkpoint = saved("timm-vit")
+    scores = optin_cli.score(checkpoint, str(pictures), options=replace(QUICK, units=("heads", "neurons")))
+    one, other = (Batch(make_pixels(checkpoint.model, 2, seed=seed), None, ("a", "b")) for seed in (0, 1))
+    state = tmp_path / "state.tokens"
+
+    def score(head=scores.header, batch=one, **rest):
+        return score_tokens(replace(scores, header=head), checkpoint, [batch], QUICK, state=state, **rest)
+
+    def stop(done, _total, _what):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(progress=stop)
+    head = scores.header
+    changes = {
+        "batches": {"batch": other},
+        "workload": {"head": head.model_copy(update={"workload": Workload(batch_size=2, image=(3, 24, 24))})},
+        "inputs": {"head": head.model_copy(update={"inputs": {**head.inputs, "architecture": checkpoint.source}})},
+        "options": {"head": head.model_copy(update={"options": {**head.options, "seed": 1}})},
+    }
+    with monkeypatch.context() as patch:
+        if changed == "version":
+            patch.setattr("optin_cli.scoring.accumulate.__version__", "0")
+        with pytest.raises(ArtifactError, match="was left by a run with other options"):
+            score(**changes.get(changed, {}), resume=True)
+    assert score(resume=True).content() == score().content()
 
 
 # What is refused

@@ -10,7 +10,7 @@ from helpers.models import build, make_batch, random_kept, save_checkpoint, stru
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load_checkpoint
-from optin_cli.errors import UsageError
+from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.model.cut import cut
 from optin_cli.model.forward import call_model
 from optin_cli.model.replay import Prefixes
@@ -82,6 +82,58 @@ def test_units_that_went_do_not_come_back_in_later_rounds(tiny):
 )
 def test_baselines_and_too_few_samples_are_scored_once_and_say_so(tiny, options, rows):
     assert scores(tiny, calibration_of(batch_of(rows)), **options).header.options["rescore"] == []
+
+
+def interrupted(tiny, state, *, seq_len, rounds):
+    """Leave the states of a run that is stopped in the given round of scoring, at its second batch."""
+    begun = []
+
+    def stop(_done, _total, what):
+        begun.append(what)
+        sketched = [number for number, name in enumerate(begun) if name == "sketch"]
+        if len(sketched) == 2 * rounds + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resumed(tiny, state, seq_len=seq_len, resume=False, progress=stop)
+
+
+def resumed(tiny, state, *, seq_len=60, resume=True, **options):
+    calibration, once = calibration_of(batch_of(), batch_of(seed=1)), ScoreOptions(probes=1, rescore=(0.5,))
+    return score_in_rounds(tiny, calibration, once, seq_len=seq_len, state=state, resume=resume, **options)
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_states_of_another_sequence_length_are_refused(tiny, tmp_path, rounds):
+    """What units cost at a length decides what a round scores, even where as many of them are left."""
+    state = tmp_path / "state"
+    interrupted(tiny, state, seq_len=60, rounds=rounds)
+    left = sorted(tmp_path.iterdir())
+    assert [path.name for path in left] == ["state", "state.1"][: rounds + 1]
+    with pytest.raises(ArtifactError, match=r"state was left by a run with other options"):
+        resumed(tiny, state, seq_len=8)
+    assert sorted(tmp_path.iterdir()) == left
+    assert resumed(tiny, state).content() == resumed(tiny, None).content()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_state_of_a_round_is_of_the_units_that_it_kept(tiny, tmp_path, monkeypatch, gone):
+    """Without the first round's state that round runs again; the second's is still of its own model."""
+    state = tmp_path / "state"
+    interrupted(tiny, state, seq_len=60, rounds=1)
+    if gone:
+        state.unlink()
+    choose = rescoring.choose_among
+    with monkeypatch.context() as patch:
+
+        def others(alive, *more):
+            found = choose(alive, *more)
+            return {name: sorted((unit + 1) % len(alive[name]) for unit in units) for name, units in found.items()}
+
+        patch.setattr(rescoring, "choose_among", others)
+        with pytest.raises(ArtifactError, match=r"state\.1 was left by a run with other options"):
+            resumed(tiny, state)
+    assert resumed(tiny, state).content() == resumed(tiny, None).content()
 
 
 def test_a_share_out_of_reach_ends_the_rounds(tiny):

@@ -317,6 +317,59 @@ def test_resumed_run_ends_in_the_same_bits(checkpoint, tmp_path, after):
     assert list(tmp_path.iterdir()) == [state]
 
 
+def alike(data, **changes):
+    """Calibration of the same name and hash, in which one thing is another."""
+    first = replace(data.batches[0], **changes)
+    return replace(data, batches=[first, *data.batches[1:]])
+
+
+def shorter(tensors):
+    return {name: tensor[:, :-1] for name, tensor in tensors.items()}
+
+
+def fewer_groups(checkpoint):
+    return replace(checkpoint, structure=replace(checkpoint.structure, groups=checkpoint.structure.groups[:-1]))
+
+
+OTHER = Source(name="other", sha256="b" * 64)
+CHANGES = {
+    "seq_len": lambda _run: {"seq_len": 8},
+    "options": lambda run: {"options": replace(run["options"], seed=1)},
+    "weights": lambda run: {"checkpoint": replace(run["checkpoint"], sha256="b" * 64)},
+    "own description": lambda run: {"checkpoint": replace(run["checkpoint"], description=OTHER)},
+    "structure": lambda run: {"checkpoint": fewer_groups(run["checkpoint"])},
+    "data": lambda run: {"data": replace(run["data"], source=OTHER)},
+    "tokenizer": lambda run: {"data": alike(run["data"], keys=("p", "q"))},
+    "length of texts": lambda run: {"data": alike(run["data"], inputs=shorter(run["data"].batches[0].inputs))},
+    "labels": lambda run: {"data": alike(run["data"], labels=torch.tensor([1, 1]))},
+    "exact samples": lambda run: {"data": replace(run["data"], exact_batches=run["data"].batches[1:2])},
+    "earlier cuts": lambda _run: {"kept": {"encoder.0.head": [0, 2]}},
+}
+"""What another run has that is otherwise as `run`."""
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "version"])
+def test_a_state_is_taken_up_by_the_same_run_alone(checkpoint, tmp_path, monkeypatch, name):
+    """Whatever decides scores is part of the fingerprint: a run in which any of it differs refuses the state."""
+    state = tmp_path / "state"
+
+    def score(*, checkpoint, data, options, **rest):
+        return score_checkpoint(checkpoint, data, options, state=state, **rest)
+
+    options = ScoreOptions(estimator="hybrid", probes=1)
+    arguments = {"checkpoint": checkpoint, "data": calibration(), "options": options, "seq_len": 16}
+    with pytest.raises(KeyboardInterrupt):
+        score(**arguments, progress=Interrupt(2))
+    before = state.read_bytes()
+    with monkeypatch.context() as patch:
+        if name == "version":
+            patch.setattr("optin_cli.scoring.accumulate.__version__", "0")
+        with pytest.raises(ArtifactError, match=r"other options, data or checkpoint, or by another version of optin"):
+            score(**arguments | CHANGES[name](arguments) if name in CHANGES else arguments, resume=True)
+    assert state.read_bytes() == before
+    assert score(**arguments, resume=True).content() == score(**arguments).content()
+
+
 def test_scores_say_how_each_group_was_estimated(checkpoint):
     scores = run(checkpoint)
     groups = scores.header.groups

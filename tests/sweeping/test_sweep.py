@@ -157,6 +157,8 @@ def test_a_finished_sweep_grows_and_nothing_is_measured_twice(made, here, monkey
         (("--samples", "12"), "--samples"),
         (("--refit-ridge", "0.5"), "--refit-ridge"),
         (("--eval-samples", "20"), "another data"),
+        (("--seq-len", "16"), "another --seq-len, another workload"),
+        (("--latency-length", "16"), "another --latency-length."),
     ],
 )
 def test_resume_refuses_points_that_were_measured_otherwise(made, here, swept, more, named):
@@ -167,6 +169,50 @@ def test_resume_refuses_points_that_were_measured_otherwise(made, here, swept, m
     run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume", *more))
     assert run.code == 1
     assert named in run.err
+    assert tree(Path("out")) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("workload", {"batch_size": 1, "seq_len": 64}, "another workload"),
+        ("split", "test", "another split"),
+        ("metric", "f1", "another metric"),
+        ("optin_version", "0", "another optin version"),
+    ],
+)
+def test_resume_refuses_points_of_a_record_that_says_otherwise(made, here, swept, key, value, named):
+    import shutil
+
+    shutil.copytree(swept[1], "out")
+    path = Path("out/sweep.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    before = tree(Path("out"))
+    run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume"))
+    assert run.code == 1
+    assert named in run.err
+    assert tree(Path("out")) == before
+
+
+def test_resume_refuses_points_of_another_description(made, here, swept):
+    import shutil
+
+    from optin_cli.architectures.registry import FOLDER
+
+    shutil.copyfile(FOLDER / "bert.json", "mine.json")
+    shutil.copytree(swept[1], "out")
+    run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume", "--architecture", "mine.json"))
+    assert run.code == 1
+    assert "another architecture" in run.err
+    path = Path("out/sweep.json")
+    raw = json.loads(path.read_text())
+    raw["inputs"]["architecture"] = {"name": "mine.json", "sha256": "0" * 64}
+    path.write_text(json.dumps(raw))
+    before = tree(Path("out"))
+    for own in ((), ("--architecture", "mine.json")):
+        run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume", *own))
+        assert run.code == 1
+        assert "another architecture" in run.err
     assert tree(Path("out")) == before
 
 
