@@ -9,6 +9,7 @@ from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.batches import encode
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
+from optin_cli.data.images.batches import ImageBatches
 from optin_cli.data.load import AnySamples
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.tasks.schema import Task
@@ -30,22 +31,28 @@ def calibrate(
     *,
     task: Task | None,
     labelled: bool,
+    decoded: Sequence[Batch] = (),
 ) -> Calibration:
     """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator.
 
-    Scoring goes through them again and again, so images are kept decoded.
+    Scoring goes through them again and again, so images are kept decoded, and each is decoded once.
+
+    Args:
+        decoded: batches of all the samples from an earlier call, such as one without labels, whose images are reused.
     """
-    batches, exact_batches = (
-        [
-            *encode(
-                checkpoint,
-                chosen,
-                batch_size=options.batch_size,
-                max_length=options.max_length,
-                task=task,
-                labelled=labelled,
-            )
-        ]
-        for chosen in (samples, samples.head(options.exact_samples))
-    )
+
+    def batches_of(chosen: AnySamples, decoded: Sequence[Batch]) -> list[Batch]:
+        batches = encode(
+            checkpoint,
+            chosen,
+            batch_size=options.batch_size,
+            max_length=options.max_length,
+            task=task,
+            labelled=labelled,
+        )
+        return batches.filled_from(decoded) if decoded and isinstance(batches, ImageBatches) else [*batches]
+
+    batches = batches_of(samples, decoded)
+    whole = len(samples) <= options.exact_samples
+    exact_batches = batches if whole else batches_of(samples.head(options.exact_samples), batches)
     return Calibration(Source(name=samples.name, sha256=samples.sha256), batches, exact_batches)

@@ -21,6 +21,7 @@ from optin_cli.checkpoints.batches import read_samples, require_fit, require_los
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
+from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.data.sources import WHOLE, resolve_source
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError, did_you_mean
@@ -404,19 +405,20 @@ def sweep(
             f"The recipe {needy[0]} needs labels, and the calibration data {calibration.name} has none.",
             hint="Pass labelled data to --calib, or another --recipe.",
         )
-    calibrations = {
-        labelled: replace(
-            calibrate(
-                opened,
-                by_labels if labelled else calibration,
-                scoring,
-                task=calib_task or known,
-                labelled=labelled,
-            ),
-            source=Source(name=calibration.name, sha256=calibration.sha256),  # one for all recipes
+    calibrations: dict[bool, Calibration] = {}
+    decoded: Sequence[Batch] = ()
+    for labelled in sorted({recipe.needs_labels for recipe in chosen.values()}):
+        found = calibrate(
+            opened,
+            by_labels if labelled else calibration,
+            scoring,
+            task=task_named(calib) or known,
+            labelled=labelled,
+            decoded=decoded if by_labels is calibration else (),
         )
-        for labelled in {recipe.needs_labels for recipe in chosen.values()}
-    }
+        decoded = found.batches
+        one_for_all = Source(name=calibration.name, sha256=calibration.sha256)
+        calibrations[labelled] = replace(found, source=one_for_all)
     return run_sweep(
         opened,
         known,

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import optin_cli
-from optin_cli.artifacts.scores import read_scores
+from optin_cli.checkpoints.batches import encode, read_samples
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.samples import load_image_samples
@@ -27,7 +28,7 @@ from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
-from optin_cli.scoring.baselines import loss_gradients
+from optin_cli.scoring.calibration import calibrate
 
 SIDE = 16
 ARGUMENTS = {"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
@@ -153,14 +154,69 @@ def test_order_and_names_of_files_do_not_matter(made, tmp_path):
         assert (importance == second.importance[name]).all()
 
 
-def test_evaluating_decodes_each_image_once(made, monkeypatch):
-    """Each is decoded once, when the model takes it, whatever is measured."""
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the images that are decoded, as they are."""
     module = sys.modules[image_batches.__module__]
-    count = []
-    decode = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda *args: count.append(1) or decode(*args))
+    names, decode = [], module.decode_image
+    monkeypatch.setattr(module, "decode_image", lambda content, name: names.append(name) or decode(content, name))
+    return names
+
+
+def test_evaluating_decodes_each_image_once(made, decoded):
+    """Each is decoded once, when the model takes it, whatever is measured."""
     optin_cli.evaluate(made / "vit", "imagefolder", data=made / "pets", options=EvalOptions(latency_runs=0))
-    assert len(count) == 48
+    assert len(decoded) == len(set(decoded)) == 48
+
+
+@pytest.mark.parametrize("exact_samples", [5, 24, 128])
+@pytest.mark.parametrize("estimator", ["sketch", "hybrid"])
+def test_scoring_decodes_each_image_once(made, decoded, estimator, exact_samples):
+    options = ScoreOptions(
+        samples=24, probes=1, batch_size=7, estimator=estimator, exact_samples=exact_samples, rescore=()
+    )
+    optin_cli.score(made / "vit", str(made / "pets"), options=options)
+    assert len(decoded) == len(set(decoded)) == 24
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_exact_batches_hold_what_decoding_them_would(made, labelled):
+    """Those of the first samples, sorted into batches of their own; equal images have the same keys as ever."""
+    checkpoint = load_checkpoint(made / "vit")
+    samples = read_samples(checkpoint, str(made / "pets"), split="calibration", limit=24)
+    twice = replace(
+        samples,
+        images=[*samples.images[:3], *samples.images],
+        digests=[*samples.digests[:3], *samples.digests],
+        labels=[2, 1, 0, *samples.labels],
+    )
+    options = ScoreOptions(batch_size=4, exact_samples=10)
+    found = calibrate(checkpoint, twice, options, task=None, labelled=labelled)
+    expected = [*encode(checkpoint, twice.head(10), batch_size=4, labelled=labelled)]
+    assert [batch.keys for batch in found.exact_batches] == [batch.keys for batch in expected]
+    for mine, theirs in zip(found.exact_batches, expected, strict=True):
+        assert mine.rows == theirs.rows and torch.equal(mine.inputs["x"], theirs.inputs["x"])
+        assert mine.labels is theirs.labels is None if not labelled else torch.equal(mine.labels, theirs.labels)
+    again = calibrate(checkpoint, twice, options, task=None, labelled=True, decoded=found.batches)
+    for mine, theirs in zip(again.batches, encode(checkpoint, twice, batch_size=4, labelled=True), strict=True):
+        assert mine.keys == theirs.keys and torch.equal(mine.inputs["x"], theirs.inputs["x"])
+        assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_a_sweep_decodes_its_calibration_images_once(made, tmp_path, decoded):
+    """Recipes with and without labels share them; evaluation takes other images, once for every model."""
+    optin_cli.sweep(
+        made / "vit",
+        "imagefolder",
+        "imagefolder",
+        tmp_path / "sweep",
+        SweepOptions(("wanda", "fisher"), (0.8,)),
+        data=made / "pets",
+        scoring=ScoreOptions(samples=24, batch_size=8),
+        evaluation=EvalOptions(latency_runs=0),
+    )
+    counts = Counter(decoded)
+    assert sorted(counts.values()) == [1] * 24 + [3] * 48
 
 
 def test_flat_images_calibrate_and_compare(work):

@@ -113,6 +113,19 @@ class ImageBatches(Sequence[Batch]):
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def filled_from(self, decoded: Sequence[Batch]) -> list[Batch]:
+        """The batches, with images taken from others that hold them already instead of decoded again.
+
+        Args:
+            decoded: batches of the same preprocessing, in whose samples these have the same numbers.
+        """
+        images = {
+            row: image
+            for batch in decoded
+            for row, image in zip(batch.rows, batch.inputs[self.input_name], strict=True)
+        }
+        return [self._batch(plan, [images[row] for row in plan.rows]) for plan in self.plans]
+
     def _finished(self, plan: _Plan, images: Sequence[Future[torch.Tensor]]) -> Batch:
         return self._batch(plan, [image.result() for image in images])
 
