@@ -49,9 +49,10 @@ def score(
     exact_samples: Annotated[
         int, typer.Option(help="Calibration samples that exact removal sees.")
     ] = DEFAULTS.exact_samples,
-    exact_kinds: Annotated[str, typer.Option(help="Kinds that hybrid scores exactly.")] = ",".join(
-        DEFAULTS.exact_kinds
-    ),
+    exact_kinds: Annotated[
+        str | None,
+        typer.Option(help="What hybrid scores exactly, of heads, neurons and channels. (default: heads)"),
+    ] = None,
     probes: Annotated[int, typer.Option(help="Backward passes a sample.")] = DEFAULTS.probes,
     output_weight: Annotated[
         float, typer.Option("--lambda", help="Weight of the output term.")
@@ -100,7 +101,7 @@ def score(
         probes=probes,
         samples=samples,
         exact_samples=exact_samples,
-        exact_kinds=tuple(k.strip() for k in exact_kinds.split(",")),
+        exact_kinds=None if exact_kinds is None else tuple(name.strip() for name in exact_kinds.split(",")),
         batch_size=batch_size,
         rows=rows,
         max_length=max_length,

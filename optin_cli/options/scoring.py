@@ -17,13 +17,22 @@ UNITS: Mapping[str, str] = {"heads": "head", "neurons": "neuron", "channels": "c
 """What can be scored, and the kind of the groups that hold it."""
 
 
+REMOVABLE: Mapping[str, str] = {name: kind for name, kind in UNITS.items() if name != "tokens"}
+"""Those that the hybrid estimator can score exactly, by removal; tokens always are scored exactly."""
+
+
+EXACT_KINDS = ("head",)
+"""Those that it does score so by default."""
+
+
 @dataclass(frozen=True)
 class ScoreOptions:
     """Every constant of a scoring run.
 
     units: what is scored, of UNITS; kinds that a model lacks are passed over unless they were asked for. criterion: a
     key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
-    the kinds in `exact_kinds`, sketch for the others. rescore: shares of the MACs at which, cut to that share and
+    the kinds in `exact_kinds`, sketch for the others. exact_kinds: names or kinds of REMOVABLE; None for heads, which a
+    model may lack. rescore: shares of the MACs at which, cut to that share and
     refitted, the model's remaining units are scored anew (trajectory criteria only). output_weight is lambda,
     temperature is tau. samples, exact_samples: how many calibration samples each estimator sees. probes: backward
     passes a sample. rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128
@@ -40,7 +49,7 @@ class ScoreOptions:
     probes: int = 4
     samples: int = 512
     exact_samples: int = 128
-    exact_kinds: tuple[str, ...] = ("head",)
+    exact_kinds: tuple[str, ...] | None = None
     batch_size: int = 32
     rows: int = 256
     max_length: int | None = None
@@ -61,6 +70,9 @@ class ScoreOptions:
                 f"Unknown estimator {self.estimator!r}.",
                 hint=did_you_mean(self.estimator, get_args(Estimator)),
             )
+        words = {*REMOVABLE, *REMOVABLE.values()}
+        if unknown := [name for name in self.exact_kinds or () if name not in words]:
+            raise UsageError(f"Unknown exact kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], REMOVABLE))
         if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
             raise UsageError(
                 f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
@@ -72,11 +84,18 @@ class ScoreOptions:
         if self.criterion not in CRITERIA:
             raise UsageError(f"Unknown criterion {self.criterion!r}.", hint=did_you_mean(self.criterion, CRITERIA))
 
+    @property
+    def removed_kinds(self) -> tuple[str, ...]:
+        """Kinds of the groups that the hybrid estimator scores exactly."""
+        if self.exact_kinds is None:
+            return EXACT_KINDS
+        return tuple(dict.fromkeys(REMOVABLE.get(name, name) for name in self.exact_kinds))
+
     def recorded(self) -> dict[str, Any]:
         """Every constant as artifacts record it."""
         return {
             **asdict(self),
-            "exact_kinds": list(self.exact_kinds),
+            "exact_kinds": list(self.removed_kinds),
             "rescore": list(self.rescore),
             "units": [*self.units],
         }

@@ -30,7 +30,7 @@ from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.refit.refit import refit_model
 from optin_cli.refit.residual_stream import held_out
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.one_shot import score_checkpoint
+from optin_cli.scoring.one_shot import check_exact_kinds, score_checkpoint
 from optin_cli.search.choose import choose_units
 from optin_cli.search.limits import Limits
 
@@ -66,8 +66,10 @@ def score_in_rounds(
 ) -> Scores:
     """Score every unit, then at each of `options.rescore` those that a cut to that share leaves.
 
-    Args and errors: as of `score_checkpoint`. A share that no mask can meet ends the rounds.
+    Args and errors: as of `score_checkpoint`, and UsageError: kinds were named to be scored exactly that the model
+    lacks. A share that no mask can meet ends the rounds.
     """
+    check_exact_kinds(checkpoint.structure, options)
     shares = shares_to_rescore(options, calibration)
     options = replace(options, rescore=shares)
     rounds = 1 + 2 * len(shares)

@@ -14,7 +14,7 @@ from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.data.batch import Batch
-from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import KIND as TOKEN
@@ -43,7 +43,7 @@ def estimator_of(group: Group, options: ScoreOptions) -> str:
     if CRITERIA[options.criterion].terms is None:
         return options.criterion
     if options.estimator == "hybrid":
-        return "exact" if group.kind in options.exact_kinds else "sketch"
+        return "exact" if group.kind in options.removed_kinds else "sketch"
     return options.estimator
 
 
@@ -51,7 +51,7 @@ def only_units(structure: Structure, options: ScoreOptions) -> Structure:
     """The structure with the groups that are to be scored.
 
     Raises:
-        UsageError: units were asked for that the model lacks, or it has none of any.
+        UsageError: units were asked for that the model lacks, or to score such exactly, or it has none of any.
     """
     found = sorted({group.kind for group in structure.groups})
     kinds = [UNITS[name] for name in options.units]
@@ -63,7 +63,21 @@ def only_units(structure: Structure, options: ScoreOptions) -> Structure:
         )
     if not asked:
         raise UsageError("Tokens alone were asked for.", hint="Pass --units heads,neurons,tokens.")
-    return replace(structure, groups=tuple(group for group in structure.groups if group.kind in kinds))
+    chosen = replace(structure, groups=tuple(group for group in structure.groups if group.kind in kinds))
+    check_exact_kinds(chosen, options)
+    return chosen
+
+
+def check_exact_kinds(structure: Structure, options: ScoreOptions) -> None:
+    """Refuse kinds that were named to be scored exactly and are not there; the default is passed over instead."""
+    if options.estimator != "hybrid" or options.exact_kinds is None:
+        return
+    found = sorted({group.kind for group in structure.groups})
+    if missing := sorted(set(options.removed_kinds) - set(found)):
+        raise UsageError(
+            f"There are no units of kind {missing[0]!r} to score exactly; what is scored is {', '.join(found)}.",
+            hint="Leave that out of --exact-kinds.",
+        )
 
 
 def score_checkpoint(
@@ -89,9 +103,6 @@ def score_checkpoint(
         CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
-    kinds = sorted({group.kind for group in groups})
-    if options.estimator == "hybrid" and (unknown := sorted(set(options.exact_kinds) - set(kinds))):
-        raise UsageError(f"There are no units of kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], kinds))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
     inputs = checkpoint.sources
     if calibration is not None:

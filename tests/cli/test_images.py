@@ -19,6 +19,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import optin_cli
+from optin_cli.artifacts.scores import read_scores
 from optin_cli.checkpoints.batches import encode, read_samples
 from optin_cli.checkpoints.checkpoint import load_checkpoint
 from optin_cli.data.images.batches import image_batches
@@ -39,6 +40,7 @@ DATA_CONFIG = {
     "std": (0.5, 0.5, 0.5),
 }
 SMALL = ("--samples", "12", "--batch-size", "6", "--probes", "1")
+NEURONS = ("--units", "neurons")
 NO_LATENCY = ("--latency-runs", "0")
 
 
@@ -227,6 +229,36 @@ def test_flat_images_calibrate_and_compare(work):
     done("score", "vit", "--calib", "pets", *SMALL)
     result = done("eval", "vit", "--data", "pets", "--against", "vit", *NO_LATENCY, "--json")
     assert json.loads(result.out)["against"]["agreement"] == 1.0
+
+
+def test_hybrid_scores_models_and_units_without_heads(work):
+    hybrid = ("--calib", "pets", "--estimator", "hybrid", "--exact-samples", "4", *SMALL)
+    save_images(work / "resnet", "timm-resnet")
+    done("score", "resnet", *hybrid, "-o", "r")
+    done("score", "vit", *hybrid, *NEURONS, "-o", "v")
+    for name, kind in (("r", "channel"), ("v", "neuron")):
+        groups = read_scores(name).header.groups.values()
+        assert {(group.kind, group.estimator) for group in groups} == {(kind, "sketch")}
+    done("score", "resnet", *hybrid, "--exact-kinds", "channels", "--rescore", "none", "-o", "c")
+    assert {group.estimator for group in read_scores("c").header.groups.values()} == {"exact"}
+    for args in (["resnet", *hybrid, "--exact-kinds", "heads"], ["vit", *hybrid, *NEURONS, "--exact-kinds", "head"]):
+        result = call("score", *args, "-o", "x")
+        assert result.code == 2 and "no units of kind 'head' to score exactly" in result.err
+        assert "--exact-kinds" in result.err and not (work / "x").exists()
+
+
+def test_the_paper_s_recipe_prunes_a_model_without_heads(made, tmp_path):
+    result = optin_cli.sweep(
+        save_images(tmp_path / "resnet", "timm-resnet"),
+        str(made / "pets"),
+        "imagefolder",
+        tmp_path / "sweep",
+        SweepOptions(("optin-paper",), (0.8,)),
+        data=made / "pets",
+        scoring=ScoreOptions(samples=12, probes=1, batch_size=6),
+        evaluation=EvalOptions(latency_runs=0),
+    )
+    assert result.points[0].macs_ratio <= 0.8
 
 
 def test_fisher_takes_the_classes_of_folders(work):

@@ -141,6 +141,32 @@ def test_a_share_out_of_reach_ends_the_rounds(tiny):
     assert found.header.options["rescore"] == [0.7]
 
 
+def test_a_round_may_be_left_without_the_kind_to_score_exactly(tiny, monkeypatch):
+    """What the whole model has was asked for; that a cut leaves none of it is no mistake of the user's."""
+    choose = rescoring.choose_among
+
+    def without_heads(*given):
+        return {name: [] if name.endswith("head") else units for name, units in choose(*given).items()}
+
+    monkeypatch.setattr(rescoring, "choose_among", without_heads)
+    options = {"estimator": "hybrid", "exact_kinds": ("heads",), "rescore": (0.5,)}
+    found = scores(tiny, calibration_of(batch_of()), **options)
+    assert found.header.options["rescore"] == [0.5]
+    assert {group.estimator for name, group in found.header.groups.items() if name.endswith("head")} == {"exact"}
+
+
+@pytest.mark.parametrize("kinds", [("channels",), ("heads", "channel")])
+def test_kinds_to_score_exactly_that_a_model_lacks(tiny, kinds):
+    """Named, they are refused before any work; heads, the default, may be missing."""
+    options = {"estimator": "hybrid", "rescore": ()}
+    with pytest.raises(UsageError, match="no units of kind 'channel' to score exactly; what is scored is head, neuron"):
+        scores(tiny, calibration_of(batch_of()), exact_kinds=kinds, **options)
+    neurons = tuple(group for group in tiny.structure.groups if group.kind == "neuron")
+    headless = replace(tiny, structure=replace(tiny.structure, groups=neurons))
+    found = scores(headless, calibration_of(batch_of()), **options)
+    assert {group.estimator for group in found.header.groups.values()} == {"sketch"}
+
+
 @pytest.mark.parametrize("shares", [(0.6, 0.8), (1.0,), (0.0,), (0.5, 0.5)])
 def test_shares_must_fall(shares):
     with pytest.raises(UsageError, match="rescore"):

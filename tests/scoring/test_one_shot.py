@@ -380,6 +380,24 @@ def test_scores_say_how_each_group_was_estimated(checkpoint):
     assert all((e >= 0).all() and e.max() < scores.importance[n].max() * 3 for n, e in scores.standard_error.items())
 
 
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        (None, ["head"]),
+        (("heads",), ["head"]),
+        (("neurons",), ["neuron"]),
+        (("heads", "neurons"), ["head", "neuron"]),
+        (("head", "heads", "neuron"), ["head", "neuron"]),
+        ((), []),
+    ],
+)
+def test_kinds_to_score_exactly_go_by_the_words_of_units_too(checkpoint, words, kinds):
+    scores = run(checkpoint, options=ScoreOptions(estimator="hybrid", probes=1, exact_kinds=words))
+    groups = scores.header.groups.values()
+    assert {group.kind for group in groups if group.estimator == "exact"} == set(kinds)
+    assert scores.header.options["exact_kinds"] == kinds
+
+
 @pytest.mark.parametrize("criterion", ["manifold", "output", "fisher", "magnitude", "random"])
 def test_every_criterion_scores_every_unit(checkpoint, criterion):
     needs_data = criterion not in ("magnitude", "random")
@@ -425,6 +443,8 @@ def test_scores_that_overflow_are_refused(tmp_path):
         ({"temperature": -1.0}, "temperature is -1"),
         ({"output_weight": -0.5}, "output_weight is -0.5"),
         ({"samples": 0}, "samples is 0"),
+        ({"exact_kinds": ("hed",)}, "Unknown exact kind 'hed'"),
+        ({"exact_kinds": ("heads", "tokens")}, "Unknown exact kind 'tokens'"),
     ],
 )
 def test_options_out_of_range(options, message):
