@@ -17,11 +17,7 @@ class Measure(Frozen):
 
 
 class Latency(Workload):
-    """Median wall time of one forward pass.
-
-    device: its type and name, as latency tables have it; early files have the type of a CPU alone. runtime: what ran
-    it, torch or the runtime of an exported file.
-    """
+    """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
     runs: int
     device: str

@@ -53,7 +53,7 @@ class Read:
 
     @property
     def kind(self) -> str:
-        """What the artifact is, by the name of its kind: mask, scores, export, …"""
+        """The artifact's kind, such as scores, mask, manifest, eval or sweep."""
         return self.head.kind
 
 

@@ -19,8 +19,9 @@ from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.tokenize import DEFAULT_LENGTH, make_batches, usable_length
 from optin_cli.errors import CheckpointError, DataError, UsageError
 from optin_cli.options.images import ImageOptions
-from optin_cli.progress import Note, Tell
-from optin_cli.tasks.schema import Role, Task, require_modality
+from optin_cli.progress import SILENT, Progress
+from optin_cli.tasks.registry import require_modality
+from optin_cli.tasks.schema import Role, Task
 
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
-from optin_cli.architectures.schema import Architecture
+from optin_cli.architectures.schema import Architecture, Purpose
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
 from optin_cli.checkpoints.libraries.hub import download

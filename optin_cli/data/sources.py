@@ -16,8 +16,8 @@ from typing import Any
 
 from optin_cli.data.text.formats import TEXT_READERS
 from optin_cli.errors import DataError, UsageError, did_you_mean, first_line
-from optin_cli.tasks.registry import load_task, task_names
-from optin_cli.tasks.schema import Modality, Role, Task, require_modality
+from optin_cli.tasks.registry import load_task, require_modality, task_names
+from optin_cli.tasks.schema import Modality, Role, Task
 
 FALLBACKS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("validation", "test")}
 

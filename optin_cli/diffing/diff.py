@@ -46,7 +46,7 @@ COMPARISONS: Mapping[str, str] = MappingProxyType(
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
-    """What two artifacts of one kind, or two checkpoints, differ in.
+    """Compare two artifacts or checkpoints of the same kind.
 
     Args:
         a, b: files that optin wrote, sweep folders, checkpoint folders (pruned or not), or weight files.

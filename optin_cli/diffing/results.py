@@ -1,4 +1,4 @@
-"""Compare evaluations, sweeps, profiles, latency tables or export records; measured times are reported separately."""
+"""Differences between two evaluations, sweeps, profiles or latency tables; timings are listed apart."""
 
 from __future__ import annotations
 

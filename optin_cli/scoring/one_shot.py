@@ -19,7 +19,7 @@ from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import KIND as TOKEN
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
-from optin_cli.progress import Progress
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
@@ -88,7 +88,7 @@ def score_checkpoint(
     seq_len: int | None,
     state: Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Scores:
     """Score every unit.

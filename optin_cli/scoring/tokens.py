@@ -14,7 +14,7 @@ all its merges lose together, while the sum of F_z at the bare numbers falls sho
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import KIND, Tokens, cluster_means, watching
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
+from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective

@@ -49,7 +49,7 @@ from optin_cli.sweeping.candidate import (
     scoring_constants,
 )
 from optin_cli.sweeping.plots import write_pictures
-from optin_cli.tasks.registry import load_task
+from optin_cli.tasks.registry import load_task, task_named
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from optin_cli.errors import DataError, did_you_mean
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import Modality, Task
 
 FOLDER = Path(__file__).parent
 
@@ -53,3 +53,16 @@ def load_task(name: str) -> Task:
 def task_named(source: str | None) -> Task | None:
     """The task of that name, None for a path or nothing."""
     return None if source is None or Path(source).exists() else load_task(source)
+
+
+def require_modality(task: Task, modality: Modality) -> None:
+    """Refuse a task on texts for a model that takes images, and the other way about.
+
+    Raises:
+        DataError: names the tasks that fit the model.
+    """
+    if task.modality != modality:
+        raise DataError(
+            f"The task {task.name} is one on {task.modality}s, but the model takes {modality}s.",
+            hint=f"Tasks on {modality}s: {', '.join(n for n in task_names() if load_task(n).modality == modality)}.",
+        )

@@ -11,9 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from optin_cli.errors import DataError
-from optin_cli.tasks.registry import load_task, task_names
-
 Role = Literal["calibration", "evaluation"]
 
 
@@ -106,16 +103,3 @@ class Task(_Strict):
         if self.label_range is not None and (self.kind != "similarity" or self.label_range[0] >= self.label_range[1]):
             raise ValueError("label_range is two rising numbers, of a similarity task")
         return self
-
-
-def require_modality(task: Task, modality: Modality) -> None:
-    """Refuse a task on texts for a model that takes images, and the other way about.
-
-    Raises:
-        DataError: names the tasks that fit the model.
-    """
-    if task.modality != modality:
-        raise DataError(
-            f"The task {task.name} is one on {task.modality}s, but the model takes {modality}s.",
-            hint=f"Tasks on {modality}s: {', '.join(n for n in task_names() if load_task(n).modality == modality)}.",
-        )

@@ -29,6 +29,7 @@ from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
+from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.scoring.calibration import calibrate
 
 SIDE = 16

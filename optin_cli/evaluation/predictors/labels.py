@@ -22,7 +22,7 @@ def predict_labels(trial: Trial) -> Prediction:
     checkpoint, samples, task = trial.checkpoint, trial.samples, trial.task
     if task is None or samples.labels is None:
         return predict_plain(trial)
-    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.tell)
+    outcome = run_model(checkpoint, encoded(trial, labelled=True), trial.progress)
     labels, (logits, *_) = outcome.labels, outcome.outputs
     if labels is None:
         return predict_plain(trial)
