@@ -4,8 +4,10 @@ import os
 import random
 import tempfile
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
+from helpers.reloading import ReloadServer
 from helpers.running import QUICK, done, write_rows
 
 CACHE = tempfile.TemporaryDirectory(prefix="optin-tests-")
@@ -18,6 +20,27 @@ os.environ |= {
     "HF_DATASETS_CACHE": f"{CACHE.name}/datasets",
     "HF_MODULES_CACHE": f"{CACHE.name}/modules",
 }
+
+
+@pytest.fixture(scope="session")
+def fresh_process():
+    """What starts the processes of certificates for users."""
+    from optin_cli.checkpoints.verify import fresh_process
+
+    return fresh_process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reload_server(fresh_process):
+    """Forks of one process in place of the fresh processes of certificates; `fresh_processes` brings those back."""
+    with ReloadServer() as server, patch("optin_cli.checkpoints.verify.fresh_process", server.run):
+        yield server
+
+
+@pytest.fixture
+def fresh_processes(fresh_process, monkeypatch):
+    """Certificates start processes of their own, as they do for users."""
+    monkeypatch.setattr("optin_cli.checkpoints.verify.fresh_process", fresh_process)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A saved folder and the model it was saved from in; the largest difference of their outputs out.
+"""Verify that a saved folder computes what the model in memory computes.
 
 The folder is loaded in a fresh process by its library with its own modelling code, with optin made unimportable
 there: what a user without optin gets.
@@ -82,17 +82,18 @@ def run_fresh(code: str, arguments: Sequence[str], scratch: Path, failure: str) 
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    process = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        cwd=scratch,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = fresh_process(code, arguments, scratch, environment)
     if process.returncode != 0:
         last = "\n".join(process.stderr.strip().splitlines()[-3:])
         raise CertificateError(f"{failure} in a fresh process:\n{last}")
+
+
+def fresh_process(
+    code: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a new interpreter and wait for it. The only place that starts one."""
+    line = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def largest_difference(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:

@@ -599,7 +599,7 @@ def test_a_write_that_the_system_cuts_short(desk, name):
         ("search", "pathlib.Path.replace"),
         ("prune", "optin_cli.pruning.prune.cut"),
         ("prune", "optin_cli.checkpoints.save.modeling_source"),
-        ("prune", "optin_cli.checkpoints.verify.subprocess.run"),
+        ("prune", "optin_cli.checkpoints.verify.fresh_process"),
         ("prune", "optin_cli.pruning.model_card.write_card"),
         ("prune", "pathlib.Path.replace"),
         ("eval", "optin_cli.evaluation.evaluate.count_macs"),

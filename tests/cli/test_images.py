@@ -6,13 +6,13 @@ import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from helpers.models import save_images
+from helpers.paths import SHARED
 from helpers.pictures import CLASSES, image_folder, pixels, png
 from helpers.running import call, done, run_cli, tree
 from PIL import Image
@@ -427,7 +427,6 @@ def test_as_a_user_sees_it(work):
 
 # Real weights
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 REAL, IMAGES = SHARED / "checkpoints" / "vit-s14-cifar10", SHARED / "data" / "cifar10"
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 import typer
+from helpers.paths import ROOT
 from helpers.running import QUICK, call, command, done, environment, python, run_cli, tree, write_rows
 from safetensors.torch import load_file, save_file
 
@@ -34,8 +35,7 @@ from optin_cli.files import sha256_of
 from optin_cli.model.masking import masked
 
 SIZES = ("--latency-runs", "0")
-ROOT = typer.main.get_command(app)
-COMMANDS = ROOT.commands
+COMMANDS = typer.main.get_command(app).commands
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def test_a_whole_run_by_default_names(work):
     ]
     for args, output in stages:
         before = set(tree(work))
-        result = run_cli(*args, cwd=work)
-        assert (result.returncode, result.stdout) == (0, f"{output}\n"), result.stderr
+        result = call(*args)
+        assert (result.code, result.out) == (0, f"{output}\n"), result.err
         new = {name for name in set(tree(work)) - before if "/" not in name}
         assert new == {output.rstrip("/")}
-        assert not result.stderr.count("it/s"), "bars of libraries"
+        assert not result.err.count("it/s"), "bars of libraries"
     assert {p.stat().st_mode & 0o777 for p in (work / "bert-pruned").iterdir()} == {0o666 & ~umask()}
 
 
@@ -109,6 +109,7 @@ def test_pipes(work, made):
     result = subprocess.run(
         ["bash", "-c", script], cwd=work, env=environment(), capture_output=True, text=True, check=True
     )
+    assert not result.stderr.count("it/s"), "bars of libraries"
     folder, _, evaluation = result.stdout.partition("\n")
     assert folder == "small/"
     assert json.loads(evaluation)["metric"]["name"] == "accuracy"
@@ -382,8 +383,7 @@ def test_no_arguments_print_help():
 
 
 def test_readme_documents_every_command():
-    readme = Path(__file__).parents[2] / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"optin {name}" not in text]
 
 
@@ -658,13 +658,12 @@ def test_the_card_says_how_to_load(made):
 
 
 def test_demo(here):
-    result = run_cli("demo", "show", cwd=here)
-    assert result.returncode == 0, result.stderr
+    result = done("demo", "show")
     artifacts = ("profile.json", "scores.safetensors", "mask.json")
     names = [*(f"bert-sst2.{a}" for a in artifacts), "bert-sst2-pruned", "bert-sst2-pruned.eval.json"]
     assert {*names, "bert-sst2", "train.jsonl", "validation.jsonl"} == {p.name for p in (here / "show").iterdir()}
-    assert all(f"$ optin {name}" in result.stderr for name in ("profile", "score", "search", "prune", "eval"))
-    assert all(word in result.stdout for word in ("before", "after", "accuracy", "MACs", "latency"))
+    assert all(f"$ optin {name}" in result.err for name in ("profile", "score", "search", "prune", "eval"))
+    assert all(word in result.out for word in ("before", "after", "accuracy", "MACs", "latency"))
     report = parse(Evaluation, (here / "show" / names[-1]).read_text(), "eval")
     assert report.against.macs_ratio <= 0.5 and report.against.drop < 0.05
     assert call("demo", "show").code == 1

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import ROOT
 from helpers.running import environment
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
 def job():
-    found = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found, "the README documents no workflow"
     raw = yaml.safe_load(found[0])
     assert raw.keys() == {"name", True, "jobs"}, "YAML reads the key on as true, and GitHub knows"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import SIDE, make_inputs, random_kept, save_checkpoint, save_images
-from helpers.running import call, done, python, run_cli, tree
+from helpers.running import call, done, run_cli, tree
 
 import optin_cli
 from optin_cli.artifacts.base import parse
@@ -23,6 +23,7 @@ from optin_cli.errors import CertificateError
 from optin_cli.exporting import torch_export as for_torch_export
 from optin_cli.exporting.load import load_evaluated
 from optin_cli.exporting.registry import ExportError
+from optin_cli.exporting.trace import most_tokens
 from optin_cli.files import sha256_of
 from optin_cli.pruning.prune import cut_copy
 
@@ -199,7 +200,7 @@ def test_cut_models(tmp_path, family, head, target, kept):
     if checkpoint.image is None:
         inputs = make_inputs(2, 21)
         assert set(record.takes) == {"input_ids", "attention_mask"}
-        assert optin_cli.exporting.tracing.most_tokens(opened) == optin_cli.exporting.tracing.most_tokens(checkpoint)
+        assert most_tokens(opened) == most_tokens(checkpoint)
     else:
         inputs = {checkpoint.image.input_name: torch.randn(4, 3, SIDE, SIDE)}
         assert record.takes[checkpoint.image.input_name].shape == ["batch", 3, SIDE, SIDE]
@@ -421,11 +422,11 @@ print(json.dumps(classify(json.loads(sys.argv[2]), top_k=None)))
 """
 
 
-def test_pipeline_of_transformers(made, here):
+def test_pipeline_of_transformers(made, here, reload_server):
     """The folder is named once, says everything, and nothing is complained of."""
     texts = ["a b c good", "d bad film"]
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_MODULES_CACHE": str(here / "modules")}
-    result = python(PIPELINE, f"{made.pruned}/", json.dumps(texts), cwd=here, **quiet)
+    result = reload_server.python(PIPELINE, f"{made.pruned}/", json.dumps(texts), cwd=here, **quiet)
     assert result.returncode == 0, result.stderr
     assert "not supported" not in result.stderr
     tokenizer = load_checkpoint(made.pruned).tokenizer()

@@ -6,9 +6,9 @@ import timm
 import torch
 import transformers
 from helpers.models import build, save_images
+from helpers.paths import SHARED
 from helpers.pictures import image_folder
 from PIL import Image
-from test_shared import SHARED
 from timm.data import resolve_model_data_config
 
 import optin_cli

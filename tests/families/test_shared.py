@@ -1,16 +1,14 @@
 """The whole pipeline on a real fine-tuned model and real data, where they lie beside the repository."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.paths import SHARED
 
 import optin_cli
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 CHECKPOINT, DATA = SHARED / "checkpoints" / "minilm-sst2", SHARED / "data" / "sst2"
 
 pytestmark = [

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from helpers.paths import ROOT
 
 QUICK = ("--samples", "8", "--probes", "1", "--batch-size", "4")
 """Options that make `optin score` take a blink: two batches."""
@@ -61,7 +62,9 @@ def command(*args):
 
 
 def environment(**extra):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+    """The environment of a process that is to run the code of this checkout, wherever it works."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **extra}
 
 
 def python(code, *args, cwd, **extra):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import build, save_checkpoint, structure_of
-from helpers.running import call, done, run_cli
+from helpers.running import call, done
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -258,14 +258,13 @@ def test_threads_are_told_of_cpus_alone(device, threads, words):
 def test_search_meets_time_and_flops_together(table, made, here):
     flat = flattened(table, here)
     args = ("--keep-latency", "0.8", "--latency-table", flat, "--keep-flops", "0.7", "-o", "m.json")
-    run = run_cli("search", made.scores, *args, cwd=here)
-    assert run.returncode == 0, run.stderr
+    run = done("search", made.scores, *args)
     mask = parse(Mask, (here / "m.json").read_text(), "mask")
     assert mask.budget.asked == {"macs": 0.7, "latency": 0.8}
     assert mask.budget.reached["macs"] <= 0.7 and mask.budget.reached["latency"] <= 0.8
     assert mask.options["latency"] | {"batch_size": 1, "seq_len": 32, "threads": 1} == mask.options["latency"]
     assert mask.inputs["latency_table"].name == "flat.latency.json"
-    assert "of the latency" in run.stderr
+    assert "of the latency" in run.err
 
 
 def test_another_device_or_thread_count_is_told(table, made, here):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.running import call, done, python
+from helpers.running import call, done
 from huggingface_hub import metadata_load
 
 from optin_cli.artifacts.base import parse
@@ -149,7 +149,7 @@ def test_a_hub_id_is_a_base_model_and_long_masks_fold(made):
     assert "<details>" not in short and "| kept in | head | neuron |" in short
 
 
-def test_pipelines_take_the_pruned_folder_and_what_is_saved_of_it(made, here):
+def test_pipelines_take_the_pruned_folder_and_what_is_saved_of_it(made, here, reload_server):
     code = (
         "import sys; sys.modules['optin_cli'] = None\nfrom transformers import pipeline\n"
         "found = [pipeline('text-classification', model=sys.argv[1], trust_remote_code=True)]\n"
@@ -157,7 +157,7 @@ def test_pipelines_take_the_pruned_folder_and_what_is_saved_of_it(made, here):
         "found.append(pipeline('text-classification', model='again', trust_remote_code=True))\n"
         "print(*(sorted(p('a b c')[0].items()) for p in found), sep='\\n')\n"
     )
-    result = python(code, made.pruned, cwd=here, HF_MODULES_CACHE=str(here / "m"))
+    result = reload_server.python(code, made.pruned, cwd=here, HF_MODULES_CACHE=str(here / "m"))
     first, again = result.stdout.splitlines()
     assert first == again and "'label'" in first, result.stderr
     assert "not supported" not in result.stderr, "transformers knows what the model is for"

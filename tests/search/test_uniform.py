@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import DECODERS, FAMILIES, IMAGES, make_inputs, make_pixels, save_checkpoint, save_images
-from helpers.running import call, done, python, run_cli
+from helpers.running import call, done
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -241,7 +241,7 @@ for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if (p / "auto").exis
 """
 
 
-def test_every_stock_class_loads_what_its_config_states(tmp_path):
+def test_every_stock_class_loads_what_its_config_states(tmp_path, reload_server):
     """All families in one fresh process that knows the libraries alone."""
     expected, whole = {}, {}
     for family in STOCK:
@@ -268,7 +268,7 @@ def test_every_stock_class_loads_what_its_config_states(tmp_path):
         assert stated and not (folder / "modeling_optin.py").exists()
         config = json.loads((folder / "config.json").read_text())
         assert "auto_map" not in config and "optin_plan" not in config
-    run = python(LOAD, tmp_path, cwd=tmp_path)
+    run = reload_server.python(LOAD, tmp_path, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     for family, outputs in expected.items():
         found = load_file(tmp_path / family / "outputs")["logits"]
@@ -303,7 +303,7 @@ print(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=Fals
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_a_decoder_generates_from_its_folder(tmp_path, family):
+def test_a_decoder_generates_from_its_folder(tmp_path, family, reload_server):
     folder = save_tiny(tmp_path / "whole", family)
     done("score", folder, "--criterion", "magnitude", "-o", tmp_path / "scores.safetensors")
     mask = tmp_path / "mask.json"
@@ -315,7 +315,7 @@ def test_a_decoder_generates_from_its_folder(tmp_path, family):
     config = json.loads((small / "config.json").read_text())
     heads = len(manifest.groups["decoder.0.head"].kept)
     assert config["num_key_value_heads"] == heads < 4 and config["num_attention_heads"] == 2 * heads
-    run = python(GENERATE, small, cwd=tmp_path)
+    run = reload_server.python(GENERATE, small, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     inputs = torch.tensor([[5, 6, 7]])
     kept = {name: group.kept for name, group in manifest.groups.items()}
@@ -334,14 +334,13 @@ def bert(here, made):
 
 
 def test_search_states_what_uniformity_costs(bert, here):
-    run = run_cli("search", bert, "--keep-flops", "0.9", "--layout", "uniform", "-o", "uniform.json", cwd=here)
-    assert run.returncode == 0, run.stderr
+    run = done("search", bert, "--keep-flops", "0.9", "--layout", "uniform", "-o", "uniform.json")
     mask = parse(Mask, (here / "uniform.json").read_text(), "uniform.json")
     ragged = parse(Mask, done("search", bert, "--keep-flops", "0.9", "-o", "-").out, "ragged")
     assert mask.options["layout"] == "uniform" and ragged.options["layout"] == "ragged"
     assert mask.ragged_importance_lost == ragged.importance_lost <= mask.importance_lost
-    assert f"would lose {ragged.importance_lost:.4g}" in run.stderr
-    assert "stays whole: encoder.head" in run.stderr
+    assert f"would lose {ragged.importance_lost:.4g}" in run.err
+    assert "stays whole: encoder.head" in run.err
     assert {len(g.kept) for name, g in mask.groups.items() if name.endswith("head")} == {4}
 
 
