@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optin_cli.model.cut import merging_under
+from optin_cli.model.forward import hooks
 from optin_cli.model.modeling_optin import merge_between
 from optin_cli.model.structure import Group, Structure
 
@@ -49,14 +50,10 @@ def _hook(group: Group, gates: torch.Tensor) -> Hook:
 @contextlib.contextmanager
 def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[None]:
     """Scale the units of `groups` by their gates, on the way into the consumers; the hooks are always removed."""
-    handles = []
-    try:
+    with hooks() as hook:
         for group, gates in groups.items():
-            handles.append(model.get_submodule(group.gate).register_forward_pre_hook(_hook(group, gates)))
+            hook.before(model.get_submodule(group.gate), _hook(group, gates))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -70,11 +67,9 @@ def masked(model: nn.Module, structure: Structure, kept: Mapping[str, Sequence[i
             gate[list(kept[group.name])] = 1.0
             gates[group] = gate
     merge = merging_under(structure, kept)
-    blocks = [] if merge is None else [model.get_submodule(path) for path in merge.blocks]
-    handles = [] if merge is None else merge_between(blocks, merge.counts, merge.special, merge.argument)
-    try:
-        with gated(model, gates):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks() as hook, gated(model, gates):
+        if merge is not None:
+            blocks = [model.get_submodule(path) for path in merge.blocks]
+            for handle in merge_between(blocks, merge.counts, merge.special, merge.argument):
+                hook.callback(handle.remove)
+        yield

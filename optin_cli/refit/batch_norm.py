@@ -13,7 +13,7 @@ from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model, final_outputs
+from optin_cli.model.forward import call_model, final_outputs, hooks
 from optin_cli.model.structure import Structure
 from optin_cli.refit.residual_stream import held_out
 
@@ -31,27 +31,24 @@ def following_norms(model: nn.Module, structure: Structure, batch: Batch) -> dic
     outputs: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no identity is used twice
     found: dict[str, str] = {}
-    handles = []
-    for path in {group.consumer for group in structure.groups} if norms else ():
+    if not norms:
+        return found
+    with hooks() as hook:
+        for path in {group.consumer for group in structure.groups}:
 
-        def leave(_module: nn.Module, _inputs: object, output: torch.Tensor, path: str = path) -> None:
-            kept.append(output)
-            outputs[id(output)] = path
+            def leave(_module: nn.Module, _inputs: object, output: torch.Tensor, path: str = path) -> None:
+                kept.append(output)
+                outputs[id(output)] = path
 
-        handles.append(model.get_submodule(path).register_forward_hook(leave))
-    for path, norm in norms.items():
+            hook.after(model.get_submodule(path), leave)
+        for path, norm in norms.items():
 
-        def arrive(_module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str = path) -> None:
-            if id(inputs[0]) in outputs:
-                found[outputs[id(inputs[0])]] = path
+            def arrive(_module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str = path) -> None:
+                if id(inputs[0]) in outputs:
+                    found[outputs[id(inputs[0])]] = path
 
-        handles.append(norm.register_forward_pre_hook(arrive))
-    try:
-        if norms:
-            call_model(model, {name: tensor[:1] for name, tensor in batch.inputs.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
+            hook.before(norm, arrive)
+        call_model(model, {name: tensor[:1] for name, tensor in batch.inputs.items()})
     return found
 
 

@@ -6,38 +6,21 @@ answered from one pass through that block, whose results wait in temporary files
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model, first_tensor
+from optin_cli.model.forward import Hooks, StopForward, first_tensor, hooks, run_until_stopped
 from optin_cli.model.modeling_optin import spread_tokens
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import merged_as
 
 
-class Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The forward pass has run as far as it is needed."""
-
-
-@contextlib.contextmanager
-def removing(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove hooks when the context ends."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def at_residual_sum(
-    model: nn.Module, group: Group, arrive: Callable[[torch.Tensor], None]
-) -> torch.utils.hooks.RemovableHandle:
+def at_residual_sum(hook: Hooks, model: nn.Module, group: Group, arrive: Callable[[torch.Tensor], None]) -> None:
     """Call `arrive` with every sum of the consumer's output and its residual stream.
 
     Without a residual stream, with the consumer's own output.
@@ -49,12 +32,12 @@ def at_residual_sum(
     def on_output(_module: nn.Module, _arguments: Any, output: Any) -> None:
         arrive(first_tensor(output))
 
-    if group.residual and group.residual_sum is not None:
-        return model.get_submodule(group.residual_sum).register_forward_pre_hook(on_input)
     if not group.residual:
-        return model.get_submodule(group.consumer).register_forward_hook(on_output)
-    # Before what merges tokens behind a block.
-    return model.get_submodule(group.block_path).register_forward_hook(on_output, prepend=True)
+        hook.after(model.get_submodule(group.consumer), on_output)
+    elif group.residual_sum is not None:
+        hook.before(model.get_submodule(group.residual_sum), on_input)
+    else:  # before what merges tokens behind a block
+        hook.after(model.get_submodule(group.block_path), on_output, prepend=True)
 
 
 class Targets(Prefixes):
@@ -101,7 +84,7 @@ class Targets(Prefixes):
 
         def stop_if_done() -> None:
             if outputs and all(len(sums[group]) >= calls for group, calls in members.items()):
-                raise Reached
+                raise StopForward
 
         def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs.append(output)
@@ -115,11 +98,12 @@ class Targets(Prefixes):
 
             return arrive
 
-        handles = [at_residual_sum(self.model, group, arriving(group)) for group in members]
-        handles.append(self.model.get_submodule(path).register_forward_hook(collect, prepend=True))
-        handles.append(self.model.get_submodule(path).register_forward_pre_hook(enter))
-        with self.skipping(number), removing(*handles), contextlib.suppress(Reached), torch.no_grad():
-            call_model(self.model, batch.inputs)
+        with hooks() as hook, self.skipping(number):
+            for group in members:
+                at_residual_sum(hook, self.model, group, arriving(group))
+            hook.after(self.model.get_submodule(path), collect, prepend=True)
+            hook.before(self.model.get_submodule(path), enter)
+            run_until_stopped(self.model, batch.inputs)
         return sums, outputs[0]
 
     def _sums_file(self, number: int, group: Group) -> str:

@@ -17,12 +17,12 @@ from torch import nn
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.cut import slice_indices
-from optin_cli.model.forward import call_model
+from optin_cli.model.forward import StopForward, hooks, run_until_stopped
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.structure import Group, Structure
 from optin_cli.model.tokens import averaged_as, merged_as
 from optin_cli.refit.design_matrix import Consumer, choose_positions, input_rows, output_rows, take
-from optin_cli.refit.original_stream import Reached, Targets, at_residual_sum, removing
+from optin_cli.refit.original_stream import Targets, at_residual_sum
 
 HOLDOUT = 4
 """One sample in so many is held out to judge a refit."""
@@ -53,16 +53,16 @@ def gather(
         sums.append(merged_as(total, entering[0]) if entering else total)
         torch.set_grad_enabled(False)
         if calls == len(sums):
-            raise Reached
+            raise StopForward
 
     def on_entry(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         entering[:] = arguments[:1]
 
-    hooks = [model.get_submodule(group.consumer).register_forward_hook(on_consumer)]
-    hooks.append(at_residual_sum(model, group, arrive))
-    hooks.append(model.get_submodule(group.block_path).register_forward_pre_hook(on_entry))
-    with removing(*hooks), contextlib.suppress(Reached), torch.no_grad():
-        call_model(model, batch.inputs)
+    with hooks() as hook:
+        hook.after(model.get_submodule(group.consumer), on_consumer)
+        at_residual_sum(hook, model, group, arrive)
+        hook.before(model.get_submodule(group.block_path), on_entry)
+        run_until_stopped(model, batch.inputs)
     return inputs, outputs, sums
 
 
@@ -98,15 +98,14 @@ def wanted_output(
 def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict[Group, int]:
     """How often each consumer runs in a forward pass, in the order of their first runs."""
     counts: dict[Group, int] = {}
-    handles = []
-    for group in structure.groups:
+    with hooks() as hook:
+        for group in structure.groups:
 
-        def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
-            counts[group] = counts.get(group, 0) + 1
+            def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
+                counts[group] = counts.get(group, 0) + 1
 
-        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
-    with removing(*handles), torch.no_grad():
-        call_model(model, batch.inputs)
+            hook.before(model.get_submodule(group.consumer), count)
+        run_until_stopped(model, batch.inputs)
     return counts
 
 

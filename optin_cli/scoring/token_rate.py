@@ -27,7 +27,7 @@ from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import BudgetError
 from optin_cli.model.cut import cut
-from optin_cli.model.forward import first_tensor, observe
+from optin_cli.model.forward import first_tensor, hooks, observe
 from optin_cli.model.modeling_optin import MERGED
 from optin_cli.model.tokens import KIND, Tokens, cluster_means
 from optin_cli.options.scoring import ScoreOptions
@@ -142,9 +142,7 @@ def merging_of(model: nn.Module, tokens: Tokens) -> Iterator[list[torch.Tensor |
         last = len(places) == len(tokens.blocks) - 1
         places.append(merged[1] if merged is not None else places[-1] if last else None)
 
-    handles = [model.get_submodule(path).register_forward_hook(see) for _, path in tokens.blocks]
-    try:
+    with hooks() as hook:
+        for _, path in tokens.blocks:
+            hook.after(model.get_submodule(path), see)
         yield places
-    finally:
-        for handle in handles:
-            handle.remove()
