@@ -13,7 +13,6 @@ from torch import nn
 
 from optin_cli.architectures.schema import Layout, OutputRule
 from optin_cli.data.batch import Batch
-from optin_cli.model.modeling_optin import spread_tokens
 from optin_cli.model.structure import Structure
 
 PIXEL_GRID = 14
@@ -103,8 +102,9 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
     with hooks() as hook:
         for block in structure.blocks:
 
-            def record(_module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
-                features.append(as_tokens(spread_tokens(first_tensor(output)), layout, rows))
+            def record(module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
+                whole = structure.positions(module).spread(first_tensor(output))
+                features.append(as_tokens(whole, layout, rows))
 
             hook.after(model.get_submodule(block.path), record)
         yield features

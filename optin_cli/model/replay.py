@@ -14,7 +14,8 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import StopForward, call_model, hooks, run_until_stopped
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 
 
 @contextlib.contextmanager
@@ -88,8 +89,8 @@ class Prefixes:
         self._scratch.cleanup()
 
     def advance(self, group: Group) -> None:
-        """Take it that blocks before that of `group` will not change any more, and keep their outputs."""
-        depth = self._first.get(group.block_name, 0)
+        """Keep the outputs of the blocks before that of `group`, which must not change any more."""
+        depth = self._first.get(group.block, 0)
         if depth <= self._depth:
             return
         self._depth = min(depth, self._stored)

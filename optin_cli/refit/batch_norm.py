@@ -1,4 +1,4 @@
-"""A cut and refitted model in; its batch norms with the statistics of what now reaches them out.
+"""Measure the statistics of a pruned and refitted model's batch norms again.
 
 A batch norm subtracts the mean of its input, so it can also hold the intercept that a convolution before it lacks.
 """
@@ -13,6 +13,7 @@ from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
+from optin_cli.model.cut import PrunedModel
 from optin_cli.model.forward import call_model, final_outputs, hooks
 from optin_cli.model.structure import Structure
 from optin_cli.refit.residual_stream import held_out
@@ -54,7 +55,7 @@ def following_norms(model: nn.Module, structure: Structure, batch: Batch) -> dic
 
 @torch.no_grad()
 def fold_bias(consumer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
-    """Take a consumer's bias into the mean that the batch norm behind it subtracts."""
+    """Move a consumer's bias into the mean that the batch norm behind it subtracts."""
     if consumer.bias is not None and norm.running_mean is not None:
         norm.running_mean.sub_(consumer.bias)
         consumer.bias = None
@@ -62,7 +63,7 @@ def fold_bias(consumer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
 
 @contextlib.contextmanager
 def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Batch norms that average the statistics of all batches from here on; their mode is restored."""
+    """Average the statistics of all batches that run meanwhile; the mode of the batch norms is restored."""
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
@@ -77,12 +78,13 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> Refit | None:
-    """Measure batch-norm statistics anew, unless that brings the held-out outputs no closer to the original's.
+def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
+    """Measure batch-norm statistics again, and keep those that bring the held-out outputs closer to the original's.
 
     Returns:
         mean squared differences of the outputs before and after, relative to their size; None without batch norms.
     """
+    model, rules = pruned.model, pruned.structure.outputs
     norms = batch_norms(model)
     if not norms:
         return None
@@ -91,7 +93,7 @@ def reestimate(original: nn.Module, model: nn.Module, structure: Structure, batc
         error = size = 0.0
         for batch in batches:
             judge = held_out(batch)
-            pairs = (final_outputs(call_model(m, batch.inputs), structure.outputs, batch) for m in (model, original))
+            pairs = (final_outputs(call_model(m, batch.inputs), rules, batch) for m in (model, pruned.original))
             for mine, theirs in zip(*pairs, strict=True):
                 error += float((mine - theirs)[judge].double().square().sum())
                 size += float(theirs[judge].double().square().sum())

@@ -1,4 +1,4 @@
-"""Weights, activations or gradients of a loss in; baseline importances out: magnitude, random, Wanda, Fisher."""
+"""Baseline criteria: magnitude, random, Wanda and Fisher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, hooks, mean_hidden
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 
 
 def magnitude(model: nn.Module, group: Group) -> torch.Tensor:
@@ -36,10 +37,10 @@ def random_importance(group: Group, seed: int) -> torch.Tensor:
 
 
 def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
-    """Weights by which the consumer reads each column of its input: (units, block, outputs)."""
+    """Weights by which the consumer reads each column of its input: (units, unit width, outputs)."""
     name = f"{group.consumer}.weight"
     axis = next(piece.axis for piece in group.slices if piece.parameter == name)
-    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.block, -1)
+    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def unit_energies(
     with hooks() as hook:
         for group in groups:
             columns = consumer_columns(model, group)
-            whole = mixed and group.block > 1
+            whole = mixed and group.unit_width > 1
             products = columns @ columns.transpose(1, 2) if whole else columns.square().sum(dim=2)
 
             def collect(
@@ -63,7 +64,7 @@ def unit_energies(
             ) -> None:
                 x = inputs[0].detach().movedim(g.axis, -1)
                 x = x.reshape(batch.size, -1, x.shape[-1])
-                x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.block)
+                x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
                 if p.dim() == 3:
                     energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
                 else:
