@@ -73,7 +73,7 @@ def _digest(batch: Batch) -> str:
     labels = {} if batch.labels is None else {"labels": batch.labels}
     for name, tensor in {**batch.inputs, **labels}.items():
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

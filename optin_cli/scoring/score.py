@@ -86,6 +86,8 @@ def score(
     saved = SavedState(state, resume)
     length = workload_length(checkpoint, seq_len)
     scores = score_in_rounds(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
-    for name, estimator in extra.items() if calibration is not None else ():
+    if calibration is None:
+        return scores
+    for name, estimator in extra.items():
         scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
     return scores

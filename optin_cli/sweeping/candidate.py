@@ -20,7 +20,7 @@ from optin_cli.errors import DataError
 from optin_cli.evaluation.evaluate import evaluate_checkpoint
 from optin_cli.evaluation.predict import Prediction
 from optin_cli.files import sha256_of, write_text
-from optin_cli.model.cut import Plan
+from optin_cli.model.plan import Plan
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
