@@ -1,8 +1,4 @@
-"""Architecture descriptions: one declarative JSON file per model family, its schema, and its lookup.
-
-A description says where a family keeps its prunable structure. One rule covers every weight that a group
-touches: axis length = parts x units x block. `structure.py` checks each name and shape against a model.
-"""
+"""Look up architecture descriptions, one JSON file per model family."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Architecture descriptions: one declarative JSON file per model family, its schema, and its lookup.
+"""Schema of architecture descriptions: where a model family keeps what can be pruned.
 
-A description says where a family keeps its prunable structure. One rule covers every weight that a group
-touches: axis length = parts x units x block. `structure.py` checks each name and shape against a model.
+One rule covers every weight that a group touches: axis length = parts x units x unit width. `model/resolve.py` checks
+each name and shape against a model.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. `block`: entries a unit has here, where that is not the group's
-    (a number, or an attribute that holds it).
+    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's (a
+    number, or an attribute that holds it).
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
-    block: int | str | None = None
+    unit_width: int | str | None = None
     optional: bool = False
 
 
-class StockKey(_Strict):
+class ConfigKeyRule(_Strict):
     """A key of the library's own config, and its value when every block of the stack keeps `units` units of the group.
 
     The value is per_unit x units (a number, or an attribute that holds it), divided by the attribute `over` where a
@@ -62,19 +62,19 @@ class StockKey(_Strict):
     divides: str | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> StockKey:
+    def _check(self) -> ConfigKeyRule:
         if (self.per_unit is None) == (self.fixed is None):
             raise ValueError("give either per_unit or fixed")
         return self
 
 
-class StockRule(_Strict):
-    """How the stock config says that all blocks have fewer units alike.
+class ConfigRule(_Strict):
+    """How the library's own config states that all blocks have the same, smaller number of units.
 
     step: of which counts are multiples, where a ratio must be whole: a number, or an attribute that holds it.
     """
 
-    keys: dict[str, StockKey] = Field(min_length=1)
+    keys: dict[str, ConfigKeyRule] = Field(min_length=1)
     step: int | str = 1
 
 
@@ -116,10 +116,10 @@ class GroupRule(_Strict):
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
-    block: columns of a unit: a number, an attribute that holds it, or several whose product it is.
+    unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
-    holds the size of one (`block`). attend: a fused attention whose own forward takes its input's width for its heads'.
-    stock: None where the stock config cannot say that there are fewer units.
+    holds the width of one. attend: a fused attention whose own forward takes its input's width for its heads'.
+    config: None where the library's config cannot state that there are fewer units.
     """
 
     kind: Literal["head", "neuron", "channel"]
@@ -131,7 +131,7 @@ class GroupRule(_Strict):
     residual_sum: str | None = None
     residual: bool = True
     least: int = Field(0, ge=0)
-    block: int | str | list[str] = 1
+    unit_width: int | str | list[str] = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
@@ -140,7 +140,7 @@ class GroupRule(_Strict):
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None
-    stock: StockRule | None = None
+    config: ConfigRule | None = None
 
 
 class TokenRule(_Strict):

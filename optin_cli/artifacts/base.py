@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,6 +25,12 @@ from pydantic import (
 from optin_cli.errors import ArtifactError
 
 Options = dict[str, JsonValue]
+
+
+Vector32 = NDArray[np.float32]
+
+
+Vector64 = NDArray[np.float64]
 
 
 class Frozen(BaseModel):

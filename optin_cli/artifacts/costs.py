@@ -18,8 +18,8 @@ class SharedCost(Frozen):
     parameters: int
 
 
-class StockCounts(Frozen):
-    """Counts of a group's units that the stock config can state for all blocks: multiples of `step`, 1 or more.
+class ConfigCounts(Frozen):
+    """Counts of a group's units that the library's own config can state for all blocks: multiples of `step`, 1 or more.
 
     divisor_of: what they must divide, None for anything.
     """
@@ -43,7 +43,7 @@ class GroupCost(Frozen):
     """One prunable axis: its number of units, and the width and cost of each.
 
     The cost of a unit is what removing it alone saves. least: fewest units that may stay. shared: by name of another
-    group, the cost counted in both. stock: counts that the library's own config can state; None if it can state none.
+    group, the cost counted in both. config: counts that the library's own config can state; None if it can state none.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class GroupCost(Frozen):
     unit_parameters: int
     least: int = 0
     shared: dict[str, SharedCost] = Field(default_factory=dict)
-    stock: StockCounts | None = None
+    config: ConfigCounts | None = Field(default=None, alias="stock")
 
 
 class Profile(Artifact):
@@ -106,7 +106,8 @@ class TokenExchange(Frozen):
     rate: float
 
 
-KIND = UNITS["tokens"]
+TOKEN = UNITS["tokens"]
+"""Kind of the groups whose units are tokens."""
 
 
 def merges_at(shares: Sequence[int], units: int) -> list[int]:

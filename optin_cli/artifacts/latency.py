@@ -12,13 +12,9 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Workload, timed_on
-
-Vector = NDArray[np.float64]
-
+from optin_cli.artifacts.base import Artifact, Frozen, Vector64, Workload, timed_on
 
 MOST_LEVELS = 128
 """Up to how many counts of kept units of a group a latency budget is searched over; larger groups go in steps."""
@@ -40,11 +36,11 @@ class Ladder(Frozen):
             raise ValueError("times must be finite numbers")
         return self
 
-    def curve(self) -> Vector:
+    def curve(self) -> Vector64:
         """Milliseconds of 0, 1, … units, (units + 1,): non-decreasing, starting at 0."""
         rising = isotonic(np.array(self.ms))
         counts = np.arange(self.units[-1] + 1)
-        found: Vector = np.interp(counts, self.units, rising - rising[0])
+        found: Vector64 = np.interp(counts, self.units, rising - rising[0])
         return found
 
 
@@ -68,7 +64,7 @@ class LatencyTable(Artifact):
         """The device and, of a CPU, its threads, in words."""
         return timed_on(self.device, self.threads)
 
-    def curves(self) -> dict[str, Vector]:
+    def curves(self) -> dict[str, Vector64]:
         """Share of the whole model's time taken by 0, 1, … units of each group."""
         return {name: ladder.curve() / self.total_ms for name, ladder in self.groups.items()}
 
@@ -77,7 +73,7 @@ class LatencyTable(Artifact):
         return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in self.curves().items())
 
 
-def isotonic(values: Vector) -> Vector:
+def isotonic(values: Vector64) -> Vector64:
     """Isotonic regression by pooling adjacent violators: the nearest non-decreasing sequence in least squares."""
     pools: list[tuple[float, int]] = []
     for value in values:

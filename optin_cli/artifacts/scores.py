@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from optin_cli.artifacts.base import Artifact, Source, Totals, Workload, parse
+from optin_cli.artifacts.base import Artifact, Source, Totals, Vector32, Workload, parse
 from optin_cli.artifacts.costs import GroupCost, TokenCosts, TokenExchange
 from optin_cli.errors import ArtifactError
 from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
@@ -48,9 +47,6 @@ class ScoresHeader(Artifact):
     token_exchange: TokenExchange | None = None
 
 
-Vector = NDArray[np.float32]
-
-
 HEADER = "optin"
 
 
@@ -65,8 +61,8 @@ class Scores:
     """Importance of every unit: vectors (units,) by group name; larger is more important, never negative."""
 
     header: ScoresHeader
-    importance: Mapping[str, Vector]
-    standard_error: Mapping[str, Vector] = field(default_factory=dict)
+    importance: Mapping[str, Vector32]
+    standard_error: Mapping[str, Vector32] = field(default_factory=dict)
 
     def content(self) -> bytes:
         """The file's bytes; equal scores give equal bytes."""
@@ -117,7 +113,7 @@ def read_scores(path: str | Path) -> Scores:
     return Scores(header, importance, errors)
 
 
-def _vector(tensors: Mapping[str, Vector], prefix: str, group: str, header: ScoresHeader, name: str) -> Vector:
+def _vector(tensors: Mapping[str, Vector32], prefix: str, group: str, header: ScoresHeader, name: str) -> Vector32:
     vector = tensors.get(prefix + group)
     units = header.groups[group].units
     if vector is None or vector.shape != (units,):

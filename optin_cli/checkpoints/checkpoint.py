@@ -7,7 +7,7 @@ single state-dict files with a config folder or the name of their architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from optin_cli.checkpoints.libraries.registry import (
 from optin_cli.checkpoints.weights import read_state, storage_dtype
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
-from optin_cli.model.structure import Structure, find_structure
-from optin_cli.model.tokens import measured
+from optin_cli.model.resolve import find_structure
+from optin_cli.model.structure import Structure
 
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
@@ -247,10 +247,8 @@ def load_checkpoint(
     head = known_heads()[blueprint.auto_class]
     model = model.to(target)
     structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
-    if structure.tokens is not None and (image := blueprint.image) is not None:
-        example = {image.input_name: torch.zeros(1, *image.shape, device=target)}
-        names = [rule.name for rule in structure.outputs]
-        structure = replace(structure, tokens=measured(structure.tokens, model, example, names))
+    if (image := blueprint.image) is not None:
+        structure = structure.measured(model, {image.input_name: torch.zeros(1, *image.shape, device=target)})
     return Checkpoint(
         name=path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source),
         sha256=sha256_of(blueprint.identity, *files),

@@ -13,7 +13,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
-from optin_cli.model.cut import Plan
+from optin_cli.model.plan import Plan
 
 CARRIED = (
     "tokenizer*",

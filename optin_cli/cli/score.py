@@ -89,7 +89,6 @@ def score(
     import optin_cli as api
     from optin_cli.artifacts.scores import write_scores
     from optin_cli.scoring.iterative import state_files
-    from optin_cli.scoring.tokens import token_state
 
     options = ScoreOptions(
         criterion=criterion,
@@ -125,7 +124,7 @@ def score(
             images=ImageOptions(max_unreadable=max_unreadable),
         )
     write_scores(target, result, force=force)
-    for path in [] if state is None else [*state_files(state, options), token_state(state)]:
+    for path in [] if state is None else state_files(state, options):
         path.unlink(missing_ok=True)
     if target == common.STDIO:
         return

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.scores import Scores
 from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference
-
-Vector = NDArray[np.float32]
 
 
 def diff_scores(a: Side, b: Side) -> Difference:
@@ -46,7 +44,7 @@ def _alike(a: Scores, b: Scores, name: str) -> bool:
     return name in b.importance and a.importance[name].shape == b.importance[name].shape
 
 
-def _row(a: Vector, b: Vector) -> Row:
+def _row(a: Vector32, b: Vector32) -> Row:
     return {
         "units": len(a),
         "spearman": spearman(a, b),
@@ -55,7 +53,7 @@ def _row(a: Vector, b: Vector) -> Row:
     }
 
 
-def spearman(a: Vector, b: Vector) -> float | None:
+def spearman(a: Vector32, b: Vector32) -> float | None:
     """Spearman rank correlation with ties sharing their mean rank; None if either side is constant."""
     from scipy.stats import rankdata
 

@@ -20,7 +20,8 @@ from optin_cli.exporting.paths import record_of
 from optin_cli.exporting.registry import ExportError, Run, Target, target_of
 from optin_cli.exporting.trace import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
-from optin_cli.model.structure import Structure, resolve_outputs
+from optin_cli.model.resolve import resolve_outputs
+from optin_cli.model.structure import Structure
 
 DEVICE = "cpu"
 """Where exported files are run."""
@@ -112,7 +113,7 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
         sha256=sha256_of(*(path.parent / name for name in record.files)),
         blueprint=blueprint,
         model=ExportedModel(run, record),
-        structure=Structure(record.family, (), (), resolve_outputs(head, blueprint.problem_type)),
+        structure=Structure(record.family, "", (), resolve_outputs(head, blueprint.problem_type), ()),
         root="",
         dtype=torch.float32,
         weight_bytes=record.totals.bytes,

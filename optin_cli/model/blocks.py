@@ -1,4 +1,4 @@
-"""A model and a stack of a description in; the blocks that fit it, and where their rules' paths lead, out."""
+"""Find the blocks of a stack in a model, and where the paths of their rules lead."""
 
 from __future__ import annotations
 
@@ -26,8 +26,20 @@ class Place:
         return f"{self.others[name]}{dot}{rest}" if name in self.others else f"{self.path}.{relative}"
 
 
-def match_blocks(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[Place, list[str]]]:
-    """Blocks of a stack in order, each with the indices that stood for the * of the pattern."""
+@dataclass(frozen=True)
+class FoundStack:
+    """A stack of a description with the blocks of a model that are its own, in order, by name."""
+
+    rule: StackRule
+    places: Mapping[str, Place]
+
+
+def find_stack(model: nn.Module, rule: StackRule, root: str) -> FoundStack:
+    """Match a stack's pattern against a model; a block's name is that of the stack and the indices matched by *."""
+    return FoundStack(rule, dict(_match(model, rule, root)))
+
+
+def _match(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[str, Place]]:
     prefix = f"{root}." if root else ""
     expression = re.compile(re.escape(prefix + stack.blocks).replace(r"\*", r"(\d+)") + r"\Z")
     modules = [(path, type(module).__name__) for path, module in model.named_modules()]
@@ -46,4 +58,4 @@ def match_blocks(model: nn.Module, stack: StackRule, root: str) -> Iterator[tupl
         for name, kinds in stack.between.items():
             between = [p for p, kind in modules[number + 1 : end] if kind in kinds and not p.startswith(f"{path}.")]
             others |= {f"@{name}": p for p in between[:1]}
-        yield Place(path, others), indices
+        yield ".".join([stack.name, *indices]), Place(path, others)

@@ -1,7 +1,7 @@
-"""What a description says of the stock config in; which counts of units that config can state, and how, out.
+"""Counts of units that a library's own config can state.
 
-A uniform mask is one that the library's own class can build: the same count in every block of a stack, stated by
-keys of its config.
+Its own class can build a uniform mask, one with the same count in every block of a stack, if keys of its config state
+that count.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optin_cli.architectures.schema import StockRule
-from optin_cli.artifacts.costs import StockCounts
+from optin_cli.architectures.schema import ConfigRule
+from optin_cli.artifacts.costs import ConfigCounts
 from optin_cli.model.lookup import number_at
 
 Settings = dict[str, int | float]
-"""Values by key of the stock config."""
+"""Values by key of the library's config."""
 
 
 @dataclass(frozen=True)
-class StockKey:
-    """A key of the stock config and its value for so many units in every block: see the rule of that name."""
+class ConfigKey:
+    """A key of the config and its value for a number of units in every block: see `schema.ConfigKeyRule`."""
 
     key: str
     per_unit: float | None
@@ -30,7 +30,7 @@ class StockKey:
     divides: int | None
 
     def value(self, units: int) -> int | float:
-        """What the config says of `units` units.
+        """The key's value for `units` units.
 
         A ratio is whole where it can be, else one that gives the number back when multiplied and rounded down.
         """
@@ -46,29 +46,29 @@ class StockKey:
 
 
 @dataclass(frozen=True)
-class Stock:
-    """How the stock config states a group's count of units, which comes in multiples of `step`."""
+class ConfigCount:
+    """How the config states a group's number of units, which is a multiple of `step`."""
 
-    keys: tuple[StockKey, ...]
+    keys: tuple[ConfigKey, ...]
     step: int
 
-    def counts(self) -> StockCounts:
-        """Which counts it can state."""
+    def counts(self) -> ConfigCounts:
+        """Which numbers it can state."""
         least = {key.divides // round(key.per_unit) for key in self.keys if key.divides and key.per_unit}
-        return StockCounts(step=self.step, divisor_of=min(least, default=None))
+        return ConfigCounts(step=self.step, divisor_of=min(least, default=None))
 
     def settings(self, units: int) -> Settings:
-        """The keys that state a count."""
+        """The keys that state a number."""
         return {key.key: key.value(units) for key in self.keys}
 
 
-def resolve_stock(
-    model: nn.Module, rule: StockRule | None, place: Callable[[str], str], owner: str, problems: list[str]
-) -> Stock | None:
+def resolve_config(
+    model: nn.Module, rule: ConfigRule | None, place: Callable[[str], str], owner: str, problems: list[str]
+) -> ConfigCount | None:
     """Look up the attributes that a rule names.
 
     Args:
-        place: full path of one that the rule gives. owner: group that `problems` are told of.
+        place: full path of one that the rule gives. owner: group that `problems` name.
     """
     if rule is None:
         return None
@@ -77,7 +77,7 @@ def resolve_stock(
         return None if value is None else number_at(model, place(value), owner, problems)
 
     keys = (
-        StockKey(
+        ConfigKey(
             key,
             number(said.per_unit) if isinstance(said.per_unit, str) else said.per_unit,
             *map(number, (said.over, said.fixed, said.divides)),
@@ -85,4 +85,4 @@ def resolve_stock(
         for key, said in rule.keys.items()
     )
     step = place(rule.step) if isinstance(rule.step, str) else rule.step
-    return Stock(tuple(keys), number_at(model, step, owner, problems))
+    return ConfigCount(tuple(keys), number_at(model, step, owner, problems))

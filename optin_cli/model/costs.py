@@ -1,4 +1,4 @@
-"""A model and its groups in; MACs and parameters of the whole, and of one unit of each group, out.
+"""Measure MACs and parameters of a model, and of one unit of each group.
 
 MACs are the multiply-accumulates of matrix products, convolutions and attention, counted by fvcore (which
 counts one per multiply-accumulate). Element-wise work and normalisation are not MACs and count nothing.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import GroupCost, SharedCost
 from optin_cli.model.forward import call_model
 from optin_cli.model.lookup import tensor_at
-from optin_cli.model.structure import Group, Slice, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group, Slice
 
 # fvcore runs torch.jit at import and at every use, which newer torch calls deprecated.
 with warnings.catch_warnings():
@@ -121,7 +122,7 @@ def count_parameters(model: nn.Module) -> int:
 def unit_parameters(model: nn.Module, group: Group) -> int:
     """Parameters that one unit of a group holds."""
     return sum(
-        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * s.block
+        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * s.unit_width
         for s in group.slices
         if isinstance(tensor_at(model, s.parameter), nn.Parameter)
     )
@@ -138,12 +139,12 @@ def unit_macs(model: nn.Module, group: Group, by_module: Mapping[str, float]) ->
 
 
 def shared_costs(
-    model: nn.Module, structure: Structure, by_module: Mapping[str, float]
+    model: nn.Module, groups: Sequence[Group], by_module: Mapping[str, float]
 ) -> dict[str, dict[str, SharedCost]]:
     """What units of two groups cost together in weights sliced by both: by the earlier group, by the later one."""
-    costs: dict[str, dict[str, SharedCost]] = {group.name: {} for group in structure.groups}
+    costs: dict[str, dict[str, SharedCost]] = {group.name: {} for group in groups}
     seen: dict[str, tuple[Group, Slice]] = {}
-    for group in structure.groups:
+    for group in groups:
         for piece in group.slices:
             if piece.parameter not in seen:
                 seen[piece.parameter] = group, piece
@@ -154,9 +155,28 @@ def shared_costs(
             macs = by_module.get(piece.parameter.rpartition(".")[0], 0.0)
             costs[other.name][group.name] = SharedCost(
                 macs=macs / (group.units * other.units),
-                parameters=columns * piece.parts * piece.block * theirs.parts * theirs.block,
+                parameters=columns * piece.parts * piece.unit_width * theirs.parts * theirs.unit_width,
             )
     return costs
+
+
+def group_costs(model: nn.Module, groups: Sequence[Group], by_module: Mapping[str, float]) -> dict[str, GroupCost]:
+    """Cost of a unit of each group, from the measured MACs of each module."""
+    shared = shared_costs(model, groups, by_module)
+    return {
+        group.name: GroupCost(
+            kind=group.kind,
+            block=group.block,
+            units=group.units,
+            unit_width=group.unit_width,
+            unit_macs=unit_macs(model, group, by_module),
+            unit_parameters=unit_parameters(model, group),
+            least=group.least,
+            shared=shared[group.name],
+            config=group.config.counts() if group.config else None,
+        )
+        for group in groups
+    }
 
 
 def measure_costs(
@@ -165,22 +185,8 @@ def measure_costs(
     """Cost of the whole model and of each group's units for one input.
 
     Args:
-        weight_bytes: size of the stored weights, which the model in memory cannot tell.
+        weight_bytes: size of the stored weights, which the model in memory does not have.
     """
     total, by_module = count_macs(model, inputs)
-    shared = shared_costs(model, structure, by_module)
-    groups = {
-        group.name: GroupCost(
-            kind=group.kind,
-            block=group.block_name,
-            units=group.units,
-            unit_width=group.block,
-            unit_macs=unit_macs(model, group, by_module),
-            unit_parameters=unit_parameters(model, group),
-            least=group.least,
-            shared=shared[group.name],
-            stock=group.stock.counts() if group.stock else None,
-        )
-        for group in structure.groups
-    }
+    groups = {name: cost for kind in structure.kinds for name, cost in kind.costs(model, by_module).items()}
     return Totals(macs=total, parameters=count_parameters(model), bytes=weight_bytes), groups

@@ -1,10 +1,11 @@
-"""A model, its structure and a batch in; the trajectory of that batch out: block outputs and final outputs."""
+"""Forward passes: hooks that are always removed, and trajectories (block outputs and final outputs)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,31 @@ from torch import nn
 
 from optin_cli.architectures.schema import Layout, OutputRule
 from optin_cli.data.batch import Batch
-from optin_cli.model.modeling_optin import spread_tokens
 from optin_cli.model.structure import Structure
 
 PIXEL_GRID = 14
 """Longest side of a grid of pixels that is compared as it is: a vision transformer's at 224 pixels."""
+
+
+class Hooks(contextlib.ExitStack):
+    """Forward hooks of any modules, removed when the context ends. Options are those of torch's register functions."""
+
+    def before(self, module: nn.Module, function: Callable[..., Any], **options: bool) -> None:
+        """Call `function` before the forward of a module."""
+        self.callback(module.register_forward_pre_hook(function, **options).remove)
+
+    def after(self, module: nn.Module, function: Callable[..., Any], **options: bool) -> None:
+        """Call `function` after the forward of a module."""
+        self.callback(module.register_forward_hook(function, **options).remove)
+
+
+def hooks() -> Hooks:
+    """Register hooks within a context: `with hooks() as hook: hook.after(module, function)`."""
+    return Hooks()
+
+
+class StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by a hook when the rest of a forward pass is not needed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,13 @@ def call_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[
     """Outputs of a model by name; those of one that returns a tensor alone are its `logits`."""
     output = model(**inputs)
     return {"logits": output} if isinstance(output, torch.Tensor) else output
+
+
+@torch.no_grad()
+def run_until_stopped(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Run a model for its hooks alone, without gradients, until one of them raises StopForward."""
+    with contextlib.suppress(StopForward):
+        call_model(model, inputs)
 
 
 def first_tensor(output: object) -> torch.Tensor:
@@ -71,18 +99,15 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
     Merged tokens count as often as there were: each has what it merged into.
     """
     features: list[torch.Tensor] = []
-    handles = []
-    for block in structure.blocks:
+    with hooks() as hook:
+        for block in structure.blocks:
 
-        def record(_module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
-            features.append(as_tokens(spread_tokens(first_tensor(output)), layout, rows))
+            def record(module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
+                whole = structure.positions(module).spread(first_tensor(output))
+                features.append(as_tokens(whole, layout, rows))
 
-        handles.append(model.get_submodule(block.path).register_forward_hook(record))
-    try:
+            hook.after(model.get_submodule(block.path), record)
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mean_hidden(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,35 +1,34 @@
-"""A model, groups and per-unit gates in; a context in which each consumer's input is scaled by its gates.
+"""Masks: run a model as if some of its units did not exist, without changing its weights.
 
-Masking a unit multiplies its columns of the consumer's input by 0, which equals cutting it whatever the
-activation before. Gates may differ per row of the batch and may require gradients.
+Masking a slice multiplies its columns of the consumer's input by 0, which equals pruning it whatever the activation
+before. Gates may differ per row of the batch and may require gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 
-from optin_cli.model.cut import merging_under
-from optin_cli.model.modeling_optin import merge_between
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.forward import hooks
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group, Keeping
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
-def gate_units(x: torch.Tensor, gates: torch.Tensor, block: int, axis: int = -1) -> torch.Tensor:
+def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int = -1) -> torch.Tensor:
     """Scale each unit's columns.
 
     Args:
-        x: (rows, ..., units * block), the consumer's input, or (rows * windows, ...) where it is cut into windows.
+        x: (rows, ..., units * unit_width), the consumer's input, or (rows * windows, ...) where it is in windows.
         gates: (units,) for all rows alike, or (rows, units).
-        block: columns a unit.
         axis: of x that holds the units' columns.
     """
-    if block > 1:
-        gates = gates.repeat_interleave(block, dim=-1)
+    if unit_width > 1:
+        gates = gates.repeat_interleave(unit_width, dim=-1)
     if gates.dim() == 2 and x.shape[0] != gates.shape[0]:
         gates = gates.repeat_interleave(x.shape[0] // gates.shape[0], dim=0)
     shape = [1] * x.dim()
@@ -41,40 +40,24 @@ def gate_units(x: torch.Tensor, gates: torch.Tensor, block: int, axis: int = -1)
 
 def _hook(group: Group, gates: torch.Tensor) -> Hook:
     def scale(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (gate_units(inputs[0], gates, group.block, group.axis), *inputs[1:])
+        return (gate_units(inputs[0], gates, group.unit_width, group.axis), *inputs[1:])
 
     return scale
 
 
 @contextlib.contextmanager
 def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[None]:
-    """Scale the units of `groups` by their gates, on the way into the consumers; the hooks are always removed."""
-    handles = []
-    try:
+    """Scale the units of `groups` by their gates, on the way into the consumers."""
+    with hooks() as hook:
         for group, gates in groups.items():
-            handles.append(model.get_submodule(group.gate).register_forward_pre_hook(_hook(group, gates)))
+            hook.before(model.get_submodule(group.gate), _hook(group, gates))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
-def masked(model: nn.Module, structure: Structure, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """Run the model as if only the `kept` units (by group name) existed, and tokens merged as that says."""
-    parameter = next(model.parameters())
-    gates = {}
-    for group in structure.groups:
-        if group.name in kept:
-            gate = torch.zeros(group.units, device=parameter.device, dtype=parameter.dtype)
-            gate[list(kept[group.name])] = 1.0
-            gates[group] = gate
-    merge = merging_under(structure, kept)
-    blocks = [] if merge is None else [model.get_submodule(path) for path in merge.blocks]
-    handles = [] if merge is None else merge_between(blocks, merge.counts, merge.special, merge.argument)
-    try:
-        with gated(model, gates):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def masked(model: nn.Module, structure: Structure, kept: Keeping) -> Iterator[None]:
+    """Run the model as if only the kept units of every kind existed."""
+    with contextlib.ExitStack() as stack:
+        for kind in structure.kinds:
+            stack.enter_context(kind.masked(model, kept))
+        yield

@@ -1,11 +1,13 @@
-"""A stock model and a cut plan in; the same model with the planned shapes out, ready for the cut weights.
+"""Give a model of transformers or timm the shapes of a pruned checkpoint, ready for its weights.
 
-This file is self-contained on purpose (torch only): `prune` ships its text beside the weights, so that a cut
-checkpoint loads with plain transformers and `trust_remote_code=True`, without optin installed.
+This file needs torch alone: `optin prune` ships its text beside the weights, so that a pruned checkpoint loads with
+plain transformers and `trust_remote_code=True`, or timm, without optin installed.
 """
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import inspect
 import types
 from typing import Any
@@ -15,7 +17,7 @@ from torch import nn
 
 
 def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
-    """Give `model` the shapes, attributes and emptied modules of a cut plan. Weights are left to be loaded.
+    """Apply the plan of a pruned checkpoint: shapes, attributes, emptied modules. Weights are left to be loaded.
 
     Args:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
@@ -52,7 +54,8 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             setattr(owner, leaf, None)
     if rule := plan.get("merge"):
         blocks = [getattr(owner, leaf) for owner, leaf in map(locate, rule["blocks"])]
-        merge_between(blocks, rule["counts"], rule["special"], rule["argument"])
+        base = model.get_submodule(plan["root"] if inside else "")
+        merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
     return model
 
 
@@ -125,10 +128,9 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
 
 # Merging of tokens: bipartite soft matching with size-weighted attention (ToMe, arXiv 2210.09461, sections 3 and 3.1).
 #
-# What merged into what rides on the hidden states themselves, as the attribute MERGED of the tensor that goes from
-# block to block. Modules keep nothing, so passes of other threads, copies and interrupted passes cannot mix.
-
-MERGED = "optin_merged"
+# What has merged is kept in a `Pass`, which the base model's forward makes and its blocks find in a context variable.
+# Modules and tensors keep nothing, so that threads, copies, nested and interrupted passes cannot mix, and whatever
+# wraps, clones or casts hidden states between blocks loses nothing.
 
 
 def merging_steps(count: int, tokens: int) -> list[int]:
@@ -184,77 +186,135 @@ def merge_tokens(hidden: torch.Tensor, sizes: torch.Tensor, place: torch.Tensor,
     return mean, total
 
 
-def spread_tokens(hidden: torch.Tensor) -> torch.Tensor:
-    """Each original token's own hidden state again: that of the token which it merged into."""
-    merged = getattr(hidden, MERGED, None)
-    return hidden if merged is None else hidden.gather(1, merged[1][:, :, None].expand(-1, -1, hidden.shape[-1]))
-
-
-def merge_between(blocks: list[Any], counts: list[int], special: int, argument: str) -> list[Any]:
-    """Let `counts[i]` tokens merge behind block i, and attention behind it weigh tokens by their sizes.
-
-    Behind the last block every original token has a hidden state again, so that whatever comes there (pooling,
-    normalisation, heads) sees as many as ever.
+def spread_tokens(hidden: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Copy to each original token the hidden state of the token that it merged into.
 
     Args:
+        hidden: (rows, tokens, width). source: (rows, original tokens), where each is among `tokens`.
+    """
+    return hidden.gather(1, source[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+
+class Pass:
+    """What has merged so far in one forward pass of one model.
+
+    block: the one that sizes and source are of: of its input while it runs, of its output afterwards. sizes: (rows,
+    tokens), original tokens in each. source: (rows, original tokens), where each now is. outer: the pass during which
+    this one began. direct: its blocks were called without the forward of the base model, such as by forward_features.
+    """
+
+    def __init__(self, merging: Any, outer: Any, direct: bool) -> None:
+        self.merging, self.outer, self.direct = merging, outer, direct
+        self.block: Any = None
+        self.sizes: Any = None
+        self.source: Any = None
+
+
+PASS: contextvars.ContextVar[Any] = contextvars.ContextVar("optin_pass", default=None)
+"""The innermost pass that is running. Every thread and every asyncio task has its own."""
+
+
+def merged_at(block: nn.Module) -> Any:
+    """(sizes, source) of the running pass at a block: of its input while it runs, then of its output. None if apart."""
+    now = PASS.get()
+    return None if now is None or now.block is not block else (now.sizes, now.source)
+
+
+class Merging:
+    """The hooks that merge tokens in one model. Copying the model copies this, so copies share no passes.
+
+    special: tokens at the start that never merge. argument: of a block's forward, what it adds to attention scores.
+    """
+
+    def __init__(self, special: int, argument: str) -> None:
+        self.special, self.argument = special, argument
+
+    def running(self) -> Any:
+        """The innermost running pass of this model; None if there is none."""
+        now = PASS.get()
+        while now is not None and now.merging is not self:
+            now = now.outer
+        return now
+
+    def begin(self, _model: nn.Module, _args: Any) -> None:
+        """Before the base model: start a pass."""
+        PASS.set(Pass(self, PASS.get(), direct=False))
+
+    def end(self, _model: nn.Module, _args: Any, _output: Any) -> None:
+        """After the base model, even if it fails: go back to the pass in which this one ran."""
+        if (now := self.running()) is not None:
+            PASS.set(now.outer)
+
+    def weigh(self, place: int, block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Before a block behind a merge: add log sizes to its attention scores (`place`: of the argument)."""
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        now = self.running()
+        if now is None or now.sizes is None or hidden.shape[1] != now.sizes.shape[1]:
+            raise RuntimeError(
+                "a block was run apart from its model, or something between two blocks changed the number of tokens: "
+                "how many original tokens each one holds is not known"
+            )
+        now.block = block
+        bias = now.sizes.log()[:, None, None, :].to(device=hidden.device, dtype=hidden.dtype)
+        if place < len(args):
+            return (*args[:place], bias, *args[place + 1 :]), kwargs
+        return args, {**kwargs, self.argument: bias}
+
+    def merge(self, count: int, first: bool, last: bool, block: nn.Module, _args: Any, output: Any) -> Any:
+        """After a block: merge `count` tokens. first: none have merged yet. last: all part again."""
+        hidden = output[0] if isinstance(output, (tuple, list)) else output
+        now = self.running()
+        if first:
+            if now is None or now.sizes is not None:
+                now = Pass(self, PASS.get(), direct=True)
+                PASS.set(now)
+            now.sizes = torch.ones(hidden.shape[:2], device=hidden.device)
+            now.source = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        if hidden.shape[1] - self.special <= count:
+            raise ValueError(
+                f"{hidden.shape[1]} tokens, {self.special} of them special: {count} cannot merge into others"
+            )
+        sizes, source = now.sizes.to(hidden.device), now.source.to(hidden.device)
+        for step in merging_steps(count, hidden.shape[1] - self.special):
+            place = pair_tokens(hidden, step, self.special)
+            hidden, sizes = merge_tokens(hidden, sizes, place, step)
+            source = place.gather(1, source)
+        now.block, now.sizes, now.source = block, sizes, source
+        if last:
+            hidden = spread_tokens(hidden, source)
+            now.block = now.sizes = now.source = None
+            if now.direct:
+                PASS.set(now.outer)
+        return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
+
+
+def merge_between(model: Any, blocks: list[Any], counts: list[int], special: int, argument: str) -> list[Any]:
+    """Merge `counts[i]` tokens behind block i, and weigh tokens by their sizes in the attention of later blocks.
+
+    Behind the last block every original token has a hidden state again, so that what follows (pooling, normalisation,
+    heads) sees the whole sequence.
+
+    Args:
+        model: the base model, whose forward runs the blocks.
         blocks: modules whose first argument, and output, are hidden states (rows, tokens, width).
         counts: more than half of the tokens merge in several rounds; at least one stays.
         special: tokens at the start that never merge.
         argument: of a block's forward, what it adds to attention scores.
 
     Returns:
-        the handles that remove this again.
+        the handles that remove the hooks.
     """
-    first = next(number for number, count in enumerate(counts) if count)
-    handles = []
-    for number, (block, count) in enumerate(zip(blocks, counts, strict=True)):
+    merging = Merging(special, argument)
+    first, last = next(number for number, count in enumerate(counts) if count), len(blocks) - 1
+    handles = [
+        model.register_forward_pre_hook(merging.begin),
+        model.register_forward_hook(merging.end, always_call=True),
+    ]
+    for number, block in enumerate(blocks[first:], start=first):
         if number > first:
-            handles.append(block.register_forward_pre_hook(_weigher(block, argument), with_kwargs=True))
-        if number >= first:
-            last = number == len(blocks) - 1
-            handles.append(block.register_forward_hook(_merger(count, special, last), with_kwargs=True))
+            place = list(inspect.signature(block.forward).parameters).index(argument)
+            weigh = functools.partial(merging.weigh, place)
+            handles.append(block.register_forward_pre_hook(weigh, with_kwargs=True))
+        merge = functools.partial(merging.merge, counts[number], number == first, number == last)
+        handles.append(block.register_forward_hook(merge))
     return handles
-
-
-def _hidden(args: Any, kwargs: Any) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def _weigher(block: nn.Module, argument: str) -> Any:
-    signature = inspect.signature(block.forward)
-
-    def weigh(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        hidden = _hidden(args, kwargs)
-        if not hasattr(hidden, MERGED):
-            raise RuntimeError(
-                "something between two blocks replaced the hidden states, and the tokens' sizes are lost"
-            )
-        sizes = getattr(hidden, MERGED)[0]
-        bound = signature.bind(*args, **kwargs)
-        bound.arguments[argument] = sizes.log()[:, None, None, :].to(hidden.dtype)
-        return bound.args, bound.kwargs
-
-    return weigh
-
-
-def _merger(count: int, special: int, last: bool) -> Any:
-    def merge(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, (tuple, list)) else output
-        before = getattr(_hidden(args, kwargs), MERGED, None)
-        if before is None:
-            ones = torch.ones(hidden.shape[:2], device=hidden.device)
-            before = ones, torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-        sizes, source = before
-        if hidden.shape[1] - special <= count:
-            raise ValueError(f"{hidden.shape[1]} tokens, {special} of them special: {count} cannot merge into others")
-        for step in merging_steps(count, hidden.shape[1] - special):
-            place = pair_tokens(hidden, step, special)
-            hidden, sizes = merge_tokens(hidden, sizes, place, step)
-            source = place.gather(1, source)
-        hidden = hidden.view(hidden.shape)  # another object, so that what the block itself put out carries nothing
-        setattr(hidden, MERGED, (sizes, source))
-        if last:
-            hidden = spread_tokens(hidden)
-        return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
-
-    return merge

@@ -1,4 +1,4 @@
-"""A model and batches in; forward passes that start behind the blocks whose outputs are known already out."""
+"""Forward passes that start behind the blocks whose outputs are known already."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.forward import StopForward, call_model, hooks, run_until_stopped
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 
 
 @contextlib.contextmanager
@@ -24,18 +25,14 @@ def captured(model: nn.Module, structure: Structure) -> Iterator[list[tuple[str,
     Raw is what the block itself computes: where tokens then merge, they do so again when it is replayed.
     """
     calls: list[tuple[str, Any]] = []
-    handles = []
-    for block in structure.blocks:
+    with hooks() as hook:
+        for block in structure.blocks:
 
-        def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
-            calls.append((path, output))
+            def record(_module: nn.Module, _inputs: Any, output: Any, path: str = block.path) -> None:
+                calls.append((path, output))
 
-        handles.append(model.get_submodule(block.path).register_forward_hook(record, prepend=True))
-    try:
+            hook.after(model.get_submodule(block.path), record, prepend=True)
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -62,10 +59,6 @@ def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> 
             del module.forward
             if originals[path] is not None:
                 module.forward = originals[path]
-
-
-class _Deep(Exception):  # noqa: N818 - a signal, not an error
-    """As many blocks have run as are asked for."""
 
 
 class Prefixes:
@@ -96,8 +89,8 @@ class Prefixes:
         self._scratch.cleanup()
 
     def advance(self, group: Group) -> None:
-        """Take it that blocks before that of `group` will not change any more, and keep their outputs."""
-        depth = self._first.get(group.block_name, 0)
+        """Keep the outputs of the blocks before that of `group`, which must not change any more."""
+        depth = self._first.get(group.block, 0)
         if depth <= self._depth:
             return
         self._depth = min(depth, self._stored)
@@ -125,16 +118,13 @@ class Prefixes:
             if seen > self._depth:
                 found.append(output)
             if seen == depth:
-                raise _Deep
+                raise StopForward
 
         paths = dict.fromkeys(block.path for block in self.structure.blocks)
-        handles = [self.model.get_submodule(path).register_forward_hook(collect, prepend=True) for path in paths]
-        try:
-            with self.skipping(number), contextlib.suppress(_Deep), torch.no_grad():
-                call_model(self.model, batch.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooks() as hook, self.skipping(number):
+            for path in paths:
+                hook.after(self.model.get_submodule(path), collect, prepend=True)
+            run_until_stopped(self.model, batch.inputs)
         return found
 
     def _file(self, number: int, index: int) -> Path:

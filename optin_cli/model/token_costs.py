@@ -1,4 +1,4 @@
-"""A model whose tokens may merge in; how the MACs of its blocks and units follow the length of the sequence, out.
+"""Measure how the MACs of blocks and units depend on the length of a sequence whose tokens may merge.
 
     MACs(t) = linear t / T + square (t / T)^2
 
@@ -27,8 +27,8 @@ def measure_token_costs(
     The first block itself always sees the whole sequence.
     """
     _, whole = count_macs(model, inputs)
-    merged = max(tokens.units // 2, 1)
-    with masked(model, structure, {next(iter(tokens.groups)): range(merged, tokens.units)}):
+    merged = max(tokens.mergeable // 2, 1)
+    with masked(model, structure, {next(iter(tokens.units)): range(merged, tokens.mergeable)}):
         _, short = count_macs(model, inputs)
     share = (tokens.length - merged) / tokens.length
 
@@ -42,9 +42,9 @@ def measure_token_costs(
         blocks[name] = BlockCost(macs=macs, square=square(macs, short.get(path, 0.0)) if number else 0.0)
     units = {}
     for group in structure.groups:
-        if group.block_name in blocks:
+        if group.block in blocks:
             long, less = (unit_macs(model, group, counted) * group.units for counted in (whole, short))
-            first = group.block_name == tokens.blocks[0][0]
+            first = group.block == tokens.blocks[0][0]
             units[group.name] = 0.0 if first else square(long, less) / group.units
     return TokenCosts(
         length=tokens.length, special=tokens.special, width=tokens.width, blocks=blocks, unit_square=units

@@ -21,7 +21,8 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.synthetic_inputs import random_inputs
 from optin_cli.model.cut import cut
 from optin_cli.model.lookup import tensor_at
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency
@@ -89,7 +90,7 @@ def alike_groups(model: nn.Module, structure: Structure) -> list[list[Group]]:
     found: dict[tuple[object, ...], list[Group]] = {}
     for group in structure.groups:
         shapes = tuple((piece.axis, tuple(tensor_at(model, piece.parameter).shape)) for piece in group.slices)
-        key = (layout_class(group.name, group.block_name), group.units, group.block, shapes)
+        key = (layout_class(group.name, group.block), group.units, group.unit_width, shapes)
         found.setdefault(key, []).append(group)
     return list(found.values())
 
@@ -108,5 +109,5 @@ def _cut_alike(checkpoint: Checkpoint, groups: list[Group], count: int) -> nn.Mo
     model = checkpoint.model
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     small = copy.deepcopy(model, shared)
-    cut(small, checkpoint.structure, {group.name: list(range(count)) for group in groups}, checkpoint.root)
+    cut(small, checkpoint.structure, {group.name: list(range(count)) for group in groups})
     return small

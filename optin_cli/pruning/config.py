@@ -1,4 +1,4 @@
-"""A checkpoint and a mask of uniform layout in; the keys of the stock config that state it out, or a refusal."""
+"""State a mask of uniform layout by the library's own config, or refuse it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from optin_cli.artifacts.mask import Mask, layout_class
+from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.model.config_counts import Settings
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Keeping
 
 SHOWN = 4
 """Reasons that a refusal lists."""
@@ -22,20 +23,21 @@ def layout_of(mask: Mask) -> str:
 
 
 def stock_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | None:
-    """The keys of the stock config that state a mask of uniform layout; None for a ragged one.
+    """The config's keys that state a mask of uniform layout; None for a ragged one.
 
-    They are proved: the stock class is built from them, and its weights must have the shapes of the cut ones.
+    They are proved: the library's class is built from them, and its weights must have the shapes of the pruned ones.
 
     Raises:
-        ArtifactError: the stock config cannot state it, and why.
+        ArtifactError: the config cannot state it, and why.
     """
     if layout_of(mask) != "uniform":
         return None
-    kept = {group: len(part.kept) for group, part in mask.groups.items()}
-    settings, problems = _state(checkpoint.structure, kept)
-    tokens = checkpoint.structure.tokens
-    if tokens is not None and any(tokens.counts({group: part.kept for group, part in mask.groups.items()})):
-        problems.append("its config has no key for tokens that merge")
+    kept = {group: part.kept for group, part in mask.groups.items()}
+    settings: Settings = {}
+    problems: list[str] = []
+    for kind in checkpoint.structure.kinds:
+        found, unstated = kind.settings(kept)
+        settings, problems = {**settings, **found}, [*problems, *unstated]
     if not problems:
         try:
             built = checkpoint.builder.stock_shapes(checkpoint.blueprint, settings)
@@ -53,37 +55,14 @@ def stock_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | 
     return settings
 
 
-def _state(structure: Structure, kept: Mapping[str, int]) -> tuple[Settings, list[str]]:
-    """The keys, and what of the mask no key states."""
-    classes: dict[str, list[tuple[Group, int]]] = {}
-    for group in structure.groups:
-        member = (group, kept.get(group.name, group.units))
-        classes.setdefault(layout_class(group.name, group.block_name), []).append(member)
-    settings: Settings = {}
-    problems: list[str] = []
-    for name, members in classes.items():
-        if all(count == group.units for group, count in members):
-            continue
-        (few, least), (many, most) = (pick(members, key=lambda member: member[1]) for pick in (min, max))
-        stock, count = members[0][0].stock, members[0][1]
-        if least != most:
-            problems.append(f"{few.name} keeps {least} units and {many.name} {most}, but there is one number for all")
-        elif stock is None:
-            problems.append(f"its config has no key for fewer units of {name}, of which the mask keeps {count}")
-        elif not stock.counts().allows(count):
-            problems.append(f"{name} keeps {count} units, but {stock.counts().words}")
-        else:
-            settings |= stock.settings(count)
-    return settings, problems
-
-
-def cut_shapes(model: nn.Module, structure: Structure, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights once cut, by name."""
+def cut_shapes(model: nn.Module, structure: Structure, kept: Keeping) -> dict[str, tuple[int, ...]]:
+    """Shapes of the pruned weights, by name."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     for group in structure.groups:
+        units = len(kept.get(group.name, range(group.units)))
         for piece in group.slices:
             if piece.parameter in shapes:
-                shapes[piece.parameter][piece.axis] = piece.parts * kept.get(group.name, group.units) * piece.block
+                shapes[piece.parameter][piece.axis] = piece.parts * units * piece.unit_width
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 

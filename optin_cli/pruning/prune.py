@@ -22,15 +22,15 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.synthetic_inputs import PROBE_ROWS, example_inputs, probe_inputs
-from optin_cli.checkpoints.token_checks import check_merging, require_tokens
+from optin_cli.checkpoints.token_checks import require_kinds
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, run_probe_fresh, tolerance_for
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
 from optin_cli.model.costs import count_macs, count_parameters
-from optin_cli.model.cut import Plan, added_biases, cut
+from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.masking import masked
-from optin_cli.model.tokens import KIND as TOKEN
-from optin_cli.model.tokens import merged_alike, watching
+from optin_cli.model.plan import Plan
+from optin_cli.model.structure import alike_rows
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
@@ -48,10 +48,8 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
     """
     require_source(mask, name, "checkpoint", checkpoint.source)
     require_description(mask, name, checkpoint.description, f"{checkpoint.name} was opened")
-    groups = {group.name: group.units for group in checkpoint.structure.groups}
-    if any(group_name.endswith(f".{TOKEN}") for group_name in mask.groups):
-        tokens = require_tokens(checkpoint)
-        groups |= dict.fromkeys(tokens.groups, tokens.units)
+    require_kinds(checkpoint, mask.groups)
+    groups = checkpoint.structure.units
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
             raise ArtifactError(
@@ -63,14 +61,14 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
                 f"{name} says that {group_name} has {kept.units} units; "
                 f"in {checkpoint.name} it has {groups[group_name]}."
             )
-    if checkpoint.structure.tokens is not None:
-        check_merging(checkpoint.structure.tokens, {n: group.kept for n, group in mask.groups.items()}, name)
+    for kind in checkpoint.structure.kinds:
+        kind.check({n: group.kept for n, group in mask.groups.items()}, name)
 
 
 def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
     """A cut copy of the checkpoint's model, and the plan that gives a stock model its shapes."""
     model = copy.deepcopy(checkpoint.model)
-    plan = cut(model, checkpoint.structure, kept, checkpoint.root)
+    plan = cut(model, checkpoint.structure, kept)
     return model, Plan.model_validate(checkpoint.plan).then(plan) if checkpoint.plan else plan
 
 
@@ -109,8 +107,8 @@ def prune_checkpoint(
     workload_inputs = example_inputs(checkpoint, mask.workload)
     with atomic_folder(output, force=force) as folder:
         progress.update(0, 1, "cutting")
-        tokens = checkpoint.structure.tokens
-        with masked(checkpoint.model, checkpoint.structure, kept), watching(checkpoint.model, tokens) as theirs:
+        structure = checkpoint.structure
+        with masked(checkpoint.model, structure, kept), structure.choices(checkpoint.model) as theirs:
             masked_outputs = run_probe(checkpoint.model, probe, names)
         before = Totals(
             macs=count_macs(checkpoint.model, workload_inputs)[0],
@@ -118,17 +116,17 @@ def prune_checkpoint(
             bytes=checkpoint.weight_bytes,
         )
         model, plan = cut_copy(checkpoint, kept)
-        with watching(model, tokens) as mine:
+        with structure.choices(model) as mine:
             cut_outputs = run_probe(model, probe, names)
         tolerance = tolerance_for(masked_outputs)
-        alike = merged_alike(mine, theirs)
+        alike = alike_rows(mine, theirs)
         masked_difference = largest_difference(
             {name: output[alike] for name, output in cut_outputs.items()},
             {name: output[alike] for name, output in masked_outputs.items()},
         )
         require_equal("The cut model against the masked original", masked_difference, tolerance)
         refit = adjust(model) if adjust is not None else None
-        plan = plan.then(added_biases(checkpoint.model, model, checkpoint.structure, checkpoint.root))
+        plan = plan.then(added_biases(checkpoint.model, model, structure))
         round_to_storage(model, checkpoint.dtype)
         cut_outputs = run_probe(model, probe, names)
         progress.update(1, 1, "saving")
@@ -237,16 +235,8 @@ def prune(
     kept = {group: part.kept for group, part in mask.groups.items()}
 
     def adjust(model: nn.Module) -> dict[str, Refit]:
-        return refit_model(
-            opened.model,
-            model,
-            opened.structure,
-            kept,
-            batches,
-            ridge=options.ridge,
-            add_bias=options.add_bias,
-            progress=progress,
-        )
+        pruned = PrunedModel(opened.model, model, opened.structure, kept)
+        return refit_model(pruned, batches, options, progress=progress)
 
     return prune_checkpoint(
         opened,

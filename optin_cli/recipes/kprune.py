@@ -22,7 +22,6 @@ searches a few values per task.
 from __future__ import annotations
 
 import contextlib
-import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,21 +29,22 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from optin_cli.artifacts.base import Totals
-from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.model.costs import measure_costs
-from optin_cli.model.cut import cut
-from optin_cli.model.structure import Group
-from optin_cli.recipes.recipe import Outcome, Prepared, Recipe, Setting
+from optin_cli.model.cut import cut, prune_copy
+from optin_cli.model.replay import Prefixes
+from optin_cli.model.units import Group
+from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import linear, normal_equations
-from optin_cli.refit.residual_stream import Known, consumer_calls, knowing
+from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
-from optin_cli.search.choose import Vector, choose_units
+from optin_cli.search.choose import choose_units
+from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
 
 GAMMA = 2.0
@@ -65,25 +65,25 @@ TINY_RIDGE = 1e-6
 
 
 def measure_knowledge(
-    setting: Setting, model: nn.Module, groups: Sequence[Group], known: Known | None = None
-) -> dict[str, Vector]:
+    setting: Setting, model: nn.Module, groups: Sequence[Group], prefixes: Prefixes | None = None
+) -> dict[str, Vector32]:
     """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name.
 
     Args:
-        known: what the blocks before put out.
+        prefixes: outputs of the blocks before.
     """
     checkpoint = setting.checkpoint
-    columns = [replace(group, units=group.width, block=1) for group in groups]
+    columns = [replace(group, units=group.width, unit_width=1) for group in groups]
+    structure = checkpoint.structure.with_groups(columns)
     predicted = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
     represented = {name: zeros.clone() for name, zeros in predicted.items()}
     samples = tokens = 0
     for number, batch in enumerate(b.to(checkpoint.device) for b in setting.calibration.batches):
-        skipping = contextlib.nullcontext() if known is None else known.model.skipping(number)
+        skipping = contextlib.nullcontext() if prefixes is None else prefixes.skipping(number)
         with skipping, unit_energies(model, columns, batch, mixed=False) as energies:
             gradients = sketch_batch(
                 model,
-                checkpoint.structure,
-                columns,
+                structure,
                 batch,
                 Objective(manifold=0.0, output=1.0, temperature=GAMMA),
                 probes=1,
@@ -99,15 +99,14 @@ def measure_knowledge(
         outputs = consumer_columns(model, group).shape[-1]
         each = predicted[group.name] / samples + LAMBDA * represented[group.name] / (tokens * outputs)
         scale = MU if group.kind == "head" else 1.0
-        knowledge[group.name] = (scale * each.reshape(group.units, group.block).mean(dim=1)).float().numpy()
+        knowledge[group.name] = (scale * each.reshape(group.units, group.unit_width).mean(dim=1)).float().numpy()
     return knowledge
 
 
-def search_rest(
-    importance: Mapping[str, Vector], groups: Mapping[str, GroupCost], totals: Totals, limits: Limits, done: Kept
-) -> Kept:
+def search_rest(importance: Mapping[str, Vector32], costs: Costs, limits: Limits, done: Kept) -> Kept:
     """Choose the units of the groups that are not `done`, under what the others leave of the budgets."""
-    rest = {name: group for name, group in groups.items() if name not in done}
+    groups, totals = costs.groups, costs.totals
+    rest = costs.only(groups.keys() - done.keys())
 
     def left(share: float | None, total: int, cost: Mapping[str, float]) -> float | None:
         """The share that, stated for a model in which the done groups cannot be pruned, leaves as much room."""
@@ -117,31 +116,29 @@ def search_rest(
         return min(1.0, share + gone / total)
 
     return choose_units(
-        {name: importance[name] for name in rest},
+        importance,
         rest,
-        totals,
         replace(
             limits,
             keep_macs=left(limits.keep_macs, totals.macs, {n: g.unit_macs for n, g in groups.items()}),
             keep_parameters=left(
                 limits.keep_parameters, totals.parameters, {n: float(g.unit_parameters) for n, g in groups.items()}
             ),
-            protect=[pattern for pattern in limits.protect if not done or fnmatch.filter(rest, pattern)],
+            protect=[pattern for pattern in limits.protect if not done or fnmatch.filter(rest.groups, pattern)],
         ),
-        blocks={name: group.unit_width for name, group in rest.items()},
     )
 
 
-def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, known: Known) -> Refit:
+def tune_consumer(setting: Setting, run: RefitRun, group: Group) -> Refit:
     """Solve one consumer's weights and bias in place, on all samples.
 
     Returns:
         held-out errors before, and after a solution on the other samples alone.
     """
-    consumer = linear(model, group)
+    consumer = linear(run.pruned.model, group)
     bias = consumer.bias is not None
     ridge = setting.ridge or TINY_RIDGE
-    fitted, judged, size = normal_equations(model, group, setting.calibration.batches, calls, known)
+    fitted, judged, size = normal_equations(run, group)
     start = consumer.weight.detach().double().T
     if consumer.bias is not None:
         start = torch.cat([start, consumer.bias.detach().double()[None]])
@@ -155,7 +152,7 @@ def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, 
 
 
 def prune_upward(
-    setting: Setting, first: Mapping[str, Vector], groups: Mapping[str, GroupCost], totals: Totals, limits: Limits
+    setting: Setting, first: Mapping[str, Vector32], costs: Costs, limits: Limits
 ) -> tuple[Kept, dict[str, Refit], dict[str, torch.Tensor]]:
     """Search, prune and tune sublayer by sublayer.
 
@@ -163,31 +160,30 @@ def prune_upward(
         first: S of every unit while nothing is pruned.
 
     Returns:
-        (kept units, what tuning did, the tuned consumers' weights and biases by full path)
+        (kept units, results of tuning, the tuned consumers' weights and biases by full path)
     """
-    checkpoint = setting.checkpoint
-    order = list(consumer_calls(checkpoint.model, checkpoint.structure, setting.calibration.batches[0]).items())
-    model = copy.deepcopy(checkpoint.model)
+    structure = setting.checkpoint.structure
     done: Kept = {}
     report: dict[str, Refit] = {}
     tuned: dict[str, torch.Tensor] = {}
     changed = False
     importance = first
-    calls_of = dict(order)
-    with knowing(checkpoint.model, model, checkpoint.structure, setting.calibration.batches, calls_of) as known:
-        for number, (group, calls) in enumerate(order):
+    pruned = prune_copy(setting.checkpoint.model, structure, done)
+    with refitting(pruned, setting.calibration.batches) as run:
+        order = list(run.calls)
+        for number, group in enumerate(order):
             setting.progress.update(number, len(order), group.name)
-            known.advance(group)
+            run.advance(group)
             if changed:
-                importance = measure_knowledge(setting, model, [g for g, _ in order[number:]], known)
-            done[group.name] = search_rest(importance, groups, totals, limits, done)[group.name]
-            cut(model, checkpoint.structure, {group.name: done[group.name]}, checkpoint.root)
+                importance = measure_knowledge(setting, pruned.model, order[number:], run.prefixes)
+            done[group.name] = search_rest(importance, costs, limits, done)[group.name]
+            cut(pruned.model, structure, {group.name: done[group.name]})
             changed = changed or len(done[group.name]) < group.units
             if changed:
-                report[group.name] = tune_consumer(setting, model, group, calls, known)
-                state = model.get_submodule(group.consumer).state_dict()
+                report[group.name] = tune_consumer(setting, run, group)
+                state = pruned.model.get_submodule(group.consumer).state_dict()
                 tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
-    return {name: done[name] for name in groups}, report, tuned
+    return {name: done[name] for name in costs.groups}, report, tuned
 
 
 def prepare_kprune(setting: Setting) -> Prepared:
@@ -197,14 +193,14 @@ def prepare_kprune(setting: Setting) -> Prepared:
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
 
-    def decide(limits: Limits) -> Outcome:
-        kept, report, tuned = prune_upward(setting, first, groups, totals, limits)
+    def decide(limits: Limits) -> Decision:
+        kept, report, tuned = prune_upward(setting, first, Costs(groups, totals), limits)
 
         def adjust(model: nn.Module) -> dict[str, Refit]:
             model.load_state_dict(tuned, strict=False)
             return report
 
-        return Outcome(kept, adjust)
+        return Decision(kept, adjust)
 
     return decide
 

@@ -26,24 +26,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.model.costs import measure_costs
-from optin_cli.model.structure import Group
-from optin_cli.recipes.recipe import Outcome, Prepared, Recipe, Setting
+from optin_cli.model.cut import PrunedModel
+from optin_cli.model.units import Group
+from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import linear, normal_equations
-from optin_cli.refit.residual_stream import Known, consumer_calls, knowing
+from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.search.choose import choose_units
+from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
-
-Vector64 = NDArray[np.float64]
-
 
 DAMP = 1.0
 """How strongly tuned masks are drawn to 1, in units of the normal equations' residual (the authors' value)."""
@@ -68,7 +67,7 @@ def mask_gradients(setting: Setting) -> dict[str, Vector64]:
 
 
 def objective(fisher: Vector64, pruned: Sequence[int]) -> float:
-    """What pruning these units costs to second order: 1/2 (1 - m)^T I (1 - m)."""
+    """Second-order cost of pruning these units: 1/2 (1 - m)^T I (1 - m)."""
     return 0.5 * float(fisher[np.ix_(list(pruned), list(pruned))].sum())
 
 
@@ -113,7 +112,7 @@ def rearrange_all(kept: Kept, gradients: Mapping[str, Vector64]) -> Kept:
 
 
 def solve_masks(
-    normal: Normal, weight: torch.Tensor, bias: torch.Tensor | None, block: int, *, damp: float = DAMP
+    normal: Normal, weight: torch.Tensor, bias: torch.Tensor | None, unit_width: int, *, damp: float = DAMP
 ) -> torch.Tensor:
     """Masks of the kept units that reconstruct the consumer's target best: (units,).
 
@@ -125,57 +124,55 @@ def solve_masks(
     cross = normal.cross[:columns]
     if bias is not None:
         cross = cross - normal.gram[:columns, columns:] @ bias[None]
-    units = columns // block
-    square = (normal.gram[:columns, :columns] * (weight @ weight.T)).reshape(units, block, units, block).sum((1, 3))
-    target = (cross * weight).sum(dim=1).reshape(units, block).sum(dim=1)
+    units = columns // unit_width
+    square = normal.gram[:columns, :columns] * (weight @ weight.T)
+    square = square.reshape(units, unit_width, units, unit_width).sum((1, 3))
+    target = (cross * weight).sum(dim=1).reshape(units, unit_width).sum(dim=1)
     damped = square @ square + damp**2 * torch.eye(units, dtype=square.dtype, device=square.device)
     offset: torch.Tensor = torch.linalg.solve(damped, square @ (target - square.sum(dim=1)))
     return 1.0 + offset
 
 
-def tune_consumer(setting: Setting, model: nn.Module, group: Group, calls: int, known: Known) -> Refit:
+def tune_consumer(run: RefitRun, group: Group) -> Refit:
     """Fold tuned masks into one consumer, unless one of them is out of bounds.
 
     Returns:
         held-out errors of masks that the other samples gave; the folded ones are of all samples.
     """
-    consumer = linear(model, group)
-    batches = setting.calibration.batches
-    fitted, judged, size = normal_equations(model, group, batches, calls, known)
+    consumer = linear(run.pruned.model, group)
+    fitted, judged, size = normal_equations(run, group)
     weight = consumer.weight.detach().double().T
     bias = None if consumer.bias is None else consumer.bias.detach().double()
 
     def error(masks: torch.Tensor) -> float:
-        scaled = weight * masks.repeat_interleave(group.block)[:, None]
+        scaled = weight * masks.repeat_interleave(group.unit_width)[:, None]
         return judged.error(scaled if bias is None else torch.cat([scaled, bias[None]])) / size
 
-    masks = solve_masks(fitted.plus(judged), weight, bias, group.block)
+    masks = solve_masks(fitted.plus(judged), weight, bias, group.unit_width)
     kept = bool(masks.abs().max() <= BOUND)
     if kept:
         with torch.no_grad():
-            consumer.weight.mul_(masks.repeat_interleave(group.block).to(consumer.weight.dtype))
+            consumer.weight.mul_(masks.repeat_interleave(group.unit_width).to(consumer.weight.dtype))
     return Refit(
         before=error(torch.ones_like(masks)),
-        after=error(solve_masks(fitted, weight, bias, group.block)),
+        after=error(solve_masks(fitted, weight, bias, group.unit_width)),
         ridge=DAMP,
         kept=kept,
     )
 
 
 def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refit]:
-    """Tune the masks of a cut model's groups in place, from the first cut one on, until one goes out of bounds."""
-    original, structure = setting.checkpoint.model, setting.checkpoint.structure
-    batches = setting.calibration.batches
-    order = consumer_calls(original, structure, batches[0])
+    """Tune the masks of a pruned model's groups in place, from the first pruned one on, until one is out of bounds."""
+    pruned = PrunedModel(setting.checkpoint.model, model, setting.checkpoint.structure, kept)
     report: dict[str, Refit] = {}
     changed = False
-    with knowing(original, model, structure, batches, order) as known:
-        for number, (group, calls) in enumerate(order.items()):
+    with refitting(pruned, setting.calibration.batches) as run:
+        for number, group in enumerate(run.calls):
             changed = changed or len(kept[group.name]) < group.units
             if changed and kept[group.name]:
-                setting.progress.update(number, len(order), group.name)
-                known.advance(group)
-                report[group.name] = tune_consumer(setting, model, group, calls, known)
+                setting.progress.update(number, len(run.calls), group.name)
+                run.advance(group)
+                report[group.name] = tune_consumer(run, group)
                 if not report[group.name].kept:
                     break
     return report
@@ -188,12 +185,12 @@ def prepare_kwon(setting: Setting) -> Prepared:
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
     inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
-    widths = {name: group.unit_width for name, group in groups.items()}
+    costs = Costs(groups, totals)
 
-    def decide(limits: Limits) -> Outcome:
-        found = choose_units(importance, groups, totals, limits, blocks=widths, algorithm="optin")
+    def decide(limits: Limits) -> Decision:
+        found = choose_units(importance, costs, limits, algorithm="optin")
         kept = rearrange_all(found, gradients)
-        return Outcome(kept, lambda model: tune_masks(setting, model, kept))
+        return Decision(kept, lambda model: tune_masks(setting, model, kept))
 
     return decide
 

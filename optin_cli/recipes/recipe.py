@@ -1,7 +1,7 @@
-"""A checkpoint, calibration data and a budget in; a mask, and how to adjust the cut weights, out.
+"""Recipes: ways to choose a mask for a budget and to adjust the pruned model's weights.
 
-A recipe is a published (or our own) way from a checkpoint to a smaller one, through the same groups, masks and
-surgery, so that recipes differ in their method alone. Each is one module; the registry below names them.
+A recipe is a published method (or our own) of making a checkpoint smaller. All work through the same groups, masks and
+pruning, so that they differ in their method alone. Each is one module; `registry.py` names them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from optin_cli.scoring.calibration import Calibration
 from optin_cli.search.limits import Limits
 
 Adjust = Callable[[nn.Module], dict[str, Refit]]
-"""Changes the weights of a freshly cut model in place; tells by group name what it did to each consumer."""
+"""Changes the weights of a freshly pruned model in place; returns what it did to each consumer, by group name."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a recipe decided for one budget."""
+class Decision:
+    """A recipe's mask for one budget, and how to adjust the weights that it leaves."""
 
     kept: Kept
     adjust: Adjust | None = None
@@ -33,7 +33,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every recipe is given: calibration batches and the constants that it may use.
+    """Input of every recipe: calibration batches and the constants that it may use.
 
     ridge: for those that refit; None chooses it by held-out error.
     """
@@ -46,13 +46,13 @@ class Setting:
     progress: Progress = SILENT
 
 
-Prepared = Callable[[Limits], Outcome]
-"""Decides for one budget; what is the same for all budgets (scores) was done when it was made."""
+Prepared = Callable[[Limits], Decision]
+"""Decides for one budget; work that all budgets share (scores) was done when it was made."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named method: `prepare` does what all budgets share and returns what decides for each."""
+    """A named method: `prepare` does the work that all budgets share."""
 
     name: str
     source: str

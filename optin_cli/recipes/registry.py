@@ -1,8 +1,4 @@
-"""A checkpoint, calibration data and a budget in; a mask, and how to adjust the cut weights, out.
-
-A recipe is a published (or our own) way from a checkpoint to a smaller one, through the same groups, masks and
-surgery, so that recipes differ in their method alone. Each is one module; the registry below names them.
-"""
+"""Every recipe by name."""
 
 from __future__ import annotations
 

@@ -11,10 +11,13 @@ from torch import nn
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.data.batch import Batch
-from optin_cli.recipes.recipe import Adjust, Outcome, Prepared, Recipe, Setting
+from optin_cli.model.cut import PrunedModel
+from optin_cli.options.refit import RefitOptions
+from optin_cli.recipes.recipe import Adjust, Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.iterative import score_in_rounds
 from optin_cli.search.choose import Algorithm, choose_units
+from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
 
 
@@ -23,9 +26,8 @@ def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust
 
     def adjust(model: nn.Module) -> dict[str, Refit]:
         checkpoint = setting.checkpoint
-        return refit_model(
-            checkpoint.model, model, checkpoint.structure, kept, batches, ridge=setting.ridge, progress=setting.progress
-        )
+        pruned = PrunedModel(checkpoint.model, model, checkpoint.structure, kept)
+        return refit_model(pruned, batches, RefitOptions(ridge=setting.ridge), progress=setting.progress)
 
     return adjust
 
@@ -38,30 +40,22 @@ def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, re
     scores = score_in_rounds(
         setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.progress
     )
-    groups = scores.header.groups
-    widths = {name: group.unit_width for name, group in groups.items()}
+    costs = Costs.of(scores.header)
 
-    def decide(limits: Limits) -> Outcome:
-        kept = choose_units(scores.importance, groups, scores.header.totals, limits, blocks=widths, algorithm=algorithm)
-        return Outcome(kept, refit_with(setting, kept, setting.calibration.batches) if refit else None)
+    def decide(limits: Limits) -> Decision:
+        kept = choose_units(scores.importance, costs, limits, algorithm=algorithm)
+        return Decision(kept, refit_with(setting, kept, setting.calibration.batches) if refit else None)
 
     return decide
 
 
 def _scored(
-    name: str,
-    source: str,
-    criterion: str,
-    algorithm: Algorithm,
-    *,
-    refit: bool,
-    labels: bool = False,
-    rounds: bool | None = None,
+    name: str, source: str, criterion: str, *, refit: bool, labels: bool = False, rounds: bool | None = None
 ) -> Recipe:
     prepare = functools.partial(
         prepare_scored,
         criterion=criterion,
-        algorithm=algorithm,
+        algorithm="exact",
         refit=refit,
         rounds=refit if rounds is None else rounds,
     )
@@ -69,11 +63,11 @@ def _scored(
 
 
 SCORED: tuple[Recipe, ...] = (
-    _scored("optin", "this project: scored in rounds, exact search, refit", "trajectory", "exact", refit=True),
-    _scored("one-shot", "this project, scored once, with refit", "trajectory", "exact", refit=True, rounds=False),
-    _scored("no-refit", "this project, scored once, without refit", "trajectory", "exact", refit=False),
-    _scored("magnitude", "squared weights, no refit", "magnitude", "exact", refit=False),
-    _scored("wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", "wanda", "exact", refit=False),
-    _scored("fisher", "diagonal Fisher, no refit", "fisher", "exact", refit=False, labels=True),
-    _scored("random", "random units, with refit", "random", "exact", refit=True),
+    _scored("optin", "this project: scored in rounds, exact search, refit", "trajectory", refit=True),
+    _scored("one-shot", "this project, scored once, with refit", "trajectory", refit=True, rounds=False),
+    _scored("no-refit", "this project, scored once, without refit", "trajectory", refit=False),
+    _scored("magnitude", "squared weights, no refit", "magnitude", refit=False),
+    _scored("wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", "wanda", refit=False),
+    _scored("fisher", "diagonal Fisher, no refit", "fisher", refit=False, labels=True),
+    _scored("random", "random units, with refit", "random", refit=True),
 )

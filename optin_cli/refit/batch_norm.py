@@ -1,4 +1,4 @@
-"""A cut and refitted model in; its batch norms with the statistics of what now reaches them out.
+"""Measure the statistics of a pruned and refitted model's batch norms again.
 
 A batch norm subtracts the mean of its input, so it can also hold the intercept that a convolution before it lacks.
 """
@@ -13,7 +13,8 @@ from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model, final_outputs
+from optin_cli.model.cut import PrunedModel
+from optin_cli.model.forward import call_model, final_outputs, hooks
 from optin_cli.model.structure import Structure
 from optin_cli.refit.residual_stream import held_out
 
@@ -31,33 +32,30 @@ def following_norms(model: nn.Module, structure: Structure, batch: Batch) -> dic
     outputs: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # alive, so that no identity is used twice
     found: dict[str, str] = {}
-    handles = []
-    for path in {group.consumer for group in structure.groups} if norms else ():
+    if not norms:
+        return found
+    with hooks() as hook:
+        for path in {group.consumer for group in structure.groups}:
 
-        def leave(_module: nn.Module, _inputs: object, output: torch.Tensor, path: str = path) -> None:
-            kept.append(output)
-            outputs[id(output)] = path
+            def leave(_module: nn.Module, _inputs: object, output: torch.Tensor, path: str = path) -> None:
+                kept.append(output)
+                outputs[id(output)] = path
 
-        handles.append(model.get_submodule(path).register_forward_hook(leave))
-    for path, norm in norms.items():
+            hook.after(model.get_submodule(path), leave)
+        for path, norm in norms.items():
 
-        def arrive(_module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str = path) -> None:
-            if id(inputs[0]) in outputs:
-                found[outputs[id(inputs[0])]] = path
+            def arrive(_module: nn.Module, inputs: tuple[torch.Tensor, ...], path: str = path) -> None:
+                if id(inputs[0]) in outputs:
+                    found[outputs[id(inputs[0])]] = path
 
-        handles.append(norm.register_forward_pre_hook(arrive))
-    try:
-        if norms:
-            call_model(model, {name: tensor[:1] for name, tensor in batch.inputs.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
+            hook.before(norm, arrive)
+        call_model(model, {name: tensor[:1] for name, tensor in batch.inputs.items()})
     return found
 
 
 @torch.no_grad()
 def fold_bias(consumer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
-    """Take a consumer's bias into the mean that the batch norm behind it subtracts."""
+    """Move a consumer's bias into the mean that the batch norm behind it subtracts."""
     if consumer.bias is not None and norm.running_mean is not None:
         norm.running_mean.sub_(consumer.bias)
         consumer.bias = None
@@ -65,7 +63,7 @@ def fold_bias(consumer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
 
 @contextlib.contextmanager
 def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Batch norms that average the statistics of all batches from here on; their mode is restored."""
+    """Average the statistics of all batches that run meanwhile; the mode of the batch norms is restored."""
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
@@ -80,12 +78,13 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> Refit | None:
-    """Measure batch-norm statistics anew, unless that brings the held-out outputs no closer to the original's.
+def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
+    """Measure batch-norm statistics again, and keep those that bring the held-out outputs closer to the original's.
 
     Returns:
         mean squared differences of the outputs before and after, relative to their size; None without batch norms.
     """
+    model, rules = pruned.model, pruned.structure.outputs
     norms = batch_norms(model)
     if not norms:
         return None
@@ -94,7 +93,7 @@ def reestimate(original: nn.Module, model: nn.Module, structure: Structure, batc
         error = size = 0.0
         for batch in batches:
             judge = held_out(batch)
-            pairs = (final_outputs(call_model(m, batch.inputs), structure.outputs, batch) for m in (model, original))
+            pairs = (final_outputs(call_model(m, batch.inputs), rules, batch) for m in (model, pruned.original))
             for mine, theirs in zip(*pairs, strict=True):
                 error += float((mine - theirs)[judge].double().square().sum())
                 size += float(theirs[judge].double().square().sum())

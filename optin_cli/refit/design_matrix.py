@@ -1,4 +1,4 @@
-"""A consumer and its input in; the rows that its weights multiply out, for linear layers and convolutions alike.
+"""Design matrices of consumers: the rows that the weights of a linear layer or a convolution multiply.
 
 A convolution is linear in its unfolded input: each position of its output reads one patch.
 """

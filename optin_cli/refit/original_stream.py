@@ -1,4 +1,4 @@
-"""The original model and batches in; the residual sums behind its consumers out, each block computed once.
+"""Residual sums of the original model behind its consumers, each block computed once.
 
 A refit asks for the original's residual stream behind every consumer in turn. All consumers of a block are
 answered from one pass through that block, whose results wait in temporary files, not in memory.
@@ -6,38 +6,20 @@ answered from one pass through that block, whose results wait in temporary files
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model, first_tensor
-from optin_cli.model.modeling_optin import spread_tokens
+from optin_cli.model.forward import Hooks, StopForward, first_tensor, hooks, run_until_stopped
 from optin_cli.model.replay import Prefixes
-from optin_cli.model.structure import Group, Structure
-from optin_cli.model.tokens import merged_as
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 
 
-class Reached(Exception):  # noqa: N818 - a signal, not an error
-    """The forward pass has run as far as it is needed."""
-
-
-@contextlib.contextmanager
-def removing(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove hooks when the context ends."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def at_residual_sum(
-    model: nn.Module, group: Group, arrive: Callable[[torch.Tensor], None]
-) -> torch.utils.hooks.RemovableHandle:
+def at_residual_sum(hook: Hooks, model: nn.Module, group: Group, arrive: Callable[[torch.Tensor], None]) -> None:
     """Call `arrive` with every sum of the consumer's output and its residual stream.
 
     Without a residual stream, with the consumer's own output.
@@ -49,35 +31,35 @@ def at_residual_sum(
     def on_output(_module: nn.Module, _arguments: Any, output: Any) -> None:
         arrive(first_tensor(output))
 
-    if group.residual and group.residual_sum is not None:
-        return model.get_submodule(group.residual_sum).register_forward_pre_hook(on_input)
     if not group.residual:
-        return model.get_submodule(group.consumer).register_forward_hook(on_output)
-    # Before what merges tokens behind a block.
-    return model.get_submodule(group.block_path).register_forward_hook(on_output, prepend=True)
+        hook.after(model.get_submodule(group.consumer), on_output)
+    elif group.residual_sum is not None:
+        hook.before(model.get_submodule(group.residual_sum), on_input)
+    else:  # before what merges tokens behind a block
+        hook.after(model.get_submodule(group.block_path), on_output, prepend=True)
 
 
 class Targets(Prefixes):
-    """The original's residual sums of the block at hand, for every batch."""
+    """The original's residual sums of the current block, for every batch."""
 
     def __init__(
         self, model: nn.Module, structure: Structure, batches: Sequence[Batch], calls: Mapping[Group, int]
     ) -> None:
-        """Args: calls: how often each consumer runs, by group in execution order."""
+        """Args: calls: how often each consumer runs, by group in order of execution."""
         super().__init__(model, structure, batches)
         self._calls = calls
         self._block: str | None = None
 
     def advance(self, group: Group) -> None:
-        """Take it that no earlier block is asked for any more, and run through the block of `group`."""
-        if group.block_name == self._block:
+        """Run through the block of `group`; earlier blocks cannot be asked for any more."""
+        if group.block == self._block:
             return
         super().advance(group)
-        self._block = group.block_name
+        self._block = group.block
         paths = {block.name: block.path for block in self.structure.blocks}
-        members = {other: n for other, n in self._calls.items() if other.block_name == group.block_name}
+        members = {other: n for other, n in self._calls.items() if other.block == group.block}
         for number, batch in enumerate(self.batches):
-            sums, output = self._through(number, batch, paths[group.block_name], members)
+            sums, output = self._through(number, batch, paths[group.block], members)
             for member, tensors in sums.items():
                 torch.save(tensors, self._sums_file(number, member))
             torch.save(output, self._file(number, self._depth))
@@ -91,17 +73,14 @@ class Targets(Prefixes):
     def _through(
         self, number: int, batch: Batch, path: str, members: Mapping[Group, int]
     ) -> tuple[dict[Group, list[torch.Tensor]], Any]:
-        """(sums by group, output of the block's first run): all that a pass through one block tells."""
+        """(sums by group, output of the block's first run) of a pass that stops behind the block."""
         sums: dict[Group, list[torch.Tensor]] = {group: [] for group in members}
         outputs: list[Any] = []
-        entering: list[torch.Tensor] = []
-
-        def enter(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            entering[:] = arguments[:1]
+        block = self.model.get_submodule(path)
 
         def stop_if_done() -> None:
             if outputs and all(len(sums[group]) >= calls for group, calls in members.items()):
-                raise Reached
+                raise StopForward
 
         def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs.append(output)
@@ -109,17 +88,17 @@ class Targets(Prefixes):
 
         def arriving(group: Group) -> Callable[[torch.Tensor], None]:
             def arrive(total: torch.Tensor) -> None:
-                # A copy, because the next module may work in place; of tokens that merged, each has its own again.
-                sums[group].append(spread_tokens(merged_as(total.clone(), entering[0])) if entering else total.clone())
+                # A copy, because the next module may work in place.
+                sums[group].append(self.structure.positions(block).spread(total.clone()))
                 stop_if_done()
 
             return arrive
 
-        handles = [at_residual_sum(self.model, group, arriving(group)) for group in members]
-        handles.append(self.model.get_submodule(path).register_forward_hook(collect, prepend=True))
-        handles.append(self.model.get_submodule(path).register_forward_pre_hook(enter))
-        with self.skipping(number), removing(*handles), contextlib.suppress(Reached), torch.no_grad():
-            call_model(self.model, batch.inputs)
+        with hooks() as hook, self.skipping(number):
+            for group in members:
+                at_residual_sum(hook, self.model, group, arriving(group))
+            hook.after(block, collect, prepend=True)
+            run_until_stopped(self.model, batch.inputs)
         return sums, outputs[0]
 
     def _sums_file(self, number: int, group: Group) -> str:

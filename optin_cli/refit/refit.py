@@ -1,31 +1,31 @@
-"""A cut model, the original and calibration batches in; the cut model's consumers re-solved by least squares out.
+"""Ridge least-squares refit of the layers that read pruned units.
 
-Walking the consumers in execution order, each gets the weights and bias that make the residual stream after it
-most like the original's, given what the already re-solved part of the cut model feeds it:
+Walking these consumers in order of execution, each gets the weights and bias that make the residual stream after it
+most like the original's, given its input from the part of the pruned model that is refitted already:
 
     W = argmin ||X W + b - Y||^2 + mu ||W - W0||^2,   Y = S - R
 
-X: the consumer's input in the cut model; S: the original's sum of consumer output and residual stream; R: the
-cut model's residual stream, so that errors of earlier cuts are corrected too (error feedback). Only normal
+X: the consumer's input in the pruned model; S: the original's sum of consumer output and residual stream; R: the
+pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). Only normal
 equations are kept, in float64, so memory does not grow with the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
-from optin_cli.model.structure import Group, Structure
-from optin_cli.model.tokens import merged_before
+from optin_cli.model.cut import PrunedModel
+from optin_cli.model.units import Group
+from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, reestimate
 from optin_cli.refit.design_matrix import Consumer, set_weight_matrix, weight_matrix, why_not
-from optin_cli.refit.residual_stream import Known, consumer_calls, kept_outputs, knowing, stream_rows
+from optin_cli.refit.residual_stream import RefitRun, refitting, stream_rows
 from optin_cli.refit.ridge import Normal, solve_ridge
 
 BATCH_NORM = "batch_norm"
@@ -50,15 +50,8 @@ def linear(model: nn.Module, group: Group) -> nn.Linear:
     return consumer
 
 
-def normal_equations(
-    model: nn.Module,
-    group: Group,
-    batches: Sequence[Batch],
-    calls: int,
-    known: Known,
-    outputs: torch.Tensor | None = None,
-) -> tuple[Normal, Normal, float]:
-    """Stream the normal equations of one consumer.
+def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float]:
+    """Accumulate the normal equations of one consumer over all batches.
 
     Returns:
         (training, held-out) equations, and the held-out mean of ||S||^2 that errors are stated relative to.
@@ -66,7 +59,7 @@ def normal_equations(
     fitted: Normal | None = None
     judged: Normal | None = None
     size = 0.0
-    for rows, judge in stream_rows(model, group, batches, calls, known, outputs):
+    for rows, judge in stream_rows(run, group):
         if rows.x is None:
             continue
         if fitted is None or judged is None:
@@ -85,18 +78,10 @@ def normal_equations(
     return fitted, judged, size / judged.rows
 
 
-def unsolved(
-    model: nn.Module,
-    group: Group,
-    batches: Sequence[Batch],
-    calls: int,
-    known: Known,
-    outputs: torch.Tensor | None,
-    reason: str,
-) -> Refit:
+def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
     """The held-out error of a consumer that keeps its weights because it cannot be re-solved."""
     error = size = 0.0
-    for rows, judge in stream_rows(model, group, batches, calls, known, outputs, inputs=False):
+    for rows, judge in stream_rows(run, group, inputs=False):
         taken = rows.taken & judge[:, None]
         error += float(((rows.found - rows.y) * rows.scale)[taken].double().square().sum())
         size += float(rows.target[taken].double().square().sum())
@@ -104,39 +89,25 @@ def unsolved(
     return Refit(before=share, after=share, ridge=0.0, kept=False, reason=reason)
 
 
-def refit_consumer(
-    model: nn.Module,
-    group: Group,
-    batches: Sequence[Batch],
-    calls: int,
-    known: Known,
-    ridge: float | None,
-    outputs: torch.Tensor | None = None,
-    *,
-    add_bias: bool = False,
-    norm: nn.BatchNorm2d | None = None,
-) -> Refit:
+def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.BatchNorm2d | None = None) -> Refit:
     """Re-solve one consumer in place, unless that does not lower its held-out error.
 
     Args:
-        ridge: mu relative to the mean diagonal of X^T X; None chooses among RIDGES by held-out error.
-        outputs: columns of its original output that the consumer still has, None for all.
-        known: what the original puts out there, and what earlier blocks of the cut model put out.
-        add_bias: give it a bias if it has none.
         norm: the batch norm behind it, which then takes the bias in.
     """
-    consumer = model.get_submodule(group.consumer)
+    consumer = run.pruned.model.get_submodule(group.consumer)
     reason = why_not(consumer)
     if reason is not None or not isinstance(consumer, Consumer):
-        return unsolved(model, group, batches, calls, known, outputs, reason or "")
-    added = (add_bias or norm is not None) and consumer.bias is None
+        return unsolved(run, group, reason or "")
+    added = (options.add_bias or norm is not None) and consumer.bias is None
     if added:
         consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
     bias = consumer.bias is not None
-    fitted, judged, size = normal_equations(model, group, batches, calls, known, outputs)
+    fitted, judged, size = normal_equations(run, group)
     start = weight_matrix(consumer)
     before = judged.error(start)
-    trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ([ridge] if ridge else RIDGES)}
+    ridges = RIDGES if options.ridge is None else (options.ridge,)
+    trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ridges}
     best = min(trials, key=lambda mu: trials[mu])
     kept = trials[best] < before
     if kept:
@@ -149,50 +120,35 @@ def refit_consumer(
 
 
 def refit_model(
-    original: nn.Module,
-    model: nn.Module,
-    structure: Structure,
-    kept: Mapping[str, Sequence[int]],
+    pruned: PrunedModel,
     batches: Sequence[Batch],
+    options: RefitOptions = RefitOptions(),  # noqa: B008 - frozen
     *,
-    ridge: float | None = None,
-    add_bias: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Refit]:
-    """Re-solve every consumer of a cut model in place, from the first cut group on.
+    """Re-solve every consumer of a pruned model in place, from the first one that pruning changes on.
 
     Args:
-        structure: of the original; paths are the same in the cut model.
-        kept: the kept units that `model` was cut by.
-        add_bias: give consumers without bias one, which folds in the mean of what went; see `added_biases`.
+        options: of them, the ridge and whether consumers without bias get one, for the mean of their pruned inputs (see
+            `added_biases`).
 
     Returns:
-        by group name, in execution order: held-out error before and after relative to the mean squared size of
-        the residual stream, and whether the new weights were taken; and, where there are batch norms, the same of
-        the outputs as their statistics were measured anew, by the name BATCH_NORM.
+        by group name, in order of execution: held-out error before and after relative to the mean squared size of the
+        residual stream, and whether the new weights were taken; and, where there are batch norms, the same of the
+        outputs before and after their statistics were measured again, by the name BATCH_NORM.
     """
-    order = consumer_calls(original, structure, batches[0])
+    original, structure = pruned.original, pruned.structure
     norms = following_norms(original, structure, batches[0])
     report: dict[str, Refit] = {}
     changed = False
-    with knowing(original, model, structure, batches, order) as known:
-        for number, (group, calls) in enumerate(order.items()):
-            changed = changed or len(kept.get(group.name, range(group.units))) < group.units
-            changed = changed or merged_before(structure.tokens, kept, group.block_name)
+    with refitting(pruned, batches) as run:
+        for number, group in enumerate(run.calls):
+            changed = changed or structure.changes(pruned.kept, group)
             if changed:
-                progress.update(number, len(order), group.name)
-                known.advance(group)
-                report[group.name] = refit_consumer(
-                    model,
-                    group,
-                    batches,
-                    calls,
-                    known,
-                    ridge,
-                    None if group.residual else kept_outputs(structure, group, kept),
-                    add_bias=add_bias,
-                    norm=batch_norms(model).get(norms.get(group.consumer, "")),
-                )
-    if report and (measured := reestimate(original, model, structure, batches)) is not None:
+                progress.update(number, len(run.calls), group.name)
+                run.advance(group)
+                norm = batch_norms(pruned.model).get(norms.get(group.consumer, ""))
+                report[group.name] = refit_consumer(run, group, options, norm)
+    if report and (measured := reestimate(pruned, batches)) is not None:
         report[BATCH_NORM] = measured
     return report

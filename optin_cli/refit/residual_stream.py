@@ -1,7 +1,7 @@
-"""Two models and a consumer in; what it should put out for the second's residual stream to be the first's.
+"""Regression targets that align a pruned model's residual stream with the original's.
 
 A consumer's output enters the residual sum by a scaled permutation: layer scale, batch norm, windows reversed and
-shifted, padding cropped. No description says which; autograd does.
+shifted, padding cropped. No description says which; autograd finds it.
 """
 
 from __future__ import annotations
@@ -16,32 +16,39 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError
-from optin_cli.model.cut import slice_indices
-from optin_cli.model.forward import call_model
+from optin_cli.model.cut import PrunedModel
+from optin_cli.model.forward import StopForward, hooks, run_until_stopped
 from optin_cli.model.replay import Prefixes
-from optin_cli.model.structure import Group, Structure
-from optin_cli.model.tokens import averaged_as, merged_as
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group, Positions
+from optin_cli.options.refit import MIN_REFIT_SAMPLES
 from optin_cli.refit.design_matrix import Consumer, choose_positions, input_rows, output_rows, take
-from optin_cli.refit.original_stream import Reached, Targets, at_residual_sum, removing
+from optin_cli.refit.original_stream import Targets, at_residual_sum
 
 HOLDOUT = 4
-"""One sample in so many is held out to judge a refit."""
+"""One sample in four is held out to judge a refit."""
 
 
-def gather(
-    model: nn.Module, group: Group, batch: Batch, calls: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`.
+@dataclass(frozen=True)
+class Gathered:
+    """Tensors of one call of a consumer, shaped as the model has them.
 
-    Returns:
-        (inputs, outputs, sums), one tensor a call of the consumer (several where weights are shared), shaped as
-        the model has them, with the graph that relates the sums to the outputs; without a residual stream the sums
-        are the outputs. Sums are of the tokens that entered the block, before any merge behind it.
+    total: the sum of `out` and the residual stream, or `out` itself where there is none, with the graph that relates
+    it to `out`. positions: of `total` within the whole sequence.
     """
+
+    x: torch.Tensor
+    out: torch.Tensor
+    total: torch.Tensor
+    positions: Positions
+
+
+def gather(model: nn.Module, structure: Structure, group: Group, batch: Batch, calls: int) -> list[Gathered]:
+    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`."""
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
-    sums: list[torch.Tensor] = []
-    entering: list[torch.Tensor] = []
+    found: list[Gathered] = []
+    block = model.get_submodule(group.block_path)
 
     def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         inputs.append(arguments[0].detach())
@@ -50,20 +57,17 @@ def gather(
         return outputs[-1].clone()  # the next module may work in place
 
     def arrive(total: torch.Tensor) -> None:
-        sums.append(merged_as(total, entering[0]) if entering else total)
+        number = len(found)
+        found.append(Gathered(inputs[number], outputs[number], total, structure.positions(block)))
         torch.set_grad_enabled(False)
-        if calls == len(sums):
-            raise Reached
+        if calls == len(found):
+            raise StopForward
 
-    def on_entry(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        entering[:] = arguments[:1]
-
-    hooks = [model.get_submodule(group.consumer).register_forward_hook(on_consumer)]
-    hooks.append(at_residual_sum(model, group, arrive))
-    hooks.append(model.get_submodule(group.block_path).register_forward_pre_hook(on_entry))
-    with removing(*hooks), contextlib.suppress(Reached), torch.no_grad():
-        call_model(model, batch.inputs)
-    return inputs, outputs, sums
+    with hooks() as hook:
+        hook.after(model.get_submodule(group.consumer), on_consumer)
+        at_residual_sum(hook, model, group, arrive)
+        run_until_stopped(model, batch.inputs)
+    return found
 
 
 def pull_back(group: Group, total: torch.Tensor, out: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -80,14 +84,14 @@ def pull_back(group: Group, total: torch.Tensor, out: torch.Tensor, value: torch
 def wanted_output(
     group: Group, out: torch.Tensor, total: torch.Tensor, target: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a consumer should put out for the residual sum to become the target.
+    """The output of a consumer that makes the residual sum equal the target.
 
-    `out` enters `total` by a scaled permutation M = P diag(s) (layer scale, batch norm, windows), which autograd
-    tells: s = M^T 1, and the least change of `out` that does it is M^T (target - total) / s^2.
+    `out` enters `total` by a scaled permutation M = P diag(s) (layer scale, batch norm, windows), found by autograd:
+    s = M^T 1, and the least change of `out` that does it is M^T (target - total) / s^2.
 
     Returns:
-        (wanted output, scale s, target as `out` is laid out), each shaped as `out`; the scale is 0 where nothing
-        of `out` arrives (padding of windows).
+        (wanted output, scale s, target as `out` is laid out), each shaped as `out`; the scale is 0 where no
+        part of `out` arrives (padding of windows).
     """
     scale = pull_back(group, total, out, torch.ones_like(total))
     safe = torch.where(scale == 0, 1.0, scale)
@@ -96,18 +100,24 @@ def wanted_output(
 
 
 def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict[Group, int]:
-    """How often each consumer runs in a forward pass, in the order of their first runs."""
+    """How often each consumer runs in a forward pass, in order of their first runs."""
     counts: dict[Group, int] = {}
-    handles = []
-    for group in structure.groups:
+    with hooks() as hook:
+        for group in structure.groups:
 
-        def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
-            counts[group] = counts.get(group, 0) + 1
+            def count(_module: nn.Module, _arguments: object, group: Group = group) -> None:
+                counts[group] = counts.get(group, 0) + 1
 
-        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(count))
-    with removing(*handles), torch.no_grad():
-        call_model(model, batch.inputs)
+            hook.before(model.get_submodule(group.consumer), count)
+        run_until_stopped(model, batch.inputs)
     return counts
+
+
+def refittable(batches: Sequence[Batch]) -> bool:
+    """Whether there are enough samples to refit on, both held out and not."""
+    judged = sum(int(held_out(batch).sum()) for batch in batches)
+    samples = sum(batch.size for batch in batches)
+    return samples >= MIN_REFIT_SAMPLES and 0 < judged < samples
 
 
 def held_out(batch: Batch) -> torch.Tensor:
@@ -116,43 +126,42 @@ def held_out(batch: Batch) -> torch.Tensor:
     return torch.tensor([digest[0] % HOLDOUT == 0 for digest in digests], device=batch.device)
 
 
-def kept_outputs(structure: Structure, group: Group, kept: Mapping[str, Sequence[int]]) -> torch.Tensor | None:
-    """Which columns of a consumer's original output its cut one still has; None for all of them."""
-    for other in structure.groups:
-        for piece in other.slices:
-            if piece.parameter == f"{group.consumer}.weight" and piece.axis == 0 and other.name in kept:
-                return slice_indices(piece, other, list(kept[other.name]))
-    return None
-
-
 @dataclass(frozen=True)
-class Known:
-    """What is known while consumers are walked in execution order.
+class RefitRun:
+    """A refit in progress: both models run on the same batches while consumers are walked in order of execution.
 
-    targets: the original's residual sums of the block at hand. model: outputs of the cut model's earlier blocks.
+    calls: how often each consumer runs, in that order. targets: the original's residual sums of the current block.
+    prefixes: outputs of the pruned model's earlier blocks.
     """
 
+    pruned: PrunedModel
+    batches: Sequence[Batch]
+    calls: Mapping[Group, int]
     targets: Targets
-    model: Prefixes
+    prefixes: Prefixes
 
     def advance(self, group: Group) -> None:
-        """Neither model changes any more before the block of `group`."""
+        """Go on to the block of `group`; neither model may change any more before it."""
         self.targets.advance(group)
-        self.model.advance(group)
+        self.prefixes.advance(group)
+
+    def kept_outputs(self, group: Group) -> torch.Tensor | None:
+        """Columns of a consumer's original output that its pruned one still has; None for all of them."""
+        for other in self.pruned.structure.groups if not group.residual else ():
+            for piece in other.slices:
+                if piece.parameter == f"{group.consumer}.weight" and piece.axis == 0 and other.name in self.pruned.kept:
+                    return piece.indices(other.units, self.pruned.kept[other.name])
+        return None
 
 
 @contextlib.contextmanager
-def knowing(
-    original: nn.Module, model: nn.Module, structure: Structure, batches: Sequence[Batch], calls: Mapping[Group, int]
-) -> Iterator[Known]:
-    """Keep what both models put out in temporary files.
-
-    Args:
-        calls: from `consumer_calls`.
-    """
-    known = Known(Targets(original, structure, batches, calls), Prefixes(model, structure, batches))
-    with known.targets, known.model:
-        yield known
+def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRun]:
+    """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end."""
+    calls = consumer_calls(pruned.original, pruned.structure, batches[0])
+    targets = Targets(pruned.original, pruned.structure, batches, calls)
+    prefixes = Prefixes(pruned.model, pruned.structure, batches)
+    with targets, prefixes:
+        yield RefitRun(pruned, batches, calls, targets, prefixes)
 
 
 @dataclass(frozen=True)
@@ -172,36 +181,29 @@ class Rows:
     taken: torch.Tensor
 
 
-def stream_rows(
-    model: nn.Module,
-    group: Group,
-    batches: Sequence[Batch],
-    calls: int,
-    known: Known,
-    outputs: torch.Tensor | None = None,
-    *,
-    inputs: bool = True,
-) -> Iterator[tuple[Rows, torch.Tensor]]:
+def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator[tuple[Rows, torch.Tensor]]:
     """The rows that a consumer is judged by, call by call, with which samples are held out.
 
     Args:
-        known: what the original puts out there, and what earlier blocks of the cut `model` put out.
-        outputs: columns of the original's output that the cut consumer has, where there is no residual stream.
         inputs: whether x is wanted.
     """
+    model, outputs = run.pruned.model, run.kept_outputs(group)
     consumer = model.get_submodule(group.consumer)
     axis = 1 if group.axis == 1 else -1
-    for number, batch in enumerate(batches):
-        with known.model.skipping(number):
-            xs, outs, sums = gather(model, group, batch, calls)
-        for x, out, total, whole in zip(xs, outs, sums, known.targets.sums(number, group), strict=True):
-            target = averaged_as(whole, total)
+    for number, batch in enumerate(run.batches):
+        with run.prefixes.skipping(number):
+            found = gather(model, run.pruned.structure, group, batch, run.calls[group])
+        for call, whole in zip(found, run.targets.sums(number, group), strict=True):
+            target = call.positions.average(whole)
             aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
-            laid = [output_rows(t, axis, batch.size) for t in (*wanted_output(group, out, total, aim), out.detach())]
+            laid = [
+                output_rows(t, axis, batch.size)
+                for t in (*wanted_output(group, call.out, call.total, aim), call.out.detach())
+            ]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])
-            y, scale, goal, found = (take(t, chosen) for t in laid)
+            y, scale, goal, given = (take(t, chosen) for t in laid)
             rows = None
             if inputs and isinstance(consumer, Consumer):
-                rows = input_rows(consumer, x, batch.size, chosen)
+                rows = input_rows(consumer, call.x, batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
-            yield Rows(rows, y, found, goal, scale, taken), held_out(batch)
+            yield Rows(rows, y, given, goal, scale, taken), held_out(batch)

@@ -1,4 +1,4 @@
-"""Rows of a linear system in; its ridge least-squares solution out. Only normal equations are kept, in float64."""
+"""Ridge least squares from normal equations, in float64."""
 
 from __future__ import annotations
 

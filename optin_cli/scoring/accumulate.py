@@ -1,14 +1,15 @@
-"""Per-sample importances in; running sums, means and standard errors out; and the state a resumed run starts from.
+"""Running sums of per-sample importances, and the state from which an interrupted run is resumed.
 
-Sums are float64 and taken in the canonical order of the jobs, so an interrupted and resumed run ends in the
-same bits as an uninterrupted one.
+Sums are float64 and taken in the order of the jobs, so an interrupted and resumed run ends in the same bits as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,40 +21,50 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError
 from optin_cli.files import atomic_file
 from optin_cli.model.structure import Structure
+from optin_cli.model.units import Keeping
+from optin_cli.progress import Progress
 from optin_cli.version import __version__
 
 
-def fingerprint_of(
-    what: str,
-    structure: Structure,
-    options: Options,
-    inputs: Mapping[str, Source],
-    workload: Workload,
-    batches: Sequence[Batch],
-    *,
-    kept: Mapping[str, Sequence[int]] | None = None,
-) -> str:
-    """Hash of everything that the sums of a run depend on, and of optin's version; binds a state to its run.
+@dataclass(frozen=True)
+class Job:
+    """A part of a run: the importances (rows, units) by group name of some samples; weight: its share of the work."""
 
-    Args:
-        what: which of several states of the same run this is.
-        structure: of the model that is scored: its groups, as the architecture description places them.
-        inputs: checkpoint, calibration data and, where it is an own one, the architecture description.
-        workload: decides costs, and so what is pruned between rounds.
-        batches: all calibration batches. The hash of the data does not know the tokenizer and the preprocessing.
-        kept: the units that the model was pruned to, by group; None for the whole model.
+    what: str
+    weight: float
+    run: Callable[[], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Everything that the sums of a run depend on.
+
+    what: which of several states of the same run this is. structure: of the model that is scored: its groups, as the
+    architecture description places them. inputs: checkpoint, calibration data and, where it is an own one, the
+    architecture description. workload: decides costs, and so what is pruned between rounds. batches: all calibration
+    batches, since the hash of the data does not cover the tokenizer and the preprocessing.
     """
-    parts = {
-        "what": what,
-        "version": __version__,
-        "structure": repr(structure),
-        "options": options,
-        "inputs": {role: source.model_dump() for role, source in inputs.items()},
-        "workload": workload.model_dump(),
-        "batches": [_digest(batch) for batch in batches],
-        "kept": None if kept is None else {name: list(units) for name, units in kept.items()},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    what: str
+    structure: Structure
+    options: Options
+    inputs: Mapping[str, Source]
+    workload: Workload
+    batches: Sequence[Batch]
+
+    def fingerprint(self, kept: Keeping | None) -> str:
+        """Hash of it, of optin's version, and of the mask by which the model was pruned, if it was."""
+        parts = {
+            "what": self.what,
+            "version": __version__,
+            "structure": repr(self.structure),
+            "options": self.options,
+            "inputs": {role: source.model_dump() for role, source in self.inputs.items()},
+            "workload": self.workload.model_dump(),
+            "batches": [_digest(batch) for batch in self.batches],
+            "kept": None if kept is None else {name: list(units) for name, units in kept.items()},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(batch: Batch) -> str:
@@ -62,8 +73,49 @@ def _digest(batch: Batch) -> str:
     labels = {} if batch.labels is None else {"labels": batch.labels}
     for name, tensor in {**batch.inputs, **labels}.items():
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The file in which an interrupted run leaves its sums, and whether to resume from it. No path: nothing is kept.
+
+    kept: the mask by which the scored model was pruned, if it was; only a run that kept the same resumes.
+    """
+
+    path: Path | None = None
+    resume: bool = False
+    kept: Keeping | None = None
+
+    def part(self, name: str, kept: Keeping | None = None) -> SavedState:
+        """The state of a part of the run, in a file beside this one."""
+        path = None if self.path is None else self.path.with_name(f"{self.path.name}.{name}")
+        return replace(self, path=path, kept=kept)
+
+
+def run_jobs(jobs: Sequence[Job], identity: RunIdentity, state: SavedState, progress: Progress) -> Accumulator:
+    """Add up the importances of all jobs, saving the state after each.
+
+    Raises:
+        ArtifactError: another run left the state that is to be resumed.
+    """
+    totals, fingerprint = Accumulator(), ""
+    if state.path is not None:
+        fingerprint = identity.fingerprint(state.kept)
+        if state.resume and state.path.exists():
+            totals = Accumulator.load(state.path, fingerprint)
+    whole = sum(job.weight for job in jobs)
+    finished = sum(job.weight for job in jobs[: totals.done])
+    for job in jobs[totals.done :]:
+        progress.update(finished, whole, job.what)
+        totals.add(job.run())
+        finished += job.weight
+        if state.path is not None:
+            totals.save(state.path, fingerprint)
+    if jobs:
+        progress.update(whole, whole, "done")
+    return totals
 
 
 class Accumulator:
@@ -95,7 +147,7 @@ class Accumulator:
         return (variance / max(count - 1, 1)).sqrt()
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the state; `fingerprint` (of `fingerprint_of`) binds it to the run."""
+        """Write the state; `fingerprint` (of `RunIdentity`) binds it to the run."""
         tensors = {f"sum.{k}": v for k, v in self.sums.items()} | {f"square.{k}": v for k, v in self.squares.items()}
         metadata = {"fingerprint": fingerprint, "done": str(self.done), "counts": json.dumps(self.counts)}
         with atomic_file(path, force=True) as temporary:

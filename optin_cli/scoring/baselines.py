@@ -1,4 +1,4 @@
-"""Weights, activations or gradients of a loss in; baseline importances out: magnitude, random, Wanda, Fisher."""
+"""Baseline criteria: magnitude, random, Wanda and Fisher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.errors import DataError
-from optin_cli.model.forward import call_model, mean_hidden
+from optin_cli.model.forward import call_model, hooks, mean_hidden
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 
 
 def magnitude(model: nn.Module, group: Group) -> torch.Tensor:
@@ -36,10 +37,10 @@ def random_importance(group: Group, seed: int) -> torch.Tensor:
 
 
 def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
-    """Weights by which the consumer reads each column of its input: (units, block, outputs)."""
+    """Weights by which the consumer reads each column of its input: (units, unit width, outputs)."""
     name = f"{group.consumer}.weight"
     axis = next(piece.axis for piece in group.slices if piece.parameter == name)
-    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.block, -1)
+    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
 
 
 @contextlib.contextmanager
@@ -52,30 +53,26 @@ def unit_energies(
     ||w_c||^2, or with `mixed` the squared norm of the sum, ||sum_c x_c w_c^T||^2. Calls of shared weights add up.
     """
     energies: dict[str, torch.Tensor] = {}
-    handles = []
-    for group in groups:
-        columns = consumer_columns(model, group)
-        whole = mixed and group.block > 1
-        products = columns @ columns.transpose(1, 2) if whole else columns.square().sum(dim=2)
+    with hooks() as hook:
+        for group in groups:
+            columns = consumer_columns(model, group)
+            whole = mixed and group.unit_width > 1
+            products = columns @ columns.transpose(1, 2) if whole else columns.square().sum(dim=2)
 
-        def collect(
-            _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
-        ) -> None:
-            x = inputs[0].detach().movedim(g.axis, -1)
-            x = x.reshape(batch.size, -1, x.shape[-1])
-            x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.block)
-            if p.dim() == 3:
-                energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
-            else:
-                energy = (x.square().sum(dim=1) * p).sum(dim=2)
-            energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
+            def collect(
+                _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
+            ) -> None:
+                x = inputs[0].detach().movedim(g.axis, -1)
+                x = x.reshape(batch.size, -1, x.shape[-1])
+                x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
+                if p.dim() == 3:
+                    energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
+                else:
+                    energy = (x.square().sum(dim=1) * p).sum(dim=2)
+                energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
 
-        handles.append(model.get_submodule(group.consumer).register_forward_pre_hook(collect))
-    try:
+            hook.before(model.get_submodule(group.consumer), collect)
         yield energies
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def wanda_batch(

@@ -1,4 +1,4 @@
-"""Block outputs and final outputs in; distances between trajectories out. Pure tensor functions.
+"""Distances between trajectories, as pure tensor functions.
 
 Equations of OPTIN (ICLR 2024, Algorithm 1): manifold distance between the token Gram matrices of block
 outputs, and a distillation distance between the final outputs.

@@ -1,4 +1,4 @@
-"""A batch in; the exact trajectory importance of units for every sample out, by removing each and re-running.
+"""Exact trajectory importance: remove each unit and run the model again.
 
 Blocks before a unit's block do not change, so their recorded outputs are replayed; candidates are batched.
 """
@@ -15,7 +15,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Trajectory, observe, per_token
 from optin_cli.model.masking import gated
 from optin_cli.model.replay import captured, replayed
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
 from optin_cli.scoring.distances import manifold_distance, output_distance
 from optin_cli.scoring.sketch import Objective
 
@@ -61,21 +61,18 @@ def trajectory_distance(
 def exact_batch(
     model: nn.Module,
     structure: Structure,
-    groups: Sequence[Group],
     batch: Batch,
     objective: Objective,
     *,
-    rows: int,
+    rows: int | None,
     units: Mapping[str, Sequence[int]] | None = None,
-    replay: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """Measure importance by removing units.
+    """Measure the importance of a structure's units by removing them.
 
     Args:
-        rows: how many rows (candidates x samples) run at once.
+        rows: how many rows (candidates x samples) run at once, behind blocks whose outputs are reused. None gives the
+            plain loop of one whole forward pass per unit, for comparison.
         units: units to remove, by group name; all of each group where None.
-        replay: reuse the outputs of earlier blocks. False gives the plain one-forward-per-unit loop, for
-            comparison.
 
     Returns:
         (samples, units) float64 by group name, in the order of `units`.
@@ -85,17 +82,17 @@ def exact_batch(
     paths = {block.name: block.path for block in structure.blocks}
     order = [path for path, _ in calls]
     result: dict[str, torch.Tensor] = {}
-    for group in groups:
-        first = order.index(paths[group.block_name])
+    for group in structure.groups:
+        first = order.index(paths[group.block])
         candidates = list(units[group.name]) if units is not None else list(range(group.units))
-        step = max(1, rows // batch.size) if replay else 1
+        step = 1 if rows is None else max(1, rows // batch.size)
         columns = []
         for start in range(0, len(candidates), step):
             chunk = candidates[start : start + step]
             gates = torch.ones(len(chunk), group.units, device=batch.device)
             gates[torch.arange(len(chunk)), torch.tensor(chunk)] = 0.0
             gates = gates.repeat_interleave(batch.size, dim=0)
-            prefix = [repeat_rows(output, len(chunk)) for _, output in calls[:first]] if replay else []
+            prefix = [repeat_rows(output, len(chunk)) for _, output in calls[: 0 if rows is None else first]]
             with replayed(model, structure, prefix), gated(model, {group: gates}):
                 mine = observe(model, structure, batch.repeated(len(chunk)))
             distance = trajectory_distance(mine, raw_reference, structure, batch, objective, first)

@@ -1,11 +1,9 @@
-"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+"""Score every unit of a checkpoint once."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,26 +14,20 @@ from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.data.batch import Batch
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.model.costs import measure_costs
-from optin_cli.model.structure import Group, Structure
-from optin_cli.model.tokens import KIND as TOKEN
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
+from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.exact import exact_batch
+from optin_cli.scoring.kinds import KIND_ESTIMATORS
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.version import __version__
 
 MEASURED = {"fisher": fisher_batch, "wanda": wanda_batch}
 """Baselines that see data: per-sample importances of a batch, by criterion."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    what: str
-    weight: float
-    run: Callable[[], Mapping[str, torch.Tensor]]
 
 
 def estimator_of(group: Group, options: ScoreOptions) -> str:
@@ -54,16 +46,16 @@ def only_units(structure: Structure, options: ScoreOptions) -> Structure:
         UsageError: units were asked for that the model lacks, or to score such exactly, or it has none of any.
     """
     found = sorted({group.kind for group in structure.groups})
-    kinds = [UNITS[name] for name in options.units]
-    asked = set(kinds) - {TOKEN}
+    asked = {UNITS[name] for name in options.units if name not in KIND_ESTIMATORS}
     if options.units != ScoreOptions.units and (missing := sorted(asked - set(found))):
         raise UsageError(
             f"There are no units of kind {missing[0]!r}; the model's are {', '.join(found)}.",
             hint="Leave that out of --units.",
         )
     if not asked:
-        raise UsageError("Tokens alone were asked for.", hint="Pass --units heads,neurons,tokens.")
-    chosen = replace(structure, groups=tuple(group for group in structure.groups if group.kind in kinds))
+        alone = ", ".join(options.units)
+        raise UsageError(f"{alone.capitalize()} alone were asked for.", hint=f"Pass --units heads,neurons,{alone}.")
+    chosen = structure.with_groups(group for group in structure.groups if group.kind in asked)
     check_exact_kinds(chosen, options)
     return chosen
 
@@ -86,18 +78,15 @@ def score_checkpoint(
     options: ScoreOptions,
     *,
     seq_len: int | None,
-    state: Path | None = None,
-    resume: bool = False,
+    state: SavedState = SavedState(),  # noqa: B008 - frozen
     progress: Progress = SILENT,
-    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Scores:
     """Score every unit.
 
     Args:
         calibration: None only for criteria that need no data.
         seq_len: sequence length that the recorded costs are stated for; images have a size of their own.
-        state: where to keep what a later `resume` starts from. The caller removes it once the result is safe.
-        kept: the units that the model was pruned to, if it was; a state is taken up only by a run that kept the same.
+        state: the caller removes its file once the result is safe.
 
     Raises:
         CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
@@ -109,23 +98,9 @@ def score_checkpoint(
         inputs["calibration"] = calibration.source
     recorded: Options = options.recorded()
     workload = workload_of(checkpoint, seq_len)
-    totals, fingerprint = Accumulator(), ""
-    if state is not None:
-        batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
-        fingerprint = fingerprint_of("units", checkpoint.structure, recorded, inputs, workload, batches, kept=kept)
-        if resume and state.exists():
-            totals = Accumulator.load(state, fingerprint)
-    whole = sum(job.weight for job in jobs)
-    finished = sum(job.weight for job in jobs[: totals.done])
-    for job in jobs[totals.done :]:
-        progress.update(finished, whole, job.what)
-        totals.add(job.run())
-        finished += job.weight
-        if state is not None:
-            totals.save(state, fingerprint)
-    if jobs:
-        progress.update(whole, whole, "done")
-
+    batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
+    identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
+    totals = run_jobs(jobs, identity, state, progress)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
     inputs_at = example_inputs(checkpoint, workload)
@@ -160,7 +135,7 @@ def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, optio
     return totals.mean(group.name)
 
 
-def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions) -> list[_Job]:
+def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions) -> list[Job]:
     model, structure = checkpoint.model, checkpoint.structure
     criterion = CRITERIA[options.criterion]
     if not criterion.needs_data:
@@ -168,32 +143,33 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
     if criterion.terms is None:
         measure = MEASURED[options.criterion]
         return [
-            _Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
+            Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
             for batch in _on(calibration.batches, checkpoint)
         ]
     objective = Objective.of(options)
-    by_estimator = {
-        name: [g for g in structure.groups if estimator_of(g, options) == name] for name in ("sketch", "exact")
-    }
-    jobs: list[_Job] = []
-    if sketched := by_estimator["sketch"]:
+    sketched, exact = (
+        structure.with_groups(g for g in structure.groups if estimator_of(g, options) == name)
+        for name in ("sketch", "exact")
+    )
+    jobs: list[Job] = []
+    if sketched.groups:
         jobs += [
-            _Job(
+            Job(
                 "sketch",
                 batch.size * (1 + 1.5 * options.probes),
                 functools.partial(
-                    sketch_batch, model, structure, sketched, batch, objective, probes=options.probes, seed=options.seed
+                    sketch_batch, model, sketched, batch, objective, probes=options.probes, seed=options.seed
                 ),
             )
             for batch in _on(calibration.batches, checkpoint)
         ]
     jobs += [
-        _Job(
+        Job(
             f"exact {group.name}",
             batch.size * group.units * 0.5,
-            functools.partial(exact_batch, model, structure, [group], batch, objective, rows=options.rows),
+            functools.partial(exact_batch, model, structure.with_groups([group]), batch, objective, rows=options.rows),
         )
-        for group in by_estimator["exact"]
+        for group in exact.groups
         for batch in _on(calibration.exact_batches, checkpoint)
     ]
     return jobs

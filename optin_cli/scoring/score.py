@@ -1,4 +1,4 @@
-"""The Python API: one function a stage, each taking and returning what the command line reads and writes."""
+"""Score the importance of every unit of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from optin_cli.errors import UsageError
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
+from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.iterative import score_in_rounds
+from optin_cli.scoring.kinds import estimators_of
 from optin_cli.scoring.one_shot import only_units
-from optin_cli.scoring.token_rate import exchange_tokens
-from optin_cli.scoring.tokens import check_units, score_tokens, token_state
 from optin_cli.tasks.registry import task_named
 
 
@@ -64,7 +64,7 @@ def score(
             needed_by=f"The criterion {options.criterion}",
             hint="Use --criterion trajectory, which needs no labels, or labelled data of the model's own task.",
         )
-    tokens = check_units(checkpoint, options)
+    extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
     calibration = None
     if criterion.needs_data:
@@ -83,19 +83,11 @@ def score(
         )
         task = task_named(calib)
         calibration = calibrate(checkpoint, samples, options, task=task, labelled=criterion.needs_labels)
-    scores = score_in_rounds(
-        checkpoint,
-        calibration,
-        options,
-        seq_len=workload_length(checkpoint, seq_len),
-        state=state,
-        resume=resume,
-        progress=progress,
-    )
-    if tokens is None or calibration is None:
+    saved = SavedState(state, resume)
+    length = workload_length(checkpoint, seq_len)
+    scores = score_in_rounds(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+    if calibration is None:
         return scores
-    state = None if state is None else token_state(state)
-    scores = score_tokens(
-        scores, checkpoint, calibration.exact_batches, options, state=state, resume=resume, progress=progress
-    )
-    return exchange_tokens(scores, checkpoint, calibration.batches, options, progress=progress)
+    for name, estimator in extra.items():
+        scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
+    return scores

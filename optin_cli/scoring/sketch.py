@@ -1,4 +1,4 @@
-"""A batch in; the second-order trajectory importance of every unit for every sample out, in a few backward passes.
+"""Sketch of the trajectory importance: second order, of all units at once, in a few backward passes.
 
 Near gates m = 1 the importance is a quadratic form in the perturbation. For a random scalar S whose gradient
 has that form as its second moment, E[(dS/dm_u)^2] is the importance of unit u, for all units at once.
@@ -24,14 +24,14 @@ from optin_cli.architectures.schema import OutputRule
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Trajectory, observe, per_token
 from optin_cli.model.masking import gated
-from optin_cli.model.structure import Group, Structure
+from optin_cli.model.structure import Structure
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.scoring.distances import normalized_tokens
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What counts as bending the trajectory.
+    """Weights of the trajectory distance.
 
     manifold, output: weights of the two terms (`output` is lambda); temperature softens output distributions.
     """
@@ -42,7 +42,7 @@ class Objective:
 
     @classmethod
     def of(cls, options: ScoreOptions) -> Objective:
-        """What a trajectory criterion and its constants ask for."""
+        """Those of a trajectory criterion and its options."""
         manifold, output = CRITERIA[options.criterion].terms or (1.0, 1.0)
         return cls(manifold, output * options.output_weight, options.temperature)
 
@@ -97,8 +97,8 @@ def _generator(seed: int, key: str, probe: int) -> torch.Generator:
 def _signs(shape: Sequence[int], generators: Sequence[torch.Generator], where: torch.Tensor) -> torch.Tensor:
     """Rademacher (rows, *shape, tokens) where true, zero elsewhere.
 
-    Each row draws from its own generator and as many as it needs, so that neither padding nor the company in
-    the batch changes what a sample draws.
+    Each row draws from its own generator and as many as it needs, so that neither padding nor the other samples of the
+    batch change what a sample draws.
     """
     out = torch.zeros(len(generators), *shape, where.shape[1])
     for row, generator in enumerate(generators):
@@ -138,14 +138,13 @@ def probe_scalar(
 def sketch_batch(
     model: nn.Module,
     structure: Structure,
-    groups: Sequence[Group],
     batch: Batch,
     objective: Objective,
     *,
     probes: int,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """Estimate importance by backward passes.
+    """Estimate the importance of a structure's units by backward passes.
 
     Args:
         batch: samples; each is an independent probe, so batching does not change the expectation.
@@ -154,7 +153,7 @@ def sketch_batch(
     Returns:
         (rows, units) float64 of non-negative importances, by group name.
     """
-    device = next(model.parameters()).device
+    device, groups = next(model.parameters()).device, structure.groups
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in groups}
     with torch.enable_grad(), gated(model, gates):

@@ -1,9 +1,9 @@
-"""Scores of units and tokens, a checkpoint and calibration batches in; tokens' importances on the units' scale out.
+"""Bring tokens' importances onto the scale of other units'.
 
-Importance is what the model loses before refit. Refit makes up for most of what a cut unit loses and for less of what
-merging loses, so that one number of both does not mean one loss. What it does mean is measured: the model is cut to
-one share of its MACs by units alone, and by merging alone, each refitted, and each compared with the original on
-samples that refit has not seen:
+Importance is the model's loss before refit. Refit makes up for most of the loss of a pruned unit and for less of that
+of merging, so that equal importance does not mean equal loss. The difference is measured: the model is pruned to one
+share of its MACs by units alone, and by merging alone, each refitted, and each compared with the original on samples
+that refit has not seen:
 
     rate = (D_tokens / L_tokens) / (D_units / L_units)
 
@@ -14,33 +14,31 @@ multiplied by the rate.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-from optin_cli.artifacts.costs import TokenExchange
+from optin_cli.artifacts.costs import TOKEN, TokenExchange
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import BudgetError
-from optin_cli.model.cut import cut
-from optin_cli.model.forward import first_tensor, observe
-from optin_cli.model.modeling_optin import MERGED
-from optin_cli.model.tokens import KIND, Tokens, cluster_means
+from optin_cli.model.cut import prune_copy
+from optin_cli.model.forward import hooks, observe
+from optin_cli.model.tokens import Tokens, cluster_means
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.refit.refit import refit_model
+from optin_cli.refit.residual_stream import refittable
 from optin_cli.scoring.exact import trajectory_distance
-from optin_cli.scoring.iterative import refittable
 from optin_cli.scoring.sketch import Objective
 from optin_cli.search.choose import choose, importance_lost
 from optin_cli.search.limits import Limits
 
 JUDGED = 4
-"""One batch in so many compares the refitted models with the original."""
+"""One batch in four compares the refitted models with the original."""
 
 
 def exchange_tokens(
@@ -65,7 +63,7 @@ def exchange_tokens(
     tokens = require_tokens(checkpoint)
     names: dict[bool, list[str]] = {True: [], False: []}
     for name, group in scores.header.groups.items():
-        names[group.kind == KIND].append(name)
+        names[group.kind == TOKEN].append(name)
     share = reachable(scores, [*names.values()], options.token_exchange)
     if share is None:
         return scores
@@ -73,12 +71,9 @@ def exchange_tokens(
     for number, merging in enumerate((False, True)):
         kept = choose(scores, Limits(keep_macs=share, protect=tuple(names[not merging])))
         lost[merging] = importance_lost(kept, scores.importance)
-        model = copy.deepcopy(checkpoint.model)
-        cut(model, checkpoint.structure, kept, checkpoint.root)
-
-        part = Part(progress, number, 2, label="comparing with tokens, ")
-        refit_model(checkpoint.model, model, checkpoint.structure, kept, fitting, progress=part)
-        distance[merging] = refitted_distance(checkpoint, model, tokens, judged, options)
+        pruned = prune_copy(checkpoint.model, checkpoint.structure, kept)
+        refit_model(pruned, fitting, progress=Part(progress, number, 2, label="comparing with tokens, "))
+        distance[merging] = refitted_distance(checkpoint, pruned.model, tokens, judged, options)
     if min(*lost.values(), *distance.values()) <= 0:
         return scores
     exchange = TokenExchange(
@@ -117,7 +112,7 @@ def _least(scores: Scores, limits: Limits) -> float:
 def refitted_distance(
     checkpoint: Checkpoint, model: nn.Module, tokens: Tokens, batches: Sequence[Batch], options: ScoreOptions
 ) -> float:
-    """Mean trajectory distance of a cut model from the original, whose tokens are averaged as they merge in it."""
+    """Mean trajectory distance of a pruned model from the original, whose tokens are averaged as they merge in it."""
     total, rows = 0.0, 0
     for batch in (batch.to(checkpoint.device) for batch in batches):
         reference = observe(checkpoint.model, checkpoint.structure, batch)
@@ -133,18 +128,16 @@ def refitted_distance(
 
 @contextlib.contextmanager
 def merging_of(model: nn.Module, tokens: Tokens) -> Iterator[list[torch.Tensor | None]]:
-    """Collect of one pass, block by block, where each original token is behind it: (rows, tokens), None if apart."""
+    """Collect of one pass, block by block, where each original token is after it: (rows, tokens), None if apart."""
     places: list[torch.Tensor | None] = []
 
-    def see(_module: nn.Module, _arguments: object, output: object) -> None:
-        merged = getattr(first_tensor(output), MERGED, None)
-        # Behind the last block every token has a hidden state again, and what merged before it does not say so.
+    def see(module: nn.Module, _arguments: object, _output: object) -> None:
+        merged = tokens.positions(module)
+        # After the last block every token has a hidden state again, whatever merged before.
         last = len(places) == len(tokens.blocks) - 1
-        places.append(merged[1] if merged is not None else places[-1] if last else None)
+        places.append(merged.source if merged is not None else places[-1] if last else None)
 
-    handles = [model.get_submodule(path).register_forward_hook(see) for _, path in tokens.blocks]
-    try:
+    with hooks() as hook:
+        for _, path in tokens.blocks:
+            hook.after(model.get_submodule(path), see)
         yield places
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,14 +1,14 @@
-"""A checkpoint and calibration batches in; what it costs that a share of the tokens merges behind each block, out.
+"""Score tokens: the cost of merging a share of them behind each block.
 
     F_z(n) = mean over samples of the trajectory distance between the model and itself with n tokens merged behind
     block z alone
 
-each original token having, in both trajectories compared, the mean of those that it merged with. That tokens merge is
-thus not charged for, which is what they are meant to do, but that what they then become differs from the mean of what
-they would have become alone: refit aims at the same mean. F_z is measured at a few n of the whole sequence's N; unit j
-of block z's group is worth F_z(j + 1) - F_z(j). Where fewer than N tokens reach a block, to merge a share n / N of them
-is taken to cost F_z(n): so the sum over a schedule foretells, within a third up or down on the ViT-S measured, what
-all its merges lose together, while the sum of F_z at the bare numbers falls short of it by up to half.
+Both trajectories are compared by cluster means (each original token has the mean of those that it merged with), so
+merging itself costs nothing; only the change that it causes later does. Refit aims at the same mean. F_z is measured at
+a few n of the whole sequence's N; unit j of block z's group is worth F_z(j + 1) - F_z(j). Where fewer than N tokens
+reach a block, merging a share n / N of them is taken to cost F_z(n): so the sum over a schedule predicts, within a
+third up or down on the ViT-S measured, the loss of all its merges together, while the sum of F_z at the bare numbers
+falls short of it by up to half.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from optin_cli.artifacts.base import Vector32, Vector64
+from optin_cli.artifacts.costs import TOKEN
 from optin_cli.artifacts.scores import GroupScores, Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.synthetic_inputs import example_inputs
@@ -33,10 +33,10 @@ from optin_cli.model.masking import masked
 from optin_cli.model.replay import captured, replayed
 from optin_cli.model.structure import Structure
 from optin_cli.model.token_costs import measure_token_costs
-from optin_cli.model.tokens import KIND, Tokens, cluster_means, watching
+from optin_cli.model.tokens import Tokens, cluster_means
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import Accumulator, fingerprint_of
+from optin_cli.scoring.accumulate import Job, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
 from optin_cli.search.token_costs import token_saving
@@ -57,20 +57,20 @@ def ladder(units: int) -> list[int]:
 def merge_batch(
     model: torch.nn.Module, structure: Structure, tokens: Tokens, group: str, batch: Batch, objective: Objective
 ) -> dict[str, torch.Tensor]:
-    """What a token costs between one measured number of merges and the next: (samples, numbers) by group name."""
+    """Mean cost of a token between one measured number of merges and the next: (samples, numbers) by group name."""
     with captured(model, structure) as calls:
         reference = observe(model, structure, batch)
-    path = dict(tokens.blocks)[tokens.groups[group]]
+    path = dict(tokens.blocks)[tokens.block_of[group]]
     first = [where for where, _ in calls].index(path)
     known = [output for _, output in calls[: first + 1]]
-    steps = ladder(tokens.units)
+    steps = ladder(tokens.mergeable)
     lost = [torch.zeros(batch.size, dtype=torch.float64)]
     for number in steps:
-        kept = {group: range(number, tokens.units)}
+        kept = {group: range(number, tokens.mergeable)}
         with (
             replayed(model, structure, known),
             masked(model, structure, kept),
-            watching(model, tokens) as places,
+            tokens.choices(model) as places,
         ):
             mine = observe(model, structure, batch)
         theirs = replace(reference, features=[cluster_means(f, places[0]) for f in reference.features])
@@ -79,7 +79,7 @@ def merge_batch(
     return {group: torch.stack(lost, dim=1).diff(dim=1) / widths}
 
 
-def per_unit(slopes: NDArray[np.float64], units: int) -> NDArray[np.float32]:
+def per_unit(slopes: Vector64, units: int) -> Vector32:
     """A number a unit, from the mean cost of a token between one measured number of merges and the next.
 
     Between those F follows a power of the number, as it does over all of them, nearly. The later a unit goes, the more
@@ -103,25 +103,14 @@ def per_unit(slopes: NDArray[np.float64], units: int) -> NDArray[np.float32]:
     return np.append(each, each[-1]).astype(np.float32)
 
 
-def check_units(checkpoint: Checkpoint, options: ScoreOptions) -> Tokens | None:
-    """The tokens to score, None where they are not asked for.
-
-    Raises:
-        ArchitectureError: they cannot be reduced. UsageError: the criterion cannot judge them.
-    """
-    if "tokens" not in options.units:
-        return None
+def check_tokens(checkpoint: Checkpoint, options: ScoreOptions) -> None:
+    """Refuse to score tokens that cannot merge (ArchitectureError), or by a criterion that is none of theirs."""
     if CRITERIA[options.criterion].terms is None:
         raise UsageError(
             f"The criterion {options.criterion} judges weights, but tokens have none.",
             hint="Score tokens with --criterion trajectory, manifold or output.",
         )
-    return require_tokens(checkpoint)
-
-
-def token_state(state: Path) -> Path:
-    """Where an interrupted run leaves the tokens' part, beside the state of all other groups."""
-    return state.with_name(f"{state.name}.tokens")
+    require_tokens(checkpoint)
 
 
 def score_tokens(
@@ -130,52 +119,41 @@ def score_tokens(
     batches: Sequence[Batch],
     options: ScoreOptions,
     *,
-    state: Path | None = None,
-    resume: bool = False,
+    state: SavedState = SavedState(),  # noqa: B008 - frozen
     progress: Progress = SILENT,
 ) -> Scores:
-    """The scores with a group of tokens for every block but the last.
+    """Add to the scores of all other groups a group of tokens for every block but the last.
 
     Args:
-        scores: of all other groups.
         batches: on which the exact estimator runs.
-        state, resume, progress: as of `score_checkpoint`.
 
     Raises:
-        ArchitectureError: the tokens cannot be reduced. ArtifactError: `resume` of a state that another run left.
+        ArchitectureError: the tokens cannot merge. ArtifactError: another run left the state that is to be resumed.
     """
     tokens = require_tokens(checkpoint)
     objective = Objective.of(options)
-    totals, fingerprint = Accumulator(), ""
-    if state is not None:
-        head = scores.header
-        fingerprint = fingerprint_of(KIND, checkpoint.structure, head.options, head.inputs, head.workload, batches)
-        if resume and state.exists():
-            totals = Accumulator.load(state, fingerprint)
+    head, model, structure = scores.header, checkpoint.model, checkpoint.structure
     jobs = [
-        functools.partial(merge_batch, checkpoint.model, checkpoint.structure, tokens, group, batch, objective)
-        for group in tokens.groups
+        Job(f"exact {group}", 1, functools.partial(merge_batch, model, structure, tokens, group, batch, objective))
+        for group in tokens.block_of
         for batch in (batch.to(checkpoint.device) for batch in batches)
     ]
-    for number, job in enumerate(jobs[totals.done :], start=totals.done):
-        progress.update(number, len(jobs), f"exact {job.args[3]}")
-        totals.add(job())
-        if state is not None:
-            totals.save(state, fingerprint)
+    identity = RunIdentity(TOKEN, structure, head.options, head.inputs, head.workload, batches)
+    totals = run_jobs(jobs, identity, state, progress)
     inputs = example_inputs(checkpoint, scores.header.workload)
     costs = measure_token_costs(checkpoint.model, checkpoint.structure, tokens, inputs)
-    importance: dict[str, NDArray[np.float32]] = dict(scores.importance)
-    errors: dict[str, NDArray[np.float32]] = dict(scores.standard_error)
+    importance: dict[str, Vector32] = dict(scores.importance)
+    errors: dict[str, Vector32] = dict(scores.standard_error)
     groups = dict(scores.header.groups)
-    widths = np.diff([0, *ladder(tokens.units)])
-    for name, block in tokens.groups.items():
-        importance[name] = per_unit(totals.mean(name).numpy(), tokens.units)
+    widths = np.diff([0, *ladder(tokens.mergeable)])
+    for name, block in tokens.block_of.items():
+        importance[name] = per_unit(totals.mean(name).numpy(), tokens.mergeable)
         each = np.repeat(totals.standard_error(name).float().numpy(), widths)
         errors[name] = np.append(each, each[-1])
         groups[name] = GroupScores(
-            kind=KIND,
+            kind=TOKEN,
             block=block,
-            units=tokens.units,
+            units=tokens.mergeable,
             unit_macs=token_saving(costs, block),
             unit_parameters=0,
             estimator=ESTIMATOR,

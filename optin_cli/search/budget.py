@@ -1,4 +1,4 @@
-"""Unit costs and counts of kept units in; what a choice costs out, weights that two groups share included.
+"""Budgets as rows of an integer program: what numbers of kept units cost, weights that two groups share included.
 
 Costs add up over groups but for weights that two groups index (a convolution between cut channels), which cost in
 proportion to the product of both counts:
@@ -9,19 +9,14 @@ proportion to the product of both counts:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from optin_cli.artifacts.base import Totals
+from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.errors import ArtifactError, BudgetError
-
-Vector = NDArray[np.float64]
-
+from optin_cli.search.costs import Costs
 
 TIME_UNITS = 1e4
 """Units of time that the whole model takes: integer programs like numbers that are neither tiny nor huge."""
@@ -42,20 +37,20 @@ class Row:
     fixed: float
     total: float
     share: float
-    curves: Mapping[str, Vector] = field(default_factory=dict)
+    curves: Mapping[str, Vector64] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
-        """What groups may cost."""
+        """Largest cost of all groups together."""
         return self.share * self.total - self.fixed
 
     def between(self, name: str, low: int, high: int) -> float:
-        """What a group costs more with `high` units than with `low`, by itself."""
+        """Additional cost of a group with `high` units over `low`, by itself."""
         curve = self.curves.get(name)
         return self.own[name] * (high - low) + (0.0 if curve is None else float(curve[high] - curve[low]))
 
     def spent(self, counts: Mapping[str, int]) -> float:
-        """What groups cost with so many units kept."""
+        """Cost of all groups for a number of kept units of each."""
         alone = sum(self.between(name, 0, counts[name]) for name in self.own)
         return alone + sum(cost * counts[a] * counts[b] for a, b, cost in self.pairs)
 
@@ -86,7 +81,7 @@ class Row:
 
 
 def out_of_reach(name: str, asked: float, reachable: float, otherwise: str = "") -> BudgetError:
-    """The error of a budget below the smallest share that a mask can reach, told to four places that are enough.
+    """Build the error for an unreachable budget; the smallest share that a mask can reach is rounded up to 4 decimals.
 
     Args:
         otherwise: what else may help.
@@ -99,9 +94,9 @@ def out_of_reach(name: str, asked: float, reachable: float, otherwise: str = "")
     )
 
 
-def make_row(name: str, groups: Mapping[str, GroupCost], totals: Totals, share: float) -> Row:
+def make_row(name: str, costs: Costs, share: float) -> Row:
     """The budget of `name` ("macs" or "parameters"). Weights shared with a group not listed count as they are whole."""
-    macs = name == "macs"
+    macs, groups, totals = name == "macs", costs.groups, costs.totals
     own = {g: c.unit_macs if macs else float(c.unit_parameters) for g, c in groups.items()}
     pairs = [
         (a, b, shared.macs if macs else float(shared.parameters))
@@ -137,17 +132,3 @@ def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share
     curves = {name: TIME_UNITS * curve for name, curve in curves.items()}
     fixed = TIME_UNITS - sum(float(curve[-1]) for curve in curves.values())
     return Row("latency", dict.fromkeys(groups, 0.0), (), fixed, TIME_UNITS, share, curves)
-
-
-def reached(kept: Mapping[str, Sequence[int]], groups: Mapping[str, GroupCost], totals: Totals) -> dict[str, float]:
-    """Shares of the whole model's MACs and parameters that remain under a mask."""
-    gone = {name: group.units - len(kept[name]) for name, group in groups.items()}
-    macs = totals.macs - sum(g.unit_macs * gone[n] for n, g in groups.items())
-    parameters = totals.parameters - sum(g.unit_parameters * gone[n] for n, g in groups.items())
-    # What both groups of a pair removed has been taken off twice.
-    for name, group in groups.items():
-        for other, shared in group.shared.items():
-            if other in groups:
-                macs += shared.macs * gone[name] * gone[other]
-                parameters += shared.parameters * gone[name] * gone[other]
-    return {"macs": macs / totals.macs, "parameters": parameters / totals.parameters}

@@ -1,4 +1,4 @@
-"""Importances, unit costs and budgets in; the kept units of every group out. No model, no torch.
+"""Choose the units that a mask keeps, from their importances, costs and budgets. No model, no torch.
 
 Importance adds up over units and cost adds up over groups, and within a group units go in order of
 importance, so the decision is how many each group keeps: an integer program.
@@ -6,25 +6,24 @@ importance, so the decision is how many each group keeps: an integer program.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
-from optin_cli.artifacts.costs import KIND, GroupCost
+from optin_cli.artifacts.base import Options, Source, Vector32, require_description, require_source
 from optin_cli.artifacts.mask import LAYOUTS, Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
-from optin_cli.search import token_costs as token_spending
-from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach, reached
+from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach
+from optin_cli.search.costs import Costs
 from optin_cli.search.knapsack import solve_knapsack
 from optin_cli.search.limits import Limits, allowed_counts, protected_groups
 from optin_cli.search.prefix_search import prefix_search
-from optin_cli.search.token_schedule import choose_with_tokens
+from optin_cli.search.token_schedule import choose_with_tokens, limits_with_tokens
 from optin_cli.search.uniform import (
     merge_importance,
     merge_row,
@@ -41,12 +40,6 @@ Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
 
 
-Vector = NDArray[np.float32]
-
-
-Vector64 = NDArray[np.float64]
-
-
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
 
@@ -60,21 +53,12 @@ SLACK = 1e-9
 
 
 def choose_units(
-    importance: Mapping[str, Vector],
-    groups: Mapping[str, GroupCost],
-    totals: Totals,
-    limits: Limits,
-    *,
-    blocks: Mapping[str, int],
-    algorithm: Algorithm = "exact",
+    importance: Mapping[str, Vector32], costs: Costs, limits: Limits, *, algorithm: Algorithm = "exact"
 ) -> Kept:
-    """Choose the mask that loses least importance within the limits.
+    """Choose the mask that loses least importance within the limits, among groups whose costs add up.
 
     Args:
-        importance: (units,) by group name.
-        groups: unit costs by group name.
-        totals: whole-model cost that shares refer to.
-        blocks: columns a unit, by group name, for `round_to`.
+        importance: (units,) by group name, at least of all groups of `costs`.
         algorithm: "exact", or "optin" for the search of the OPTIN paper (the most important heads of all layers
             with the most important of all other units; MACs only).
 
@@ -89,8 +73,10 @@ def choose_units(
         raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
     if limits.layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
-    rows = _rows(groups, totals, limits)
-    levels = {name: allowed_counts(name, group, limits, blocks[name]) for name, group in groups.items()}
+    groups = costs.groups
+    importance = {name: importance[name] for name in groups}
+    rows = _rows(costs, limits)
+    levels = {name: allowed_counts(name, group, limits) for name, group in groups.items()}
     whole = protected_groups(groups, limits.protect)
     levels |= {name: [groups[name].units] for name in whole}
     if limits.layout == "uniform":
@@ -109,7 +95,7 @@ def choose_units(
     return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
 
 
-def _ranked(importance: Mapping[str, Vector]) -> dict[str, NDArray[np.intp]]:
+def _ranked(importance: Mapping[str, Vector32]) -> dict[str, NDArray[np.intp]]:
     """Units by falling importance."""
     return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
 
@@ -122,14 +108,14 @@ def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], oth
             raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total, otherwise)
 
 
-def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
+def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector32]) -> float:
     """Sum of the importances of all units that a mask removes."""
     return float(
         sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
     )
 
 
-def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> list[Row]:
+def _rows(costs: Costs, limits: Limits) -> list[Row]:
     asked = limits.asked()
     if not asked:
         raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or --keep-latency 0.5.")
@@ -140,9 +126,9 @@ def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> li
         if not 0 < share <= 1:
             raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
         if name != "latency":
-            rows.append(make_row(name, groups, totals, share))
+            rows.append(make_row(name, costs, share))
         elif limits.latency_table is not None:
-            rows.append(make_latency_row(limits.latency_table, groups, share))
+            rows.append(make_latency_row(limits.latency_table, costs.groups, share))
         else:
             raise UsageError(
                 "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
@@ -151,7 +137,7 @@ def _rows(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> li
 
 
 def _choose_counts(
-    importance: Mapping[str, Vector],
+    importance: Mapping[str, Vector32],
     order: Mapping[str, NDArray[np.intp]],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],
@@ -177,7 +163,7 @@ def _choose_counts(
 
 
 def _integer_program(
-    importance: Mapping[str, Vector],
+    importance: Mapping[str, Vector32],
     order: Mapping[str, NDArray[np.intp]],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],
@@ -222,16 +208,11 @@ def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Ke
     Raises:
         BudgetError, UsageError: see `choose_units`.
     """
-    header = scores.header
-    blocks = {name: group.unit_width for name, group in header.groups.items()}
 
-    def solve(groups: Mapping[str, GroupCost], totals: Totals, limits: Limits) -> Kept:
-        importance = {name: scores.importance[name] for name in groups}
-        return choose_units(importance, groups, totals, limits, blocks=blocks, algorithm=algorithm)
+    def solve(costs: Costs, limits: Limits) -> Kept:
+        return choose_units(scores.importance, costs, limits, algorithm=algorithm)
 
-    if header.tokens is None:
-        return solve(header.groups, header.totals, limits)
-    return choose_with_tokens(solve, scores.importance, header.groups, header.totals, header.tokens, limits)
+    return choose_with_tokens(solve, scores.importance, Costs.of(scores.header), limits)
 
 
 def make_mask(
@@ -253,29 +234,17 @@ def make_mask(
         ArtifactError: the latency table is of another checkpoint or architecture description.
         BudgetError, UsageError: see `choose_units`.
     """
-    header = scores.header
+    header, costs = scores.header, Costs.of(scores.header)
     if limits.latency_table is not None and table_source is not None:
         require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
         scored = f"{scores_source.name} was made"
         require_description(limits.latency_table, table_source.name, header.inputs.get("architecture"), scored)
-    if header.tokens is not None and limits.latency_table is not None:
-        raise UsageError(
-            "A latency table does not know what merging tokens saves.",
-            hint="Leave out --keep-latency, or score without tokens.",
-        )
     if limits.layout == "uniform":
         require_expressible(header.groups, header.architecture)
-        # No stock config states that tokens merge.
-        tokens = [name for name, group in header.groups.items() if group.kind == KIND]
-        limits = dataclasses.replace(limits, protect=(*limits.protect, *tokens))
+    limits = limits_with_tokens(limits, costs)
     kept = choose(scores, limits, algorithm)
-    ragged = None
-    if limits.layout != "ragged":
-        ragged = choose(scores, dataclasses.replace(limits, layout="ragged"), algorithm)
-    if header.tokens is None:
-        now = reached(kept, header.groups, header.totals)
-    else:
-        now = token_spending.reached(kept, header.groups, header.totals, header.tokens)
+    ragged = None if limits.layout == "ragged" else choose(scores, replace(limits, layout="ragged"), algorithm)
+    now = costs.remaining(kept)
     timed: Options = {}
     if (table := limits.latency_table) is not None:
         now["latency"] = table.reached({name: len(units) for name, units in kept.items()})

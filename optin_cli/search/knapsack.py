@@ -1,4 +1,4 @@
-"""Gains, costs and limits in; which items to take for the largest total gain out: an exact 0/1 knapsack."""
+"""Exact 0/1 knapsack with several limits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-Vector64 = NDArray[np.float64]
-
+from optin_cli.artifacts.base import Vector64
 
 MOST_COMBINATIONS = 200_000
 """Up to how many combinations of counts are tried outright instead of by the integer program."""

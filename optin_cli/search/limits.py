@@ -1,4 +1,4 @@
-"""What a mask must respect in; how many units each group may keep, out. No model, no torch."""
+"""Limits that a mask must respect, and the numbers of units that each group may keep. No model, no torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Limits:
     """What a mask must respect.
 
     keep_macs, keep_parameters: largest share of the whole model (0 to 1) that may remain, None for no limit.
-    round_to: kept columns (units x block) come in multiples of this, or all stay. minima: fewest units left in
+    round_to: kept columns (units x unit width) come in multiples of this, or all stay. minima: fewest units left in
     a group, by kind. protect: groups (names or patterns with *) that stay whole. layout: "uniform" for the same
-    number of units in every block of a stack, one that the stock config can state. keep_latency: largest share of
+    number of units in every block of a stack, one that the library's config can state. keep_latency: largest share of
     the time that `latency_table` measured.
     """
 
@@ -39,7 +39,7 @@ class Limits:
         return {name: share for name, share in named.items() if share is not None}
 
 
-def allowed_counts(name: str, group: GroupCost, limits: Limits, block: int) -> list[int]:
+def allowed_counts(name: str, group: GroupCost, limits: Limits) -> list[int]:
     """Allowed counts of kept units, ascending, ending in all of them.
 
     Raises:
@@ -48,7 +48,7 @@ def allowed_counts(name: str, group: GroupCost, limits: Limits, block: int) -> l
     least = max((limits.minima or {}).get(group.kind, 0), group.least)
     if least > group.units:
         raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
-    step = limits.round_to // math.gcd(limits.round_to, block)
+    step = limits.round_to // math.gcd(limits.round_to, group.unit_width)
     levels = [k for k in range(0, group.units, step) if k >= least] + [group.units]
     return levels if limits.keep_latency is None else coarser(levels)
 

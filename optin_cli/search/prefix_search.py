@@ -1,19 +1,19 @@
-"""Importances, allowed counts and a budget in; the counts of the OPTIN paper's own search out. No model, no torch."""
+"""The OPTIN paper's own search. No model, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.errors import UsageError
 from optin_cli.search.budget import Row
 
 
 def prefix_search(
-    importance: Mapping[str, NDArray[np.float32]],
+    importance: Mapping[str, Vector32],
     groups: Mapping[str, GroupCost],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],

@@ -1,10 +1,10 @@
-"""Importances and costs of units and tokens, and budgets, in; the kept units of every group out. No model, no torch.
+"""Search for units and for a schedule of merging tokens together. No model, no torch.
 
-How much a merge of tokens saves depends on how wide the blocks are that follow, and a unit's cost on how many tokens
+How much a merge of tokens saves depends on the width of the blocks that follow, and a unit's cost on how many tokens
 reach its block. So schedules of merging come from one family: for a price of a MAC, the one that loses least
-importance plus the price of what the model with all units then costs (dynamic programming over blocks and lengths,
-exact). What the others must then lose is bounded by filling the budget with parts of units; for the most promising
-schedules the exact search fills it with whole ones, and the one that loses least in all is taken.
+importance plus the price of the model's cost with all units (dynamic programming over blocks and lengths, exact). What
+the other units must then lose is bounded by filling the budget with parts of units; for the most promising schedules
+the exact search fills it with whole ones, and the one that loses least in all is taken.
 """
 
 from __future__ import annotations
@@ -12,31 +12,22 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optin_cli.artifacts.base import Totals
-from optin_cli.artifacts.costs import KIND, GroupCost, TokenCosts, merges_at
-from optin_cli.errors import BudgetError
+from optin_cli.artifacts.base import Vector32
+from optin_cli.artifacts.costs import TokenCosts, merges_at
+from optin_cli.artifacts.mask import Kept
+from optin_cli.errors import BudgetError, UsageError
 from optin_cli.search.budget import out_of_reach
-from optin_cli.search.token_costs import block_macs, matching_macs, reached, with_merging
+from optin_cli.search.costs import Costs
+from optin_cli.search.limits import Limits
+from optin_cli.search.token_costs import block_macs, matching_macs
 
-if TYPE_CHECKING:
-    from optin_cli.artifacts.mask import Kept
-    from optin_cli.search.limits import Limits
-
-
-Vector = NDArray[np.float32]
-
-
-Vector64 = NDArray[np.float64]
-
-
-Solve = Callable[[Mapping[str, GroupCost], Totals, "Limits"], "Kept"]
-"""The search over all other groups, given their costs and the limits."""
+Solve = Callable[[Costs, Limits], Kept]
+"""The search over all other groups."""
 
 
 PRICES = 64
@@ -55,28 +46,26 @@ MARGIN = 1e-9
 
 
 class Schedules:
-    """Which tokens may merge where, what that loses and what it saves.
-
-    A schedule says how many units of each block's group of tokens go.
+    """Schedules of merging: how many units of each block's group of tokens go, with what that loses and saves.
 
     Args:
         importance: (units,) by group name; of each group the least important go first.
-        fixed: groups of tokens that stay whole.
+        names: groups of tokens by block.
+        fixed: those that stay whole.
     """
 
     def __init__(
-        self, importance: Mapping[str, Vector], groups: Mapping[str, GroupCost], costs: TokenCosts, fixed: set[str]
+        self, importance: Mapping[str, Vector32], names: Mapping[str, str], costs: TokenCosts, fixed: set[str]
     ) -> None:
-        self.costs = costs
-        self.names = {group.block: name for name, group in groups.items() if group.kind == KIND}
+        self.costs, self.names = costs, names
         self.blocks = list(costs.blocks)[:-1]
         self.units = costs.length - costs.special
-        self.order = {b: np.argsort(importance[self.names[b]].astype(np.float64), kind="stable") for b in self.blocks}
+        self.order = {b: np.argsort(importance[names[b]].astype(np.float64), kind="stable") for b in self.blocks}
         self.lost = {
-            b: np.concatenate([[0.0], np.cumsum(importance[self.names[b]].astype(np.float64)[self.order[b]])])
+            b: np.concatenate([[0.0], np.cumsum(importance[names[b]].astype(np.float64)[self.order[b]])])
             for b in self.blocks
         }
-        self.fixed = {block for block in self.blocks if self.names[block] in fixed}
+        self.fixed = {block for block in self.blocks if names[block] in fixed}
         # Before a block: left tokens; behind it, for each number of units that go.
         left, gone = np.arange(self.units + 1)[:, None], np.arange(self.units)[None, :]
         self.after = -(-left * (self.units - gone) // self.units)
@@ -124,14 +113,24 @@ class Schedules:
         return [*merges_at([self.units - number for number in gone], self.units), 0]
 
 
-def choose_with_tokens(
-    solve: Solve,
-    importance: Mapping[str, Vector],
-    groups: Mapping[str, GroupCost],
-    totals: Totals,
-    costs: TokenCosts,
-    limits: Limits,
-) -> Kept:
+def limits_with_tokens(limits: Limits, costs: Costs) -> Limits:
+    """Limits under which tokens may be chosen too: under a uniform layout none merge, since no config states it.
+
+    Raises:
+        UsageError: latency is limited, and no latency table measures what merging tokens saves.
+    """
+    if costs.tokens is not None and limits.latency_table is not None:
+        raise UsageError(
+            "A latency table does not know what merging tokens saves.",
+            hint="Leave out --keep-latency, or score without tokens.",
+        )
+    if limits.layout != "uniform":
+        return limits
+    names = [name for name in costs.groups if name in costs.token_groups.values()]
+    return replace(limits, protect=(*limits.protect, *names))
+
+
+def choose_with_tokens(solve: Solve, importance: Mapping[str, Vector32], costs: Costs, limits: Limits) -> Kept:
     """Choose units of all groups and a schedule of merging.
 
     Args:
@@ -142,108 +141,92 @@ def choose_with_tokens(
     Raises:
         BudgetError: no schedule and mask meet the limits.
     """
-    token_names = [name for name, group in groups.items() if group.kind == KIND]
-    others = [name for name in groups if name not in token_names]
-    fixed = {name for pattern in limits.protect for name in fnmatch.filter(token_names, pattern)}
-    protect = [p for p in limits.protect if fnmatch.filter(others, p) or not fnmatch.filter(token_names, p)]
+    if costs.tokens is None:
+        return solve(costs, limits)
+    names = costs.token_groups
+    others = [name for name in costs.groups if name not in names.values()]
+    fixed = {name for pattern in limits.protect for name in fnmatch.filter(names.values(), pattern)}
+    protect = [p for p in limits.protect if fnmatch.filter(others, p) or not fnmatch.filter(names.values(), p)]
     limits = replace(limits, protect=tuple(protect))
-    schedules = Schedules(importance, groups, costs, fixed)
+    schedules = Schedules(importance, names, costs.tokens, fixed)
     family = schedules.family() if limits.keep_macs is not None else schedules.family()[:1]
+    fills = [Fill(costs, limits, schedules.kept(gone), schedules.merging(gone)) for gone in family]
     ranked = sorted(
-        (
-            _lost(schedules.kept(gone), importance)
-            + relaxed(schedules.merging(gone), importance, groups, totals, costs, limits),
-            number,
-        )
-        for number, gone in enumerate(family)
+        (_lost(fill.tokens, importance) + fill.least_loss(importance), number) for number, fill in enumerate(fills)
     )
     best: Kept | None = None
     least = np.inf
     for place, (bound, number) in enumerate(ranked):
         if bound >= least or (place >= TRIED and best is not None):
             break
-        kept_tokens = schedules.kept(family[number])
         with contextlib.suppress(BudgetError):
-            kept = {
-                **_fill(solve, groups, totals, costs, limits, schedules.merging(family[number]), kept_tokens),
-                **kept_tokens,
-            }
-            lost = _lost(kept, importance)
-            if lost < least:
+            kept = fills[number].filled(solve)
+            if (lost := _lost(kept, importance)) < least:
                 best, least = kept, lost
     if best is None:
-        best = _cheapest(solve, schedules, groups, totals, costs, limits, family[-1])
-    return {name: best[name] for name in groups}
+        best = fills[-1].filled_or_refused(solve)
+    return {name: best[name] for name in costs.groups}
 
 
-def _cheapest(
-    solve: Solve,
-    schedules: Schedules,
-    groups: Mapping[str, GroupCost],
-    totals: Totals,
-    costs: TokenCosts,
-    limits: Limits,
-    gone: Sequence[int],
-) -> Kept:
-    """What the schedule that saves most allows; its BudgetError, with shares of the whole model, if that is nothing."""
-    kept_tokens, counts = schedules.kept(gone), schedules.merging(gone)
-    try:
-        return {**_fill(solve, groups, totals, costs, limits, counts, kept_tokens), **kept_tokens}
-    except BudgetError as error:
-        name, least = error.reachable or ("", 0.0)
-        if name != "macs" or limits.keep_macs is None:
-            raise
-        share = least * with_merging(groups, totals, costs, counts)[1].macs / totals.macs
-        raise out_of_reach("macs", limits.keep_macs, share) from error
+@dataclass(frozen=True)
+class Fill:
+    """A schedule of merging whose budget is to be filled with other units.
 
-
-def relaxed(
-    counts: Sequence[int],
-    importance: Mapping[str, Vector],
-    groups: Mapping[str, GroupCost],
-    totals: Totals,
-    costs: TokenCosts,
-    limits: Limits,
-) -> float:
-    """No more than what other units must lose under a schedule, were parts of units cut too; infinite if all do not do.
-
-    Of the limits, this knows the share of MACs alone.
+    tokens: the units of the token groups that stay. counts: tokens merged behind each block.
     """
-    if limits.keep_macs is None:
-        return 0.0
-    scaled, merged = with_merging(groups, totals, costs, counts)
-    excess = merged.macs - limits.keep_macs * totals.macs
-    if excess <= 0:
-        return 0.0
-    values = np.concatenate([importance[name].astype(np.float64) for name in scaled])
-    macs = np.concatenate([np.full(group.units, group.unit_macs) for group in scaled.values()])
-    order = np.argsort(values / macs, kind="stable")
-    saved, lost = np.cumsum(macs[order]), np.cumsum(values[order])
-    return float(np.interp(excess, [0.0, *saved], [0.0, *lost])) if excess <= saved[-1] else np.inf
+
+    costs: Costs
+    limits: Limits
+    tokens: Kept
+    counts: Sequence[int]
+
+    def filled(self, solve: Solve) -> Kept:
+        """Units of all groups under the limits.
+
+        Raises:
+            BudgetError: the schedule leaves too little; shares are of the merged model.
+        """
+        merged, limit = self.costs.with_merging(self.counts), self.limits.keep_macs
+        if limit is None:
+            return {**solve(merged, self.limits), **self.tokens}
+        asked = limit * self.costs.totals.macs / merged.totals.macs
+        for margin in (0.0, MARGIN, 1e3 * MARGIN):
+            others = solve(merged, replace(self.limits, keep_macs=min(asked * (1 - margin), 1.0)))
+            kept = {**others, **self.tokens}
+            if self.costs.remaining(kept)["macs"] <= limit:
+                return kept
+        raise BudgetError(f"A budget of {limit:.4g} of the macs cannot be met with tokens merged.")
+
+    def filled_or_refused(self, solve: Solve) -> Kept:
+        """The same for the schedule that saves most; its BudgetError states shares of the whole model."""
+        try:
+            return self.filled(solve)
+        except BudgetError as error:
+            name, least = error.reachable or ("", 0.0)
+            if name != "macs" or self.limits.keep_macs is None:
+                raise
+            share = least * self.costs.with_merging(self.counts).totals.macs / self.costs.totals.macs
+            raise out_of_reach("macs", self.limits.keep_macs, share) from error
+
+    def least_loss(self, importance: Mapping[str, Vector32]) -> float:
+        """Lower bound (linear relaxation) on the importance that other units lose; inf if all are not enough.
+
+        Of the limits, this knows the share of MACs alone.
+        """
+        if self.limits.keep_macs is None:
+            return 0.0
+        merged = self.costs.with_merging(self.counts)
+        excess = merged.totals.macs - self.limits.keep_macs * self.costs.totals.macs
+        if excess <= 0:
+            return 0.0
+        values = np.concatenate([importance[name].astype(np.float64) for name in merged.groups])
+        macs = np.concatenate([np.full(group.units, group.unit_macs) for group in merged.groups.values()])
+        order = np.argsort(values / macs, kind="stable")
+        saved, lost = np.cumsum(macs[order]), np.cumsum(values[order])
+        return float(np.interp(excess, [0.0, *saved], [0.0, *lost])) if excess <= saved[-1] else np.inf
 
 
-def _fill(
-    solve: Solve,
-    groups: Mapping[str, GroupCost],
-    totals: Totals,
-    costs: TokenCosts,
-    limits: Limits,
-    counts: Sequence[int],
-    kept_tokens: Kept,
-) -> Kept:
-    """The other groups' units under what a schedule leaves of the budget."""
-    scaled, merged = with_merging(groups, totals, costs, counts)
-    if limits.keep_macs is None:
-        return solve(scaled, merged, limits)
-    asked = limits.keep_macs * totals.macs / merged.macs
-    for margin in (0.0, MARGIN, 1e3 * MARGIN):
-        kept = solve(scaled, merged, replace(limits, keep_macs=min(asked * (1 - margin), 1.0)))
-        if reached({**kept, **kept_tokens}, groups, totals, costs)["macs"] <= limits.keep_macs:
-            return kept
-    raise BudgetError(f"A budget of {limits.keep_macs:.4g} of the macs cannot be met with tokens merged.")
-
-
-def _lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector]) -> float:
+def _lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector32]) -> float:
     return float(
         sum(
             importance[n].astype(np.float64).sum() - importance[n].astype(np.float64)[list(k)].sum()

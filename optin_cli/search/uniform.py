@@ -1,8 +1,8 @@
-"""Groups of a model whose layers are to be cut alike in; one group a class, and the counts that it may keep, out.
+"""Uniform layouts: the same number of units in every layer. No model, no torch.
 
-Under a uniform layout the groups of a class (the heads of all layers of a stack, their neurons) keep the same number
-of units, each its own best ones. A class thus is one group whose n-th unit is the n-th best of every member: its
-importance and its cost are the members' sums. No model, no torch.
+The groups of a class (the heads of all layers of a stack, their neurons) keep the same number of units, each its own
+best ones. A class thus is one group whose n-th unit is the n-th best of every member: its importance and its cost are
+the members' sums.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.search.budget import Row
-
-Vector = NDArray[np.float32]
-
 
 REMEDY = (
     "Leave out --layout uniform: layers of different widths load with trust_remote_code=True, or optin_cli.load, "
@@ -28,7 +25,7 @@ REMEDY = (
 
 
 def classes_of(groups: Mapping[str, GroupCost]) -> dict[str, list[str]]:
-    """Names of the groups that are cut alike, by class."""
+    """Names of the groups that are pruned alike, by class."""
     classes: dict[str, list[str]] = {}
     for name, group in groups.items():
         classes.setdefault(layout_class(name, group.block), []).append(name)
@@ -36,23 +33,23 @@ def classes_of(groups: Mapping[str, GroupCost]) -> dict[str, list[str]]:
 
 
 def pinned_classes(groups: Mapping[str, GroupCost]) -> list[str]:
-    """Classes of which the stock config can state no other count than the whole one."""
-    return [name for name, members in classes_of(groups).items() if any(groups[m].stock is None for m in members)]
+    """Unit classes whose size is fixed by the library's config."""
+    return [name for name, members in classes_of(groups).items() if any(groups[m].config is None for m in members)]
 
 
 def whole_words(groups: Mapping[str, GroupCost]) -> str:
-    """Which classes stay whole, for messages; nothing where none must."""
+    """Words for the classes that must stay whole; empty if none must."""
     pinned = pinned_classes(groups)
     return f", under which {' and '.join(pinned)} {'stay' if len(pinned) > 1 else 'stays'} whole" if pinned else ""
 
 
 def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> None:
-    """Refuse a model whose stock config can state no mask at all.
+    """Refuse a model whose config can state no mask at all.
 
     Raises:
         UsageError: with the reason.
     """
-    if not any("stock" in group.model_fields_set for group in groups.values()):
+    if not any("config" in group.model_fields_set for group in groups.values()):
         raise UsageError(
             f"The scores of this {model_class} do not say what its config can state: an earlier optin wrote them.",
             hint="Score the checkpoint again for --layout uniform.",
@@ -65,7 +62,7 @@ def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> No
         )
 
 
-def merge_importance(importance: Mapping[str, Vector], groups: Mapping[str, GroupCost]) -> dict[str, Vector]:
+def merge_importance(importance: Mapping[str, Vector32], groups: Mapping[str, GroupCost]) -> dict[str, Vector32]:
     """Importances (units,) of the n-th best units of all members together, by class."""
     merged = {}
     for name, members in classes_of(groups).items():
@@ -90,7 +87,7 @@ def merge_row(row: Row, groups: Mapping[str, GroupCost]) -> Row:
 def uniform_levels(
     groups: Mapping[str, GroupCost], levels: Mapping[str, list[int]], whole: Collection[str]
 ) -> dict[str, list[int]]:
-    """Counts that all members of a class may keep and the stock config can state, ascending, by class.
+    """Counts that all members of a class may keep and the library's config can state, ascending, by class.
 
     Args:
         levels: counts that each group may keep. whole: groups that are protected.
@@ -110,18 +107,18 @@ def uniform_levels(
                 hint=f"Protect all of them (--protect '*{name.partition('.')[2]}'), or none.",
             )
         sizes = {groups[m].units for m in members}
-        stock = groups[members[0]].stock
+        config = groups[members[0]].config
         common = set.intersection(*(set(levels[m]) for m in members))
-        if stock is None or any(groups[m].stock is None for m in members):
+        if config is None or any(groups[m].config is None for m in members):
             counts = sizes & common if len(sizes) == 1 else set()
         else:
-            counts = {k for k in common if {k} == sizes or stock.allows(k)}
+            counts = {k for k in common if {k} == sizes or config.allows(k)}
         if any(groups[m].shared for m in members):
             counts &= sizes
         if not counts:
             raise BudgetError(
                 f"No number of units of {name} is allowed in every layer: they have {_listed(sizes)}"
-                + (f", and the stock config states {stock.words}" if stock else " and must stay whole")
+                + (f", and the stock config states {config.words}" if config else " and must stay whole")
                 + ".",
                 hint=f"Lower --round-to, --min-heads or --min-neurons. {REMEDY}",
             )

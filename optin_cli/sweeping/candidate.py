@@ -20,13 +20,13 @@ from optin_cli.errors import DataError
 from optin_cli.evaluation.evaluate import evaluate_checkpoint
 from optin_cli.evaluation.predict import Prediction
 from optin_cli.files import sha256_of, write_text
-from optin_cli.model.cut import Plan
+from optin_cli.model.plan import Plan
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
 from optin_cli.pruning.prune import cut_copy, prune_checkpoint
 from optin_cli.recipes.recipe import Prepared, Setting
-from optin_cli.search.budget import reached
+from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
@@ -117,7 +117,7 @@ def candidate_mask(
         options={"recipe": candidate.recipe, **scoring_constants(setting.options), "refit_ridge": setting.ridge},
         inputs={"calibration": setting.calibration.source, **checkpoint.sources},
         workload=workload,
-        budget=Budget(asked={"macs": candidate.share}, reached=reached(candidate.kept, costs, totals)),
+        budget=Budget(asked={"macs": candidate.share}, reached=Costs(costs, totals).remaining(candidate.kept)),
         importance_lost=None,
         groups={
             group.name: GroupMask(units=group.units, kept=candidate.kept[group.name])

@@ -38,7 +38,7 @@ from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Recipe, Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
-from optin_cli.search.budget import reached
+from optin_cli.search.costs import Costs
 from optin_cli.sweeping.bisection import PLACES, find_smallest
 from optin_cli.sweeping.candidate import (
     Candidate,
@@ -269,7 +269,7 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
 
 
 def _smallest_share(costs: Mapping[str, GroupCost], totals: Totals, asked: Sequence[float]) -> float:
-    least: float = reached({name: range(c.least) for name, c in costs.items()}, costs, totals)["macs"]
+    least: float = Costs(costs, totals).remaining({name: range(c.least) for name, c in costs.items()})["macs"]
     rounded: float = min(1.0, math.ceil(least * 10**PLACES - 1e-8) / 10**PLACES)
     if asked and min(asked) < least - 1e-12:
         raise BudgetError(

@@ -1,0 +1,50 @@
+"""Plans of pruned checkpoints: what `modeling_optin.apply_plan` does to a freshly built model, as a config holds it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from optin_cli.architectures.schema import EmptyRule, SelectRule
+
+
+class SelectedArgument(SelectRule):
+    """The entries of an argument that stay along its axis."""
+
+    index: list[int]
+
+
+class Merge(BaseModel):
+    """How many tokens merge behind each block; see `modeling_optin.merge_between`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: list[str]
+    counts: list[int]
+    special: int
+    argument: str
+
+
+class Plan(BaseModel):
+    """New shapes and attributes, emptied modules (all by full path) and merging of tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: str
+    parameters: dict[str, list[int]] = {}
+    attributes: dict[str, int] = {}
+    select: list[SelectedArgument] = []
+    attend: list[str] = []
+    empty: list[EmptyRule] = []
+    merge: Merge | None = None
+
+    def then(self, later: Plan) -> Plan:
+        """The plan of pruning by this one and then by `later`."""
+        return Plan(
+            root=self.root,
+            parameters={**self.parameters, **later.parameters},
+            attributes={**self.attributes, **later.attributes},
+            select=[*self.select, *later.select],
+            attend=[*self.attend, *(path for path in later.attend if path not in self.attend)],
+            empty=[*self.empty, *later.empty],
+            merge=later.merge or self.merge,
+        )

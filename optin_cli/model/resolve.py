@@ -1,0 +1,73 @@
+"""Resolve an architecture description against a model: its blocks, units and outputs, every name and shape checked.
+
+Sizes are read from the tensors themselves, so a checkpoint that was pruned already is described as it is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
+from optin_cli.errors import ArchitectureError
+from optin_cli.model.blocks import FoundStack, find_stack
+from optin_cli.model.slices import find_slices
+from optin_cli.model.structure import Block, Structure
+from optin_cli.model.tokens import find_tokens
+from optin_cli.model.units import UnitKind
+
+Finder = Callable[[nn.Module, Sequence[FoundStack], str, list[str]], UnitKind | None]
+"""The units of one kind in a model, given its stacks and the path of the base model. Problems are added to the list."""
+
+
+KINDS: tuple[Finder, ...] = (find_slices, find_tokens)
+
+
+def find_structure(
+    model: nn.Module,
+    architecture: Architecture,
+    head: HeadRule,
+    *,
+    root: str = "",
+    problem_type: str | None = None,
+) -> Structure:
+    """Resolve a description against a model.
+
+    Args:
+        model: the whole model.
+        architecture: the family's description; its block paths are relative to `root`.
+        head: what this model's head puts out.
+        root: path of the base model inside `model` ("" when it is the base model itself).
+        problem_type: transformers' `config.problem_type`, which decides the distribution of some outputs.
+
+    Raises:
+        ArchitectureError: a name is missing or a shape does not follow; all such problems together.
+    """
+    problems: list[str] = []
+    stacks = [find_stack(model, rule, root) for rule in architecture.stacks]
+    for stack in stacks:
+        if not stack.places:
+            of = f" and is one of {', '.join(stack.rule.types)}" if stack.rule.types else ""
+            problems.append(f"no module matches {stack.rule.blocks!r}{of} (stack {stack.rule.name})")
+    found = (find(model, stacks, root, problems) for find in KINDS)
+    kinds = tuple(kind for kind in found if kind is not None)
+    if not problems and not any(kind.sliced for kind in kinds):
+        problems.append("none of its blocks has a group that can be pruned")
+    if problems:
+        shown = problems[:12] + ([f"… and {len(problems) - 12} more"] if len(problems) > 12 else [])
+        raise ArchitectureError(
+            f"The architecture description {architecture.family!r} does not fit this {type(model).__name__}:\n"
+            + "\n".join(f"  {p}" for p in shown),
+            hint="Correct the description, or pass another one with --architecture my.json.",
+        )
+    blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
+    return Structure(architecture.family, root, tuple(blocks), resolve_outputs(head, problem_type), kinds)
+
+
+def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:
+    """Outputs of a head, each with the distribution that it has for that type of problem."""
+    return tuple(
+        rule.model_copy(update={"kind": rule.kind_by_problem_type.get(problem_type or "", rule.kind)})
+        for rule in head.outputs
+    )

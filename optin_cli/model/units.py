@@ -1,0 +1,160 @@
+"""What every kind of prunable unit implements, and groups of units that are slices of weights.
+
+A kind is one class in a module of its own and one row of `resolve.KINDS`: `slices.py` (heads, neurons, channels) and
+`tokens.py` (tokens that merge between blocks). Everything else asks a structure's kinds through this interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from optin_cli.architectures.schema import EmptyRule, SelectRule
+from optin_cli.artifacts.costs import GroupCost
+from optin_cli.model.config_counts import ConfigCount, Settings
+from optin_cli.model.plan import Plan
+
+Keeping = Mapping[str, Sequence[int]]
+"""A mask: kept unit indices by group name, ascending. Groups that it does not name stay whole."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A parameter or buffer of which `axis` is laid out as parts x units x unit width."""
+
+    parameter: str
+    axis: int
+    parts: int
+    unit_width: int
+
+    def indices(self, units: int, kept: Sequence[int]) -> torch.Tensor:
+        """Positions along `axis` that the kept units, of `units`, occupy: (parts * len(kept) * unit width,)."""
+        grid = torch.arange(self.parts * units * self.unit_width).reshape(self.parts, units, self.unit_width)
+        return grid[:, list(kept), :].flatten()
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prunable axis of a block: `units` units of `unit_width` columns each, side by side in the consumer's input.
+
+    All paths are full paths in the model. axis: of the consumer's input. Masking scales the input of `gate`, mostly
+    the consumer. config: how the library's config states the number of units; None where it cannot.
+    """
+
+    name: str
+    kind: str
+    block: str
+    units: int
+    unit_width: int
+    axis: int
+    consumer: str
+    gate: str
+    residual_sum: str | None
+    residual: bool
+    least: int
+    block_path: str
+    slices: tuple[Slice, ...]
+    set_units: tuple[str, ...]
+    set_width: tuple[str, ...]
+    mixer: str | None
+    select: tuple[SelectRule, ...]
+    attend: str | None
+    empty: EmptyRule | None
+    config: ConfigCount | None
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def width(self) -> int:
+        """Columns of the consumer's input."""
+        return self.units * self.unit_width
+
+
+class Positions(Protocol):
+    """Where the positions of the whole sequence are among those that a pass still has at some block."""
+
+    def spread(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, positions left, width) copied to every position of the whole sequence."""
+
+    def average(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the whole sequence, averaged over those that share a position."""
+
+
+class SamePositions:
+    """Every position is its own."""
+
+    def spread(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As they are."""
+        return hidden
+
+    def average(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As they are."""
+        return hidden
+
+
+class UnitKind(ABC):
+    """One kind of unit: how it is masked and pruned, and what else depends on it. Masks of other kinds are ignored."""
+
+    @property
+    @abstractmethod
+    def units(self) -> dict[str, int]:
+        """Number of units by group name."""
+
+    @abstractmethod
+    def masked(self, model: nn.Module, kept: Keeping) -> contextlib.AbstractContextManager[object]:
+        """Run the model as if only the kept units existed."""
+
+    @abstractmethod
+    def cut(self, model: nn.Module, kept: Keeping, root: str) -> tuple[Plan, dict[str, torch.Tensor]]:
+        """The plan that prunes a model to the kept units, and what is left of its weights by full path."""
+
+    @property
+    def sliced(self) -> tuple[Group, ...]:
+        """Groups whose units are slices of weights, which consumers read."""
+        return ()
+
+    def with_groups(self, groups: Iterable[Group]) -> UnitKind:
+        """The same kind with other sliced groups."""
+        del groups
+        return self
+
+    def measured(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> UnitKind:
+        """The same kind with what only a forward pass shows."""
+        del model, inputs, outputs
+        return self
+
+    def costs(self, model: nn.Module, by_module: Mapping[str, float]) -> dict[str, GroupCost]:
+        """Costs by group name, where those of units add up. by_module: MACs by path (`costs.count_macs`)."""
+        del model, by_module
+        return {}
+
+    def settings(self, kept: Keeping) -> tuple[Settings, list[str]]:
+        """Keys of the library's config that state a mask, and what of the mask no key states."""
+        del kept
+        return {}, []
+
+    def check(self, kept: Keeping, name: str) -> None:
+        """Refuse a mask that no model can run with (ArtifactError); name: of the mask."""
+        del kept, name
+
+    def changes(self, kept: Keeping, group: Group) -> bool:
+        """Whether a mask removes units of a sliced group, or changes what reaches it within its block."""
+        del kept, group
+        return False
+
+    def positions(self, block: nn.Module) -> Positions | None:
+        """Positions in the running pass at a block: of its input while it runs, then of its output. None if whole."""
+        del block
+        return None
+
+    def choices(self, model: nn.Module) -> contextlib.AbstractContextManager[list[torch.Tensor]]:
+        """Collect what forward passes decide by comparing numbers, (rows, …): rounding may decide ties otherwise."""
+        del model
+        return contextlib.nullcontext([])

@@ -1,0 +1,84 @@
+"""Costs of a model's units, and what of a model a mask leaves. No model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from optin_cli.artifacts.base import Totals
+from optin_cli.artifacts.costs import TOKEN, GroupCost, TokenCosts, merges_at
+from optin_cli.artifacts.scores import ScoresHeader
+from optin_cli.search.token_costs import block_macs, matching_macs
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a search weighs importance against.
+
+    groups: unit costs by group name. totals: of the whole model, which shares refer to. tokens: how costs depend on the
+    length of a sequence whose tokens merge; None where they do not.
+    """
+
+    groups: Mapping[str, GroupCost]
+    totals: Totals
+    tokens: TokenCosts | None = None
+
+    @classmethod
+    def of(cls, header: ScoresHeader) -> Costs:
+        """Those that scores record."""
+        return cls(header.groups, header.totals, header.tokens)
+
+    @property
+    def token_groups(self) -> dict[str, str]:
+        """Names of the groups whose units are tokens, by block."""
+        return {group.block: name for name, group in self.groups.items() if group.kind == TOKEN}
+
+    def only(self, names: Collection[str]) -> Costs:
+        """Those of some groups."""
+        return replace(self, groups={name: group for name, group in self.groups.items() if name in names})
+
+    def with_merging(self, counts: Sequence[int]) -> Costs:
+        """Costs of all other units, and of the whole model, with tokens merged behind each block."""
+        tokens = self.tokens
+        if tokens is None:
+            return self
+        length, macs = tokens.length, float(self.totals.macs)
+        shares = {}
+        for name, count in zip(tokens.blocks, counts, strict=True):
+            shares[name] = length / tokens.length
+            macs += block_macs(tokens, name, length) - tokens.blocks[name].macs
+            macs += matching_macs(tokens, length - tokens.special, count)
+            length -= count
+        scaled = {}
+        for name, group in self.groups.items():
+            if group.kind != TOKEN:
+                share, square = shares.get(group.block, 1.0), tokens.unit_square.get(name, 0.0)
+                unit = (group.unit_macs - square) * share + square * share**2
+                scaled[name] = group.model_copy(update={"unit_macs": unit})
+        return Costs(scaled, self.totals.model_copy(update={"macs": round(macs)}))
+
+    def merges(self, kept: Mapping[str, Sequence[int]]) -> list[int]:
+        """How many tokens merge behind each block under a mask."""
+        if self.tokens is None:
+            return []
+        units = self.tokens.length - self.tokens.special
+        left = {block: len(kept[name]) for block, name in self.token_groups.items() if name in kept}
+        return merges_at([left.get(name, units) for name in self.tokens.blocks], units)
+
+    def remaining(self, kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
+        """Shares of the whole model's MACs and parameters that a mask leaves."""
+        merged = self.with_merging(self.merges(kept))
+        groups, totals = merged.groups, merged.totals
+        gone = {name: group.units - len(kept[name]) for name, group in groups.items()}
+        macs = totals.macs - sum(g.unit_macs * gone[n] for n, g in groups.items())
+        parameters = totals.parameters - sum(g.unit_parameters * gone[n] for n, g in groups.items())
+        # What both groups of a pair removed has been taken off twice.
+        for name, group in groups.items():
+            for other, shared in group.shared.items():
+                if other in groups:
+                    macs += shared.macs * gone[name] * gone[other]
+                    parameters += shared.parameters * gone[name] * gone[other]
+        shares = {"macs": macs / totals.macs, "parameters": parameters / totals.parameters}
+        if self.tokens is None:
+            return shares
+        return {**shares, "macs": shares["macs"] * totals.macs / self.totals.macs}
