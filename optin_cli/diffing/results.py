@@ -86,7 +86,7 @@ def diff_latencies(a: Side, b: Side) -> Difference:
     mine, theirs = a.content, b.content
     if not (isinstance(mine, LatencyTable) and isinstance(theirs, LatencyTable)):
         raise TypeError(a.kind)
-    counts = diff_values(*({n: [*ladder.units] for n, ladder in table.groups.items()} for table in (mine, theirs)))
+    counts = diff_values(_counts(mine), _counts(theirs))
     timings = diff_values({"total_ms": mine.total_ms}, {"total_ms": theirs.total_ms})
     shared = [name for name in mine.groups if name in theirs.groups]
     for name in shared:
@@ -95,6 +95,10 @@ def diff_latencies(a: Side, b: Side) -> Difference:
     measured = diff_values(body(mine, "groups", "total_ms"), body(theirs, "groups", "total_ms"))
     sections = {"measured with": measured, "kept units that were timed": counts, **diff_heads(mine, theirs)}
     return difference(a, b, {"groups in both": len(shared)}, sections, timings)
+
+
+def _counts(table: LatencyTable) -> dict[str, JsonValue]:
+    return {name: [*ladder.units] for name, ladder in table.groups.items()}
 
 
 def _diff_ladders(a: Ladder, b: Ladder) -> Row | None:
