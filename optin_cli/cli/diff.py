@@ -1,4 +1,4 @@
-"""`optin diff`: two masks, scores, evaluations, sweeps or checkpoints in; what they differ in out."""
+"""`optin diff`: what two masks, scores, evaluations, sweeps or checkpoints differ in."""
 
 from __future__ import annotations
 
