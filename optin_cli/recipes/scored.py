@@ -11,10 +11,11 @@ from torch import nn
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.data.batch import Batch
+from optin_cli.options.search import Algorithm
 from optin_cli.recipes.recipe import Adjust, Outcome, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.iterative import score_in_rounds
-from optin_cli.search.choose import Algorithm, choose_units
+from optin_cli.search.choose import choose_units
 from optin_cli.search.limits import Limits
 
 

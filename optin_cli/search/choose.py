@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artifacts.base import Options, Source, Totals, require_source
 from optin_cli.artifacts.costs import KIND, GroupCost
-from optin_cli.artifacts.mask import LAYOUTS, Budget, GroupMask, Kept, Mask
+from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
+from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.search import token_costs as token_spending
 from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach, reached
 from optin_cli.search.knapsack import solve_knapsack
@@ -34,12 +34,6 @@ from optin_cli.search.uniform import (
     whole_words,
 )
 from optin_cli.version import __version__
-
-Algorithm = Literal["exact", "optin"]
-
-
-ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
-
 
 Vector = NDArray[np.float32]
 

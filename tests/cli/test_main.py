@@ -249,7 +249,7 @@ def test_every_command_and_option_has_help(name):
 
 def test_help_loads_nothing_heavy(here):
     code = (
-        "import sys; from optin_cli.cli import main\n"
+        "import sys; from optin_cli.cli.main import main\n"
         "sys.argv[0] = 'optin'\n"
         "try: main()\n"
         "except SystemExit as stop: status = stop.code\n"
@@ -264,7 +264,7 @@ def test_help_loads_nothing_heavy(here):
 
 def test_search_and_inspect_need_no_torch(here, made):
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nfrom optin_cli.cli import main\nmain()"
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nfrom optin_cli.cli.main import main\nmain()"
     )
     for args in (["search", made.scores, "--keep-flops", "0.6"], ["inspect", made.scores], ["inspect", made.pruned]):
         result = python(code, *args, cwd=here)

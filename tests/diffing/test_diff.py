@@ -167,7 +167,7 @@ def test_from_python_and_from_a_pipe(made):
 
 
 def test_only_weights_need_torch(made, here):
-    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli import main\nmain()"
+    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli.main import main\nmain()"
     for name in ("mask", "scores"):
         result = python(code, "diff", getattr(made, name), getattr(made, name), cwd=here)
         assert result.returncode == 0, result.stderr

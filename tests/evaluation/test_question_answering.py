@@ -221,7 +221,13 @@ def test_unfit_checkpoint_and_columns_are_refused(folders, tmp_path, here):
     assert "no labels" in run.err
 
 
-@pytest.mark.parametrize("values", [{"doc_stride": -1}, {"max_answer": 0}])
-def test_impossible_options_are_refused(values):
-    with pytest.raises(UsageError, match="expected at least 0 and 1"):
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"doc_stride": -1}, "doc_stride is -1; expected at least 0"),
+        ({"max_answer": 0}, "max_answer is 0; expected at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(values, words):
+    with pytest.raises(UsageError, match=words):
         AnswerOptions(**values)
