@@ -114,9 +114,9 @@ def run(command: Any, arguments: list[str] | None = None) -> Any:
     return result
 
 
-def columns_of(text: str | None) -> list[str] | None:
+def columns_of(text: str | None) -> tuple[str, ...] | None:
     """Split a comma-separated list of columns."""
-    return None if text is None else [part.strip() for part in text.split(",")]
+    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def shares_of(text: str, option: str) -> list[float]:
@@ -167,11 +167,11 @@ def open_checkpoint(
     device: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint (torch is imported only now)."""
-    from optin_cli.checkpoints.checkpoint import load_checkpoint
+    from optin_cli.checkpoints.checkpoint import load
     from optin_cli.checkpoints.libraries.registry import parse_arguments
 
     arguments = parse_arguments(arch_args)
-    return load_checkpoint(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)
+    return load(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)
 
 
 def use_threads(threads: int | None) -> None:

@@ -103,7 +103,7 @@ def evaluate(
         load_task(task)
     import optin_cli as api
     from optin_cli.checkpoints.libraries.registry import parse_arguments
-    from optin_cli.checkpoints.synthetic_inputs import workload_length
+    from optin_cli.data.spec import DataSpec
     from optin_cli.errors import Exit
     from optin_cli.evaluation.evaluate import require_drop
     from optin_cli.exporting.load import device_for, load_evaluated
@@ -117,25 +117,27 @@ def evaluate(
     options = EvalOptions(
         batch_size=batch_size,
         max_length=max_length,
-        seq_len=workload_length(opened, seq_len),
+        seq_len=seq_len,
         latency_batch=latency_batch,
-        latency_length=min(latency_length, workload_length(opened, None) or latency_length),
+        latency_length=latency_length,
         latency_runs=latency_runs,
         answers=AnswerOptions(doc_stride=doc_stride, no_answer_threshold=no_answer_threshold),
+        samples=samples,
+        seed=seed,
     )
     with common.progress("evaluating") as progress:
         result = api.evaluate(
             opened,
             task,
-            data=data,
-            columns=common.columns_of(text_columns),
-            label_column=label_column,
-            samples=samples,
-            seed=seed,
+            DataSpec(
+                path=data,
+                columns=common.columns_of(text_columns),
+                label_column=label_column,
+                images=ImageOptions(max_unreadable=max_unreadable),
+            ),
             against=other,
             options=options,
             progress=progress,
-            images=ImageOptions(max_unreadable=max_unreadable),
         )
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)

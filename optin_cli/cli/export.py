@@ -10,6 +10,7 @@ import typer
 from optin_cli.cli import common, completion
 from optin_cli.errors import UsageError
 from optin_cli.exporting.registry import MODULES, target_named
+from optin_cli.options.export import ExportOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +65,7 @@ def export(
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, "cpu")
     with common.progress("exporting") as progress:
-        record = api.export(opened, to, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
+        record = api.export(opened, to, place, options=ExportOptions(opset, seq_len), force=force, progress=progress)
     certificate, totals = record.certificate, record.totals
     common.say(
         f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes; certified by {certificate.loader}: "

@@ -65,6 +65,7 @@ def prune(
     name = "stdin" if mask == common.STDIO else Path(mask).name
     read = parse(Mask, read_bytes(mask, "mask"), name)
     import optin_cli as api
+    from optin_cli.data.spec import DataSpec
 
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
     options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed, add_bias)
@@ -73,14 +74,16 @@ def prune(
             opened,
             read,
             target,
-            calib=calib if refit else None,
-            data=data if refit else None,
-            columns=common.columns_of(text_columns),
+            refit=DataSpec(
+                calib if refit else None,
+                data if refit else None,
+                common.columns_of(text_columns),
+                images=ImageOptions(max_unreadable=max_unreadable),
+            ),
             options=options,
             force=force,
             name=name,
             progress=progress,
-            images=ImageOptions(max_unreadable=max_unreadable),
         )
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     common.say(

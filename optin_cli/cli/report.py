@@ -42,7 +42,7 @@ def report(
     from pydantic_core import to_jsonable_python
 
     from optin_cli.artifacts.base import to_json
-    from optin_cli.reporting.report import write_report
+    from optin_cli.reporting.report import report as write_report
 
     single = {"mask": mask, "scores": scores, "profile": profile}
     files = {kind: [path] for kind, path in single.items() if path is not None}

@@ -85,8 +85,8 @@ def score(
     common.require_free(target, force=force)
     import optin_cli as api
     from optin_cli.artifacts.scores import write_scores
-    from optin_cli.scoring.iterative import state_files
-    from optin_cli.scoring.tokens import token_state
+    from optin_cli.data.spec import DataSpec
+    from optin_cli.scoring.score import forget
 
     options = ScoreOptions(
         criterion=criterion,
@@ -110,20 +110,21 @@ def score(
     with common.resumable(state), common.progress("scoring") as progress:
         result = api.score(
             opened,
-            calib,
-            data=data,
-            columns=common.columns_of(text_columns),
-            label_column=label_column,
-            options=options,
+            DataSpec(
+                calib,
+                data,
+                common.columns_of(text_columns),
+                label_column,
+                images=ImageOptions(max_unreadable=max_unreadable),
+            ),
+            options,
             seq_len=seq_len,
             state=state,
             resume=resume,
             progress=progress,
-            images=ImageOptions(max_unreadable=max_unreadable),
         )
     write_scores(target, result, force=force)
-    for path in [] if state is None else [*state_files(state, options), token_state(state)]:
-        path.unlink(missing_ok=True)
+    forget(state, options)
     if target == common.STDIO:
         return
     typer.echo(result.header.dump() if as_json else target, nl=not as_json)

@@ -76,8 +76,9 @@ def search(
     from optin_cli.artifacts.mask import LAYOUTS
     from optin_cli.artifacts.scores import read_scores
     from optin_cli.files import write_text
-    from optin_cli.search.choose import ALGORITHMS, make_mask
+    from optin_cli.search.choose import ALGORITHMS
     from optin_cli.search.limits import Limits
+    from optin_cli.search.search import search as find
 
     if algorithm not in ALGORITHMS:
         raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
@@ -100,7 +101,6 @@ def search(
             common.require_free(target, force=force)
     read = read_scores(scores)
     name = "stdin" if scores == common.STDIO else Path(scores).name
-    source: Source = read.source(name)
     masks = []
     for flops, parameters, time in budgets:
         limits = Limits(
@@ -113,7 +113,15 @@ def search(
             keep_latency=time,
             latency_table=table,
         )
-        masks.append(make_mask(read, source, limits, algorithm=algorithm, table_source=table_source))
+        masks.append(
+            find(
+                read,
+                limits,
+                algorithm=algorithm,
+                name=name,
+                table_name="" if table_source is None else table_source.name,
+            )
+        )
     if folder is not None:
         folder.mkdir(exist_ok=True)
     for mask, target in zip(masks, targets, strict=True):

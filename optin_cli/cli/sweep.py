@@ -98,14 +98,24 @@ def sweep(
         raise UsageError("A sweep writes a folder, which cannot go to stdout.", hint="Pass -o FOLDER, and --json.")
     shares = None if keep_flops is None else tuple(common.shares_of(keep_flops, "--keep-flops"))
     names = tuple(name.strip() for name in recipe.split(","))
-    options = SweepOptions(names, shares, max_drop, evaluations, refit_ridge)
     scoring = ScoreOptions(samples=samples, batch_size=batch_size, max_length=max_length, seed=seed)
+    evaluation = EvalOptions(
+        batch_size=batch_size,
+        max_length=max_length,
+        seq_len=seq_len,
+        latency_batch=latency_batch,
+        latency_length=latency_length,
+        latency_runs=latency_runs,
+        samples=eval_samples,
+        seed=seed,
+    )
+    options = SweepOptions(names, shares, max_drop, evaluations, refit_ridge, scoring, evaluation)
     folder = Path(output or f"{common.stem_of(checkpoint)}-sweep")
     from optin_cli.tasks.registry import load_task
 
     load_task(task)
     import optin_cli as api
-    from optin_cli.checkpoints.synthetic_inputs import workload_length
+    from optin_cli.data.spec import DataSpec
     from optin_cli.sweeping.plots import PICTURES, draw_text
     from optin_cli.sweeping.sweep import MODEL, PARTIAL, RESULT, check_folder, find_recipe, require_chosen
 
@@ -114,32 +124,18 @@ def sweep(
     check_folder(folder, resume=resume, force=force)
     common.use_threads(threads)
     opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
-    evaluation = EvalOptions(
-        batch_size=batch_size,
-        max_length=max_length,
-        seq_len=workload_length(opened, seq_len),
-        latency_batch=latency_batch,
-        latency_length=min(latency_length, workload_length(opened, None) or latency_length),
-        latency_runs=latency_runs,
-    )
+    columns, images = (common.columns_of(text_columns), label_column), ImageOptions(max_unreadable=max_unreadable)
     with common.resumable(folder / PARTIAL), common.progress("sweeping") as progress:
         result = api.sweep(
             opened,
-            calib,
             task,
+            DataSpec(calib, calib_data, *columns, images=images),
             folder,
             options,
-            data=data,
-            calib_data=calib_data,
-            columns=common.columns_of(text_columns),
-            label_column=label_column,
-            eval_samples=eval_samples,
-            scoring=scoring,
-            evaluation=evaluation,
+            data=DataSpec(None, data, *columns, images=images),
             resume=resume,
             force=force,
             progress=progress,
-            images=ImageOptions(max_unreadable=max_unreadable),
             report=lambda point: common.say(_line(point)),
         )
     common.stderr().print(sweep_table(result))

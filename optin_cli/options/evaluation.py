@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from optin_cli.errors import UsageError
+
+DEFAULT_SEQ_LEN = 128
+"""Tokens per sequence that costs are stated for where no other number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,24 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Every constant of an evaluation. latency_runs = 0 measures no latency. Lengths are those of texts."""
+    """Every constant of an evaluation.
+
+    seq_len: length of text that costs are stated for, None for 128 tokens or what the model holds. latency_length:
+    length of text that latency is measured at, at most what the model holds. latency_runs: 0 measures no latency.
+    samples: how many to evaluate on, None for all; seed: which ones.
+    """
 
     batch_size: int = 32
     max_length: int | None = None
-    seq_len: int | None = 128
+    seq_len: int | None = None
     latency_batch: int = 32
     latency_length: int = 64
     latency_runs: int = 20
     latency_warmup: int = 3
     answers: AnswerOptions = AnswerOptions()
+    samples: int | None = None
+    seed: int = 0
+
+    def recorded(self) -> dict[str, Any]:
+        """The constants that a sweep records: all but which samples were taken, which it records by their hash."""
+        return {key: value for key, value in asdict(self).items() if key not in ("samples", "seed")}

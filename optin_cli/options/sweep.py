@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optin_cli.errors import UsageError
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.scoring import ScoreOptions
 
 RECIPES = (
     "optin",
@@ -26,7 +28,8 @@ class SweepOptions:
     """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
 
     evaluations: most models that are tried for `max_drop`. ridge: for recipes that refit; None chooses by held-out
-    error.
+    error. scoring: of the recipes that score; its samples and seed choose the calibration set. evaluation: of every
+    model; its samples and seed choose what it is evaluated on.
     """
 
     recipes: tuple[str, ...] = ("optin",)
@@ -34,6 +37,8 @@ class SweepOptions:
     max_drop: float | None = None
     evaluations: int = 6
     ridge: float | None = None
+    scoring: ScoreOptions = field(default_factory=ScoreOptions)
+    evaluation: EvalOptions = field(default_factory=EvalOptions)
 
     def __post_init__(self) -> None:
         if (self.keep_flops is None) == (self.max_drop is None):

@@ -18,7 +18,7 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
-from optin_cli.options.evaluation import AnswerOptions, EvalOptions
+from optin_cli.options.evaluation import DEFAULT_SEQ_LEN, AnswerOptions, EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
@@ -105,9 +105,6 @@ SWEEP_FLAGS = {
 }
 
 
-SEQ_LEN = EvalOptions().seq_len
-
-
 def commands_for(evidence: Evidence) -> list[str]:
     """The command lines that made the evidence, in the order to run them."""
     lines: list[str] = []
@@ -128,10 +125,10 @@ def commands_for(evidence: Evidence) -> list[str]:
     return lines + [_sweep(read.content) for read in evidence.sweeps if isinstance(read.content, Sweep)]
 
 
-def _line(command: str, words: list[str], artifact: Artifact, seq_len: int | None = SEQ_LEN) -> str:
+def _line(command: str, words: list[str], artifact: Artifact, seq_len: int | None = DEFAULT_SEQ_LEN) -> str:
     workload = getattr(artifact, "workload", None)
     length = workload.seq_len if workload is not None else seq_len
-    more = [] if length in (None, SEQ_LEN) or command in ("search", "prune") else ["--seq-len", str(length)]
+    more = [] if length in (None, DEFAULT_SEQ_LEN) or command in ("search", "prune") else ["--seq-len", str(length)]
     return shlex.join(["optin", command, *words, *more])
 
 
