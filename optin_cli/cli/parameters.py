@@ -40,7 +40,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(**given: Any) -> Any:
-        built = {
+        built: dict[str, Any] = {
             name: build(kind, {one.path: _value(one, given[_name(one)]) for one in options})
             for name, (kind, options) in groups.items()
         }

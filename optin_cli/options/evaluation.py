@@ -8,6 +8,10 @@ from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN
 from optin_cli.options.declare import Checked, nested, option, part, shared
 
 
+DEFAULT_WINDOW = 384
+"""Tokens of a window of question and context where no other number is asked for."""
+
+
 @dataclass(frozen=True)
 class AnswerOptions(Checked):
     """Options of question answering.
@@ -34,7 +38,7 @@ class EvalOptions(Checked):
 
     batch_size: int = shared(32, BATCH_SIZE)
     max_length: int | None = shared(
-        None, replace(MAX_LENGTH, help="Longest sample, in tokens. (default: 128; a window of questions: 384)")
+        None, replace(MAX_LENGTH, help=MAX_LENGTH.help.replace(")", f"; a window of questions: {DEFAULT_WINDOW})"))
     )
     seq_len: int | None = shared(None, SEQ_LEN)
     latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1)

@@ -46,7 +46,8 @@ class SweepOptions(Checked):
     """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
 
     evaluations: most models that are tried for `max_drop`. ridge: for recipes that refit; None chooses by held-out
-    error. scoring, evaluation: how every point is scored and measured.
+    error. scoring: of the recipes that score; its samples and seed choose the calibration set. evaluation: of every
+    model; its samples and seed choose what it is evaluated on.
     """
 
     recipes: tuple[str, ...] = option(

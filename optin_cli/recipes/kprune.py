@@ -34,7 +34,6 @@ from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import cut
 from optin_cli.model.structure import Group
@@ -193,7 +192,7 @@ def prune_upward(
 def prepare_kprune(setting: Setting) -> Prepared:
     """Measure the knowledge of the whole model; each budget then prunes from the bottom up."""
     checkpoint = setting.checkpoint
-    inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
+    inputs = checkpoint.input.example(checkpoint.input.workload(setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
 

@@ -1,4 +1,4 @@
-"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+"""Calibration batches of a scoring run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optin_cli.artifacts.base import Source
-from optin_cli.checkpoints.batches import encode
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.options.scoring import ScoreOptions
@@ -24,28 +24,14 @@ class Calibration:
 
 
 def calibrate(
-    checkpoint: Checkpoint,
-    samples: AnySamples,
-    options: ScoreOptions,
-    *,
-    task: Task | None,
-    labelled: bool,
+    checkpoint: Checkpoint, samples: AnySamples, options: ScoreOptions, *, task: Task | None, labelled: bool
 ) -> Calibration:
     """Batches for a scoring run: all samples, and the first `exact_samples` of them for the exact estimator.
 
     Scoring goes through them again and again, so images are kept decoded.
     """
+    how = BatchOptions(options.batch_size, options.max_length, task, labelled)
     batches, exact_batches = (
-        [
-            *encode(
-                checkpoint,
-                chosen,
-                batch_size=options.batch_size,
-                max_length=options.max_length,
-                task=task,
-                labelled=labelled,
-            )
-        ]
-        for chosen in (samples, samples.head(options.exact_samples))
+        [*checkpoint.input.batches(chosen, how)] for chosen in (samples, samples.head(options.exact_samples))
     )
     return Calibration(Source(name=samples.name, sha256=samples.sha256), batches, exact_batches)

@@ -13,7 +13,6 @@ import torch
 from optin_cli.artifacts.base import Options
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.data.batch import Batch
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.costs import measure_costs
@@ -113,16 +112,17 @@ def score_checkpoint(
 
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
-    inputs_at = example_inputs(checkpoint, workload_of(checkpoint, seq_len))
+    workload = checkpoint.input.workload(seq_len)
+    inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
         options=recorded,
         inputs=inputs,
         family=checkpoint.structure.family,
-        architecture=checkpoint.model_class,
+        architecture=checkpoint.blueprint.model_class,
         criterion=options.criterion,
-        workload=workload_of(checkpoint, seq_len),
+        workload=workload,
         totals=cost,
         groups={
             g.name: GroupScores(

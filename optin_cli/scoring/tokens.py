@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from optin_cli.artifacts.scores import GroupScores, Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs
 from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
@@ -162,7 +161,7 @@ def score_tokens(
         totals.add(job())
         if state is not None:
             totals.save(state, fingerprint)
-    inputs = example_inputs(checkpoint, scores.header.workload)
+    inputs = checkpoint.input.example(scores.header.workload)
     costs = measure_token_costs(checkpoint.model, checkpoint.structure, tokens, inputs)
     importance: dict[str, NDArray[np.float32]] = dict(scores.importance)
     errors: dict[str, NDArray[np.float32]] = dict(scores.standard_error)

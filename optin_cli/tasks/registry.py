@@ -1,6 +1,6 @@
-"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
+"""Look up the shipped tasks, one JSON file each.
 
-Nothing here imports torch, so that an unknown task is refused before any model is loaded.
+Importing this module does not import torch, so that an unknown task is refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -48,8 +48,3 @@ def load_task(name: str) -> Task:
     if name not in names:
         raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
     return parse_task(FOLDER / f"{name}.json")
-
-
-def task_named(source: str | None) -> Task | None:
-    """The task of that name, None for a path or nothing."""
-    return None if source is None or Path(source).exists() else load_task(source)

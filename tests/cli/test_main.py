@@ -264,7 +264,8 @@ def test_help_loads_nothing_heavy(here):
 
 def test_search_and_inspect_need_no_torch(here, made):
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nfrom optin_cli.cli.main import main\nmain()"
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from optin_cli.cli.main import main\nmain()"
     )
     for args in (["search", made.scores, "--keep-flops", "0.6"], ["inspect", made.scores], ["inspect", made.pruned]):
         result = python(code, *args, cwd=here)

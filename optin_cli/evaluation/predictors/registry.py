@@ -1,6 +1,6 @@
-"""A checkpoint, samples and a task in; what the model predicts for them, and what that is worth, out.
+"""Predict samples, and measure the predictions, as the kind of task demands.
 
-One module and one row of the table a kind of task.
+Each kind of task is one module and one row of the table.
 """
 
 from __future__ import annotations
