@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN
 from optin_cli.options.declare import Checked, nested, option, part, shared
 
-
 DEFAULT_WINDOW = 384
 """Tokens of a window of question and context where no other number is asked for."""
 
