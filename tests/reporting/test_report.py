@@ -157,7 +157,7 @@ def test_default_name_json_and_python(work):
     manifest = read(Manifest, "bert-pruned/optin.json")
     assert facts["quantities"][0]["after"] == manifest.after.macs
     assert [line.split()[1] for line in facts["commands"]] == ["score", "search", "prune", "eval"]
-    made = optin_cli.report("bert-pruned", "again.html", evaluations=["bert-pruned.eval.json"])
+    made = optin_cli.report("bert-pruned", "again.html", files={"eval": ["bert-pruned.eval.json"]})
     assert made.certificate == manifest.certificate
     assert Path("again.html").read_bytes() == Path("bert-pruned.report.html").read_bytes()
 
