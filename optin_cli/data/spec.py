@@ -66,11 +66,15 @@ class DataSpec:
         Raises:
             UsageError: `source` and `path` both name one.
         """
-        if self.source is None or not Path(self.source).exists():
+        if self.source is None or not self._is_path:
             return None if self.path is None else Path(self.path)
         if self.path is not None:
             raise UsageError(f"Both {self.source} and {self.path} name data; expected one of them.")
         return Path(self.source)
+
+    @property
+    def _is_path(self) -> bool:
+        return bool(self.source) and Path(self.source or "").exists()
 
     @property
     def task(self) -> Task | None:
@@ -79,7 +83,7 @@ class DataSpec:
         Raises:
             DataError: `source` is neither a path nor a task. UsageError: it is another task than the known one.
         """
-        if self.source is None or Path(self.source).exists():
+        if self.source is None or self._is_path:
             return self.known
         if self.source not in task_names():
             raise DataError(

@@ -55,9 +55,7 @@ def evaluate(
     samples = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options.samples, options.seed, known), progress)
-    exam = Exam(samples, known, options, progress)
-    _require_measure(exam, other)
-    return measure(predicted(opened, exam), None if other is None else predicted(other, exam), exam)
+    return evaluate_samples(opened, Exam(samples, known, options, progress), other)
 
 
 def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
@@ -70,18 +68,6 @@ def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
     )
 
 
-def _require_measure(exam: Exam, against: Checkpoint | None) -> None:
-    """Refuse samples that say nothing: without labels, and without another model to compare with."""
-    samples, task = exam.samples, exam.task
-    if samples is None or against is not None or (task is not None and samples.labelled):
-        return
-    what = "no labels" if task is not None else "no task that names a metric"
-    raise DataError(
-        f"There is {what} to measure {samples.name} by, and nothing to compare with.",
-        hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
-    )
-
-
 @dataclass(frozen=True)
 class Exam:
     """What checkpoints are measured by. samples: None measures size and speed only. options: see `fitted`."""
@@ -90,6 +76,22 @@ class Exam:
     task: Task | None
     options: EvalOptions
     progress: Progress = SILENT
+
+
+def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
+    """Predict the samples of an exam and measure the predictions.
+
+    Raises:
+        DataError: as of `evaluate`.
+    """
+    samples, task = exam.samples, exam.task
+    if samples is not None and against is None and not (task is not None and samples.labelled):
+        what = "no labels" if task is not None else "no task that names a metric"
+        raise DataError(
+            f"There is {what} to measure {samples.name} by, and nothing to compare with.",
+            hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
+        )
+    return measure(predicted(checkpoint, exam), None if against is None else predicted(against, exam), exam)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ import pytest
 from helpers.models import save_checkpoint
 from helpers.running import write_rows
 
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError
-from optin_cli.evaluation.evaluate import evaluate_checkpoint
+from optin_cli.evaluation.evaluate import Exam, evaluate_samples
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.tasks.registry import load_task, task_names
 
 OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
-TEXT_TASKS = [task for task in map(load_task, task_names()) if task.modality == "text"]
+TEXT_TASKS = [task for task in map(load_task, task_names()) if task.input == "text"]
 TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regression")]
 
 
@@ -34,9 +35,10 @@ def rows_of(task):
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_task_runs_and_compares(task, tmp_path, checkpoints):
-    samples = load_samples(str(write_rows(tmp_path / "d.jsonl", rows_of(task))), task=task, split="evaluation")
+    path = write_rows(tmp_path / "d.jsonl", rows_of(task))
+    samples = load_samples(DataSpec(path=path, known=task, role="evaluation"))
     checkpoint = checkpoints[len(task.label_names or "1")]
-    result = evaluate_checkpoint(checkpoint, samples, task=task, against=checkpoint, options=OPTIONS)
+    result = evaluate_samples(checkpoint, Exam(samples, task, OPTIONS), checkpoint)
     assert list(result.metrics) == list(task.metrics)
     assert result.metric.name == task.metrics[0]
     assert result.against.drop == 0
@@ -45,6 +47,6 @@ def test_task_runs_and_compares(task, tmp_path, checkpoints):
 
 def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
     path = write_rows(tmp_path / "d.jsonl", [{"sentence": "a b"}])
-    samples = load_samples(str(path), split="evaluation")
+    samples = load_samples(DataSpec(path=path, role="evaluation"))
     with pytest.raises(DataError, match="different things: 1 and 0"):
-        evaluate_checkpoint(checkpoints[2], samples, against=checkpoints[1], options=OPTIONS)
+        evaluate_samples(checkpoints[2], Exam(samples, None, OPTIONS), checkpoints[1])
