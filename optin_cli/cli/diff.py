@@ -1,4 +1,4 @@
-"""`optin diff`: what two masks, scores, evaluations, sweeps or checkpoints differ in."""
+"""`optin diff`: compare two artifacts of one kind, or two checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def diff(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="Mask, scores, eval, sweep or profile file; sweep or checkpoint.", show_default=False
+            metavar="A",
+            help="Mask, scores, eval, sweep, profile or latency file, an export's record, or a sweep or checkpoint "
+            "folder.",
+            show_default=False,
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.", show_default=False)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from optin_cli.errors import UsageError
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
@@ -16,6 +16,14 @@ Estimator = Literal["sketch", "exact", "hybrid"]
 
 UNITS: Mapping[str, str] = {"heads": "head", "neurons": "neuron", "channels": "channel", "tokens": "token"}
 """What can be scored, and the kind of the groups that hold it."""
+
+
+REMOVABLE: Mapping[str, str] = {name: kind for name, kind in UNITS.items() if name != "tokens"}
+"""Those that the hybrid estimator can score exactly, by removal; tokens always are scored exactly."""
+
+
+EXACT_KINDS = ("head",)
+"""Those that it does score so by default."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class ScoreOptions(Checked):
     """Options of scoring.
 
     units: kinds that a model lacks are passed over unless they were asked for. estimator: "hybrid" is exact for the
-    kinds in `exact_kinds` and sketches the others. rescore: for trajectory criteria, falling shares of the MACs; at
+    kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE; None for heads, which a
+    model may lack. rescore: for trajectory criteria, falling shares of the MACs; at
     each the model is pruned to that share and refitted, and its remaining units are scored again. output_weight,
     temperature: lambda and tau of the paper. samples, exact_samples: calibration samples that each estimator uses.
     rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what the
@@ -80,10 +89,14 @@ class ScoreOptions(Checked):
     temperature: float = option(4.0, "--tau", "Temperature of the output term.", above=0)
     probes: int = option(4, "--probes", "Backward passes a sample.", above=0)
     samples: int = option(512, "--samples", "Calibration samples.", above=0)
-    exact_samples: int = option(
-        128, "--exact-samples", "Calibration samples that exact removal uses, at most --samples.", above=0
+    exact_samples: int = option(128, "--exact-samples", "Calibration samples that exact removal sees.", above=0)
+    exact_kinds: tuple[str, ...] | None = option(
+        None,
+        "--exact-kinds",
+        "What hybrid scores exactly, of heads, neurons and channels. (default: heads)",
+        choices=(*REMOVABLE, *REMOVABLE.values()),
+        noun="exact kind",
     )
-    exact_kinds: tuple[str, ...] = option(("head",), "--exact-kinds", "Kinds that hybrid scores exactly.")
     batch_size: int = shared(32, BATCH_SIZE)
     rows: int = option(256, "--rows", "Candidates x samples at once, for exact removal.", above=0)
     max_length: int | None = shared(None, MAX_LENGTH)
@@ -107,3 +120,14 @@ class ScoreOptions(Checked):
             raise UsageError(
                 f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
             )
+
+    @property
+    def removed_kinds(self) -> tuple[str, ...]:
+        """Kinds of the groups that the hybrid estimator scores exactly."""
+        if self.exact_kinds is None:
+            return EXACT_KINDS
+        return tuple(dict.fromkeys(REMOVABLE.get(name, name) for name in self.exact_kinds))
+
+    def recorded(self) -> dict[str, Any]:
+        """Every constant as artifacts record it."""
+        return {**super().recorded(), "exact_kinds": [*self.removed_kinds]}

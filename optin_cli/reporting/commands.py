@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optin_cli.artifacts.base import Artifact, Source
@@ -52,20 +53,25 @@ def _line(command: str, words: Iterable[str], artifact: Artifact) -> str:
     workload = getattr(artifact, "workload", None)
     length = None if workload is None or command in ("search", "prune") else workload.seq_len
     more = [] if length in (None, DEFAULT_SEQ_LEN) else [str(SEQ_LEN.flag), str(length)]
+    if command != "search" and (description := artifact.inputs.get("architecture")) is not None:
+        more += ["--architecture", description.name]
     return shlex.join(["optin", command, *words, *more])
 
 
-def words_of(kind: type, values: Mapping[str, Any], artifact: Artifact) -> list[str]:
+def words_of(
+    kind: type, values: Mapping[str, Any], artifact: Artifact, usual: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
     """Recorded options as words of a command line, less those at their defaults if this version wrote the artifact.
 
     Args:
         kind: the options class that the command takes.
         values: by the keys under which artifacts record them.
+        usual: recorded defaults, where they are not the default of the field.
     """
     same_version = artifact.optin_version == __version__
     words: dict[str, list[str]] = {}
     for one in declared(kind):
-        value, default = values.get(one.key), one.default
+        value, default = values.get(one.key), usual.get(one.key, one.default)
         default = [*default] if isinstance(default, tuple) else default
         # The sequence length is that of the workload, and several classes may share a flag.
         known = one.key in values and one.option != SEQ_LEN and one.flag not in words
@@ -98,7 +104,11 @@ def _score(scores: Scores, name: str) -> str:
     calibration = header.inputs.get("calibration")
     words = [header.inputs["checkpoint"].name]
     words += [] if calibration is None else ["--calib", calibration.name]
-    return _line("score", [*words, *words_of(ScoreOptions, header.options, header), "-o", name], header)
+    return _line(
+        "score",
+        [*words, *words_of(ScoreOptions, header.options, header, ScoreOptions().recorded()), "-o", name],
+        header,
+    )
 
 
 def _search(mask: Mask, name: str) -> str:

@@ -43,7 +43,7 @@ def estimator_of(group: Group, options: ScoreOptions) -> str:
     if CRITERIA[options.criterion].terms is None:
         return options.criterion
     if options.estimator == "hybrid":
-        return "exact" if group.kind in options.exact_kinds else "sketch"
+        return "exact" if group.kind in options.removed_kinds else "sketch"
     return options.estimator
 
 
@@ -88,7 +88,8 @@ def score_checkpoint(
     """
     groups = checkpoint.structure.groups
     kinds = sorted({group.kind for group in groups})
-    if options.estimator == "hybrid" and (unknown := sorted(set(options.exact_kinds) - set(kinds))):
+    named = set(options.removed_kinds if options.exact_kinds is not None else ())
+    if options.estimator == "hybrid" and (unknown := sorted(named - set(kinds))):
         raise UsageError(f"There are no units of kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], kinds))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
     inputs = {"checkpoint": checkpoint.source}

@@ -191,7 +191,7 @@ def recorded_as_score(options, **more):
     """The words of a score command for recorded options."""
     scores = read_scores("bert.scores.safetensors")
     header = scores.header.model_copy(update={"options": options, **more})
-    return commands.words_of(ScoreOptions, header.options, header)
+    return commands.words_of(ScoreOptions, header.options, header, ScoreOptions().recorded())
 
 
 def test_every_flag_of_the_commands_is_one():
