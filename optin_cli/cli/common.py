@@ -1,4 +1,4 @@
-"""What the subcommands share: option types, output names, progress on stderr, results on stdout."""
+"""What the commands share: groups of options, output names, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None
 
 @contextlib.contextmanager
 def resumable(state: Path | None) -> Iterator[None]:
-    """On interruption, tell how to go on."""
+    """On interruption, say how to resume."""
     try:
         yield
     except KeyboardInterrupt:

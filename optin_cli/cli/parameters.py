@@ -41,7 +41,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(**given: Any) -> Any:
         built: dict[str, Any] = {
-            name: build(kind, {one.path: _value(one, given[_name(one)]) for one in options})
+            name: build(kind, {one.path: _checked(one, given[_name(one)]) for one in options})
             for name, (kind, options) in groups.items()
         }
         return function(**{name: given[name] for name in parameters if name in given}, **built)
@@ -113,6 +113,13 @@ def _text(value: Any, *, none: bool) -> str | None:
     if none and (value is None or value == ()):
         return "none"
     return None if value is None else ",".join(map(str, value if isinstance(value, tuple) else (value,)))
+
+
+def _checked(one: Declared, given: Any) -> Any:
+    """What an option means; a value out of range is refused by the command's own flag."""
+    value = _value(one, given)
+    one.option.check(value, one.path[-1])
+    return value
 
 
 def _value(one: Declared, given: Any) -> Any:

@@ -46,7 +46,12 @@ class Option:
     recorded: str | None = None
 
     def check(self, value: Any, name: str) -> None:
-        """Refuse a value that is not one of the choices or out of range (UsageError)."""
+        """Refuse a value, or an item of a tuple, that is not one of the choices or out of range (UsageError)."""
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                self._check(item, name)
+
+    def _check(self, value: Any, name: str) -> None:
         noun = self.noun or name
         if self.choices is not None and value not in self.choices:
             raise UsageError(f"Unknown {noun} {value!r}.", hint=did_you_mean(value, self.choices))
@@ -127,10 +132,8 @@ class Checked:
     def __post_init__(self) -> None:
         for item in _fields(self):
             declared_as: Option | None = item.metadata.get(OPTION)
-            value = getattr(self, item.name)
-            for single in value if isinstance(value, tuple) else (value,):
-                if declared_as is not None and single is not None:
-                    declared_as.check(single, item.name)
+            if declared_as is not None:
+                declared_as.check(getattr(self, item.name), item.name)
 
     def recorded(self) -> dict[str, Any]:
         """Every constant as artifacts record it."""

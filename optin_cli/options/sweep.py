@@ -36,7 +36,7 @@ EVALUATION = part(
     "latency_length",
     "latency_runs",
     "seed",
-    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", recorded=""),
+    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
     prefix="eval_",
 )
 

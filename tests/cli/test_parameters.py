@@ -101,6 +101,17 @@ def test_classes_that_share_a_flag():
     assert got["more"] == Kinds(count=4, on=True)
 
 
+def test_errors_name_the_flag_of_the_command():
+    app = typer.Typer()
+
+    def main(*, kinds: Annotated[Kinds, part(count=Option("--other", "Other.", low=1))]) -> None:
+        del kinds
+
+    app.command()(command(main))
+    error = CliRunner().invoke(app, ("--other", "0")).exception
+    assert isinstance(error, UsageError) and error.hint == "Pass another --other."
+
+
 def test_required_options():
     _, result = run(takes_both, "--count", "5")
     assert result.exit_code == 2 and "--more" in result.output
