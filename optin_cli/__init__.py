@@ -1,6 +1,6 @@
 """Make trained transformers smaller without retraining: the Python API behind the `optin` command.
 
-Functions are imported on first use, so that importing the package (and `optin --help`) is instant.
+Names are imported on first use, so that importing the package (and `optin --help`) is instant.
 """
 
 from __future__ import annotations
@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Any
 from optin_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from optin_cli.checkpoints.checkpoint import Checkpoint as Checkpoint
     from optin_cli.checkpoints.checkpoint import load as load
+    from optin_cli.data.spec import DataSpec as DataSpec
     from optin_cli.diffing.diff import diff as diff
     from optin_cli.evaluation.evaluate import evaluate as evaluate
     from optin_cli.exporting.export import export as export
+    from optin_cli.options.evaluation import AnswerOptions as AnswerOptions
+    from optin_cli.options.evaluation import EvalOptions as EvalOptions
+    from optin_cli.options.export import ExportOptions as ExportOptions
+    from optin_cli.options.images import ImageOptions as ImageOptions
+    from optin_cli.options.latency import LatencyOptions as LatencyOptions
+    from optin_cli.options.refit import RefitOptions as RefitOptions
+    from optin_cli.options.scoring import ScoreOptions as ScoreOptions
+    from optin_cli.options.sweep import SweepOptions as SweepOptions
     from optin_cli.profiling.profile import profile as profile
     from optin_cli.profiling.profile import profile_latency as profile_latency
     from optin_cli.pruning.model_card import write_measured as write_measured
     from optin_cli.pruning.prune import prune as prune
     from optin_cli.reporting.report import report as report
     from optin_cli.scoring.score import score as score
+    from optin_cli.search.limits import Limits as Limits
     from optin_cli.search.search import search as search
     from optin_cli.sweeping.sweep import sweep as sweep
 
@@ -37,8 +48,19 @@ _API = {
     "sweep": "sweeping.sweep",
     "report": "reporting.report",
     "diff": "diffing.diff",
+    "Checkpoint": "checkpoints.checkpoint",
+    "DataSpec": "data.spec",
+    "Limits": "search.limits",
+    "AnswerOptions": "options.evaluation",
+    "EvalOptions": "options.evaluation",
+    "ExportOptions": "options.export",
+    "ImageOptions": "options.images",
+    "LatencyOptions": "options.latency",
+    "RefitOptions": "options.refit",
+    "ScoreOptions": "options.scoring",
+    "SweepOptions": "options.sweep",
 }
-"""Module of the package that holds each public function."""
+"""Module of the package that holds each public name."""
 __all__ = ["__version__", *_API]  # noqa: PLE0604 - a table of names
 
 

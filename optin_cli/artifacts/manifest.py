@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
-from optin_cli.artifacts.mask import Budget, GroupMask, Layout
+from optin_cli.artifacts.mask import Budget, GroupMask
+from optin_cli.options.search import Layout
 
 
 class Refit(Frozen):

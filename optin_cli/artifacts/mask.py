@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from optin_cli.artifacts.base import Artifact, Frozen, Workload
-
-Layout = Literal["ragged", "uniform"]
-"""Every block its own number of units, or all blocks of a stack the same number of each kind."""
-
-
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 def layout_class(group: str, block: str) -> str:

@@ -1,4 +1,4 @@
-"""A path or hub id in; a loaded model with its structure, preprocessing and hash out.
+"""Load a checkpoint: a model with its structure, config, preprocessing and hash.
 
 Reads folders of transformers and timm, folders that `optin prune` wrote (without running the code in them), and
 single state-dict files with a config folder or the name of their architecture.
@@ -15,18 +15,14 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
-from optin_cli.architectures.schema import Architecture, Purpose
+from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
+from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
 from optin_cli.checkpoints.libraries.hub import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     Blueprint,
-    ImageInput,
-    Library,
-    Modality,
-    Preprocess,
-    library_named,
     library_of,
     read_folder,
     split_prefix,
@@ -36,8 +32,6 @@ from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.model.resolve import find_structure
 from optin_cli.model.structure import Structure
-
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 @dataclass(frozen=True)
@@ -88,105 +82,14 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies. One that a runtime holds has no parameters here, and computes on the CPU."""
-        first = next(self.model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+        """Where the model lies."""
+        return device_of(self.model)
 
     @property
-    def library(self) -> str:
-        """Name of the library that builds the model: transformers or timm."""
-        return self.blueprint.library
-
-    @property
-    def builder(self) -> Library:
-        """That library."""
-        return library_named(self.blueprint.library)
-
-    @property
-    def folder(self) -> Path | None:
-        """Where config, tokenizer and processor lie; None where a weights file stands alone."""
-        return self.blueprint.folder
-
-    @property
-    def config(self) -> Any:
-        """The library's own config."""
-        return self.blueprint.config
-
-    @property
-    def auto_class(self) -> str:
-        """What loads such a model: an auto class of transformers, or timm.create_model."""
-        return self.blueprint.auto_class
-
-    @property
-    def model_class(self) -> str:
-        """Name of the model's class."""
-        return self.blueprint.model_class
-
-    @property
-    def modality(self) -> Modality:
-        """What the model takes: text or images."""
-        return self.blueprint.modality
-
-    @property
-    def image(self) -> ImageInput | None:
-        """The images that the model takes; None for text."""
-        return self.blueprint.image
-
-    @property
-    def num_labels(self) -> int:
-        """Classes that the head tells apart."""
-        return self.blueprint.num_labels
-
-    @property
-    def label_names(self) -> tuple[str, ...] | None:
-        """Their names in order, where they are known."""
-        return self.blueprint.label_names
-
-    @property
-    def plan(self) -> dict[str, Any] | None:
-        """How the model was cut already."""
-        return self.blueprint.plan
-
-    @property
-    def problem_type(self) -> str | None:
-        """What the head was trained for, by transformers' names."""
-        return self.blueprint.problem_type
-
-    @property
-    def purpose(self) -> Purpose:
-        """The kind of task that the model is for, by its head and problem type."""
-        return known_heads()[self.auto_class].purpose_for(self.problem_type)
-
-    def preprocess(self) -> Preprocess:
-        """What turns an image into what the model was trained to see, (channels, height, width).
-
-        Raises:
-            CheckpointError: the checkpoint does not say.
-        """
-        return self.builder.preprocess(self.blueprint)
-
-    def tokenizer(self) -> Any:
-        """Load the tokenizer.
-
-        Raises:
-            CheckpointError: the checkpoint has none.
-        """
-        from transformers import AutoTokenizer
-
-        if self.modality != "text" or self.folder is None:
-            raise CheckpointError(
-                f"{self.name} is an image model ({self.model_class}), so it has no tokenizer.",
-                hint="Pass a folder of images instead of texts.",
-            )
-        hint = f"Put tokenizer.json and tokenizer_config.json into {self.folder}."
-        # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
-        if not any(path for pattern in VOCABULARIES for path in self.folder.glob(pattern)):
-            raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{self.name} has no usable tokenizer: {first}", hint=hint) from error
+    def input(self) -> ModelInput:
+        """What the model takes: its example inputs, samples and batches."""
+        recorded = None if self.recorded is None else self.recorded.workload
+        return model_input(self.name, self.blueprint, self.model, recorded)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -201,21 +104,21 @@ def pick_device(name: str | None) -> torch.device:
 
 def as_checkpoint(checkpoint: Checkpoint | str | Path, device: str | None = None) -> Checkpoint:
     """The checkpoint itself, or what loads from a path or hub id."""
-    return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint, device=device)
+    return checkpoint if isinstance(checkpoint, Checkpoint) else load(checkpoint, device=device)
 
 
-def load_checkpoint(
-    source: str | Path,
+def load(
+    path: str | Path,
     *,
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     architecture: Path | None = None,
     device: str | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint.
+    """Load a checkpoint, running no code from its folder. Its `model` is in evaluation mode.
 
     Args:
-        source: a folder, a state-dict file, or a model-hub id; timm:NAME for pretrained weights of timm.
+        path: a folder, a state-dict file, or a model-hub id; timm:NAME for pretrained weights of timm.
         arch: for a state-dict file, the folder (or hub id) that holds its config.json ("hf:" in front is allowed),
             or timm:NAME.
         arch_args: arguments that the named model of timm was made with, such as img_size and num_classes.
@@ -227,30 +130,30 @@ def load_checkpoint(
         ArchitectureError: no description fits it.
     """
     target = pick_device(device)
-    path = Path(source)
+    place, name = Path(path), str(path)
     arguments = arch_args or {}
     own = None if architecture is None else read_description(architecture)
-    if path.is_file():
-        blueprint, files = _describe(path, arch, arguments, architecture), [path]
+    if place.is_file():
+        blueprint, files = _describe(place, arch, arguments, architecture), [place]
     elif arch is not None or arguments:
-        raise UsageError(f"--arch names the config of a single weights file, but {source} is not a file.")
+        raise UsageError(f"--arch names the config of a single weights file, but {name} is not a file.")
     else:
-        folder = path if path.is_dir() else _fetch(str(source))
+        folder = place if place.is_dir() else _fetch(name)
         blueprint, files = read_folder(folder, architecture), []
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
     if blueprint.folder is not None and not files:
         files = weight_files(blueprint.folder)
     state = read_state(files)
-    model, root = library_named(blueprint.library).build(blueprint, state, str(source))
-    if blueprint.image is not None:
-        _require_size(model, blueprint.image, str(source))
+    model, root = blueprint.builder.build(blueprint, state, name)
+    takes = model_input(name, blueprint, model)
+    takes.check()
     head = known_heads()[blueprint.auto_class]
     model = model.to(target)
     structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
-    if (image := blueprint.image) is not None:
-        structure = structure.measured(model, {image.input_name: torch.zeros(1, *image.shape, device=target)})
+    if blueprint.image is not None:
+        structure = structure.measured(model, takes.example(takes.workload()))
     return Checkpoint(
-        name=path.stem if path.is_file() else path.resolve().name if path.is_dir() else str(source),
+        name=place.stem if place.is_file() else place.resolve().name if place.is_dir() else name,
         sha256=sha256_of(blueprint.identity, *files),
         blueprint=blueprint,
         model=model,
@@ -269,21 +172,6 @@ def read_description(path: Path) -> tuple[Architecture, Source]:
         ArchitectureError: the file cannot be read, or is no valid description.
     """
     return parse_architecture(path), Source(name=path.name, sha256=sha256_of(path))
-
-
-@torch.no_grad()
-def _require_size(model: nn.Module, image: ImageInput, name: str) -> None:
-    """Refuse a model that does not take images of the size that its own preprocessing makes."""
-    try:
-        model(**{image.input_name: torch.zeros(1, *image.shape)})
-    except (RuntimeError, ValueError, AssertionError) as error:
-        lines = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{name} says that its images have {image.height} x {image.width} pixels and {image.channels} channels, "
-            f"but its model refuses them: {lines[0].rstrip('.') if lines else type(error).__name__}.",
-            hint="Correct the size in the checkpoint's preprocessing: input_size in config.json for timm, size and "
-            "crop_size in preprocessor_config.json for transformers.",
-        ) from error
 
 
 def _fetch(source: str) -> Path:
@@ -308,8 +196,3 @@ def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], archit
         f"{path} is a state dict, which does not say what model it belongs to, and no {CONFIG} lies beside it.",
         hint=f"Pass --arch FOLDER, where FOLDER holds the model's {CONFIG} (and tokenizer), or --arch timm:NAME.",
     )
-
-
-def load(path: str | Path, *, device: str | None = None) -> nn.Module:
-    """Load a cut (or uncut) checkpoint as a module in evaluation mode, running no code from its folder."""
-    return as_checkpoint(path, device).model

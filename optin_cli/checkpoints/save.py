@@ -1,4 +1,4 @@
-"""A cut model, its plan and the checkpoint it came from in; a folder that its library loads without optin out."""
+"""Save a pruned model as a folder that its library loads without optin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CARRIED = (
 
 def carried_files(checkpoint: Checkpoint) -> list[Path]:
     """The files of a checkpoint that go along with any model made from it, in order of their names."""
-    source = checkpoint.folder
+    source = checkpoint.blueprint.folder
     found = {path for pattern in CARRIED for path in source.glob(pattern)} if source is not None else set()
     return sorted(path for path in found if path.is_file())
 
@@ -49,7 +49,7 @@ def round_to_storage(model: nn.Module, dtype: torch.dtype) -> None:
 def modeling_source(checkpoint: Checkpoint) -> str:
     """Text of the self-contained module beside the weights."""
     text = Path(runtime.__file__).read_text(encoding="utf-8")
-    return text + checkpoint.builder.modeling(checkpoint.blueprint)
+    return text + checkpoint.blueprint.builder.modeling(checkpoint.blueprint)
 
 
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
@@ -58,17 +58,19 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
     Weights keep the storage type of the checkpoint, and the config gains the plan.
 
     Args:
-        settings: keys of the stock config that state the cut; the folder then needs neither plan nor code.
+        settings: keys of the library's own config that state the pruned sizes; the folder then needs neither plan nor
+            code.
     """
+    blueprint = checkpoint.blueprint
     state = {
         name: (tensor.to(checkpoint.dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in model.state_dict().items()
     }
     if settings is None:
-        checkpoint.builder.save(checkpoint.blueprint, model, state, plan.model_dump(), folder)
+        blueprint.builder.save(blueprint, model, state, plan.model_dump(), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:
-        checkpoint.builder.save_stock(checkpoint.blueprint, model, state, settings, folder)
+        blueprint.builder.save_plain(blueprint, model, state, settings, folder)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

@@ -17,10 +17,10 @@ def require_tokens(checkpoint: Checkpoint) -> Tokens:
         ArchitectureError: they cannot; says why.
     """
     tokens = tokens_of(checkpoint.structure)
-    if checkpoint.plan and checkpoint.plan.get("merge"):
+    if checkpoint.blueprint.plan and checkpoint.blueprint.plan.get("merge"):
         why, hint = "its tokens merge already", "Cut the original once, by one mask of heads, neurons and tokens."
-    elif checkpoint.image is None:
-        why, hint = "it takes text, whose tokens do not repeat each other as the patches of an image do", None
+    elif checkpoint.input.unmergeable is not None:
+        why, hint = checkpoint.input.unmergeable, None
     elif tokens is None:
         why = f"its family {checkpoint.structure.family} does not describe how: its blocks need their tokens in place "
         why += "(windows, convolutions, relative positions), or take no attention mask"

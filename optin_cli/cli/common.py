@@ -1,10 +1,11 @@
-"""What the subcommands share: option types, output names, progress on stderr, results on stdout."""
+"""What the commands share: groups of options, output names, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ import typer
 
 from optin_cli.cli import interrupts
 from optin_cli.errors import Exit, UsageError
+from optin_cli.options.common import SEQ_LEN
+from optin_cli.options.declare import nested, option, part
 from optin_cli.options.images import ImageOptions
 from optin_cli.progress import Progress
 
@@ -20,15 +23,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from optin_cli.checkpoints.checkpoint import Checkpoint
+    from optin_cli.data.spec import DataSpec
 
 
 STDIO = "-"
 
 
 PIPE_WIDTH = 160
-
-
-MAX_UNREADABLE = ImageOptions().max_unreadable
 
 
 CheckpointArgument = Annotated[
@@ -39,27 +40,6 @@ CheckpointArgument = Annotated[
         show_default=False,
     ),
 ]
-
-
-Arch = Annotated[
-    str | None,
-    typer.Option("--arch", metavar="FOLDER", help="Config folder of a state-dict file (also hf:NAME, timm:NAME)."),
-]
-
-
-ArchArgs = Annotated[
-    str | None,
-    typer.Option("--arch-args", metavar="K=V,…", help="What timm's model was made with, such as img_size=112."),
-]
-
-
-ArchitectureFile = Annotated[
-    Path | None,
-    typer.Option("--architecture", metavar="JSON", help="Own description of where the model's units lie."),
-]
-
-
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, … (default: an accelerator if there is one)")]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -74,36 +54,70 @@ Output = Annotated[
 ]
 
 
-SeqLen = Annotated[
-    int | None,
-    typer.Option("--seq-len", metavar="N", help="Sequence length that costs are stated for. (default: 128)"),
-]
+SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
 
 
-TextColumns = Annotated[
-    str | None,
-    typer.Option("--text-columns", metavar="A[,B]", help="Text column(s) of the data. (default: guessed)"),
-]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. (default: all cores)")]
 
 
-LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column.")]
+@dataclass(frozen=True)
+class Opening:
+    """How a checkpoint is opened."""
+
+    arch: str | None = option(
+        None, "--arch", "Config folder of a state-dict file (also hf:NAME, timm:NAME).", metavar="FOLDER"
+    )
+    arch_args: str | None = option(
+        None, "--arch-args", "What timm's model was made with, such as img_size=112.", metavar="K=V,…"
+    )
+    architecture: Path | None = option(
+        None, "--architecture", "Own description of where the model's units lie.", metavar="JSON"
+    )
+    device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
+
+    def load(self, source: str) -> Checkpoint:
+        """Load a checkpoint (torch is imported only now)."""
+        from optin_cli.checkpoints.checkpoint import load
+
+        return load(
+            source, arch=self.arch, arch_args=self.arguments(), architecture=self.architecture, device=self.device
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What timm's model was made with, by name."""
+        from optin_cli.checkpoints.libraries.registry import parse_arguments
+
+        return parse_arguments(self.arch_args)
 
 
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="PATH", help="Local copy of the task's data: a file, or a folder (of images)."),
-]
+@dataclass(frozen=True)
+class Data:
+    """What data a command reads."""
+
+    source: str | None = option(
+        None,
+        "--calib",
+        "Task name (sst2, cifar10, …), or a file or folder of texts or images.",
+        metavar="TASK|PATH",
+    )
+    path: Path | None = option(
+        None, "--data", "Local copy of the task's data: a file, or a folder (of images).", metavar="PATH"
+    )
+    columns: tuple[str, ...] | None = option(
+        None, "--text-columns", "Text column(s) of the data. (default: guessed)", metavar="A[,B]"
+    )
+    label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
+    images: ImageOptions = nested(ImageOptions(), part())
+
+    def spec(self) -> DataSpec:
+        """The data as the stages take them."""
+        from optin_cli.data.spec import DataSpec
+
+        return DataSpec(self.source, self.path, self.columns, self.label_column, images=self.images)
 
 
-MaxUnreadable = Annotated[
-    float,
-    typer.Option(
-        metavar="SHARE", help="Share of images that may be skipped because they do not decode; more is an error."
-    ),
-]
-
-
-Seed = Annotated[int, typer.Option("--seed", help="Seed of sample selection and probes.")]
+TASK_DATA = part("path", "columns", "label_column", "images")
+"""Data of --task, so that there is no --calib to name it."""
 
 
 def run(command: Any, arguments: list[str] | None = None) -> Any:
@@ -112,29 +126,6 @@ def run(command: Any, arguments: list[str] | None = None) -> Any:
     if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
         raise KeyboardInterrupt
     return result
-
-
-def columns_of(text: str | None) -> list[str] | None:
-    """Split a comma-separated list of columns."""
-    return None if text is None else [part.strip() for part in text.split(",")]
-
-
-def shares_of(text: str, option: str) -> list[float]:
-    """Split a comma-separated list of numbers."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r} is not a number or a comma-separated list of numbers.") from error
-
-
-def share_or_none(text: str, option: str) -> float | None:
-    """One number, or None for "none"."""
-    if text == "none":
-        return None
-    shares = shares_of(text, option)
-    if len(shares) > 1:
-        raise UsageError(f"{option} is {text}; expected one number, or none.")
-    return shares[0]
 
 
 def stem_of(source: str) -> str:
@@ -159,19 +150,9 @@ def stem_of(source: str) -> str:
     return name
 
 
-def open_checkpoint(
-    source: str,
-    arch: str | None = None,
-    arch_args: str | None = None,
-    architecture: Path | None = None,
-    device: str | None = None,
-) -> Checkpoint:
-    """Load a checkpoint (torch is imported only now)."""
-    from optin_cli.checkpoints.checkpoint import load_checkpoint
-    from optin_cli.checkpoints.libraries.registry import parse_arguments
-
-    arguments = parse_arguments(arch_args)
-    return load_checkpoint(source, arch=arch, arch_args=arguments, architecture=architecture, device=device)
+def name_of(path: str) -> str:
+    """What artifacts and messages call an input file."""
+    return "stdin" if path == STDIO else Path(path).name
 
 
 def use_threads(threads: int | None) -> None:
@@ -179,7 +160,7 @@ def use_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise UsageError(f"{threads} threads were asked for; expected at least 1.", hint="Leave out --threads for all.")
+        raise UsageError(f"--threads is {threads}; expected at least 1.", hint="Leave out --threads for all cores.")
     import torch
 
     torch.set_num_threads(threads)
@@ -252,6 +233,17 @@ def progress(title: str) -> Iterator[Progress]:
         yield Bar(bar, title)
 
 
+def target_of(output: str | None, default: str, *, as_json: bool) -> str:
+    """Where a command writes: --output, stdout for --json alone, else its default name."""
+    return STDIO if output is None and as_json else output or default
+
+
+def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
+    """Print the name of what was written, or the artifact itself; nothing if that went to stdout already."""
+    if str(target) != STDIO:
+        typer.echo(artifact if as_json else target, nl=not as_json)
+
+
 def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before any time is spent."""
     from optin_cli.files import check_output
@@ -262,7 +254,7 @@ def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None
 
 @contextlib.contextmanager
 def resumable(state: Path | None) -> Iterator[None]:
-    """On interruption, tell how to go on."""
+    """On interruption, say how to resume."""
     try:
         yield
     except KeyboardInterrupt:

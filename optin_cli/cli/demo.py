@@ -1,4 +1,4 @@
-"""`optin demo`: nothing in; the five stages run offline on an embedded classifier, artifacts left in a folder."""
+"""`optin demo`: run the five stages offline on an embedded classifier, and leave the artifacts in a folder."""
 
 from __future__ import annotations
 

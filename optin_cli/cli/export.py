@@ -1,24 +1,25 @@
-"""`optin export`: a checkpoint in; a certified file for a runtime, with its record, out."""
+"""`optin export`: a file for a runtime, certified in that runtime."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from optin_cli.cli import common, completion
+from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.exporting.registry import MODULES, target_named
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from optin_cli.artifacts.export import Export
+from optin_cli.options.declare import part
+from optin_cli.options.export import ExportOptions
 
 
+@command
 def export(
     checkpoint: common.CheckpointArgument,
+    *,
     to: Annotated[
         str,
         typer.Option(
@@ -39,54 +40,31 @@ def export(
             show_default=False,
         ),
     ] = None,
-    opset: Annotated[
-        int | None, typer.Option(metavar="N", help="Version of ONNX operators. (default: the exporter's)")
-    ] = None,
-    seq_len: common.SeqLen = None,
+    options: ExportOptions,
     as_json: common.Json = False,
-    arch: common.Arch = None,
-    arch_args: common.ArchArgs = None,
-    architecture: common.ArchitectureFile = None,
+    opening: Annotated[common.Opening, part("arch", "arch_args", "architecture")],
     force: common.Force = False,
 ) -> None:
     """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO. Certified in that runtime."""
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
     target = target_named(to)
-    target.check_opset(opset)
+    target.check_opset(options.opset)
     target.require((*target.writes_with, *target.runs_with))
     from optin_cli.exporting.paths import check_place, place_of
 
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
     place = place_of(beside if output is None else Path(output), target)
     check_place(place, force=force)
-    import optin_cli as api
+    from optin_cli.exporting.export import export as export_checkpoint
 
-    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, "cpu")
+    opened = replace(opening, device="cpu").load(checkpoint)
     with common.progress("exporting") as progress:
-        record = api.export(opened, to, place, opset=opset, seq_len=seq_len, force=force, progress=progress)
+        record = export_checkpoint(opened, to, place, options=options, force=force, progress=progress)
     certificate, totals = record.certificate, record.totals
     common.say(
         f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes; certified by {certificate.loader}: "
         f"outputs differ by {certificate.difference:.2g} over {len(certificate.probes)} shapes "
         f"(tolerance {certificate.tolerance:.2g})"
     )
-    typer.echo(record.dump() if as_json else str(place), nl=not as_json)
-
-
-def export_table(record: Export) -> Table:
-    """What a file takes and gives, and how it was certified, for people."""
-    from rich.table import Table
-
-    opset = f", opset {record.opset}" if record.opset is not None else ""
-    table = Table(
-        title=f"{next(iter(record.files))}: {record.target}{opset}",
-        caption=f"{record.totals.macs:,} MACs ({record.workload.shape}), {record.totals.bytes:,} bytes; certified by "
-        f"{record.certificate.loader}: differs by {record.certificate.difference:.2g}",
-    )
-    for heading in ("", "tensor", "type", "shape"):
-        table.add_column(heading, no_wrap=True)
-    for what, tensors in (("takes", record.takes), ("gives", record.gives)):
-        for name, tensor in tensors.items():
-            table.add_row(what, name, tensor.dtype, " x ".join(map(str, tensor.shape)))
-    return table
+    common.print_result(record.dump(), place, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Signals in; KeyboardInterrupt out, again at the next step where a library has swallowed it."""
+"""Turn signals into KeyboardInterrupt, raised again at the next step where a library swallowed it."""
 
 from __future__ import annotations
 

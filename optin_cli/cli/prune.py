@@ -1,56 +1,42 @@
-"""`optin prune`: a checkpoint and a mask in; a certified smaller checkpoint folder out."""
+"""`optin prune`: a smaller checkpoint folder by a mask, certified by a reload in a fresh process."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from optin_cli.cli import common
+from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
-from optin_cli.options.images import ImageOptions
+from optin_cli.options.declare import Option, part
 from optin_cli.options.refit import RefitOptions
 
-DEFAULTS = RefitOptions()
+if TYPE_CHECKING:
+    from optin_cli.artifacts.manifest import Manifest
+
+CALIB = Option(
+    "--calib", "Unlabelled texts or images to refit the cut layers on. (default: no refit)", metavar="TASK|PATH"
+)
 
 
+@command
 def prune(
     checkpoint: common.CheckpointArgument,
+    *,
     mask: Annotated[
         str,
         typer.Option("--mask", metavar="MASK", help="What optin search wrote; - for stdin.", show_default=False),
     ],
     output: common.Output = None,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            "--calib",
-            metavar="TASK|PATH",
-            help="Unlabelled texts or images to refit the cut layers on. (default: no refit)",
-        ),
-    ] = None,
+    data: Annotated[common.Data, part("path", "columns", "images", source=CALIB)],
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,
-    refit_ridge: Annotated[
-        float | None, typer.Option(help="Ridge of the refit, relative. (default: by held-out error)")
-    ] = None,
-    add_bias: Annotated[
-        bool, typer.Option("--add-bias", help="Give refitted layers that have no bias one.")
-    ] = DEFAULTS.add_bias,
-    samples: Annotated[int, typer.Option(help="Samples to refit on.")] = DEFAULTS.samples,
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = DEFAULTS.batch_size,
-    max_length: Annotated[int | None, typer.Option(help="Longest sample, in tokens. (default: 128)")] = None,
-    data: common.Data = None,
-    text_columns: common.TextColumns = None,
-    max_unreadable: common.MaxUnreadable = common.MAX_UNREADABLE,
-    seed: common.Seed = DEFAULTS.seed,
+    options: RefitOptions,
     as_json: common.Json = False,
-    arch: common.Arch = None,
-    arch_args: common.ArchArgs = None,
-    architecture: common.ArchitectureFile = None,
-    device: common.Device = None,
+    opening: common.Opening,
     force: common.Force = False,
 ) -> None:
     """Cut the weights out, refit what reads them, save, and certify by reloading in a fresh process."""
@@ -62,41 +48,41 @@ def prune(
     from optin_cli.artifacts.mask import Mask
     from optin_cli.files import read_bytes
 
-    name = "stdin" if mask == common.STDIO else Path(mask).name
+    name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
-    import optin_cli as api
+    from optin_cli.pruning.prune import prune as prune_checkpoint
 
-    opened = common.open_checkpoint(checkpoint, arch, arch_args, architecture, device)
-    options = RefitOptions(samples, refit_ridge, batch_size, max_length, seed, add_bias)
+    opened = opening.load(checkpoint)
     with common.progress("pruning") as progress:
-        manifest = api.prune(
+        manifest = prune_checkpoint(
             opened,
             read,
             target,
-            calib=calib if refit else None,
-            data=data if refit else None,
-            columns=common.columns_of(text_columns),
+            refit=data.spec() if refit else None,
             options=options,
             force=force,
             name=name,
             progress=progress,
-            images=ImageOptions(max_unreadable=max_unreadable),
         )
+    for line in _summary(manifest):
+        common.say(line)
+    common.print_result(manifest.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)
+
+
+def _summary(manifest: Manifest) -> list[str]:
+    """What was pruned and how it was proved, in a line each."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
-    common.say(
+    lines = [
         f"{after.macs / before.macs:.4f} of the MACs, {after.parameters / before.parameters:.4f} of the parameters, "
         f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
-    )
+    ]
     if manifest.layout == "uniform":
-        common.say(f"uniform layout: loaded by {certificate.loader}")
+        lines.append(f"uniform layout: loaded by {certificate.loader}")
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
-        before_error, after_error = (
-            sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after")
+        old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))
+        lines.append(
+            f"refit {len(taken)} of {len(manifest.refit)} consumers: held-out error {old:.3g} -> {new:.3g} on average"
         )
-        common.say(
-            f"refit {len(taken)} of {len(manifest.refit)} consumers: held-out error "
-            f"{before_error:.3g} -> {after_error:.3g} on average"
-        )
-    typer.echo(manifest.dump() if as_json else f"{str(target).rstrip('/')}/", nl=not as_json)
+    return lines

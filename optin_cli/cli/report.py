@@ -1,4 +1,4 @@
-"""`optin report`: a pruned or sweep folder, or artifacts, in; one self-contained HTML page out."""
+"""`optin report`: one self-contained HTML page of a pruned model or a sweep."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def report(
     force: common.Force = False,
 ) -> None:
     """One HTML page of a pruned model: numbers, pictures, proof and commands."""
-    to_stdout = output == common.STDIO
-    first = next((p for p in (folder, mask, scores, profile, *(evaluation or ()), *(sweep or ())) if p), None)
+    single = {"mask": mask, "scores": scores, "profile": profile}
+    files = {kind: [path] for kind, path in single.items() if path is not None}
+    files |= {"eval": evaluation or [], "sweep": sweep or []}
+    first = next((path for path in (folder, *(path for paths in files.values() for path in paths)) if path), None)
     target = output or f"{common.stem_of(str(first)) if first else 'optin'}.report.html"
     common.require_free(target, force=force)
     from dataclasses import asdict
@@ -42,13 +44,8 @@ def report(
     from pydantic_core import to_jsonable_python
 
     from optin_cli.artifacts.base import to_json
-    from optin_cli.reporting.report import write_report
+    from optin_cli.reporting.report import report as write_report
 
-    single = {"mask": mask, "scores": scores, "profile": profile}
-    files = {kind: [path] for kind, path in single.items() if path is not None}
-    files |= {"eval": evaluation or [], "sweep": sweep or []}
     made = write_report(folder, target, files=files, force=force, progress=common.Notes())
-    if as_json and not to_stdout:
-        typer.echo(to_json(to_jsonable_python(asdict(made), by_alias=True)))
-    elif not to_stdout:
-        typer.echo(target)
+    facts = f"{to_json(to_jsonable_python(asdict(made), by_alias=True))}\n" if as_json else ""
+    common.print_result(facts, target, as_json=as_json)

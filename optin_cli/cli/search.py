@@ -1,4 +1,4 @@
-"""`optin search`: a scores file and budgets in; masks out, and a small picture of what stays."""
+"""`optin search`: masks within budgets, from a scores file, and a small picture of what stays."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optin_cli.cli import common, completion
+from optin_cli.cli import common
+from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import UNITS
+from optin_cli.options.search import BudgetOptions, SearchOptions
 
 if TYPE_CHECKING:
-    from optin_cli.artifacts.base import Source
     from optin_cli.artifacts.latency import LatencyTable
     from optin_cli.artifacts.mask import Mask
     from optin_cli.artifacts.scores import ScoresHeader
-
-
-Shares = tuple[float | None, float | None, float | None]
-"""Of MACs, parameters and time."""
 
 
 BAR = 16
@@ -31,60 +28,29 @@ SIGNS = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+@command
 def search(
     scores: Annotated[
         str, typer.Argument(metavar="SCORES", help="What optin score wrote; - for stdin.", show_default=False)
     ],
-    keep_flops: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE[,…]", help="Share of the model's MACs to keep: 0.5, or 0.6,0.5,0.4."),
-    ] = None,
-    keep_params: Annotated[
-        str | None, typer.Option(metavar="SHARE[,…]", help="Share of the model's parameters to keep.")
-    ] = None,
-    keep_latency: Annotated[
-        str | None, typer.Option(metavar="SHARE[,…]", help="Share of the measured time to keep; with --latency-table.")
-    ] = None,
+    *,
+    budget: BudgetOptions,
     latency_table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="What optin profile --latency wrote.")
     ] = None,
     output: common.Output = None,
-    algorithm: Annotated[
-        str,
-        typer.Option(
-            help="exact (integer program) or optin (the paper's search).", autocompletion=completion.algorithms
-        ),
-    ] = "exact",
-    round_to: Annotated[int, typer.Option(help="Kept widths come in multiples of this (8, 16, 32).")] = 1,
-    min_heads: Annotated[int, typer.Option(help="Fewest heads left in a layer.")] = 0,
-    min_neurons: Annotated[int, typer.Option(help="Fewest neurons left in a layer.")] = 0,
-    layout: Annotated[
-        str,
-        typer.Option(
-            metavar="ragged|uniform",
-            help="uniform: the same number of units in every layer, so that the stock class loads the result.",
-        ),
-    ] = "ragged",
-    protect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GROUP", help="Group that stays whole; encoder.0.* works; repeatable."),
-    ] = None,
+    options: SearchOptions,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
     """The best mask within a budget of FLOPs, parameters or measured time."""
-    from optin_cli.artifacts.mask import LAYOUTS
-    from optin_cli.artifacts.scores import read_scores
-    from optin_cli.files import write_text
-    from optin_cli.search.choose import ALGORITHMS, make_mask
-    from optin_cli.search.limits import Limits
-
-    if algorithm not in ALGORITHMS:
-        raise UsageError(f"Unknown algorithm {algorithm!r}.", hint=f"Known: {', '.join(ALGORITHMS)}.")
-    if layout not in LAYOUTS:
-        raise UsageError(f"Unknown layout {layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
-    budgets = _budgets(keep_flops, keep_params, keep_latency)
-    table, table_source = _read_table(keep_latency, latency_table)
+    budgets = budget.each()
+    if (budget.latency is None) != (latency_table is None):
+        raise UsageError(
+            "--keep-latency and --latency-table go together.",
+            hint="Measure with optin profile CKPT --latency, then pass --keep-latency 0.6 --latency-table FILE.",
+        )
+    table = None if latency_table is None else _read_table(latency_table)
     to_stdout = output == common.STDIO or (as_json and output is None)
     if to_stdout and len(budgets) > 1:
         raise UsageError(
@@ -98,22 +64,26 @@ def search(
     else:
         for target in targets:
             common.require_free(target, force=force)
+    from optin_cli.artifacts.scores import read_scores
+    from optin_cli.files import write_text
+    from optin_cli.search.limits import Limits
+    from optin_cli.search.search import search as search_mask
+
     read = read_scores(scores)
-    name = "stdin" if scores == common.STDIO else Path(scores).name
-    source: Source = read.source(name)
     masks = []
-    for flops, parameters, time in budgets:
+    for shares in budgets:
         limits = Limits(
-            keep_macs=flops,
-            keep_parameters=parameters,
-            round_to=round_to,
-            minima={"head": min_heads, "neuron": min_neurons},
-            protect=tuple(protect or ()),
-            layout=layout,
-            keep_latency=time,
+            keep_macs=shares.get("macs"),
+            keep_parameters=shares.get("parameters"),
+            round_to=options.round_to,
+            minima={"head": options.min_heads, "neuron": options.min_neurons},
+            protect=options.protect,
+            layout=options.layout,
+            keep_latency=shares.get("latency"),
             latency_table=table,
         )
-        masks.append(make_mask(read, source, limits, algorithm=algorithm, table_source=table_source))
+        names = {"name": common.name_of(scores), "table_name": common.name_of(latency_table or "")}
+        masks.append(search_mask(read, limits, algorithm=options.algorithm, **names))
     if folder is not None:
         folder.mkdir(exist_ok=True)
     for mask, target in zip(masks, targets, strict=True):
@@ -123,8 +93,7 @@ def search(
         )
         for line in uniform_notes(mask, read.header):
             common.say(line)
-        if target != common.STDIO:
-            typer.echo(mask.dump() if as_json else target, nl=not as_json)
+        common.print_result(mask.dump(), target, as_json=as_json)
 
 
 def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
@@ -142,52 +111,24 @@ def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
     return notes
 
 
-def _shares(text: str | None, option: str) -> list[float | None]:
-    return [None] if text is None else [*common.shares_of(text, option)]
-
-
-def _budgets(keep_flops: str | None, keep_params: str | None, keep_latency: str | None) -> list[Shares]:
-    """Shares of (MACs, parameters, time); a single value goes with every value of the other lists."""
-    given = {"--keep-flops": keep_flops, "--keep-params": keep_params, "--keep-latency": keep_latency}
-    if all(text is None for text in given.values()):
-        raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or both.")
-    lists = {option: _shares(text, option) for option, text in given.items()}
-    longest = max(lists, key=lambda option: len(lists[option]))
-    count = len(lists[longest])
-    for option, shares in lists.items():
-        if len(shares) not in (1, count):
-            raise UsageError(f"{longest} lists {count} budgets and {option} {len(shares)}.")
-    flops, parameters, time = (shares * (count // len(shares)) for shares in lists.values())
-    return list(zip(flops, parameters, time, strict=True))
-
-
-def _read_table(keep_latency: str | None, path: str | None) -> tuple[LatencyTable | None, Source | None]:
-    """The latency table and its name and hash; warns where it was measured on something else than what is here."""
-    if (keep_latency is None) != (path is None):
-        raise UsageError(
-            "--keep-latency and --latency-table go together.",
-            hint="Measure with optin profile CKPT --latency, then pass --keep-latency 0.6 --latency-table FILE.",
-        )
-    if path is None:
-        return None, None
-    from optin_cli.artifacts.base import Source, parse
+def _read_table(path: str) -> LatencyTable:
+    """Read a latency table; warn if it was measured on another device than this one."""
+    from optin_cli.artifacts.base import parse
     from optin_cli.artifacts.latency import LatencyTable
-    from optin_cli.files import read_bytes, sha256_of
-
-    name = "stdin" if path == common.STDIO else Path(path).name
-    content = read_bytes(path, "latency")
-    table = parse(LatencyTable, content, name)
+    from optin_cli.files import read_bytes
     from optin_cli.profiling.devices import other_device
 
+    name = common.name_of(path)
+    table = parse(LatencyTable, read_bytes(path, "latency"), name)
     if (difference := other_device(table.device, table.threads)) is not None:
         common.say(f"warning: {name} was {difference}. Times differ between devices, and so will what is reached.")
-    return table, Source(name=name, sha256=sha256_of(content))
+    return table
 
 
-def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[Shares]) -> list[str]:
+def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[dict[str, float]]) -> list[str]:
     if len(budgets) == 1:
         return [output or f"{stem}.mask.json"]
-    names = ["-".join(f"{share:g}" for share in budget if share is not None) for budget in budgets]
+    names = ["-".join(f"{share:g}" for share in budget.values()) for budget in budgets]
     if len(set(names)) < len(names):
         raise UsageError("The same budget is listed twice.")
     if folder is None:

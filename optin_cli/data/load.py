@@ -1,14 +1,23 @@
-"""Task names, files and folders in; samples, then batches of token ids or of pixels out.
-
-`rows` reads whatever holds rows, `samples` picks columns and, by `selecting`, rows whatever their order, `labels`
-translates the data's labels into the model's, `batches` tokenises, and `pairs` does texts that are compared. For
-question answering `answers` reads the answers, and `windows` tokenises contexts longer than a model holds. For images
-`galleries` finds them, `images` selects and checks them, `decoding` decodes one, and `image_batches` all.
-"""
+"""Samples of either kind."""
 
 from __future__ import annotations
 
 from optin_cli.data.images.samples import ImageSamples
 from optin_cli.data.text.samples import Samples
+from optin_cli.errors import DataError
 
 AnySamples = Samples | ImageSamples
+
+
+def require_texts(samples: AnySamples) -> Samples:
+    """The samples, which must be texts (DataError otherwise)."""
+    if isinstance(samples, ImageSamples):
+        raise DataError(f"{samples.name} holds images; expected texts.", hint="Pass texts, or another task.")
+    return samples
+
+
+def require_images(samples: AnySamples) -> ImageSamples:
+    """The samples, which must be images (DataError otherwise)."""
+    if isinstance(samples, Samples):
+        raise DataError(f"{samples.name} holds texts; expected images.", hint="Pass images, or another task.")
+    return samples

@@ -1,7 +1,4 @@
-"""A file, a folder or a dataset name in; rows (dictionaries) with their columns out.
-
-Text files are read by `formats`; Parquet files, saved datasets and datasets of the Hub by `datasets`.
-"""
+"""Open Parquet files, saved datasets and datasets of the Hub by the `datasets` library, and find splits."""
 
 from __future__ import annotations
 
@@ -15,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.data.text.formats import TEXT_READERS
-from optin_cli.errors import DataError, UsageError, did_you_mean, first_line
-from optin_cli.tasks.registry import load_task, require_modality, task_names
-from optin_cli.tasks.schema import Modality, Role, Task
+from optin_cli.errors import DataError, first_line
+from optin_cli.tasks.schema import Role, Task
 
 FALLBACKS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("validation", "test")}
 
@@ -36,39 +32,6 @@ def is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
-def resolve_source(
-    source: str | None, task: Task | None, data: Path | None, modality: Modality
-) -> tuple[Task | None, Path | None]:
-    """The task and the local data that are meant, either of which may be None.
-
-    Args:
-        source: an existing file or folder, else a task name.
-        task: a task that is known already; that of `source` must be the same.
-        data: a local copy of the task's data.
-        modality: what the model takes.
-
-    Raises:
-        UsageError: two that contradict each other.
-        DataError: neither a path nor a task, or a task of the other modality.
-    """
-    if source and Path(source).exists():
-        if data is not None:
-            raise UsageError(f"Both {source} and {data} name data; expected one of them.")
-        data = Path(source)
-    elif source is not None:
-        if source not in task_names():
-            raise DataError(
-                f"{source!r} is neither an existing file or folder nor a known task.",
-                hint=did_you_mean(source, task_names()),
-            )
-        if task is not None and task.name != source:
-            raise UsageError(f"The data is of task {source}, but task {task.name} was asked for.")
-        task = task or load_task(source)
-    if task is not None:
-        require_modality(task, modality)
-    return task, data
-
-
 def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
     """The split of a task's dataset that plays the role, from the local Hugging Face cache or the Hub.
 
@@ -83,7 +46,7 @@ def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
         )
     split: str = getattr(task.splits, role)
     name = "/".join(filter(None, (task.dataset.path, task.dataset.config)))
-    local = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.modality == "text" else "a folder of images"
+    local = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.input == "text" else "a folder of images"
     try:
         with quiet_datasets():
             return split, datasets.load_dataset(task.dataset.path, task.dataset.config, split=split)
@@ -125,7 +88,7 @@ def open_parquet(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
 
     splits = {WHOLE: [path]}
     if path.is_dir():
-        splits = {s: [p for p in paths if p.suffix.lower() == PARQUET] for s, paths in _split_files(path).items()}
+        splits = {s: [p for p in paths if p.suffix.lower() == PARQUET] for s, paths in split_files(path).items()}
     split = WHOLE if path.is_file() else next((s for s in wanted if splits.get(s)), None)
     if split is None:
         raise DataError(f"The folder {path} has splits {', '.join(splits)}; expected {' or '.join(wanted)}.")
@@ -159,7 +122,7 @@ def quiet_datasets() -> Iterator[None]:
             library.enable_progress_bars()
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
+def split_files(folder: Path) -> dict[str, list[Path]]:
     """Data files of a folder by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):

@@ -1,18 +1,20 @@
-"""A checkpoint and samples in; its task metric, agreement with another model, size and speed out."""
+"""Evaluate a checkpoint: its task metric, agreement with another model, size and speed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from optin_cli.artifacts.base import Options, Source, Totals, Workload
+from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
-from optin_cli.checkpoints.batches import read_samples, require_fit
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, random_inputs, workload_of
+from optin_cli.checkpoints.inputs import random_inputs
+from optin_cli.checkpoints.task_checks import require_fit
 from optin_cli.data.load import AnySamples
+from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial
@@ -20,7 +22,6 @@ from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
 from optin_cli.model.costs import count_macs, count_parameters
 from optin_cli.options.evaluation import EvalOptions
-from optin_cli.options.images import ImageOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.registry import load_task
@@ -28,79 +29,127 @@ from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
 
-def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    samples: AnySamples | None,
+def evaluate(
+    checkpoint: Checkpoint | str | Path,
+    task: str | None = None,
+    data: DataSpec | str | Path | None = None,
     *,
-    task: Task | None = None,
-    against: Checkpoint | None = None,
-    mine: Prediction | None = None,
-    theirs: Prediction | None = None,
+    against: Checkpoint | str | Path | None = None,
     options: EvalOptions | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Measure a checkpoint.
+    """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone.
 
     Args:
-        samples: what to predict; None measures size and speed only.
+        checkpoint, against: also files that `export` wrote, which run in their own runtimes.
         task: names the metrics; without it, or without labels, agreement with `against` remains.
-        against: another checkpoint, timed in the same run, interleaved.
-        mine, theirs: what `checkpoint` and `against` predict for the samples, where that is known already.
+        data: a file, folder or specification; None for the task's own dataset.
 
     Raises:
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
-    options = options or EvalOptions()
-    for each in (checkpoint, against):
-        if each is not None and task is not None:
-            require_fit(each, task)
-    workload = workload_of(checkpoint, options.seq_len)
-    labelled = task is not None and samples is not None and samples.labelled
-    if samples is not None and not labelled and against is None:
+    known, spec = None if task is None else load_task(task), DataSpec.of(data)
+    device = device_for(None, checkpoint, against)
+    opened = as_evaluated(checkpoint, device)
+    other = None if against is None else as_evaluated(against, device)
+    for each in (opened, other):
+        if known is not None and each is not None:
+            require_fit(each, known)
+    options = fitted(options or EvalOptions(), opened)
+    samples = None
+    if known is not None or spec.is_named:
+        samples = opened.input.load_samples(spec.evaluating(options.samples, options.seed, known), progress)
+    return evaluate_samples(opened, Exam(samples, known, options, progress), other)
+
+
+def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
+    """The options with lengths that the model holds; `seq_len` is None for images."""
+    usual = checkpoint.input.length(None)
+    return replace(
+        options,
+        seq_len=checkpoint.input.length(options.seq_len),
+        latency_length=min(options.latency_length, usual or options.latency_length),
+    )
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What checkpoints are measured by. samples: None measures size and speed only. options: see `fitted`."""
+
+    samples: AnySamples | None
+    task: Task | None
+    options: EvalOptions
+    progress: Progress = SILENT
+
+
+def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
+    """Predict the samples of an exam and measure the predictions.
+
+    Raises:
+        DataError: as of `evaluate`.
+    """
+    samples, task = exam.samples, exam.task
+    if samples is not None and against is None and not (task is not None and samples.labelled):
         what = "no labels" if task is not None else "no task that names a metric"
         raise DataError(
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
             hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
         )
+    return measure(predicted(checkpoint, exam), None if against is None else predicted(against, exam), exam)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A checkpoint and what it predicts in an exam, None where that has no samples."""
+
+    checkpoint: Checkpoint
+    prediction: Prediction | None
+
+
+def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
+    """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
+    if exam.samples is None:
+        return Predicted(checkpoint, None)
+    return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, exam.options, exam.progress)))
+
+
+def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluation:
+    """Measure a checkpoint by its predictions, beside another that is timed in the same run, interleaved.
+
+    Args:
+        against: the other checkpoint, with its predictions for the same exam.
+    """
+    checkpoint, samples, task, prediction = mine.checkpoint, exam.samples, exam.task, mine.prediction
+    workload = checkpoint.input.workload(exam.options.seq_len)
     inputs = checkpoint.sources
     if samples is not None:
         inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
-        mine = mine or predict_samples(checkpoint, samples, task, options, progress)
-        if against is not None:
-            theirs = theirs or predict_samples(against, samples, task, options, progress)
     if against is not None:
-        inputs["against"] = against.source
-    latencies = _latencies([c for c in (checkpoint, against) if c is not None], options)
-    recorded: Options = {
-        "batch_size": options.batch_size,
-        "max_length": options.max_length,
-        "latency_warmup": options.latency_warmup,
-        **(mine.constants if mine is not None else {}),
-    }
+        inputs["against"] = against.checkpoint.source
+    latencies = _latencies([one.checkpoint for one in (mine, against) if one is not None], exam.options)
+    values = prediction.values if prediction is not None else {}
+    first = task.metrics[0] if task is not None and values else None
     totals = _totals(checkpoint, workload)
-    first = task.metrics[0] if task is not None and mine is not None and mine.values else None
     return Evaluation(
         optin_version=__version__,
-        options=recorded,
+        options={
+            "batch_size": exam.options.batch_size,
+            "max_length": exam.options.max_length,
+            "latency_warmup": exam.options.latency_warmup,
+            **(prediction.constants if prediction is not None else {}),
+        },
         inputs=inputs,
         task=task.name if task is not None else None,
         split=samples.split if samples is not None else "none",
         samples=len(samples) if samples is not None else 0,
-        metric=Measure(name=first, value=mine.values[first]) if first and mine else None,
-        metrics=mine.values if mine is not None else {},
-        standard_error=mine.error if mine is not None else None,
+        metric=Measure(name=first, value=values[first]) if first else None,
+        metrics=values,
+        standard_error=prediction.error if prediction is not None else None,
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
-        against=None if against is None else _compare(against, totals, workload, first, mine, theirs, latencies),
+        against=None if against is None else _compare(mine, against, first, (totals, workload), latencies),
     )
-
-
-def predict_samples(
-    checkpoint: Checkpoint, samples: AnySamples, task: Task | None, options: EvalOptions, progress: Progress
-) -> Prediction:
-    """Predict samples and, with a task and labels, measure them, as the task's kind demands."""
-    return run_trial(Trial(checkpoint, samples, task, options, progress))
 
 
 def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
@@ -112,17 +161,17 @@ def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
                 hint="Leave out --seq-len, or export again with that --seq-len.",
             )
         return recorded.totals
-    macs, _ = count_macs(checkpoint.model, example_inputs(checkpoint, workload))
+    macs, _ = count_macs(checkpoint.model, checkpoint.input.example(workload))
     return Totals(macs=macs, parameters=count_parameters(checkpoint.model), bytes=checkpoint.weight_bytes)
 
 
 def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[Latency]:
     if options.latency_runs == 0:
         return []
-    workload = workload_of(checkpoints[0], options.latency_length, options.latency_batch)
+    workload = checkpoints[0].input.workload(options.latency_length, options.latency_batch)
     latencies = forward_latency(
         [c.model for c in checkpoints],
-        random_inputs(checkpoints, workload),
+        random_inputs([c.input for c in checkpoints], workload),
         workload,
         runs=options.latency_runs,
         warmup=options.latency_warmup,
@@ -134,27 +183,26 @@ def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[
 
 
 def _compare(
-    against: Checkpoint,
-    totals: Totals,
-    workload: Workload,
+    mine: Predicted,
+    theirs: Predicted,
     metric: str | None,
-    mine: Prediction | None,
-    theirs: Prediction | None,
+    cost: tuple[Totals, Workload],
     latencies: Sequence[Latency],
 ) -> Comparison:
-    other = _totals(against, workload)
+    """The comparison of two models whose metrics are `metric`; cost: of the first model, and for which input."""
+    against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
     value = drop = agreement = kl = None
-    if mine is not None and theirs is not None:
-        if mine.keys != theirs.keys:
+    if mine.prediction is not None and theirs.prediction is not None:
+        if mine.prediction.keys != theirs.prediction.keys:
             raise DataError(
                 f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
                 hint="Compare checkpoints that share a tokenizer.",
             )
-        agreement, kl = _distances(mine.outputs, theirs.outputs)
+        agreement, kl = _distances(mine.prediction.outputs, theirs.prediction.outputs)
         if metric is not None:
-            value = Measure(name=metric, value=theirs.values[metric])
+            value = Measure(name=metric, value=theirs.prediction.values[metric])
             sign = 1 if metrics.find_metric(metric).higher_is_better else -1
-            drop = sign * (theirs.values[metric] - mine.values[metric])
+            drop = sign * (value.value - mine.prediction.values[metric])
     return Comparison(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
@@ -185,7 +233,7 @@ def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
 
 
 def require_drop(evaluation: Evaluation, most: float) -> str | None:
-    """What is wrong when the metric fell by more than `most`, None when it did not.
+    """The message when the metric fell by more than `most`, None when it did not.
 
     Raises:
         UsageError: nothing was compared.
@@ -203,49 +251,3 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         f"(from {comparison.metric.value if comparison.metric else float('nan'):.4f} "
         f"to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
     )
-
-
-def evaluate(
-    checkpoint: Checkpoint | str | Path,
-    task: str | None = None,
-    *,
-    data: str | Path | None = None,
-    columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    against: Checkpoint | str | Path | None = None,
-    options: EvalOptions | None = None,
-    progress: Progress = SILENT,
-    images: ImageOptions | None = None,
-) -> Evaluation:
-    """Task metric, agreement with `against`, size and speed; without task and data, size and speed alone.
-
-    Args:
-        checkpoint, against: also files that `export` wrote, which run in their own runtimes.
-        images, note: as for `score`.
-    """
-    known = None if task is None else load_task(task)
-    device = device_for(None, checkpoint, against)
-    opened = as_evaluated(checkpoint, device)
-    if known is not None:
-        require_fit(opened, known)
-    other = None if against is None else as_evaluated(against, device)
-    if known is not None and other is not None:
-        require_fit(other, known)
-    chosen = None
-    if task is not None or data is not None:
-        chosen = read_samples(
-            opened,
-            None,
-            task=known,
-            data=data,
-            split="evaluation",
-            columns=columns,
-            label_column=label_column,
-            limit=samples,
-            seed=seed,
-            images=images,
-            progress=progress,
-        )
-    return evaluate_checkpoint(opened, chosen, task=known, against=other, options=options, progress=progress)

@@ -1,4 +1,4 @@
-"""A checkpoint and batches in; its outputs over all of them out. What every kind of task builds on."""
+"""Run a checkpoint over samples: what the predictor of every kind of task builds on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli.artifacts.base import Options
-from optin_cli.checkpoints.batches import encode, require_texts
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
-from optin_cli.data.images.samples import ImageSamples
-from optin_cli.data.load import AnySamples
+from optin_cli.data.load import AnySamples, require_texts
 from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
@@ -23,7 +22,7 @@ from optin_cli.tasks.schema import Task
 
 @dataclass(frozen=True)
 class Trial:
-    """One checkpoint to be tried on one set of samples."""
+    """One checkpoint to be tried on one set of samples; without a task, only its outputs are of interest."""
 
     checkpoint: Checkpoint
     samples: AnySamples
@@ -94,24 +93,13 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
 def predict_plain(trial: Trial) -> Prediction:
     """Run the model on the samples, which nothing is measured by."""
     outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.progress)
-    return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=constants_of(trial))
+    return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=trial.samples.constants)
 
 
 def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
     """The samples as batches, each one sequence or image."""
-    return encode(
-        trial.checkpoint,
-        trial.samples,
-        batch_size=trial.options.batch_size,
-        max_length=trial.options.max_length,
-        task=trial.task,
-        labelled=labelled,
-    )
-
-
-def constants_of(trial: Trial) -> Options:
-    """What is recorded of how the samples were read: images that were passed over."""
-    return {"skipped_images": len(trial.samples.skipped)} if isinstance(trial.samples, ImageSamples) else {}
+    how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled)
+    return trial.checkpoint.input.batches(trial.samples, how)
 
 
 def distributions(trial: Trial, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
-"""A checkpoint and a target in; the exported file with its record, and what reads its inputs, out, or nothing.
+"""Export a checkpoint as a file that a runtime runs, with a record beside it.
 
-The file is run by its runtime in a fresh process with optin made unimportable, on several shapes, and must give
-what the model in memory gives.
+The runtime runs the file in a fresh process where optin cannot be imported, on several shapes; its outputs must
+be those of the model in memory, or nothing is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,17 +22,17 @@ from safetensors.torch import load_file, save_file
 from optin_cli.artifacts.base import Source, Totals
 from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carried_files
-from optin_cli.checkpoints.synthetic_inputs import Inputs, example_inputs, workload_length, workload_of
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_fresh, run_probe, tolerance_for
-from optin_cli.data.text.tokenize import reserved_positions
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.paths import check_place, place_of, record_of
 from optin_cli.exporting.registry import Target, Traced, target_named
-from optin_cli.exporting.trace import export_probes, input_names, silenced, trace
+from optin_cli.exporting.trace import export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_macs, count_parameters
+from optin_cli.options.export import ExportOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
@@ -57,84 +57,102 @@ save_file(found, result)
 """Runs a file on the arrays "NUMBER/INPUT" of a safetensors file, and stores "NUMBER/OUTPUT"."""
 
 
-def export_checkpoint(
-    checkpoint: Checkpoint,
-    target: Target,
-    output: Path,
+def export(
+    checkpoint: Checkpoint | str | Path,
+    to: str,
+    output: str | Path | None = None,
     *,
-    opset: int | None = None,
-    seq_len: int | None = None,
+    options: ExportOptions | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Export:
-    """Trace, translate, certify and record a model.
+    """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
 
     Args:
-        output: the file to write, or its folder, which is made if its parent is there. Outside the checkpoint's own
-            folder, config, tokenizer and processor are put beside it.
-        opset: version of the target's operators, None for what the exporter writes by itself.
-        seq_len: that MACs are recorded for.
+        to: a target: onnx, torch-export or openvino.
+        output: the file, or its folder, which is made if its parent exists; outside the checkpoint's own folder,
+            config, tokenizer and processor are put beside it. Where none is given, the checkpoint's own folder, if
+            that is how it was given, else a folder named after both.
         force: replace an earlier export.
-        progress: told what is being done.
 
     Raises:
         ExportError: a package is missing, or the model cannot be expressed.
         CertificateError: the runtime computes something else, or fails; nothing is written.
         UsageError: the target has no such opset.
     """
-    target.check_opset(opset)
+    target, options = target_named(to), options or ExportOptions()
+    target.check_opset(options.opset)
     target.require((*target.writes_with, *target.runs_with))
-    path = place_of(output, target)
+    beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
+    opened = as_checkpoint(checkpoint, "cpu")
+    path = place_of(Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}"), target)
     check_place(path, force=force)
-    _check_company(checkpoint, path)
-    if checkpoint.device.type != "cpu":  # the device of a model's constants would be written into the file
-        checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu"))
-    workload = workload_of(checkpoint, workload_length(checkpoint, seq_len))
-    takes = input_names(checkpoint)
-    probes = export_probes(checkpoint, takes)
+    _check_sibling_config(opened, path)
+    if opened.device.type != "cpu":  # the device of a model's constants would be written into the file
+        opened = replace(opened, model=copy.deepcopy(opened.model).to("cpu"))
+    options = replace(options, seq_len=opened.input.length(options.seq_len))
+    takes = opened.input.names()
+    probes = export_probes(opened, takes)
     with atomic_files(path.parent, last=record_of(path).name) as folder:
         progress.update(0, 3, "tracing")
         with silenced():
-            traced = trace(checkpoint, takes, probes[0])
+            traced = trace(opened, takes, probes[0])
             progress.update(1, 3, f"writing {target.name}")
-            used = target.write(traced, folder / path.name, opset)
-        files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
+            used = target.write(traced, folder / path.name, options.opset)
         progress.update(2, 3, "certifying in a fresh process")
-        certificate = certify_export(checkpoint, target, folder / path.name, traced, probes)
-        record = Export(
-            optin_version=__version__,
-            options={} if opset is None else {"opset": opset},
-            inputs={
-                **checkpoint.sources,
-                "config": Source(name=CONFIG, sha256=sha256_of(checkpoint.blueprint.identity)),
-            },
-            target=target.name,
-            files={file.name: sha256_of(file) for file in files},
-            family=checkpoint.structure.family,
-            model_class=checkpoint.model_class,
-            auto_class=checkpoint.auto_class,
-            takes=_rules(traced, probes[0]),
-            gives=_output_rules(traced, run_probe(checkpoint.model, probes[0], traced.gives)),
-            reserved_positions=_reserved(checkpoint),
-            opset=used,
-            workload=workload,
-            totals=Totals(
-                macs=count_macs(checkpoint.model, example_inputs(checkpoint, workload))[0],
-                parameters=count_parameters(checkpoint.model),
-                bytes=sum(file.stat().st_size for file in files),
-            ),
-            certificate=certificate,
-            versions={
-                "python": platform.python_version(),
-                **{
-                    name: importlib.metadata.version(name)
-                    for name in sorted({"torch", checkpoint.library, *target.writes_with, *target.runs_with})
-                },
-            },
-        )
+        certificate = certify_export(opened, target, folder / path.name, traced, probes)
+        written = Written(target, traced, probes[0], folder / path.name, used)
+        record = _record(opened, written, certificate, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
-        _bring_company(checkpoint, path.parent, folder)
+        _copy_sidecar_files(opened, path.parent, folder)
     return record
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that a target wrote from a traced model; example: the inputs that were traced."""
+
+    target: Target
+    traced: Traced
+    example: Inputs
+    path: Path
+    opset: int | None
+
+
+def _record(checkpoint: Checkpoint, written: Written, certificate: ExportCertificate, options: ExportOptions) -> Export:
+    """The record of a file, which is alone with its weights in its folder."""
+    target, traced, takes, blueprint = written.target, written.traced, checkpoint.input, checkpoint.blueprint
+    files = sorted(written.path.parent.iterdir(), key=lambda file: (file.name != written.path.name, file.name))
+    workload = takes.workload(options.seq_len)
+    packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with})
+    return Export(
+        optin_version=__version__,
+        options={} if options.opset is None else {"opset": options.opset},
+        inputs={
+            **checkpoint.sources,
+            "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity)),
+        },
+        target=target.name,
+        files={file.name: sha256_of(file) for file in files},
+        family=checkpoint.structure.family,
+        model_class=blueprint.model_class,
+        auto_class=blueprint.auto_class,
+        takes=_input_rules(traced, written.example),
+        gives=_output_rules(traced, run_probe(checkpoint.model, written.example, traced.gives)),
+        reserved_positions=takes.reserved,
+        opset=written.opset,
+        workload=workload,
+        totals=Totals(
+            macs=count_macs(checkpoint.model, takes.example(workload))[0],
+            parameters=count_parameters(checkpoint.model),
+            bytes=sum(file.stat().st_size for file in files),
+        ),
+        certificate=certificate,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    )
 
 
 def certify_export(
@@ -179,7 +197,7 @@ def certify_export(
     )
 
 
-def _rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
+def _input_rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
     return {
         name: TensorRule(
             dtype=_dtype(example[name]),
@@ -204,12 +222,7 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _reserved(checkpoint: Checkpoint) -> int:
-    rows = getattr(checkpoint.config, "max_position_embeddings", None) if checkpoint.image is None else None
-    return reserved_positions(checkpoint.model, int(rows)) if rows else 0
-
-
-def _check_company(checkpoint: Checkpoint, path: Path) -> None:
+def _check_sibling_config(checkpoint: Checkpoint, path: Path) -> None:
     """Refuse a folder that holds another checkpoint: its config and tokenizer would be read beside this model."""
     config = path.parent / CONFIG
     if config.is_file() and config.read_bytes() != checkpoint.blueprint.identity:
@@ -219,39 +232,10 @@ def _check_company(checkpoint: Checkpoint, path: Path) -> None:
         )
 
 
-def _bring_company(checkpoint: Checkpoint, folder: Path, staged: Path) -> None:
+def _copy_sidecar_files(checkpoint: Checkpoint, folder: Path, staged: Path) -> None:
     """Put config, tokenizer and processor into `staged`, where `folder` lacks them."""
     if not (folder / CONFIG).is_file():
         (staged / CONFIG).write_bytes(checkpoint.blueprint.identity)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, staged / path.name)
-
-
-def export(
-    checkpoint: Checkpoint | str | Path,
-    to: str,
-    output: str | Path | None = None,
-    *,
-    opset: int | None = None,
-    seq_len: int | None = None,
-    force: bool = False,
-    progress: Progress = SILENT,
-) -> Export:
-    """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
-
-    Args:
-        to: a target: onnx, torch-export or openvino.
-        output: the file or its folder. Where none is given, the checkpoint's own folder, if that is how it was given,
-            and else a folder named after both.
-        opset: version of ONNX operators, None for the exporter's own choice.
-        seq_len: length of text that MACs are recorded for.
-
-    Raises:
-        OptinError: a package is missing, the model cannot be expressed, or the runtime computes something else.
-    """
-    target = target_named(to)
-    beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
-    opened = as_checkpoint(checkpoint, "cpu")
-    place = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
-    return export_checkpoint(opened, target, place, opset=opset, seq_len=seq_len, force=force, progress=progress)

@@ -1,4 +1,4 @@
-"""An exported file and its record in; a checkpoint that evaluation runs through the file's own runtime out."""
+"""Open an exported file as a checkpoint that evaluation runs in the file's own runtime."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
-from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load_checkpoint, read_description
+from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
+from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import read_folder
-from optin_cli.checkpoints.synthetic_inputs import Inputs
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError
 from optin_cli.exporting.paths import record_of
 from optin_cli.exporting.registry import ExportError, Run, Target, target_of
@@ -45,11 +45,11 @@ def load_evaluated(source: str | Path, *, device: str | None = None, **options: 
 
     Args:
         device: where to put a checkpoint; exported files are run on the CPU.
-        options: see `load_checkpoint`.
+        options: see `load`.
     """
     target = target_of(source)
     if target is None or Path(source).is_dir():
-        return load_checkpoint(source, device=device, **options)
+        return load(source, device=device, **options)
     if options.get("arch") or options.get("arch_args"):
         raise UsageError(f"--arch names the model of a state dict; {source} says everything itself.")
     if device not in (None, DEVICE):

@@ -1,4 +1,4 @@
-"""What a user named as output in; the path of the exported file and of its record out, refused where it cannot be."""
+"""Paths of an exported file and its record, and whether they may be written."""
 
 from __future__ import annotations
 

@@ -1,40 +1,49 @@
-"""The constants of scoring, refit, evaluation and sweeps, with their defaults. Nothing here imports torch."""
+"""Options of evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from optin_cli.errors import UsageError
+from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN
+from optin_cli.options.declare import Checked, nested, option, part, shared
+
+DEFAULT_WINDOW = 384
+"""Tokens of a window of question and context where no other number is asked for."""
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
-    """Constants of question answering.
+class AnswerOptions(Checked):
+    """Options of question answering.
 
     doc_stride: tokens that consecutive windows of a context share. max_answer: most tokens of an answer.
     no_answer_threshold: how far "no answer" must exceed the best answer, where a task allows it.
     """
 
-    doc_stride: int = 128
-    max_answer: int = 30
-    no_answer_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.doc_stride < 0 or self.max_answer < 1:
-            raise UsageError(
-                f"doc_stride is {self.doc_stride} and max_answer {self.max_answer}; expected at least 0 and 1."
-            )
+    doc_stride: int = option(128, "--doc-stride", "Tokens that two windows of a question's long context share.", low=0)
+    max_answer: int = option(30, low=1)
+    no_answer_threshold: float = option(
+        0.0, "--no-answer-threshold", "How far the score of no answer must exceed the best answer's (squad_v2)."
+    )
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """Every constant of an evaluation. latency_runs = 0 measures no latency. Lengths are those of texts."""
+class EvalOptions(Checked):
+    """Options of an evaluation.
 
-    batch_size: int = 32
-    max_length: int | None = None
-    seq_len: int | None = 128
-    latency_batch: int = 32
-    latency_length: int = 64
-    latency_runs: int = 20
-    latency_warmup: int = 3
-    answers: AnswerOptions = AnswerOptions()
+    max_length: None for 128 tokens, or what the model holds. seq_len, latency_length: as asked for; an evaluation uses
+    no more than the model holds, and neither where inputs are images. seq_len: None for 128. latency_runs: 0 measures
+    no latency. samples: how many to evaluate on, None for all; seed: of their selection.
+    """
+
+    batch_size: int = shared(32, BATCH_SIZE)
+    max_length: int | None = shared(
+        None, replace(MAX_LENGTH, help=MAX_LENGTH.help.replace(")", f"; a window of questions: {DEFAULT_WINDOW})"))
+    )
+    seq_len: int | None = shared(None, SEQ_LEN)
+    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1)
+    latency_length: int = option(64, "--latency-length", "Sequence length that latency is measured at.", low=1)
+    latency_runs: int = option(20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0)
+    latency_warmup: int = option(3, low=0)
+    answers: AnswerOptions = nested(AnswerOptions(), part())
+    samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
+    seed: int = shared(0, replace(SEED, recorded=""))

@@ -1,32 +1,36 @@
-"""The constants of scoring, refit, evaluation and sweeps, with their defaults. Nothing here imports torch."""
+"""Options of the refit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from optin_cli.errors import UsageError
+from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
+from optin_cli.options.declare import Checked, Option, option, shared
 
 MIN_REFIT_SAMPLES = 8
 """One sample in four is held out to judge a refit, so fewer than this say nothing."""
 
 
+RIDGE = Option("--refit-ridge", "Ridge of the refit, relative. (default: by held-out error)", above=0, noun="The ridge")
+
+
 @dataclass(frozen=True)
-class RefitOptions:
-    """Every constant of a refit.
+class RefitOptions(Checked):
+    """Options of a refit.
 
     ridge: relative to the mean diagonal of X^T X; None chooses by held-out error. add_bias: give layers without
     bias one.
     """
 
-    samples: int = 512
-    ridge: float | None = None
-    batch_size: int = 32
-    max_length: int | None = None
-    seed: int = 0
-    add_bias: bool = False
+    samples: int = option(512, "--samples", "Samples to refit on.")
+    ridge: float | None = shared(None, RIDGE)
+    batch_size: int = shared(32, BATCH_SIZE)
+    max_length: int | None = shared(None, MAX_LENGTH)
+    seed: int = shared(0, SEED)
+    add_bias: bool = option(False, "--add-bias", "Give refitted layers that have no bias one.")
 
     def __post_init__(self) -> None:
-        if self.ridge is not None and self.ridge <= 0:
-            raise UsageError(f"The ridge is {self.ridge}; expected a positive number.")
+        super().__post_init__()
         if self.samples < MIN_REFIT_SAMPLES:
             raise UsageError(f"{self.samples} samples are too few to refit on; expected {MIN_REFIT_SAMPLES} or more.")

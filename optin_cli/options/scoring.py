@@ -1,14 +1,15 @@
-"""The constants of scoring, refit, evaluation and sweeps, with their defaults. Nothing here imports torch."""
+"""Options of scoring, and the criteria and unit kinds to choose from."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from optin_cli.errors import UsageError, did_you_mean
+from optin_cli.errors import UsageError
+from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
+from optin_cli.options.declare import Checked, option, shared
 
 Estimator = Literal["sketch", "exact", "hybrid"]
 
@@ -23,82 +24,6 @@ REMOVABLE: Mapping[str, str] = {name: kind for name, kind in UNITS.items() if na
 
 EXACT_KINDS = ("head",)
 """Those that it does score so by default."""
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Every constant of a scoring run.
-
-    units: what is scored, of UNITS; kinds that a model lacks are passed over unless they were asked for. criterion: a
-    key of CRITERIA. estimator: "sketch" for all units, "exact" for all, or "hybrid": exact for
-    the kinds in `exact_kinds`, sketch for the others. exact_kinds: names or kinds of REMOVABLE; None for heads, which a
-    model may lack. rescore: shares of the MACs at which, cut to that share and
-    refitted, the model's remaining units are scored anew (trajectory criteria only). output_weight is lambda,
-    temperature is tau. samples, exact_samples: how many calibration samples each estimator sees. probes: backward
-    passes a sample. rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128
-    tokens, or what the model holds. token_exchange: where tokens are scored, the share of the MACs at which units and
-    tokens are each cut and refitted, to weigh the importance of one against that of the other; None for as scored.
-    """
-
-    criterion: str = "trajectory"
-    units: tuple[str, ...] = ("heads", "neurons", "channels")
-    estimator: str = "sketch"
-    rescore: tuple[float, ...] = (0.8, 0.6)
-    output_weight: float = 10.0
-    temperature: float = 4.0
-    probes: int = 4
-    samples: int = 512
-    exact_samples: int = 128
-    exact_kinds: tuple[str, ...] | None = None
-    batch_size: int = 32
-    rows: int = 256
-    max_length: int | None = None
-    seed: int = 0
-    token_exchange: float | None = 0.8
-
-    def __post_init__(self) -> None:
-        positive = ("temperature", "probes", "samples", "exact_samples", "batch_size", "rows")
-        for name in positive:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number.")
-        if unknown := [name for name in self.units if name not in UNITS]:
-            raise UsageError(f"Unknown units {unknown[0]!r}.", hint=did_you_mean(unknown[0], UNITS))
-        if len(set(self.units)) < len(self.units) or not self.units:
-            raise UsageError(f"The units {', '.join(self.units) or '(none)'} are not a list of different ones.")
-        if self.estimator not in get_args(Estimator):
-            raise UsageError(
-                f"Unknown estimator {self.estimator!r}.",
-                hint=did_you_mean(self.estimator, get_args(Estimator)),
-            )
-        words = {*REMOVABLE, *REMOVABLE.values()}
-        if unknown := [name for name in self.exact_kinds or () if name not in words]:
-            raise UsageError(f"Unknown exact kind {unknown[0]!r}.", hint=did_you_mean(unknown[0], REMOVABLE))
-        if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
-            raise UsageError(
-                f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
-            )
-        if self.token_exchange is not None and not 0 < self.token_exchange < 1:
-            raise UsageError(f"token_exchange is {self.token_exchange}; expected a share between 0 and 1, or none.")
-        if not 0 <= self.output_weight < math.inf:
-            raise UsageError(f"output_weight is {self.output_weight}; expected 0 or more.")
-        if self.criterion not in CRITERIA:
-            raise UsageError(f"Unknown criterion {self.criterion!r}.", hint=did_you_mean(self.criterion, CRITERIA))
-
-    @property
-    def removed_kinds(self) -> tuple[str, ...]:
-        """Kinds of the groups that the hybrid estimator scores exactly."""
-        if self.exact_kinds is None:
-            return EXACT_KINDS
-        return tuple(dict.fromkeys(REMOVABLE.get(name, name) for name in self.exact_kinds))
-
-    def recorded(self) -> dict[str, Any]:
-        """Every constant as artifacts record it."""
-        return {
-            **asdict(self),
-            "exact_kinds": list(self.removed_kinds),
-            "rescore": list(self.rescore),
-            "units": [*self.units],
-        }
 
 
 @dataclass(frozen=True)
@@ -122,3 +47,87 @@ CRITERIA: Mapping[str, Criterion] = {
     "magnitude": Criterion(needs_data=False),
     "random": Criterion(needs_data=False),
 }
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Checked):
+    """Options of scoring.
+
+    units: kinds that a model lacks are passed over unless they were asked for. estimator: "hybrid" is exact for the
+    kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE; None for heads, which a
+    model may lack. rescore: for trajectory criteria, falling shares of the MACs; at
+    each the model is pruned to that share and refitted, and its remaining units are scored again. output_weight,
+    temperature: lambda and tau of the paper. samples, exact_samples: calibration samples that each estimator uses.
+    rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what the
+    model holds. token_exchange: where tokens are scored, the share of the MACs to which units and tokens are each
+    pruned and refitted, to weigh the importance of one against that of the other; None leaves them as scored.
+    """
+
+    criterion: str = option(
+        "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
+    )
+    units: tuple[str, ...] = option(
+        ("heads", "neurons", "channels"),
+        "--units",
+        "What to score: of heads, neurons, channels and, in plain vision transformers, tokens.",
+        choices=UNITS,
+    )
+    estimator: str = option(
+        "sketch",
+        "--estimator",
+        "sketch: all units in a few backward passes; exact: remove each; hybrid: both.",
+        choices=get_args(Estimator),
+    )
+    rescore: tuple[float, ...] = option(
+        (0.8, 0.6),
+        "--rescore",
+        "Shares of the MACs at which, cut and refitted, the model's remaining units are scored anew; none: score once.",
+        metavar="SHARES|none",
+        none=True,
+    )
+    output_weight: float = option(10.0, "--lambda", "Weight of the output term.", low=0)
+    temperature: float = option(4.0, "--tau", "Temperature of the output term.", above=0)
+    probes: int = option(4, "--probes", "Backward passes a sample.", above=0)
+    samples: int = option(512, "--samples", "Calibration samples.", above=0)
+    exact_samples: int = option(128, "--exact-samples", "Calibration samples that exact removal sees.", above=0)
+    exact_kinds: tuple[str, ...] | None = option(
+        None,
+        "--exact-kinds",
+        "What hybrid scores exactly, of heads, neurons and channels. (default: heads)",
+        choices=(*REMOVABLE, *REMOVABLE.values()),
+        noun="exact kind",
+    )
+    batch_size: int = shared(32, BATCH_SIZE)
+    rows: int = option(256, "--rows", "Candidates x samples at once, for exact removal.", above=0)
+    max_length: int | None = shared(None, MAX_LENGTH)
+    seed: int = shared(0, SEED)
+    token_exchange: float | None = option(
+        0.8,
+        "--token-exchange",
+        "Share of the MACs at which units and tokens are each cut and refitted, to weigh one against the other; "
+        "none: as scored.",
+        metavar="SHARE|none",
+        above=0,
+        below=1,
+        none=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.units)) < len(self.units) or not self.units:
+            raise UsageError(f"The units {', '.join(self.units) or '(none)'} are not a list of different ones.")
+        if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
+            raise UsageError(
+                f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
+            )
+
+    @property
+    def removed_kinds(self) -> tuple[str, ...]:
+        """Kinds of the groups that the hybrid estimator scores exactly."""
+        if self.exact_kinds is None:
+            return EXACT_KINDS
+        return tuple(dict.fromkeys(REMOVABLE.get(name, name) for name in self.exact_kinds))
+
+    def recorded(self) -> dict[str, Any]:
+        """Every constant as artifacts record it."""
+        return {**super().recorded(), "exact_kinds": [*self.removed_kinds]}

@@ -1,10 +1,14 @@
-"""The constants of scoring, refit, evaluation and sweeps, with their defaults. Nothing here imports torch."""
+"""Options of sweeps, and the names of the recipes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
+from optin_cli.options.declare import Checked, Option, nested, option, part, shared
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.refit import RIDGE
+from optin_cli.options.scoring import ScoreOptions
 
 RECIPES = (
     "optin",
@@ -18,37 +22,69 @@ RECIPES = (
     "kwon",
     "kprune",
 )
-"""Names of the recipes, which shell completion tells without importing them."""
+"""Names of the recipes, known without importing them."""
+
+
+SCORING = part("samples", "batch_size", "max_length", "seed")
+
+
+EVALUATION = part(
+    "batch_size",
+    "max_length",
+    "seq_len",
+    "latency_batch",
+    "latency_length",
+    "latency_runs",
+    "seed",
+    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
+    prefix="eval_",
+)
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(Checked):
     """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
 
     evaluations: most models that are tried for `max_drop`. ridge: for recipes that refit; None chooses by held-out
-    error.
+    error. scoring: of the recipes that score; its samples and seed choose the calibration set. evaluation: of every
+    model; its samples and seed choose what it is evaluated on.
     """
 
-    recipes: tuple[str, ...] = ("optin",)
-    keep_flops: tuple[float, ...] | None = None
-    max_drop: float | None = None
-    evaluations: int = 6
-    ridge: float | None = None
+    recipes: tuple[str, ...] = option(
+        ("optin",),
+        "--recipe",
+        "Ways of pruning: optin, no-refit, magnitude, fisher, …",
+        metavar="NAME[,…]",
+        choices=RECIPES,
+        noun="recipe",
+    )
+    keep_flops: tuple[float, ...] | None = option(
+        None,
+        "--keep-flops",
+        "Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.",
+        metavar="SHARE[,…]",
+        above=0,
+        high=1,
+        noun="The share of macs to keep",
+    )
+    max_drop: float | None = option(
+        None,
+        "--max-drop",
+        "Instead: write the smallest model whose metric is lower by no more.",
+        low=0,
+        noun="The allowed drop",
+    )
+    evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
+    ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
+    scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
+    evaluation: EvalOptions = nested(EvalOptions(), EVALUATION)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.keep_flops is None) == (self.max_drop is None):
             both = "Both --keep-flops and --max-drop were given; expected one of them."
             what = "No budget was given." if self.keep_flops is None else both
             raise UsageError(what, hint="Pass --keep-flops 0.6,0.5,0.4 or --max-drop 0.01.")
-        for share in self.keep_flops or ():
-            if not 0 < share <= 1:
-                raise UsageError(f"The share of macs to keep is {share}; expected a number above 0, at most 1.")
-        if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
-            raise UsageError(f"The allowed drop is {self.max_drop}; expected 0 or more, such as 0.01.")
-        if self.evaluations < 1:
-            raise UsageError(f"{self.evaluations} evaluations were asked for; expected at least 1.")
-        if self.ridge is not None and self.ridge <= 0:
-            raise UsageError(f"The ridge is {self.ridge}; expected a positive number.")
         for listed, what in ((self.recipes, "recipe"), (self.keep_flops or (), "budget")):
             twice = [item for number, item in enumerate(listed) if item in listed[:number]]
             if twice:

@@ -1,6 +1,6 @@
-"""A checkpoint in; what each group of its units costs in time on this device out, measured on really cut models.
+"""Measure the time of each group's units on this device, on models that are really pruned.
 
-Layers of the same shapes are cut together and share the difference: with L of them and T(k) the time of the whole
+Layers of the same shapes are pruned together and share the difference: with L of them and T(k) the time of the whole
 model when all keep k units, a layer's k units take (T(k) - T(fewest)) / L. The whole model runs each time, so that
 weights compete for the caches as they do in use.
 """
@@ -18,7 +18,6 @@ from optin_cli.artifacts.base import Options, Workload
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import random_inputs
 from optin_cli.model.cut import cut
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.structure import Structure
@@ -37,11 +36,10 @@ def measure_table(
     *,
     progress: Progress = SILENT,
 ) -> LatencyTable:
-    """Time the model whole and with each kind of group cut to a few sizes; the runs of all models are interleaved.
+    """Time the model whole and with each kind of group pruned to a few sizes; the runs of all are interleaved.
 
     Args:
         workload: shape of the inputs.
-        tell: told what is being done.
     """
     model, structure = checkpoint.model, checkpoint.structure
     alike = alike_groups(model, structure)
@@ -54,7 +52,7 @@ def measure_table(
             )
             models.append(_cut_alike(checkpoint, groups, count))
     progress.update(0, 1, f"timing {len(models)} models, {options.runs} runs each")
-    inputs = random_inputs([checkpoint], workload, seed=options.seed)[0]
+    inputs = checkpoint.input.random(workload, seed=options.seed)
     times = forward_latency(models, [inputs] * len(models), workload, runs=options.runs, warmup=options.warmup)
     whole = times[0].median_ms
     ladders: dict[str, Ladder] = {}
@@ -80,7 +78,7 @@ def measure_table(
         groups={group.name: ladders[group.name] for group in structure.groups},
         versions={
             "torch": torch.__version__,
-            checkpoint.library: importlib.metadata.version(checkpoint.library),
+            checkpoint.blueprint.library: importlib.metadata.version(checkpoint.blueprint.library),
         },
     )
 

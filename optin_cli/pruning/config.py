@@ -1,4 +1,4 @@
-"""State a mask of uniform layout by the library's own config, or refuse it."""
+"""Express a mask of uniform layout by keys of the library's own config, or say why that is impossible."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def layout_of(mask: Mask) -> str:
     return str(mask.options.get("layout", "ragged"))
 
 
-def stock_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | None:
-    """The config's keys that state a mask of uniform layout; None for a ragged one.
+def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | None:
+    """Keys of the library's own config that state a mask of uniform layout; None for a ragged one.
 
-    They are proved: the library's class is built from them, and its weights must have the shapes of the pruned ones.
+    They are checked: the library's class is built from them, and its weights must have the pruned shapes.
 
     Raises:
-        ArtifactError: the config cannot state it, and why.
+        ArtifactError: the config cannot state it; says why.
     """
     if layout_of(mask) != "uniform":
         return None
@@ -40,14 +40,14 @@ def stock_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | 
         settings, problems = {**settings, **found}, [*problems, *unstated]
     if not problems:
         try:
-            built = checkpoint.builder.stock_shapes(checkpoint.blueprint, settings)
+            built = checkpoint.blueprint.builder.plain_shapes(checkpoint.blueprint, settings)
         except CheckpointError as error:
             problems = [error.message]
         else:
             problems = _differences(built, cut_shapes(checkpoint.model, checkpoint.structure, kept))
     if problems:
         raise ArtifactError(
-            f"{name} has a uniform layout, but the stock {checkpoint.model_class} cannot express it:\n"
+            f"{name} has a uniform layout, but the stock {checkpoint.blueprint.model_class} cannot express it:\n"
             + "\n".join(f"  {problem}" for problem in problems[:SHOWN]),
             hint="Search again with --layout uniform on the scores of this checkpoint, or without it: layers of "
             "different widths load with trust_remote_code=True, or optin_cli.load.",

@@ -1,12 +1,12 @@
-"""A checkpoint and a mask in; a certified, physically smaller checkpoint folder out."""
+"""Prune a checkpoint by a mask: a physically smaller checkpoint folder, certified by a reload in a fresh process."""
 
 from __future__ import annotations
 
 import copy
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors
@@ -16,28 +16,122 @@ from torch import nn
 from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
-from optin_cli.artifacts.mask import Mask
-from optin_cli.checkpoints.batches import encode, read_samples
+from optin_cli.artifacts.mask import Kept, Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
+from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
-from optin_cli.checkpoints.synthetic_inputs import PROBE_ROWS, example_inputs, probe_inputs
 from optin_cli.checkpoints.token_checks import require_kinds
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, run_probe_fresh, tolerance_for
+from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
+from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_macs, count_parameters
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import alike_rows
-from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning import model_card as card
-from optin_cli.pruning.config import stock_settings
+from optin_cli.pruning.config import config_settings
 from optin_cli.refit.refit import refit_model
 from optin_cli.version import __version__
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """How the weights of a pruned model are adjusted before it is saved, and what the manifest says of it.
+
+    apply: changes the weights in place and returns what it did to each consumer. data: name and hash of the samples
+    that it uses. options: its constants.
+    """
+
+    apply: Callable[[nn.Module], dict[str, Refit]]
+    data: Source
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A mask that fits a checkpoint, as `plan_pruning` found.
+
+    settings: keys of the library's own config that state the pruned sizes, None where only a plan can.
+    """
+
+    checkpoint: Checkpoint
+    mask: Mask
+    source: Source
+    settings: Settings | None
+
+    @property
+    def kept(self) -> Kept:
+        """Kept units by group name."""
+        return {name: group.kept for name, group in self.mask.groups.items()}
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs that are compared."""
+        return [rule.name for rule in self.checkpoint.structure.outputs]
+
+    @property
+    def probe(self) -> Inputs:
+        """The inputs that they are compared for."""
+        return self.checkpoint.input.probe(self.mask.workload.seq_len)
+
+    def cost(self, model: nn.Module, size: int) -> Totals:
+        """What `model` costs for the mask's workload; size: bytes of its stored weights."""
+        macs, _ = count_macs(model, self.checkpoint.input.example(self.mask.workload))
+        return Totals(macs=macs, parameters=count_parameters(model), bytes=size)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model in memory and its plan; difference: of its outputs from those of the masked original."""
+
+    model: nn.Module
+    plan: Plan
+    difference: float
+    tolerance: float
+
+
+def prune(
+    checkpoint: Checkpoint | str | Path,
+    mask: Mask,
+    output: str | Path,
+    *,
+    refit: DataSpec | str | Path | None = None,
+    options: RefitOptions | None = None,
+    force: bool = False,
+    name: str = "mask",
+    progress: Progress = SILENT,
+) -> Manifest:
+    """Prune a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
+
+    Args:
+        output: appears only when everything succeeded.
+        refit: unlabelled texts or images to refit the consumers on; None keeps the remaining weights as they are.
+        options: of the refit.
+        name: of the mask, for messages and the manifest.
+
+    Raises:
+        ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
+            class cannot express.
+        CertificateError: the reloaded folder computes something else; nothing is written.
+    """
+    source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
+    planned = plan_pruning(as_checkpoint(checkpoint), mask, source)
+    spec, adjustment = DataSpec.of(refit), None
+    if spec.is_named:
+        adjustment = _refit_on(planned, spec, options or RefitOptions(), progress)
+    return write_pruned(planned, Path(output), adjustment, force=force, progress=progress)
+
+
+def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
+    """Check a mask against a checkpoint; source: name and hash of the mask (ArtifactError if it does not fit)."""
+    check_mask(checkpoint, mask, source.name)
+    return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
 
 
 def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
@@ -65,187 +159,149 @@ def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
         kind.check({n: group.kept for n, group in mask.groups.items()}, name)
 
 
-def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
-    """A cut copy of the checkpoint's model, and the plan that gives a stock model its shapes."""
-    model = copy.deepcopy(checkpoint.model)
-    plan = cut(model, checkpoint.structure, kept)
-    return model, Plan.model_validate(checkpoint.plan).then(plan) if checkpoint.plan else plan
-
-
-def prune_checkpoint(
-    checkpoint: Checkpoint,
-    mask: Mask,
-    mask_source: Source,
-    output: Path,
-    *,
-    adjust: Callable[[nn.Module], dict[str, Refit]] | None = None,
-    adjusted_with: Source | None = None,
-    options: Options | None = None,
-    force: bool = False,
-    progress: Progress = SILENT,
-) -> Manifest:
-    """Cut, adjust the cut weights, save and certify.
-
-    Args:
-        adjust: changes the weights of the cut model in place (refit) and tells what it did.
-        adjusted_with: name and hash of the data that `adjust` used, for the manifest.
-        options: further constants for the manifest.
-        output: folder to write; appears only when everything succeeded.
-        progress: told what is being done.
-
-    Raises:
-        ArtifactError: the mask does not belong to the checkpoint, or is of a uniform layout that the stock class
-            cannot express.
-        CertificateError: the reloaded folder computes something else; nothing is written.
-    """
-    check_mask(checkpoint, mask, mask_source.name)
-    settings = stock_settings(checkpoint, mask, mask_source.name)
-    kept = {name: group.kept for name, group in mask.groups.items()}
-    names = [rule.name for rule in checkpoint.structure.outputs]
-    probe = probe_inputs(checkpoint, mask.workload.seq_len)
-    loader, loading = checkpoint.builder.reloading(checkpoint.blueprint, stock=settings is not None)
-    workload_inputs = example_inputs(checkpoint, mask.workload)
-    with atomic_folder(output, force=force) as folder:
-        progress.update(0, 1, "cutting")
-        structure = checkpoint.structure
-        with masked(checkpoint.model, structure, kept), structure.choices(checkpoint.model) as theirs:
-            masked_outputs = run_probe(checkpoint.model, probe, names)
-        before = Totals(
-            macs=count_macs(checkpoint.model, workload_inputs)[0],
-            parameters=count_parameters(checkpoint.model),
-            bytes=checkpoint.weight_bytes,
-        )
-        model, plan = cut_copy(checkpoint, kept)
-        with structure.choices(model) as mine:
-            cut_outputs = run_probe(model, probe, names)
-        tolerance = tolerance_for(masked_outputs)
-        alike = alike_rows(mine, theirs)
-        masked_difference = largest_difference(
-            {name: output[alike] for name, output in cut_outputs.items()},
-            {name: output[alike] for name, output in masked_outputs.items()},
-        )
-        require_equal("The cut model against the masked original", masked_difference, tolerance)
-        refit = adjust(model) if adjust is not None else None
-        plan = plan.then(added_biases(checkpoint.model, model, structure))
-        round_to_storage(model, checkpoint.dtype)
-        cut_outputs = run_probe(model, probe, names)
-        progress.update(1, 1, "saving")
-        save_cut(checkpoint, model, plan, folder, settings=settings)
-        progress.update(1, 1, "certifying in a fresh process")
-        reloaded = run_probe_fresh(folder, loading, probe, names)
-        reloaded_difference = largest_difference(cut_outputs, reloaded)
-        require_equal("The reloaded folder against the cut model", reloaded_difference, tolerance)
-        manifest = Manifest(
-            optin_version=__version__,
-            options={**mask.options, **(options or {})},
-            inputs={
-                **checkpoint.sources,
-                "mask": mask_source,
-                **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
-                **({"calibration": adjusted_with} if adjusted_with is not None else {}),
-            },
-            family=checkpoint.structure.family,
-            architecture=checkpoint.model_class,
-            model_class=checkpoint.model_class,
-            auto_class=checkpoint.auto_class,
-            workload=mask.workload,
-            budget=mask.budget,
-            before=before,
-            after=Totals(
-                macs=count_macs(model, workload_inputs)[0],
-                parameters=count_parameters(model),
-                bytes=sum(path.stat().st_size for path in weight_files(folder)),
-            ),
-            layout="ragged" if settings is None else "uniform",
-            groups=mask.groups,
-            refit=refit,
-            certificate=Certificate(
-                probe=f"{PROBE_ROWS} rows of random {'tokens' if checkpoint.image is None else 'pixels'}",
-                loader=loader,
-                outputs=names,
-                reloaded=reloaded_difference,
-                masked=masked_difference,
-                tolerance=tolerance,
-            ),
-            versions={
-                "python": platform.python_version(),
-                "safetensors": safetensors.__version__,
-                "torch": torch.__version__,
-                checkpoint.library: importlib.metadata.version(checkpoint.library),
-            },
-        )
-        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-        how = checkpoint.builder.loading(checkpoint.blueprint, stock=settings is not None)
-        text = card.write_card(
-            manifest,
-            checkpoint.library,
-            how,
-            front=card.read_front(checkpoint.folder),
-            pipeline=known_heads()[checkpoint.auto_class].pipeline,
-            licence_files=sorted(path.name for path in folder.glob("LICENSE*")),
-        )
-        (folder / CARD).write_text(text, encoding="utf-8")
-    return manifest
-
-
-def prune(
-    checkpoint: Checkpoint | str | Path,
-    mask: Mask,
-    output: str | Path,
-    *,
-    calib: str | None = None,
-    data: str | Path | None = None,
-    columns: Sequence[str] | None = None,
-    options: RefitOptions | None = None,
-    force: bool = False,
-    name: str = "mask",
-    progress: Progress = SILENT,
-    images: ImageOptions | None = None,
-) -> Manifest:
-    """Cut a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
-
-    Args:
-        calib, data: unlabelled texts or images to refit the consumers on; with neither, the kept weights stay.
-        name: of the mask, for messages and the manifest.
-        images, note: as for `score`.
-    """
-    source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
-    opened = as_checkpoint(checkpoint)
-    if calib is None and data is None:
-        return prune_checkpoint(opened, mask, source, Path(output), force=force, progress=progress)
-    options = options or RefitOptions()
-    check_mask(opened, mask, name)
-    if stock_settings(opened, mask, name) is not None and options.add_bias:
+def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
+    """Read the samples of a refit, and return the refit on them."""
+    if planned.settings is not None and options.add_bias:
         raise UsageError(
             "--add-bias gives layers a bias that the stock class has no place for, but the mask's layout is uniform.",
             hint="Leave out --add-bias.",
         )
-    samples = read_samples(
-        opened,
-        calib,
-        data=data,
-        split="calibration",
-        columns=columns,
-        limit=options.samples,
-        seed=options.seed,
-        images=images,
-        progress=progress,
-    )
-    batches = [*encode(opened, samples, batch_size=options.batch_size, max_length=options.max_length)]
-    kept = {group: part.kept for group, part in mask.groups.items()}
+    original = planned.checkpoint
+    samples = original.input.load_samples(spec.calibrating(options.samples, options.seed), progress)
+    batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
-    def adjust(model: nn.Module) -> dict[str, Refit]:
-        pruned = PrunedModel(opened.model, model, opened.structure, kept)
+    def apply(model: nn.Module) -> dict[str, Refit]:
+        pruned = PrunedModel(original.model, model, original.structure, planned.kept)
         return refit_model(pruned, batches, options, progress=progress)
 
-    return prune_checkpoint(
-        opened,
-        mask,
-        source,
-        Path(output),
-        adjust=adjust,
-        adjusted_with=Source(name=samples.name, sha256=samples.sha256),
-        options={f"refit_{key}": value for key, value in asdict(options).items()},
-        force=force,
-        progress=progress,
+    recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
+    return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
+
+
+def write_pruned(
+    planned: Pruning, output: Path, adjustment: Adjustment | None, *, force: bool = False, progress: Progress = SILENT
+) -> Manifest:
+    """Prune, adjust, save and certify, into a folder that appears only when everything succeeded.
+
+    Raises:
+        CertificateError: the pruned model, or the reloaded folder, computes something else; nothing is written.
+    """
+    original = planned.checkpoint
+    with atomic_folder(output, force=force) as folder:
+        progress.update(0, 1, "cutting")
+        pruned = cut_and_compare(planned)
+        before = planned.cost(original.model, original.weight_bytes)
+        refit = None if adjustment is None else adjustment.apply(pruned.model)
+        plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
+        round_to_storage(pruned.model, original.dtype)
+        progress.update(1, 1, "saving")
+        save_cut(original, pruned.model, plan, folder, settings=planned.settings)
+        progress.update(1, 1, "certifying in a fresh process")
+        certificate = _certify(planned, pruned, folder)
+        after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
+        manifest = _manifest(planned, (before, after), adjustment, refit, certificate)
+        (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
+        (folder / CARD).write_text(_card(planned, manifest, folder), encoding="utf-8")
+    return manifest
+
+
+def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
+    """A pruned copy of the checkpoint's model, and the plan that gives the library's own model its shapes."""
+    model = copy.deepcopy(checkpoint.model)
+    plan, earlier = cut(model, checkpoint.structure, kept), checkpoint.blueprint.plan
+    return model, Plan.model_validate(earlier).then(plan) if earlier else plan
+
+
+def cut_and_compare(planned: Pruning) -> Pruned:
+    """Prune a copy of the model and compare it with the masked original.
+
+    Raises:
+        CertificateError: their outputs differ.
+    """
+    original, structure, probe = planned.checkpoint.model, planned.checkpoint.structure, planned.probe
+    with masked(original, structure, planned.kept), structure.choices(original) as theirs:
+        expected = run_probe(original, probe, planned.outputs)
+    model, plan = cut_copy(planned.checkpoint, planned.kept)
+    with structure.choices(model) as mine:
+        found = run_probe(model, probe, planned.outputs)
+    alike = alike_rows(mine, theirs)
+    difference = largest_difference(
+        {name: output[alike] for name, output in found.items()},
+        {name: output[alike] for name, output in expected.items()},
+    )
+    tolerance = tolerance_for(expected)
+    require_equal("The cut model against the masked original", difference, tolerance)
+    return Pruned(model, plan, difference, tolerance)
+
+
+def _certify(planned: Pruning, pruned: Pruned, folder: Path) -> Certificate:
+    """Reload the folder in a fresh process without optin and compare it with the model in memory.
+
+    Raises:
+        CertificateError: it does not load, or their outputs differ.
+    """
+    blueprint, probe, names = planned.checkpoint.blueprint, planned.probe, planned.outputs
+    loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None)
+    expected = run_probe(pruned.model, probe, names)
+    difference = largest_difference(expected, run_probe_fresh(folder, loading, probe, names))
+    require_equal("The reloaded folder against the cut model", difference, pruned.tolerance)
+    return Certificate(
+        probe=f"{PROBE_ROWS} rows of random {planned.checkpoint.input.noun}",
+        loader=loader,
+        outputs=names,
+        reloaded=difference,
+        masked=pruned.difference,
+        tolerance=pruned.tolerance,
+    )
+
+
+def _manifest(
+    planned: Pruning,
+    cost: tuple[Totals, Totals],
+    adjustment: Adjustment | None,
+    refit: dict[str, Refit] | None,
+    certificate: Certificate,
+) -> Manifest:
+    """The record of a pruned folder; cost: of the original, and of the pruned model."""
+    checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
+    return Manifest(
+        optin_version=__version__,
+        options={**mask.options, **({} if adjustment is None else adjustment.options)},
+        inputs={
+            **checkpoint.sources,
+            "mask": planned.source,
+            **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
+            **({} if adjustment is None else {"calibration": adjustment.data}),
+        },
+        family=checkpoint.structure.family,
+        architecture=blueprint.model_class,
+        model_class=blueprint.model_class,
+        auto_class=blueprint.auto_class,
+        workload=mask.workload,
+        budget=mask.budget,
+        before=cost[0],
+        after=cost[1],
+        layout="ragged" if planned.settings is None else "uniform",
+        groups=mask.groups,
+        refit=refit,
+        certificate=certificate,
+        versions={
+            "python": platform.python_version(),
+            "safetensors": safetensors.__version__,
+            "torch": torch.__version__,
+            blueprint.library: importlib.metadata.version(blueprint.library),
+        },
+    )
+
+
+def _card(planned: Pruning, manifest: Manifest, folder: Path) -> str:
+    """The model card of a pruned folder."""
+    blueprint = planned.checkpoint.blueprint
+    return card.write_card(
+        manifest,
+        blueprint.library,
+        blueprint.builder.loading(blueprint, plain=planned.settings is not None),
+        front=card.read_front(blueprint.folder),
+        pipeline=known_heads()[blueprint.auto_class].pipeline,
+        licence_files=sorted(path.name for path in folder.glob("LICENSE*")),
     )

@@ -32,7 +32,6 @@ from torch import nn
 from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import cut, prune_copy
 from optin_cli.model.replay import Prefixes
@@ -189,7 +188,7 @@ def prune_upward(
 def prepare_kprune(setting: Setting) -> Prepared:
     """Measure the knowledge of the whole model; each budget then prunes from the bottom up."""
     checkpoint = setting.checkpoint
-    inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
+    inputs = checkpoint.input.example(checkpoint.input.workload(setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
 

@@ -31,7 +31,6 @@ from torch import nn
 from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.units import Group
@@ -183,7 +182,7 @@ def prepare_kwon(setting: Setting) -> Prepared:
     checkpoint = setting.checkpoint
     gradients = mask_gradients(setting)
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
-    inputs = example_inputs(checkpoint, workload_of(checkpoint, setting.seq_len))
+    inputs = checkpoint.input.example(checkpoint.input.workload(setting.seq_len))
     totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
     costs = Costs(groups, totals)
 

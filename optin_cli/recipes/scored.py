@@ -13,10 +13,11 @@ from optin_cli.artifacts.mask import Kept
 from optin_cli.data.batch import Batch
 from optin_cli.model.cut import PrunedModel
 from optin_cli.options.refit import RefitOptions
+from optin_cli.options.search import Algorithm
 from optin_cli.recipes.recipe import Adjust, Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.iterative import score_in_rounds
-from optin_cli.search.choose import Algorithm, choose_units
+from optin_cli.search.choose import choose_units
 from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
 

@@ -1,4 +1,4 @@
-"""Artifacts in; the commands that make them again out, from the options and inputs that they record.
+"""The commands that make artifacts again, from the options and inputs that the artifacts record.
 
 Options at the default of this version are left out, unless another version wrote the artifact. Names are those that
 the artifacts record; files are identified by hash elsewhere in a report.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optin_cli.artifacts.base import Artifact, Source
@@ -18,94 +18,15 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
-from optin_cli.options.evaluation import AnswerOptions, EvalOptions
+from optin_cli.options.common import DEFAULT_SEQ_LEN, SEQ_LEN
+from optin_cli.options.declare import Declared, declared
+from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.search import BudgetOptions, SearchOptions
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.reporting.evidence import Evidence
 from optin_cli.version import __version__
-
-SCORE_FLAGS = {
-    "units": "--units",
-    "criterion": "--criterion",
-    "estimator": "--estimator",
-    "rescore": "--rescore",
-    "output_weight": "--lambda",
-    "temperature": "--tau",
-    "probes": "--probes",
-    "samples": "--samples",
-    "exact_samples": "--exact-samples",
-    "exact_kinds": "--exact-kinds",
-    "batch_size": "--batch-size",
-    "rows": "--rows",
-    "max_length": "--max-length",
-    "seed": "--seed",
-    "token_exchange": "--token-exchange",
-}
-
-
-SEARCH_FLAGS = {
-    "algorithm": "--algorithm",
-    "round_to": "--round-to",
-    "head": "--min-heads",
-    "neuron": "--min-neurons",
-    "protect": "--protect",
-    "layout": "--layout",
-}
-
-
-SEARCH_DEFAULTS: dict[str, Any] = {
-    "algorithm": "exact",
-    "round_to": 1,
-    "head": 0,
-    "neuron": 0,
-    "protect": [],
-    "layout": "ragged",
-}
-
-
-BUDGET_FLAGS = {"macs": "--keep-flops", "parameters": "--keep-params", "latency": "--keep-latency"}
-
-
-PRUNE_FLAGS = {
-    "refit_samples": "--samples",
-    "refit_ridge": "--refit-ridge",
-    "refit_batch_size": "--batch-size",
-    "refit_max_length": "--max-length",
-    "refit_seed": "--seed",
-    "refit_add_bias": "--add-bias",
-}
-
-
-EVAL_FLAGS = {
-    "batch_size": "--batch-size",
-    "max_length": "--max-length",
-    "doc_stride": "--doc-stride",
-    "no_answer_threshold": "--no-answer-threshold",
-    "latency_batch": "--latency-batch",
-    "latency_length": "--latency-length",
-    "latency_runs": "--latency-runs",
-    "threads": "--threads",
-}
-
-
-SWEEP_FLAGS = {
-    "recipes": "--recipe",
-    "keep_flops": "--keep-flops",
-    "max_drop": "--max-drop",
-    "evaluations": "--evaluations",
-    "refit_ridge": "--refit-ridge",
-    "samples": "--samples",
-    "batch_size": "--batch-size",
-    "max_length": "--max-length",
-    "seed": "--seed",
-    "eval_latency_batch": "--latency-batch",
-    "eval_latency_length": "--latency-length",
-    "eval_latency_runs": "--latency-runs",
-}
-
-
-SEQ_LEN = EvalOptions().seq_len
 
 
 def commands_for(evidence: Evidence) -> list[str]:
@@ -128,36 +49,45 @@ def commands_for(evidence: Evidence) -> list[str]:
     return lines + [_sweep(read.content) for read in evidence.sweeps if isinstance(read.content, Sweep)]
 
 
-def _line(command: str, words: list[str], artifact: Artifact, seq_len: int | None = SEQ_LEN) -> str:
+def _line(command: str, words: Iterable[str], artifact: Artifact) -> str:
     workload = getattr(artifact, "workload", None)
-    length = workload.seq_len if workload is not None else seq_len
-    more = [] if length in (None, SEQ_LEN) or command in ("search", "prune") else ["--seq-len", str(length)]
+    length = None if workload is None or command in ("search", "prune") else workload.seq_len
+    more = [] if length in (None, DEFAULT_SEQ_LEN) else [str(SEQ_LEN.flag), str(length)]
     if command != "search" and (description := artifact.inputs.get("architecture")) is not None:
         more += ["--architecture", description.name]
     return shlex.join(["optin", command, *words, *more])
 
 
-def _flags(
-    artifact: Artifact, values: Mapping[str, Any], flags: Mapping[str, str], usual: Mapping[str, Any]
+def words_of(
+    kind: type, values: Mapping[str, Any], artifact: Artifact, usual: Mapping[str, Any] = MappingProxyType({})
 ) -> list[str]:
-    """Options as words of a command line, less those at their defaults if this version wrote the artifact."""
+    """Recorded options as words of a command line, less those at their defaults if this version wrote the artifact.
+
+    Args:
+        kind: the options class that the command takes.
+        values: by the keys under which artifacts record them.
+        usual: recorded defaults, where they are not the default of the field.
+    """
     same_version = artifact.optin_version == __version__
-    words: list[str] = []
-    for key, flag in flags.items():
-        value = values.get(key)
-        if key in values and value is None and usual.get(key) is not None:
-            words += [flag, "none"]
-        elif value is None or (same_version and key in usual and value == usual[key]):
-            continue
-        elif isinstance(value, bool):
-            words += [flag] if value else []
-        elif flag == "--protect":
-            words += [word for pattern in value for word in (flag, str(pattern))]
-        elif isinstance(value, list):
-            words += [flag, ",".join(_plain(part) for part in value) or "none"]
-        else:
-            words += [flag, _plain(value)]
-    return words
+    words: dict[str, list[str]] = {}
+    for one in declared(kind):
+        value, default = values.get(one.key), usual.get(one.key, one.default)
+        default = [*default] if isinstance(default, tuple) else default
+        # The sequence length is that of the workload, and several classes may share a flag.
+        known = one.key in values and one.option != SEQ_LEN and one.flag not in words
+        if known and not (same_version and value == default):
+            words[one.flag] = _words(one, value)
+    return [word for each in words.values() for word in each]
+
+
+def _words(one: Declared, value: Any) -> list[str]:
+    if one.option.repeated:
+        return [word for item in value for word in (one.flag, str(item))]
+    if isinstance(value, bool):
+        return [one.flag] if value else []
+    if value is None or value == []:
+        return [one.flag, "none"] if one.option.none else []
+    return [one.flag, ",".join(map(_plain, value if isinstance(value, list) else [value]))]
 
 
 def _plain(value: Any) -> str:
@@ -174,30 +104,30 @@ def _score(scores: Scores, name: str) -> str:
     calibration = header.inputs.get("calibration")
     words = [header.inputs["checkpoint"].name]
     words += [] if calibration is None else ["--calib", calibration.name]
-    words += _flags(header, header.options, SCORE_FLAGS, ScoreOptions().recorded())
-    return _line("score", [*words, "-o", name], header)
+    return _line(
+        "score",
+        [*words, *words_of(ScoreOptions, header.options, header, ScoreOptions().recorded()), "-o", name],
+        header,
+    )
 
 
 def _search(mask: Mask, name: str) -> str:
     minima = mask.options.get("minima")
     values = {**mask.options, **(minima if isinstance(minima, dict) else {})}
     words = [mask.inputs["scores"].name]
-    words += [
-        word
-        for key, flag in BUDGET_FLAGS.items()
-        if key in mask.budget.asked
-        for word in (flag, f"{mask.budget.asked[key]:g}")
-    ]
+    for budget in declared(BudgetOptions):
+        words += [budget.flag, f"{mask.budget.asked[budget.key]:g}"] if budget.key in mask.budget.asked else []
     words += ["--latency-table", mask.inputs["latency_table"].name] if "latency_table" in mask.inputs else []
-    return _line("search", [*words, *_flags(mask, values, SEARCH_FLAGS, SEARCH_DEFAULTS), "-o", name], mask)
+    return _line("search", [*words, *words_of(SearchOptions, values, mask), "-o", name], mask)
 
 
 def _prune(manifest: Manifest, name: str) -> str:
     calibration = manifest.inputs.get("calibration")
     words = [manifest.inputs["checkpoint"].name, "--mask", manifest.inputs["mask"].name]
     if calibration is not None:
-        usual = {f"refit_{key}": value for key, value in asdict(RefitOptions()).items()}
-        words += ["--calib", calibration.name, *_flags(manifest, manifest.options, PRUNE_FLAGS, usual)]
+        prefix = "refit_"
+        values = {k.removeprefix(prefix): value for k, value in manifest.options.items() if k.startswith(prefix)}
+        words += ["--calib", calibration.name, *words_of(RefitOptions, values, manifest)]
     return _line("prune", [*words, "-o", name], manifest)
 
 
@@ -208,29 +138,15 @@ def _evaluate(result: Evaluation, name: str) -> str:
     words += ["--samples", str(result.samples)] if "data" in result.inputs else []
     words += ["--against", result.inputs["against"].name] if "against" in result.inputs else []
     speed = result.latency
-    timing = (
-        {"latency_runs": 0}
-        if speed is None
-        else {
-            "latency_batch": speed.batch_size,
-            "latency_length": speed.seq_len,
-            "latency_runs": speed.runs,
-            "threads": speed.threads,
-        }
-    )
-    values = {**result.options, **timing}
-    usual = {**asdict(EvalOptions()), **asdict(AnswerOptions())}
-    return _line("eval", [*words, *_flags(result, values, EVAL_FLAGS, usual), "-o", name], result)
+    timing: dict[str, Any] = {"latency_runs": 0}
+    if speed is not None:
+        timing = {"latency_batch": speed.batch_size, "latency_length": speed.seq_len, "latency_runs": speed.runs}
+    words += words_of(EvalOptions, {**result.options, **timing}, result)
+    words += [] if speed is None else ["--threads", str(speed.threads)]
+    return _line("eval", [*words, "-o", name], result)
 
 
 def _sweep(sweep: Sweep) -> str:
     words = [sweep.inputs["checkpoint"].name, "--calib", sweep.inputs["calibration"].name, "--task", sweep.task]
-    words += _data(sweep.inputs["data"], sweep.task)
-    words += ["--eval-samples", str(sweep.samples)]
-    usual = {
-        **ScoreOptions().recorded(),
-        **{f"eval_{key}": value for key, value in asdict(EvalOptions()).items()},
-        **SweepOptions(keep_flops=(1.0,)).asked(),
-    }
-    del usual["keep_flops"]
-    return _line("sweep", [*words, *_flags(sweep, sweep.options, SWEEP_FLAGS, usual)], sweep)
+    words += [*_data(sweep.inputs["data"], sweep.task), "--eval-samples", str(sweep.samples)]
+    return _line("sweep", [*words, *words_of(SweepOptions, sweep.options, sweep)], sweep)

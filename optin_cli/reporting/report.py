@@ -19,7 +19,7 @@ from optin_cli.version import __version__
 PAGE = "page.html"
 
 
-def write_report(
+def report(
     folder: str | Path | None,
     output: str | Path,
     *,
@@ -27,19 +27,20 @@ def write_report(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Report:
-    """Write the page ("-": to standard output) and return what it says.
+    """Write one self-contained HTML page of a pruned model ("-": to standard output), and return what it says.
 
     Args:
-        folder: one that `optin prune` or `optin sweep` wrote, or that holds artifacts.
-        files: by kind (mask, scores, profile, eval, sweep), artifacts to take besides.
-        progress: told what lies in the folder but does not fit.
+        folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
+            is found by its hash.
+        files: further artifacts by kind (mask, scores, profile, eval, sweep), which must fit.
+        progress: notes say what lies in the folder but does not fit.
 
     Raises:
         OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
     """
-    report = make_report(gather(None if folder is None else Path(folder), files or {}, progress=progress))
-    write_bytes(output, render(report).encode("utf-8", "replace"), force=force)
-    return report
+    made = make_report(gather(None if folder is None else Path(folder), files or {}, progress=progress))
+    write_bytes(output, render(made).encode("utf-8", "replace"), force=force)
+    return made
 
 
 def render(report: Report) -> str:
@@ -127,32 +128,3 @@ def _this(report: Report, sweep: Sweep) -> tuple[float, float | None, float] | N
 
 def _setting(latency: Any) -> tuple[Any, ...]:
     return latency.batch_size, latency.seq_len, latency.image, latency.device, latency.threads
-
-
-def report(
-    folder: str | Path | None,
-    output: str | Path,
-    *,
-    mask: str | Path | None = None,
-    scores: str | Path | None = None,
-    profile: str | Path | None = None,
-    evaluations: Sequence[str | Path] = (),
-    sweeps: Sequence[str | Path] = (),
-    force: bool = False,
-    progress: Progress = SILENT,
-) -> Report:
-    """Write one self-contained HTML page of a pruned model, and return what it says.
-
-    Args:
-        folder: one that `prune` or `sweep` wrote, or that holds artifacts; what lies beside a pruned or sweep folder
-            is found by its hash.
-        mask, scores, profile, evaluations, sweeps: files to take besides, which must fit.
-        progress: told what lies in the folder but does not fit.
-
-    Raises:
-        OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
-    """
-    single = {"mask": mask, "scores": scores, "profile": profile}
-    files: dict[str, Sequence[str | Path]] = {kind: [path] for kind, path in single.items() if path is not None}
-    files |= {"eval": evaluations, "sweep": sweeps}
-    return write_report(folder, output, files=files, force=force, progress=progress)

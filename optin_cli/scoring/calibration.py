@@ -1,4 +1,4 @@
-"""A checkpoint and calibration samples in; scores of every unit of every group out."""
+"""Calibration batches of a scoring run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optin_cli.artifacts.base import Source
-from optin_cli.checkpoints.batches import encode
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.images.batches import ImageBatches
 from optin_cli.data.load import AnySamples
@@ -40,16 +40,10 @@ def calibrate(
     Args:
         decoded: batches of all the samples from an earlier call, such as one without labels, whose images are reused.
     """
+    how = BatchOptions(options.batch_size, options.max_length, task, labelled)
 
     def batches_of(chosen: AnySamples, decoded: Sequence[Batch]) -> list[Batch]:
-        batches = encode(
-            checkpoint,
-            chosen,
-            batch_size=options.batch_size,
-            max_length=options.max_length,
-            task=task,
-            labelled=labelled,
-        )
+        batches = checkpoint.input.batches(chosen, how)
         return batches.filled_from(decoded) if decoded and isinstance(batches, ImageBatches) else [*batches]
 
     batches = batches_of(samples, decoded)

@@ -10,7 +10,6 @@ import torch
 from optin_cli.artifacts.base import Options
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
 from optin_cli.data.batch import Batch
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.model.costs import measure_costs
@@ -97,20 +96,20 @@ def score_checkpoint(
     if calibration is not None:
         inputs["calibration"] = calibration.source
     recorded: Options = options.recorded()
-    workload = workload_of(checkpoint, seq_len)
+    workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
     totals = run_jobs(jobs, identity, state, progress)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite(importance)
-    inputs_at = example_inputs(checkpoint, workload)
+    inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
         options=recorded,
         inputs=inputs,
         family=checkpoint.structure.family,
-        architecture=checkpoint.model_class,
+        architecture=checkpoint.blueprint.model_class,
         criterion=options.criterion,
         workload=workload,
         totals=cost,

@@ -24,7 +24,6 @@ from optin_cli.artifacts.base import Vector32, Vector64
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.artifacts.scores import GroupScores, Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs
 from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
@@ -140,7 +139,7 @@ def score_tokens(
     ]
     identity = RunIdentity(TOKEN, structure, head.options, head.inputs, head.workload, batches)
     totals = run_jobs(jobs, identity, state, progress)
-    inputs = example_inputs(checkpoint, scores.header.workload)
+    inputs = checkpoint.input.example(scores.header.workload)
     costs = measure_token_costs(checkpoint.model, checkpoint.structure, tokens, inputs)
     importance: dict[str, Vector32] = dict(scores.importance)
     errors: dict[str, Vector32] = dict(scores.standard_error)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optin_cli.artifacts.base import Options, Source, Vector32, require_description, require_source
-from optin_cli.artifacts.mask import LAYOUTS, Budget, GroupMask, Kept, Mask
+from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
+from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach
 from optin_cli.search.costs import Costs
 from optin_cli.search.knapsack import solve_knapsack
@@ -33,12 +33,6 @@ from optin_cli.search.uniform import (
     whole_words,
 )
 from optin_cli.version import __version__
-
-Algorithm = Literal["exact", "optin"]
-
-
-ALGORITHMS: tuple[Algorithm, ...] = ("exact", "optin")
-
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.latency import LatencyTable, coarser
-from optin_cli.artifacts.mask import Layout
 from optin_cli.errors import BudgetError, UsageError, did_you_mean
+from optin_cli.options.search import Layout
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a recipe decided for a budget in; the cut and adjusted model, its measures and its certified folder out."""
+"""A recipe's pruned and adjusted model for one budget: made in memory, measured, and written as a folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.sweep import SweepPoint
 from optin_cli.checkpoints.save import round_to_storage
-from optin_cli.data.load import AnySamples
 from optin_cli.errors import DataError
-from optin_cli.evaluation.evaluate import evaluate_checkpoint
-from optin_cli.evaluation.predict import Prediction
+from optin_cli.evaluation.evaluate import Exam, Predicted, measure, predicted
 from optin_cli.files import sha256_of, write_text
 from optin_cli.model.plan import Plan
-from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
-from optin_cli.pruning.prune import cut_copy, prune_checkpoint
+from optin_cli.pruning.prune import Adjustment, cut_copy, plan_pruning, write_pruned
 from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.search.costs import Costs
 from optin_cli.search.limits import Limits
-from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
 
@@ -56,40 +52,24 @@ def make_candidate(recipe: str, prepared: Prepared, setting: Setting, share: flo
 
 
 def measure_candidate(
-    candidate: Candidate,
-    setting: Setting,
-    task: Task,
-    samples: AnySamples,
-    original: Prediction,
-    options: EvalOptions,
-    prepare_seconds: float,
-    progress: Progress,
+    candidate: Candidate, setting: Setting, exam: Exam, original: Predicted, prepare_seconds: float
 ) -> SweepPoint:
     """Evaluate against the original.
 
     Args:
-        original: what the original predicts for the samples.
+        original: with its predictions for the same exam.
         prepare_seconds: what the recipe took before its first budget.
     """
-    checkpoint = setting.checkpoint
-    name = f"{candidate.recipe} {candidate.share:g}"
-    result = evaluate_checkpoint(
-        replace(
-            checkpoint,
-            name=name,
-            model=candidate.model,
-            blueprint=replace(checkpoint.blueprint, plan=candidate.plan.model_dump()),
-        ),
-        samples,
-        task=task,
-        against=checkpoint,
-        theirs=original,
-        options=options,
-        progress=progress,
+    checkpoint = replace(
+        setting.checkpoint,
+        name=f"{candidate.recipe} {candidate.share:g}",
+        model=candidate.model,
+        blueprint=replace(setting.checkpoint.blueprint, plan=candidate.plan.model_dump()),
     )
+    result = measure(predicted(checkpoint, exam), original, exam)
     other = result.against
     if result.metric is None or other is None or other.drop is None:
-        raise DataError(f"{samples.name} has no labels to measure {task.metrics[0]} by.")
+        raise DataError(f"{result.inputs['data'].name} has no labels to measure {checkpoint.name} by.")
     return SweepPoint(
         recipe=candidate.recipe,
         asked=candidate.share,
@@ -135,16 +115,9 @@ def save_candidate(
         model.load_state_dict(candidate.model.state_dict())
         return candidate.refit or {}
 
-    prune_checkpoint(
-        setting.checkpoint,
-        mask,
-        Source(name=mask_file.name, sha256=sha256_of(mask.dump().encode())),
-        folder,
-        adjust=None if candidate.refit is None else restore,
-        adjusted_with=None if candidate.refit is None else setting.calibration.source,
-        force=True,
-        progress=progress,
-    )
+    source = Source(name=mask_file.name, sha256=sha256_of(mask.dump().encode()))
+    adjustment = None if candidate.refit is None else Adjustment(restore, setting.calibration.source)
+    write_pruned(plan_pruning(setting.checkpoint, mask, source), folder, adjustment, force=True, progress=progress)
     write_text(mask_file, mask.dump(), force=True)
 
 

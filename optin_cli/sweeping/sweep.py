@@ -1,6 +1,6 @@
-"""A checkpoint, recipes and budgets in; what each recipe loses at each budget, or the smallest model within a loss.
+"""Sweep recipes over budgets: what each loses at each, or the smallest model within an allowed drop.
 
-A recipe prepares (scores) once; each budget is then decided, cut, adjusted and evaluated in memory against the
+A recipe prepares (scores) once; at each budget its model is pruned, adjusted and evaluated in memory against the
 original. The record is written after every point, so that an interrupted sweep can go on.
 """
 
@@ -11,28 +11,24 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
-from optin_cli.checkpoints.batches import read_samples, require_fit, require_loss
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.folders import MANIFEST
-from optin_cli.checkpoints.synthetic_inputs import example_inputs, workload_of
+from optin_cli.checkpoints.task_checks import require_fit, require_loss
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
-from optin_cli.data.sources import WHOLE, resolve_source
+from optin_cli.data.sources import WHOLE
+from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError, did_you_mean
-from optin_cli.evaluation.evaluate import evaluate_checkpoint, predict_samples
+from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, predicted
 from optin_cli.evaluation.metrics import find_metric
-from optin_cli.evaluation.predict import Prediction
 from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
-from optin_cli.options.evaluation import EvalOptions
-from optin_cli.options.images import ImageOptions
-from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Recipe, Setting
@@ -49,8 +45,7 @@ from optin_cli.sweeping.candidate import (
     scoring_constants,
 )
 from optin_cli.sweeping.plots import write_pictures
-from optin_cli.tasks.registry import load_task, task_named
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.registry import load_task
 from optin_cli.version import __version__
 
 RESULT = "sweep.json"
@@ -63,6 +58,167 @@ MODEL = "model"
 
 
 MASK = "mask.json"
+
+
+def sweep(
+    checkpoint: Checkpoint | str | Path,
+    task: str,
+    calib: DataSpec | str | Path,
+    output: str | Path,
+    options: SweepOptions,
+    *,
+    data: DataSpec | str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+    report: Callable[[SweepPoint], None] = lambda _point: None,
+) -> Sweep:
+    """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
+
+    Args:
+        calib: a task name, or a file or folder of texts or images; only some recipes need labels.
+        output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
+            is within the drop, none is written and the result has nothing `chosen`.
+        data: what to evaluate on, in place of the task's dataset; a folder also serves calibration by the same task.
+        resume: take the points that an earlier sweep in `output` measured with the same options and inputs.
+        report: called with every point as soon as it is measured.
+
+    Raises:
+        OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
+    """
+    known, chosen, folder = load_task(task), {name: find_recipe(name) for name in options.recipes}, Path(output)
+    check_folder(folder, resume=resume, force=force)
+    opened = as_checkpoint(checkpoint)
+    require_fit(opened, known)
+    options = replace(options, evaluation=fitted(options.evaluation, opened))
+    spec = DataSpec.of(data).evaluating(options.evaluation.samples, options.evaluation.seed, known)
+    samples = opened.input.load_samples(spec, progress)
+    if not samples.labelled:
+        raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
+    calibrations = _calibrations(opened, DataSpec.of(calib), spec, chosen, options, progress)
+    workload = opened.input.workload(options.evaluation.seq_len)
+    inputs = opened.input.example(workload)
+    totals, costs = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
+    smallest = _smallest_share(costs, totals, options.keep_flops or ())
+    exam = Exam(samples, known, options.evaluation, progress)
+    original = functools.cache(lambda: predicted(opened, exam))
+    earlier = _earlier(folder) if resume else None
+    record = Sweep(
+        optin_version=__version__,
+        options={
+            **options.asked(),
+            "refit_ridge": options.ridge,
+            **scoring_constants(options.scoring),
+            **{f"eval_{key}": value for key, value in options.evaluation.recorded().items()},
+        },
+        inputs={
+            **opened.sources,
+            "calibration": calibrations[options.recipes[0]].source,
+            "data": Source(name=samples.name, sha256=samples.sha256),
+        },
+        task=known.name,
+        split=samples.split,
+        samples=len(samples),
+        metric=known.metrics[0],
+        higher_is_better=find_metric(known.metrics[0]).higher_is_better,
+        workload=workload,
+        baseline=_baseline(original(), exam, totals) if earlier is None else earlier.baseline,
+        points=[],
+    )
+    if earlier is not None:
+        _require_same(earlier, record, options, totals, folder)
+    settings = {
+        name: Setting(
+            opened, found, options.scoring, workload.seq_len, options.ridge, Part(progress, label=f"{name}: ")
+        )
+        for name, found in calibrations.items()
+    }
+    known_points = [] if earlier is None else earlier.points
+    bench = Bench(settings, exam, original, record, known_points, folder, report)
+    if options.max_drop is not None:
+        _bisect(bench, options, smallest, costs)
+    for recipe in options.recipes:
+        for share in options.keep_flops or ():
+            bench.measure(recipe, share)
+    if bench.sweep.chosen is None and (folder / MODEL / MANIFEST).is_file():  # of an earlier sweep in this folder
+        shutil.rmtree(folder / MODEL)
+        (folder / MASK).unlink(missing_ok=True)
+    return bench.finish()
+
+
+def _calibrations(
+    checkpoint: Checkpoint,
+    spec: DataSpec,
+    evaluated: DataSpec,
+    chosen: Mapping[str, Recipe],
+    options: SweepOptions,
+    progress: Progress,
+) -> dict[str, Calibration]:
+    """Calibration batches by recipe, of the same samples for all.
+
+    Args:
+        spec: calibration data; by the task that is evaluated, it lies in the folder that is evaluated on.
+        evaluated: what models are evaluated on.
+    """
+    scoring, task, local = options.scoring, evaluated.task, evaluated.local
+    shared = spec.path is None and task is not None and spec.source == task.name and local is not None
+    shared = shared and local is not None and local.is_dir()
+    spec = replace(spec, path=local) if shared else spec
+    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
+    if needy:
+        require_loss(
+            checkpoint,
+            spec.task or task,
+            data=str(spec.source or spec.path),
+            needed_by=f"The recipe {needy[0]}",
+            hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
+        )
+
+    def read(*, labelled: bool) -> AnySamples:
+        return checkpoint.input.load_samples(
+            spec.calibrating(scoring.samples, scoring.seed, labelled=labelled), progress
+        )
+
+    samples = read(labelled=False)
+    # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
+    by_labels = read(labelled=True) if needy and task is not None and task.each_alone else samples
+    if shared and samples.split == WHOLE:
+        raise UsageError(
+            f"{local} has no splits, so the model would be scored on the very samples that it is evaluated on.",
+            hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
+        )
+    if by_labels.labels is None and needy:
+        raise DataError(
+            f"The recipe {needy[0]} needs labels, and the calibration data {samples.name} has none.",
+            hint="Pass labelled data to --calib, or another --recipe.",
+        )
+    source = Source(name=samples.name, sha256=samples.sha256)
+    made: dict[bool, Calibration] = {}
+    decoded: Sequence[Batch] = ()
+    for labelled in sorted({recipe.needs_labels for recipe in chosen.values()}):
+        found = calibrate(
+            checkpoint,
+            by_labels if labelled else samples,
+            scoring,
+            task=spec.task or task,
+            labelled=labelled,
+            decoded=decoded if by_labels is samples else (),
+        )
+        decoded = found.batches
+        made[labelled] = replace(found, source=source)
+    return {name: made[recipe.needs_labels] for name, recipe in chosen.items()}
+
+
+def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
+    measured = measure(original, None, exam)
+    if measured.metric is None:
+        raise DataError(f"{measured.inputs['data'].name} has no labels to measure {original.checkpoint.name} by.")
+    return SweepBaseline(
+        value=measured.metric.value,
+        standard_error=measured.standard_error,
+        totals=totals,
+        latency=measured.latency,
+    )
 
 
 def find_recipe(name: str) -> Recipe:
@@ -88,14 +244,12 @@ class Bench:
     """Measures points and keeps the record of them in `folder`; `known` are those of an interrupted run."""
 
     settings: Mapping[str, Setting]
-    task: Task
-    samples: AnySamples
-    original: Callable[[], Prediction]
-    options: EvalOptions
+    exam: Exam
+    original: Callable[[], Predicted]
     sweep: Sweep
     known: Sequence[SweepPoint]
     folder: Path
-    progress: Progress
+    report: Callable[[SweepPoint], None]
     prepared: dict[str, tuple[Prepared, float]] = field(default_factory=dict)
 
     def make(self, recipe: str, share: float) -> Candidate:
@@ -107,25 +261,17 @@ class Bench:
         return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 
     def measure(self, recipe: str, share: float) -> tuple[SweepPoint, Candidate | None]:
-        """A point, recorded on disk, and its model unless an interrupted run measured it."""
+        """A point, recorded on disk and reported, and its model unless an interrupted run measured it."""
         point, candidate = next((p for p in self.known if (p.recipe, p.asked) == (recipe, share)), None), None
         if point is None:
             candidate = self.make(recipe, share)
             seconds = self.prepared[recipe][1]
-            point = measure_candidate(
-                candidate,
-                self.settings[recipe],
-                self.task,
-                self.samples,
-                self.original(),
-                self.options,
-                seconds,
-                self.progress,
-            )
+            point = measure_candidate(candidate, self.settings[recipe], self.exam, self.original(), seconds)
         self.sweep = self.sweep.model_copy(update={"points": [*self.sweep.points, point]})
         points = [*self.sweep.points, *(p for p in self.known if p not in self.sweep.points)]
         self.folder.mkdir(exist_ok=True)
         write_text(self.folder / PARTIAL, self.sweep.model_copy(update={"points": points}).dump(), force=True)
+        self.report(point)
         return point, candidate
 
     def finish(self) -> Sweep:
@@ -136,121 +282,25 @@ class Bench:
         return self.sweep
 
 
-def run_sweep(
-    checkpoint: Checkpoint,
-    task: Task,
-    samples: AnySamples,
-    calibrations: Mapping[str, Calibration],
-    folder: Path,
-    *,
-    options: SweepOptions,
-    scoring: ScoreOptions,
-    evaluation: EvalOptions,
-    resume: bool = False,
-    progress: Progress = SILENT,
-    report: Callable[[SweepPoint], None] = lambda _point: None,
-) -> Sweep:
-    """Measure every recipe at every budget, or bisect for the allowed drop.
-
-    Args:
-        calibrations: by recipe.
-        folder: gets sweep.json and pictures, and with `options.max_drop` model/ and mask.json; see `check_folder`.
-        evaluation: its `seq_len` is the one that MACs are stated for.
-        report: told every point as soon as it is there.
-
-    Raises:
-        BudgetError: a budget that no mask can meet.
-        ArtifactError: `resume` of a sweep with other options or inputs.
-    """
-    workload = workload_of(checkpoint, evaluation.seq_len)
-    inputs = example_inputs(checkpoint, workload)
-    totals, costs = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
-    smallest = _smallest_share(costs, totals, options.keep_flops or ())
-    settings = {
-        recipe: Setting(
-            checkpoint,
-            calibration,
-            scoring,
-            evaluation.seq_len,
-            options.ridge,
-            Part(progress, label=f"{recipe}: "),
-        )
-        for recipe, calibration in calibrations.items()
-    }
-    original = functools.cache(lambda: predict_samples(checkpoint, samples, task, evaluation, progress))
-    metric = task.metrics[0]
-    begin = functools.partial(
-        Sweep,
-        optin_version=__version__,
-        options={
-            **options.asked(),
-            "refit_ridge": options.ridge,
-            **scoring_constants(scoring),
-            **{f"eval_{key}": value for key, value in asdict(evaluation).items()},
-        },
-        inputs={
-            **checkpoint.sources,
-            "calibration": calibrations[options.recipes[0]].source,
-            "data": Source(name=samples.name, sha256=samples.sha256),
-        },
-        task=task.name,
-        split=samples.split,
-        samples=len(samples),
-        metric=metric,
-        higher_is_better=find_metric(metric).higher_is_better,
-        workload=workload,
-        points=[],
-    )
-    earlier = _earlier(folder) if resume else None
-    if earlier is not None:
-        sweep = begin(baseline=earlier.baseline)
-        _require_same(earlier, sweep, options, totals, folder)
-    else:
-        measured = evaluate_checkpoint(checkpoint, samples, task=task, mine=original(), options=evaluation)
-        value, error = original().values[metric], original().error
-        sweep = begin(
-            baseline=SweepBaseline(value=value, standard_error=error, totals=totals, latency=measured.latency)
-        )
-    known = [] if earlier is None else earlier.points
-    bench = Bench(settings, task, samples, original, evaluation, sweep, known, folder, progress)
-    if options.max_drop is not None:
-        _bisect(bench, options.recipes[0], options.max_drop, smallest, options.evaluations, costs, report)
-    for recipe in options.recipes:
-        for share in options.keep_flops or ():
-            report(bench.measure(recipe, share)[0])
-    if bench.sweep.chosen is None and (folder / MODEL / MANIFEST).is_file():  # of an earlier sweep in this folder
-        shutil.rmtree(folder / MODEL)
-        (folder / MASK).unlink(missing_ok=True)
-    return bench.finish()
-
-
-def _bisect(
-    bench: Bench,
-    recipe: str,
-    most: float,
-    smallest: float,
-    evaluations: int,
-    costs: Mapping[str, GroupCost],
-    report: Callable[[SweepPoint], None],
-) -> None:
+def _bisect(bench: Bench, options: SweepOptions, smallest: float, costs: Mapping[str, GroupCost]) -> None:
     """Find the smallest model within the drop, mark its point as chosen and write it."""
     best: Candidate | None = None
+    recipe, most = options.recipes[0], options.max_drop or 0.0
 
     def within(share: float) -> bool:
         nonlocal best
         point, candidate = bench.measure(recipe, share)
-        report(point)
         fits = point.drop <= most
         best = candidate if fits else best
         return fits
 
-    found = find_smallest(within, smallest, evaluations=evaluations)
+    found = find_smallest(within, smallest, evaluations=options.evaluations)
     if found is None:
         return
     candidate = best or bench.make(recipe, found)
     setting, sweep = bench.settings[recipe], bench.sweep
     mask = candidate_mask(candidate, setting, costs, sweep.baseline.totals, sweep.workload)
-    save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.progress)
+    save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.exam.progress)
     chosen = [point.asked for point in sweep.points].index(found)
     bench.sweep = sweep.model_copy(update={"chosen": chosen})
 
@@ -307,128 +357,3 @@ def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, totals: Tot
             f"The sweep in {folder} was made with another {', another '.join(other)}.",
             hint="Repeat the interrupted command, or pass --force instead of --resume to start over.",
         )
-
-
-def sweep(
-    checkpoint: Checkpoint | str | Path,
-    calib: str,
-    task: str,
-    output: str | Path,
-    options: SweepOptions,
-    *,
-    data: str | Path | None = None,
-    calib_data: str | Path | None = None,
-    columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    eval_samples: int | None = None,
-    scoring: ScoreOptions | None = None,
-    evaluation: EvalOptions | None = None,
-    resume: bool = False,
-    force: bool = False,
-    progress: Progress = SILENT,
-    report: Callable[[SweepPoint], None] = lambda _point: None,
-    images: ImageOptions | None = None,
-) -> Sweep:
-    """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
-
-    Args:
-        calib: a task name, or a file or folder of texts or images; labels are needed by some recipes alone.
-        output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
-            is within the drop, none is written and the result has nothing `chosen`.
-        data: a local copy of the task's dataset; a folder also serves calibration by the same task.
-        calib_data: a local copy of the calibration task's dataset.
-        resume: take the points that an earlier sweep in `output` measured with the same options and inputs.
-        report: told every point as soon as it is there.
-        images, note: as for `score`.
-
-    Raises:
-        OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
-    """
-    scoring, evaluation = scoring or ScoreOptions(), evaluation or EvalOptions()
-    known, chosen = load_task(task), {name: find_recipe(name) for name in options.recipes}
-    check_folder(Path(output), resume=resume, force=force)
-    opened = as_checkpoint(checkpoint)
-    require_fit(opened, known)
-    shared = calib_data is None and calib == task and data is not None and Path(data).is_dir()
-    calib_data = data if shared else calib_data
-    calib_task, _ = resolve_source(calib, None, None if calib_data is None else Path(calib_data), opened.modality)
-    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
-    if needy:
-        require_loss(
-            opened,
-            calib_task or known,
-            data=calib,
-            needed_by=f"The recipe {needy[0]}",
-            hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
-        )
-    samples = read_samples(
-        opened,
-        None,
-        task=known,
-        data=data,
-        split="evaluation",
-        columns=columns,
-        label_column=label_column,
-        limit=eval_samples,
-        seed=scoring.seed,
-        images=images,
-        progress=progress,
-    )
-    if not samples.labelled:
-        raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
-
-    def read(*, labelled: bool) -> AnySamples:
-        return read_samples(
-            opened,
-            calib,
-            data=calib_data,
-            split="calibration",
-            columns=columns,
-            label_column=label_column,
-            limit=scoring.samples,
-            seed=scoring.seed,
-            images=images,
-            progress=progress,
-            labelled=labelled,
-        )
-
-    calibration = read(labelled=False)
-    # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
-    by_labels = read(labelled=True) if needy and known.each_alone else calibration
-    if shared and calibration.split == WHOLE:
-        raise UsageError(
-            f"{data} has no splits, so the model would be scored on the very samples that it is evaluated on.",
-            hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
-        )
-    if by_labels.labels is None and needy:
-        raise DataError(
-            f"The recipe {needy[0]} needs labels, and the calibration data {calibration.name} has none.",
-            hint="Pass labelled data to --calib, or another --recipe.",
-        )
-    calibrations: dict[bool, Calibration] = {}
-    decoded: Sequence[Batch] = ()
-    for labelled in sorted({recipe.needs_labels for recipe in chosen.values()}):
-        found = calibrate(
-            opened,
-            by_labels if labelled else calibration,
-            scoring,
-            task=task_named(calib) or known,
-            labelled=labelled,
-            decoded=decoded if by_labels is calibration else (),
-        )
-        decoded = found.batches
-        one_for_all = Source(name=calibration.name, sha256=calibration.sha256)
-        calibrations[labelled] = replace(found, source=one_for_all)
-    return run_sweep(
-        opened,
-        known,
-        samples,
-        {name: calibrations[recipe.needs_labels] for name, recipe in chosen.items()},
-        Path(output),
-        options=options,
-        scoring=scoring,
-        evaluation=evaluation,
-        resume=resume,
-        progress=progress,
-        report=report,
-    )

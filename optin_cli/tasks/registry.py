@@ -1,6 +1,6 @@
-"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
+"""Look up the shipped tasks, one JSON file each.
 
-Nothing here imports torch, so that an unknown task is refused before any model is loaded.
+Importing this module does not import torch, so that an unknown task is refused before a model is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from optin_cli.errors import DataError, did_you_mean
-from optin_cli.tasks.schema import Modality, Task
+from optin_cli.tasks.schema import Task
 
 FOLDER = Path(__file__).parent
 
@@ -48,21 +48,3 @@ def load_task(name: str) -> Task:
     if name not in names:
         raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
     return parse_task(FOLDER / f"{name}.json")
-
-
-def task_named(source: str | None) -> Task | None:
-    """The task of that name, None for a path or nothing."""
-    return None if source is None or Path(source).exists() else load_task(source)
-
-
-def require_modality(task: Task, modality: Modality) -> None:
-    """Refuse a task on texts for a model that takes images, and the other way about.
-
-    Raises:
-        DataError: names the tasks that fit the model.
-    """
-    if task.modality != modality:
-        raise DataError(
-            f"The task {task.name} is one on {task.modality}s, but the model takes {modality}s.",
-            hint=f"Tasks on {modality}s: {', '.join(n for n in task_names() if load_task(n).modality == modality)}.",
-        )

@@ -1,7 +1,4 @@
-"""A task name in; where its data lies, which columns and which metrics out. One JSON file per task.
-
-Nothing here imports torch, so that an unknown task is refused before any model is loaded.
-"""
+"""What a task file says: where its data lies, its columns, its kind and its metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Role = Literal["calibration", "evaluation"]
 Kind = Literal["classification", "regression", "similarity", "question-answering"]
 
 
-Modality = Literal["text", "image"]
+InputKind = Literal["text", "image"]
 
 
 MetricName = Literal["accuracy", "top5", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
@@ -66,7 +63,7 @@ class Task(_Strict):
     """
 
     name: str
-    modality: Modality = "text"
+    input: InputKind = "text"
     dataset: DatasetName | None = None
     text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
     image_column: str | None = None
@@ -85,9 +82,9 @@ class Task(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
-        if self.modality == "text" and (self.dataset is None or not self.text_columns or self.image_column):
+        if self.input == "text" and (self.dataset is None or not self.text_columns or self.image_column):
             raise ValueError("a text task has a dataset, text_columns and no image_column")
-        if self.modality == "image" and (self.text_columns or self.kind != "classification"):
+        if self.input == "image" and (self.text_columns or self.kind != "classification"):
             raise ValueError("an image task is one of classification and has no text_columns")
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("a metric is listed more than once")

@@ -24,10 +24,11 @@ from timm.models import save_for_hf
 from torch.nn import functional as F
 
 import optin_cli
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.search.limits import Limits
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SHARES = (0.8, 0.6)
@@ -46,12 +47,12 @@ def measure(folder: Path, task: str, calibration: Path, validation: Path, output
     scores = optin_cli.score(checkpoint, str(calibration), options=scoring)
     rows = []
     for share in SHARES:
-        mask = optin_cli.search(scores, keep_flops=share, round_to=args.round_to)
+        mask = optin_cli.search(scores, Limits(keep_macs=share, round_to=args.round_to))
         row = {"asked": share, **{f"{k}_kept": v for k, v in mask.budget.reached.items()}}
         for name, calib in (("cut", None), ("refit", str(calibration))):
             small = output / f"{folder.name}-{share}-{name}"
             manifest = optin_cli.prune(
-                checkpoint, mask, small, calib=calib, options=RefitOptions(samples=args.samples), force=True
+                checkpoint, mask, small, refit=calib, options=RefitOptions(samples=args.samples), force=True
             )
             options = EvalOptions(latency_runs=0)
             found = optin_cli.evaluate(small, task, data=validation, against=checkpoint, options=options)

@@ -21,8 +21,9 @@ from rich.table import Table
 
 import optin_cli
 from optin_cli.artifacts.base import timed_on
-from optin_cli.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from optin_cli.checkpoints.synthetic_inputs import random_inputs, workload_of
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.checkpoints.inputs import random_inputs
 from optin_cli.errors import OptinError
 from optin_cli.exporting.load import load_evaluated
 from optin_cli.exporting.registry import MODULES
@@ -72,8 +73,8 @@ def main() -> None:
         for target, pair in opened.items():
             # One runtime at a time: the idle threads of one spin for a while and slow down the next one's.
             for batch in BATCHES:
-                workload = workload_of(pair[0], TOKENS, batch)
-                inputs = random_inputs([*pair], workload)
+                workload = pair[0].input.workload(TOKENS, batch)
+                inputs = random_inputs([m.input for m in pair], workload)
                 models = [m.model for m in pair]
                 times = forward_latency(models, inputs, workload, runs=asked.runs, warmup=WARMUP)
                 small, original = (each.median_ms for each in times)

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from optin_cli.checkpoints.batches import encode
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.profiling.devices import describe_device
@@ -53,8 +54,8 @@ def main() -> None:
 
     checkpoint = load_checkpoint(options.checkpoint, device="cpu")
     model, structure = checkpoint.model, checkpoint.structure
-    samples = load_samples(options.data, split="calibration", limit=options.samples)
-    batches = encode(checkpoint, samples, batch_size=32, max_length=128)
+    samples = load_samples(DataSpec(options.data, limit=options.samples))
+    batches = checkpoint.input.batches(samples, BatchOptions(32, 128))
     neuron_groups = [g for g in structure.groups if g.kind == "neuron"]
     head_groups = [g for g in structure.groups if g.kind == "head"]
     generator = torch.Generator().manual_seed(0)

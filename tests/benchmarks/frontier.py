@@ -24,6 +24,7 @@ from rich.table import Table
 
 import optin_cli
 from optin_cli.artifacts.sweep import SweepPoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.sweep import SweepOptions
 
@@ -87,12 +88,10 @@ def main() -> None:
         sweep = optin_cli.sweep(
             str(case.checkpoint),
             case.task,
-            case.task,
+            DataSpec(case.task, case.calibration),
             asked.output / case.name,
-            SweepOptions(recipes=tuple(names), keep_flops=shares),
+            SweepOptions(recipes=tuple(names), keep_flops=shares, evaluation=EvalOptions(latency_runs=0)),
             data=case.data,
-            calib_data=case.calibration,
-            evaluation=EvalOptions(latency_runs=0),
             resume=True,
             report=lambda point: print(
                 f"{point.recipe} {point.asked:g}: {point.value:.4f} (drop {point.drop:+.4f}), "

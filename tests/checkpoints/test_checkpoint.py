@@ -8,7 +8,7 @@ import torch
 from helpers.models import FAMILIES, HEADS, build, make_inputs, save_checkpoint
 from safetensors.torch import load_file, save_file
 
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
 from optin_cli.checkpoints.weights import read_state, storage_dtype, strip_prefix
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
@@ -164,7 +164,7 @@ def test_saved_models_load_as_they_were(tmp_path, family, head):
     path = save_checkpoint(tmp_path / "tiny", family, head)
     checkpoint = load_checkpoint(path)
     torch.testing.assert_close(logits(checkpoint.model), logits(build(family, head)))
-    assert (checkpoint.name, checkpoint.auto_class) == ("tiny", HEADS[head][0])
+    assert (checkpoint.name, checkpoint.blueprint.auto_class) == ("tiny", HEADS[head][0])
     assert checkpoint.weight_bytes == (path / "model.safetensors").stat().st_size
     assert checkpoint.model.get_submodule(checkpoint.root) is checkpoint.model.base_model
     assert not checkpoint.model.training
@@ -182,12 +182,12 @@ def test_hash_follows_content_not_place(folder, tmp_path):
 
 
 def test_tokenizer_travels_with_the_folder(folder):
-    tokenizer = load_checkpoint(folder).tokenizer()
+    tokenizer = load_checkpoint(folder).input.tokenizer()
     assert tokenizer("good film")["input_ids"] == [2, 25, 27, 3]
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="no usable tokenizer"):
-        load_checkpoint(folder).tokenizer()
+        load_checkpoint(folder).input.tokenizer()
 
 
 @pytest.mark.parametrize("suffix", FILE_SUFFIXES)
@@ -296,7 +296,7 @@ def test_a_hub_id_is_taken_from_the_local_cache(tmp_path, monkeypatch):
     reference.write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     checkpoint = load_checkpoint("org/tiny")
-    assert (checkpoint.name, checkpoint.model_class) == ("org/tiny", "BertForSequenceClassification")
+    assert (checkpoint.name, checkpoint.blueprint.model_class) == ("org/tiny", "BertForSequenceClassification")
     with pytest.raises(CheckpointError, match="no model hub could supply it"):
         load_checkpoint("org/other")
 

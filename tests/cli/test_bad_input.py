@@ -495,7 +495,7 @@ def failing(place, error):
 def no_work():
     """Nothing may be loaded or read: an output is refused before any time is spent."""
     with (
-        patch("optin_cli.checkpoints.checkpoint.load_checkpoint", side_effect=AssertionError("loaded")),
+        patch("optin_cli.checkpoints.checkpoint.load", side_effect=AssertionError("loaded")),
         patch("optin_cli.artifacts.scores.read_scores", side_effect=AssertionError("read")),
     ):
         yield
@@ -640,12 +640,12 @@ def test_failed_certificates_leave_nothing(desk):
 
 def test_defects_are_named_and_traced_on_request(desk, monkeypatch):
     desk.take("bert")
-    with patch("optin_cli.checkpoints.checkpoint.load_checkpoint", side_effect=ZeroDivisionError("oh")):
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=ZeroDivisionError("oh")):
         result = call("profile", "bert")
         assert result.code == 1
         assert "defect of optin: ZeroDivisionError: oh" in result.err and "OPTIN_DEBUG=1" in result.err
         assert "Traceback" not in result.err
         monkeypatch.setenv("OPTIN_DEBUG", "1")
         assert "Traceback" in call("profile", "bert").err
-    with patch("optin_cli.checkpoints.checkpoint.load_checkpoint", side_effect=MemoryError):
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=MemoryError):
         assert "Not enough memory" in call("profile", "bert").err

@@ -25,7 +25,7 @@ MANY = """
 import json, sys
 sys.modules["torch"] = None
 from typer.testing import CliRunner
-from optin_cli.cli import app
+from optin_cli.cli.main import app
 told = {}
 for words in json.loads(sys.argv[1]):
     asked = {"_OPTIN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
@@ -43,7 +43,9 @@ VALUES = {
     "optin sweep x --recipe optin,optin": ["optin,optin-paper"],
     "optin score x --criterion ": [*CRITERIA],
     "optin score x --estimator h": ["hybrid"],
+    "optin score x --units heads,n": ["heads,neurons"],
     "optin search x --algorithm o": ["optin"],
+    "optin search x --layout ": ["ragged", "uniform"],
     "optin export x --to ": ["onnx", "torch-export", "openvino"],
     "optin export x --to torch": ["torch-export"],
 }

@@ -21,10 +21,11 @@ from timm.models import save_for_hf
 
 import optin_cli
 from optin_cli.artifacts.scores import read_scores
-from optin_cli.checkpoints.batches import encode, read_samples
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.samples import load_image_samples
+from optin_cli.data.spec import DataSpec
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
@@ -32,6 +33,7 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.scoring.calibration import calibrate
+from optin_cli.search.limits import Limits
 
 SIDE = 16
 ARGUMENTS = {"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
@@ -59,8 +61,10 @@ def train(folder, data, steps=40):
     model = timm.create_model("vit_tiny_patch16_224", **ARGUMENTS, num_classes=3)
     save(model, folder)
     checkpoint = load_checkpoint(folder)
-    samples = load_image_samples(str(data), split="calibration")
-    batches = [*image_batches(samples, checkpoint.preprocess(), input_name="x", batch_size=24, labels=samples.labels)]
+    samples = load_image_samples(DataSpec(path=data))
+    batches = [
+        *image_batches(samples, checkpoint.input.preprocess(), input_name="x", batch_size=24, labels=samples.labels)
+    ]
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(steps):
         batch = batches[step % len(batches)]
@@ -98,9 +102,9 @@ def test_transfer(made, tmp_path):
     assert before.metric.name == "accuracy" and before.metric.value > 0.95, "or the training taught it nothing"
     assert "top5" not in before.metrics and before.samples == 48
     scores = optin_cli.score(made / "vit", str(made / "pets"), options=ScoreOptions(samples=48, batch_size=24))
-    mask = optin_cli.search(scores, keep_flops=0.6)
+    mask = optin_cli.search(scores, Limits(keep_macs=0.6))
     options = RefitOptions(samples=96)
-    manifest = optin_cli.prune(made / "vit", mask, tmp_path / "small", calib=str(made / "pets"), options=options)
+    manifest = optin_cli.prune(made / "vit", mask, tmp_path / "small", refit=str(made / "pets"), options=options)
     assert manifest.after.macs / manifest.before.macs <= 0.6
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     after = optin_cli.evaluate(
@@ -134,10 +138,13 @@ def test_sweep(made, tmp_path):
         "imagefolder",
         "imagefolder",
         tmp_path / "sweep",
-        SweepOptions(("optin", "magnitude"), (0.7,)),
+        SweepOptions(
+            ("optin", "magnitude"),
+            (0.7,),
+            scoring=ScoreOptions(samples=24, probes=1),
+            evaluation=EvalOptions(latency_runs=0),
+        ),
         data=made / "pets",
-        scoring=ScoreOptions(samples=24, probes=1),
-        evaluation=EvalOptions(latency_runs=0),
     )
     assert [point.recipe for point in result.points] == ["optin", "magnitude"]
     assert result.baseline.value > 0.95 and result.split == "validation"
@@ -187,7 +194,7 @@ def test_scoring_decodes_each_image_once(made, decoded, estimator, exact_samples
 def test_exact_batches_hold_what_decoding_them_would(made, labelled):
     """Those of the first samples, sorted into batches of their own; equal images have the same keys as ever."""
     checkpoint = load_checkpoint(made / "vit")
-    samples = read_samples(checkpoint, str(made / "pets"), split="calibration", limit=24)
+    samples = checkpoint.input.load_samples(DataSpec(path=made / "pets", limit=24))
     twice = replace(
         samples,
         images=[*samples.images[:3], *samples.images],
@@ -196,13 +203,15 @@ def test_exact_batches_hold_what_decoding_them_would(made, labelled):
     )
     options = ScoreOptions(batch_size=4, exact_samples=10)
     found = calibrate(checkpoint, twice, options, task=None, labelled=labelled)
-    expected = [*encode(checkpoint, twice.head(10), batch_size=4, labelled=labelled)]
+    expected = [*checkpoint.input.batches(twice.head(10), BatchOptions(4, labelled=labelled))]
     assert [batch.keys for batch in found.exact_batches] == [batch.keys for batch in expected]
     for mine, theirs in zip(found.exact_batches, expected, strict=True):
         assert mine.rows == theirs.rows and torch.equal(mine.inputs["x"], theirs.inputs["x"])
         assert mine.labels is theirs.labels is None if not labelled else torch.equal(mine.labels, theirs.labels)
     again = calibrate(checkpoint, twice, options, task=None, labelled=True, decoded=found.batches)
-    for mine, theirs in zip(again.batches, encode(checkpoint, twice, batch_size=4, labelled=True), strict=True):
+    for mine, theirs in zip(
+        again.batches, checkpoint.input.batches(twice, BatchOptions(4, labelled=True)), strict=True
+    ):
         assert mine.keys == theirs.keys and torch.equal(mine.inputs["x"], theirs.inputs["x"])
         assert torch.equal(mine.labels, theirs.labels)
 
@@ -268,8 +277,8 @@ def test_fisher_takes_the_classes_of_folders(work):
     done("score", "vit", "--calib", "pets", "--criterion", "fisher", *SMALL, "-o", "f.safetensors")
     found = read_scores("f.safetensors").importance
     checkpoint = load_checkpoint("vit")
-    samples = load_image_samples("pets", split="calibration", limit=12)
-    batches = [*image_batches(samples, checkpoint.preprocess(), input_name="x", batch_size=6)]
+    samples = load_image_samples(DataSpec(path="pets", limit=12))
+    batches = [*image_batches(samples, checkpoint.input.preprocess(), input_name="x", batch_size=6)]
     folders = [CLASSES.index(Path(image.name).parent.name) for image in samples.images]
     assert len(set(folders)) == len(CLASSES)
 
@@ -438,18 +447,16 @@ def test_transfer_of_a_real_backbone(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        scores = optin_cli.score(REAL, "cifar10", data=IMAGES, options=ScoreOptions(samples=64, probes=1))
-        mask = optin_cli.search(scores, keep_flops=0.7)
+        scores = optin_cli.score(REAL, DataSpec("cifar10", IMAGES), options=ScoreOptions(samples=64, probes=1))
+        mask = optin_cli.search(scores, Limits(keep_macs=0.7))
         options = RefitOptions(samples=128)
-        manifest = optin_cli.prune(REAL, mask, tmp_path / "small", calib="cifar10", data=IMAGES, options=options)
+        manifest = optin_cli.prune(REAL, mask, tmp_path / "small", refit=DataSpec("cifar10", IMAGES), options=options)
         result = optin_cli.evaluate(
             tmp_path / "small",
             "cifar10",
-            data=IMAGES,
-            samples=300,
+            DataSpec(path=IMAGES, images=ImageOptions(workers=2)),
             against=REAL,
-            options=EvalOptions(latency_runs=0),
-            images=ImageOptions(workers=2),
+            options=EvalOptions(latency_runs=0, samples=300),
         )
     finally:
         torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.reading import artifacts_in
 from optin_cli.artifacts.scores import ScoresHeader
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.folders import folder_source
 from optin_cli.cli.main import app
 from optin_cli.files import sha256_of
@@ -354,7 +354,7 @@ def test_no_count_is_called_a_share(name):
 
 def test_help_loads_nothing_heavy(here):
     code = (
-        "import sys; from optin_cli.cli import main\n"
+        "import sys; from optin_cli.cli.main import main\n"
         "sys.argv[0] = 'optin'\n"
         "try: main()\n"
         "except SystemExit as stop: status = stop.code\n"
@@ -369,7 +369,8 @@ def test_help_loads_nothing_heavy(here):
 
 def test_search_and_inspect_need_no_torch(here, made):
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nfrom optin_cli.cli import main\nmain()"
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from optin_cli.cli.main import main\nmain()"
     )
     for args in (["search", made.scores, "--keep-flops", "0.6"], ["inspect", made.scores], ["inspect", made.pruned]):
         result = python(code, *args, cwd=here)
@@ -607,7 +608,7 @@ def test_load_gives_the_masked_model(made):
     original = load_checkpoint(made.bert)
     with masked(original.model, original.structure, {name: g.kept for name, g in mask.groups.items()}):
         expected = original.model(**probe()).logits
-    loaded = optin_cli.load(made.pruned)
+    loaded = optin_cli.load(made.pruned).model
     assert isinstance(loaded, torch.nn.Module) and not loaded.training
     torch.testing.assert_close(loaded(**probe()).logits, expected, rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in original.model.parameters())
@@ -635,7 +636,7 @@ save_file(results, out)
     )
     assert result.returncode == 0, result.stderr
     found = load_file("out.safetensors")
-    loaded = optin_cli.load(made.pruned)
+    loaded = optin_cli.load(made.pruned).model
     with torch.no_grad():
         torch.testing.assert_close(found["AutoModelForSequenceClassification"], loaded(**probe()).logits)
         torch.testing.assert_close(found["AutoModel"], loaded.bert(**probe()).last_hidden_state)
@@ -670,7 +671,7 @@ def test_demo(here):
 
 
 def test_interrupting_the_demo_stops_it(here):
-    with patch("optin_cli.checkpoints.checkpoint.load_checkpoint", side_effect=KeyboardInterrupt) as load:
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=KeyboardInterrupt) as load:
         result = call("demo", "show")
     assert result.code == 130 and load.call_count == 1
     assert "Interrupted" in result.err

@@ -13,10 +13,11 @@ import optin_cli
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.model.masking import masked
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.search.limits import Limits
 
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
 CASES = [
@@ -94,12 +95,12 @@ def test_every_family_and_head(tmp_path, texts, family, head):
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, head))
     scores = optin_cli.score(checkpoint, str(texts), options=OPTIONS)
     assert set(scores.importance) == {group.name for group in checkpoint.structure.groups}
-    mask = optin_cli.search(scores, keep_flops=0.6)
+    mask = optin_cli.search(scores, Limits(keep_macs=0.6))
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     pruned = check(checkpoint, mask, tmp_path / "small", manifest)
-    assert isinstance(optin_cli.load(tmp_path / "small"), torch.nn.Module)
+    assert isinstance(optin_cli.load(tmp_path / "small").model, torch.nn.Module)
     assert optin_cli.profile(pruned).totals == manifest.after
-    assert pruned.tokenizer()("a b")["input_ids"] == checkpoint.tokenizer()("a b")["input_ids"]
+    assert pruned.input.tokenizer()("a b")["input_ids"] == checkpoint.input.tokenizer()("a b")["input_ids"]
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "albert-2-groups"])
@@ -118,7 +119,7 @@ def test_pruning_again(bert, texts, tmp_path):
     first = load_checkpoint(tmp_path / "once")
     scores = optin_cli.score(first, str(texts), options=OPTIONS)
     assert {name: group.units for name, group in scores.header.groups.items()}["encoder.0.head"] == 3
-    mask = optin_cli.search(scores, keep_flops=0.7)
+    mask = optin_cli.search(scores, Limits(keep_macs=0.7))
     check(first, mask, tmp_path / "twice", optin_cli.prune(first, mask, tmp_path / "twice"))
     both = {
         name: [kept[u] for u in mask.groups[name].kept] for name, kept in kept_by(once).items() if name in mask.groups
@@ -154,7 +155,7 @@ def test_estimators_and_their_records(bert, texts, estimator):
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
 def test_criteria_without_data(bert, criterion):
     scores = optin_cli.score(bert, options=ScoreOptions(criterion=criterion))
-    mask = optin_cli.search(scores, keep_flops=0.5, keep_params=0.9, round_to=8, minima={"head": 1})
+    mask = optin_cli.search(scores, Limits(keep_macs=0.5, keep_parameters=0.9, round_to=8, minima={"head": 1}))
     assert mask.budget.reached["macs"] <= 0.5 and mask.budget.reached["parameters"] <= 0.9
     assert all(len(g.kept) % 8 == 0 for name, g in mask.groups.items() if name.endswith("neuron"))
     assert all(g.kept for name, g in mask.groups.items() if name.endswith("head"))

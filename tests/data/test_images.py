@@ -15,16 +15,19 @@ from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.decode import decode_image
 from optin_cli.data.images.samples import load_image_samples
 from optin_cli.data.labels import image_class_ids
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.images import ImageOptions
+from optin_cli.progress import SILENT
 from optin_cli.tasks.registry import load_task
 
-LENIENT = ImageOptions(max_unreadable=0.5)
+STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
 
 
-def load(folder, **options):
-    return load_image_samples(str(folder), split=options.pop("split", "evaluation"), **options)
+def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
+    folder = None if folder is None else str(folder)
+    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
 
 
 def tensor(image):
@@ -220,14 +223,14 @@ def test_tasks_and_models_of_different_kinds(tmp_path):
         load("sst2")
     assert "cifar10, cifar100, imagefolder, imagenet-1k" in caught.value.hint
     with pytest.raises(DataError, match="The task cifar10 is one on images, but the model takes texts"):
-        load_samples("cifar10", split="calibration")
+        load_samples(DataSpec("cifar10"))
     with pytest.raises(DataError, match="imagefolder has no data of its own"):
         load("imagefolder")
     with pytest.raises(DataError, match="neither in the local cache nor reachable") as caught:
         load("cifar10")
     assert "a folder of images" in caught.value.hint
     with pytest.raises(UsageError, match="No data was named"):
-        load_image_samples(None, split="calibration")
+        load(None, split="calibration")
     with pytest.raises(UsageError, match="number of samples is 0"):
         load("cifar10", limit=0)
 
@@ -502,4 +505,4 @@ def test_numbers_beyond_the_model_are_refused(tmp_path):
 def test_tasks_name_every_class():
     assert len(load_task("imagenet-1k").label_names) == 1000
     assert len(load_task("cifar100").label_names) == 100
-    assert {load_task(name).modality for name in ("cifar10", "imagefolder")} == {"image"}
+    assert {load_task(name).input for name in ("cifar10", "imagefolder")} == {"image"}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optin_cli.data.labels import label_ids
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.tokenize import make_batches, usable_length
 from optin_cli.errors import DataError, UsageError
@@ -23,8 +24,9 @@ def write_lines(path: Path, rows) -> Path:
     return path
 
 
-def load(source, **options):
-    return load_samples(str(source), split=options.pop("split", "evaluation"), **options)
+def load(source, *, split="evaluation", task=None, data=None, **options):
+    source = None if source is None else str(source)
+    return load_samples(DataSpec(source, data, known=task, role=split, **options))
 
 
 def as_pairs(samples):
@@ -198,7 +200,7 @@ def test_unreachable_dataset_says_how_to_pass_a_copy(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", offline)
     bars = datasets.are_progress_bars_disabled()
     with pytest.raises(DataError, match=r"nyu-mll/glue/sst2 of task sst2 is neither .* Couldn't reach it") as caught:
-        load_samples("sst2", split="evaluation")
+        load("sst2")
     assert "--data" in caught.value.hint
     assert datasets.are_progress_bars_disabled() == bars
 
@@ -213,10 +215,10 @@ def test_task_dataset_is_read_by_its_split(monkeypatch):
         return datasets.Dataset.from_list([{"sentence": "a", "label": 1}])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    samples = load_samples("sst2", split="calibration")
+    samples = load("sst2", split="calibration")
     assert asked == [("nyu-mll/glue", "sst2", "train")]
     assert (samples.name, samples.split, samples.texts, samples.labels) == ("sst2", "train", [("a",)], [1])
-    assert load_samples(None, task=load_task("sst2"), split="calibration") == samples
+    assert load(None, task=load_task("sst2"), split="calibration") == samples
 
 
 # Columns and sources
@@ -259,7 +261,7 @@ def test_contradicting_or_missing_sources(*, tmp_path, monkeypatch, source, opti
     monkeypatch.chdir(tmp_path)
     write_lines(Path("d.jsonl"), PAIR)
     with pytest.raises(error, match=message):
-        load_samples(source, split="evaluation", **options)
+        load(source, **options)
 
 
 def test_data_replaces_the_rows_of_a_task(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.running import call, done, python
+from helpers.sweeps import make_sweep, point
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
@@ -81,8 +82,6 @@ def write(path, artifact):
 @pytest.fixture
 def shelf(made, here):
     """By kind of artifact: one, another of the same kind, and what a table of the two must show."""
-    from test_report import make_sweep, point
-
     scores = read_scores(made.scores)
     write_scores("b.safetensors", Scores(scores.header, {n: v[::-1] for n, v in scores.importance.items()}))
     sweeps = [make_sweep(SOURCE, SOURCE, [point("optin", 0.5, value)]) for value in (0.88, 0.75)]
@@ -253,8 +252,6 @@ def test_evaluations_and_what_is_timed(made, here):
 
 
 def test_sweeps(here, made):
-    from test_report import make_sweep, point
-
     sweeps = {
         "a": [point("optin", 0.7, 0.89), point("optin", 0.5, 0.88)],
         "b": [point("optin", 0.7, 0.87, prune_seconds=3.0), point("magnitude", 0.5, 0.7)],
@@ -340,7 +337,7 @@ def test_from_python_and_from_a_pipe(made):
 
 
 def test_only_weights_need_torch(made, here):
-    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli import main\nmain()"
+    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli.main import main\nmain()"
     for name in ("mask", "scores"):
         result = python(code, "diff", getattr(made, name), getattr(made, name), cwd=here)
         assert result.returncode == 0, result.stderr

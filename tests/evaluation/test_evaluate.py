@@ -14,10 +14,11 @@ from scipy import stats
 import optin_cli
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import HeadRule, Purpose
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
-from optin_cli.evaluation.evaluate import evaluate_checkpoint
+from optin_cli.evaluation.evaluate import Exam, evaluate_samples
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
@@ -25,7 +26,7 @@ from optin_cli.tasks.registry import load_task, task_names
 from optin_cli.tasks.schema import Kind
 
 OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
-TEXT_TASKS = [task for task in map(load_task, task_names()) if task.modality == "text"]
+TEXT_TASKS = [task for task in map(load_task, task_names()) if task.input == "text"]
 TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regression")]
 
 
@@ -54,7 +55,7 @@ def rows_of(task):
 @torch.no_grad()
 def logits_of(checkpoint, texts):
     """Of samples fed one by one: (N, outputs)."""
-    tokenizer = checkpoint.tokenizer()
+    tokenizer = checkpoint.input.tokenizer()
     return np.stack([checkpoint.model(**tokenizer(*each, return_tensors="pt")).logits[0].numpy() for each in texts])
 
 
@@ -77,9 +78,10 @@ def by_hand(metric, logits, labels):
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_task_is_measured_and_compared(task, tmp_path, checkpoints):
     rows = rows_of(task)
-    samples = load_samples(str(write_rows(tmp_path / "d.jsonl", rows)), task=task, split="evaluation")
+    path = write_rows(tmp_path / "d.jsonl", rows)
+    samples = load_samples(DataSpec(path=path, known=task, role="evaluation"))
     mine, theirs = checkpoints[len(task.label_names or "1")]
-    result = evaluate_checkpoint(mine, samples, task=task, against=theirs, options=OPTIONS)
+    result = evaluate_samples(mine, Exam(samples, task, OPTIONS), theirs)
     labels = np.array([row[task.label_column] for row in rows])
     logits, others = (logits_of(c, [[row[name] for name in task.text_columns] for row in rows]) for c in (mine, theirs))
     assert list(result.metrics) == list(task.metrics)
@@ -95,9 +97,9 @@ def test_task_is_measured_and_compared(task, tmp_path, checkpoints):
 
 def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
     path = write_rows(tmp_path / "d.jsonl", [{"sentence": "a b"}])
-    samples = load_samples(str(path), split="evaluation")
+    samples = load_samples(DataSpec(path=path, role="evaluation"))
     with pytest.raises(DataError, match="different things: 1 and 0"):
-        evaluate_checkpoint(checkpoints[2][0], samples, against=checkpoints[1][0], options=OPTIONS)
+        evaluate_samples(checkpoints[2][0], Exam(samples, None, OPTIONS), checkpoints[1][0])
 
 
 # Tasks that do not fit
@@ -164,10 +166,10 @@ def unread(here):
 
 def reason(checkpoint, task):
     """The start of the message that refuses a task for a model."""
-    modality = load_task(task).modality
-    if modality != checkpoint.modality:
-        return f"The task {task} is one on {modality}s, but the model takes {checkpoint.modality}s"
-    named = f"{checkpoint.name} is a {checkpoint.model_class} for {checkpoint.purpose}"
+    modality = load_task(task).input
+    if modality != checkpoint.input.kind:
+        return f"The task {task} is one on {modality}s, but the model takes {checkpoint.input.kind}s"
+    named = f"{checkpoint.name} is a {checkpoint.blueprint.model_class} for {checkpoint.blueprint.purpose}"
     return f"The task {task} is a {load_task(task).kind} task, but {named}"
 
 
@@ -177,9 +179,9 @@ def test_a_task_that_does_not_fit_is_refused_before_data_is_read(zoo, unread, na
     checkpoint = zoo[name]
     expected = "nowhere does not exist" if name in ONE_OF_EACH[task] else reason(checkpoint, task)
     for run in (
-        lambda: optin_cli.evaluate(checkpoint, task, data="nowhere", options=OPTIONS),
+        lambda: optin_cli.evaluate(checkpoint, task, data=Path("nowhere"), options=OPTIONS),
         lambda: optin_cli.sweep(
-            checkpoint, "broken.jsonl", task, "out", SweepOptions(keep_flops=(0.5,)), data="nowhere"
+            checkpoint, task, "broken.jsonl", "out", SweepOptions(keep_flops=(0.5,)), data=Path("nowhere")
         ),
     ):
         with pytest.raises(DataError) as caught:
@@ -191,7 +193,7 @@ def test_a_task_that_does_not_fit_is_refused_before_data_is_read(zoo, unread, na
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ONE_OF_EACH["sst2"]])
 def test_the_other_model_must_fit_too(zoo, unread, name):
     with pytest.raises(DataError) as caught:
-        optin_cli.evaluate(zoo["classes"], "sst2", data="nowhere", against=zoo[name], options=OPTIONS)
+        optin_cli.evaluate(zoo["classes"], "sst2", data=Path("nowhere"), against=zoo[name], options=OPTIONS)
     assert caught.value.message.startswith(reason(zoo[name], "sst2"))
 
 
@@ -201,7 +203,7 @@ def test_outputs_are_counted_where_the_kind_fits(zoo, unread):
         ("two-numbers", "stsb", "for regression with 2 outputs."),
     ):
         with pytest.raises(DataError) as caught:
-            optin_cli.evaluate(zoo[name], task, data="nowhere", options=OPTIONS)
+            optin_cli.evaluate(zoo[name], task, data=Path("nowhere"), options=OPTIONS)
         assert caught.value.message.endswith(words)
 
 
@@ -209,7 +211,7 @@ def test_a_decoder_is_no_classifier(zoo, here, monkeypatch):
     monkeypatch.setattr(type(zoo["decoder"].model), "forward", lambda *_a, **_k: pytest.fail("the model ran"))
     data = write_rows(here / "d.jsonl", [{"sentence": "a b", "label": 0}, {"sentence": "good", "label": 1}])
     before = tree(here)
-    run = call("eval", zoo["decoder"].folder, "--task", "sst2", "--data", data, "--latency-runs", 0)
+    run = call("eval", zoo["decoder"].blueprint.folder, "--task", "sst2", "--data", data, "--latency-runs", 0)
     assert (run.code, run.out) == (1, "")
     assert "decoder is a LlamaForCausalLM for next-token-prediction" in run.err and "--against" in run.err
     assert tree(here) == before
@@ -242,7 +244,7 @@ def test_labels_that_do_not_fit_are_refused_before_data_is_read(zoo, unread, nam
     read = {"broken.jsonl": "broken.jsonl, line 1", "empty": "holds no images"}.get(calib, "nowhere does not exist")
     data = None if Path(calib).exists() else "nowhere"
     with pytest.raises((DataError, UsageError)) as caught:
-        optin_cli.score(zoo[name], calib, data=data, options=ScoreOptions(criterion="fisher"))
+        optin_cli.score(zoo[name], DataSpec(source=calib, path=data), options=ScoreOptions(criterion="fisher"))
     assert (words or read) in caught.value.message, caught.value.message
     if words == NO_LOSS:
         assert caught.value.message.startswith("The criterion fisher") and "trajectory" in caught.value.hint
@@ -264,10 +266,10 @@ def test_sweeps_ask_what_labels_are_of_before_data_is_read(zoo, unread, name, ta
     with pytest.raises(DataError) as caught:
         optin_cli.sweep(
             zoo[name],
-            calib,
             task,
+            calib,
             "out",
             SweepOptions(tuple(recipe.split(",")), keep_flops=(0.5,)),
-            data="nowhere",
+            data=Path("nowhere"),
         )
     assert caught.value.message.startswith(words or "nowhere does not exist"), caught.value.message

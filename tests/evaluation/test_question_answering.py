@@ -9,12 +9,13 @@ import torch
 from helpers.models import save_checkpoint, tiny_tokenizer
 from helpers.running import call, done, write_rows
 
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.data.text.tokenize import cut_batches
 from optin_cli.data.text.windows import cut_windows
 from optin_cli.errors import DataError, UsageError
-from optin_cli.evaluation.evaluate import evaluate_checkpoint
+from optin_cli.evaluation.evaluate import Exam, evaluate_samples
 from optin_cli.evaluation.predictors.answers import decode_answers
 from optin_cli.evaluation.predictors.spans import best_spans
 from optin_cli.options.evaluation import AnswerOptions, EvalOptions
@@ -31,7 +32,7 @@ ROWS = [
 
 
 def read(path, task=SQUAD, **options):
-    return load_samples(str(path), task=task, split=options.pop("split", "evaluation"), **options)
+    return load_samples(DataSpec(str(path), known=task, role=options.pop("role", "evaluation"), **options))
 
 
 # Windows
@@ -174,14 +175,14 @@ def folders(tmp_path_factory):
 def test_evaluation_predicts_spans_and_compares(tmp_path, folders):
     mine, theirs = map(load_checkpoint, folders)
     samples = read(write_rows(tmp_path / "d.jsonl", ROWS), SQUAD2)
-    result = evaluate_checkpoint(mine, samples, task=SQUAD2, against=theirs, options=QUICK)
+    result = evaluate_samples(mine, Exam(samples, SQUAD2, QUICK), theirs)
     assert list(result.metrics) == ["squad_f1", "squad_em"]
     assert result.metric.name == "squad_f1"
     assert result.samples == 3
     assert (result.options["max_length"], result.options["doc_stride"]) == (12, 2)
     assert 0 <= result.against.agreement < 1
     assert result.against.kl > 0
-    same = evaluate_checkpoint(mine, samples, task=SQUAD2, against=mine, options=QUICK).against
+    same = evaluate_samples(mine, Exam(samples, SQUAD2, QUICK), mine).against
     assert (same.drop, same.agreement, same.kl) == (0, 1, pytest.approx(0, abs=1e-9))
 
 
@@ -189,7 +190,7 @@ def test_agreement_needs_no_answers(tmp_path, folders):
     mine, theirs = map(load_checkpoint, folders)
     rows = [{"question": r["question"], "context": r["context"]} for r in ROWS]
     samples = read(write_rows(tmp_path / "d.jsonl", rows))
-    result = evaluate_checkpoint(mine, samples, task=SQUAD, against=theirs, options=QUICK)
+    result = evaluate_samples(mine, Exam(samples, SQUAD, QUICK), theirs)
     assert (result.metric, result.metrics) == (None, {})
     assert 0 <= result.against.agreement < 1
 
@@ -209,19 +210,25 @@ def test_unfit_checkpoint_and_columns_are_refused(folders, tmp_path, here):
     classifier = load_checkpoint(save_checkpoint(tmp_path / "classifier"))
     samples = read(write_rows(tmp_path / "d.jsonl", ROWS), SQUAD2)
     with pytest.raises(DataError, match=r"squad_v2 is a question-answering task, but classifier is .* classification"):
-        evaluate_checkpoint(classifier, samples, task=SQUAD2, options=QUICK)
+        evaluate_samples(classifier, Exam(samples, SQUAD2, QUICK))
     with pytest.raises(DataError, match="different things: 2 and 1"):
-        evaluate_checkpoint(answerer, samples, against=classifier, options=QUICK)
-    one = read(tmp_path / "d.jsonl", SQUAD2, columns=["context"])
+        evaluate_samples(answerer, Exam(samples, None, QUICK), classifier)
+    one = read(tmp_path / "d.jsonl", SQUAD2, columns=("context",))
     with pytest.raises(DataError, match="two texts a sample, question and context"):
-        evaluate_checkpoint(answerer, one, task=SQUAD2, options=QUICK)
+        evaluate_samples(answerer, Exam(one, SQUAD2, QUICK))
     data = write_rows(here / "d.jsonl", [{"question": "a", "context": "b"}])
     run = call("eval", folders[0], "--task", "squad", "--data", data)
     assert run.code == 1
     assert "no labels" in run.err
 
 
-@pytest.mark.parametrize("values", [{"doc_stride": -1}, {"max_answer": 0}])
-def test_impossible_options_are_refused(values):
-    with pytest.raises(UsageError, match="expected at least 0 and 1"):
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"doc_stride": -1}, "doc_stride is -1; expected at least 0"),
+        ({"max_answer": 0}, "max_answer is 0; expected at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(values, words):
+    with pytest.raises(UsageError, match=words):
         AnswerOptions(**values)

@@ -18,7 +18,7 @@ import optin_cli
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import CertificateError
 from optin_cli.exporting import torch_export as for_torch_export
 from optin_cli.exporting.load import load_evaluated
@@ -103,7 +103,7 @@ def test_onnx_needs_nothing_but_its_runtime(exported, here):
         ("attention_mask", ["batch", "length"]),
     ]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 2])]
-    model = optin_cli.load(exported)
+    model = optin_cli.load(exported).model
     for rows, tokens, padding in ((1, 2, 0), (2, 31, 5), (5, 128, 100), (1, 9, 7)):
         inputs = make_inputs(rows, tokens, padding=padding)
         inputs["input_ids"] = inputs["input_ids"] % 28
@@ -196,17 +196,20 @@ def test_cut_models(tmp_path, family, head, target, kept):
     checkpoint = cut_checkpoint(tmp_path / "whole", family, kept, **options)
     record = optin_cli.export(checkpoint, target, tmp_path / "out")
     opened = load_evaluated(tmp_path / "out" / next(iter(record.files)))
-    assert opened.num_labels == checkpoint.num_labels and opened.structure.outputs == checkpoint.structure.outputs
-    if checkpoint.image is None:
+    assert (
+        opened.blueprint.num_labels == checkpoint.blueprint.num_labels
+        and opened.structure.outputs == checkpoint.structure.outputs
+    )
+    if checkpoint.blueprint.image is None:
         inputs = make_inputs(2, 21)
         assert set(record.takes) == {"input_ids", "attention_mask"}
         assert most_tokens(opened) == most_tokens(checkpoint)
     else:
-        inputs = {checkpoint.image.input_name: torch.randn(4, 3, SIDE, SIDE)}
-        assert record.takes[checkpoint.image.input_name].shape == ["batch", 3, SIDE, SIDE]
+        inputs = {checkpoint.blueprint.image.input_name: torch.randn(4, 3, SIDE, SIDE)}
+        assert record.takes[checkpoint.blueprint.image.input_name].shape == ["batch", 3, SIDE, SIDE]
         from PIL import Image
 
-        assert opened.preprocess()(Image.new("RGB", (40, 30))).shape == (3, SIDE, SIDE)
+        assert opened.input.preprocess()(Image.new("RGB", (40, 30))).shape == (3, SIDE, SIDE)
     with torch.no_grad():
         raw = checkpoint.model(**inputs)
     expected = {"logits": raw} if isinstance(raw, torch.Tensor) else raw
@@ -224,7 +227,7 @@ def test_segments_of_pairs_are_an_input_where_the_tokenizer_gives_them(tmp_path)
     tiny_tokenizer(model_input_names=names).save_pretrained(folder)
     record = optin_cli.export(folder, "torch-export")
     assert set(record.takes) == set(names)
-    opened, model = load_evaluated(folder / "model.pt2").model, optin_cli.load(folder)
+    opened, model = load_evaluated(folder / "model.pt2").model, optin_cli.load(folder).model
     inputs = make_inputs(2, 9)
     types = {"token_type_ids": (torch.arange(9) > 4).long().repeat(2, 1)}
     for given in (inputs, inputs | types):
@@ -429,9 +432,9 @@ def test_pipeline_of_transformers(made, here, reload_server):
     result = reload_server.python(PIPELINE, f"{made.pruned}/", json.dumps(texts), cwd=here, **quiet)
     assert result.returncode == 0, result.stderr
     assert "not supported" not in result.stderr
-    tokenizer = load_checkpoint(made.pruned).tokenizer()
+    tokenizer = load_checkpoint(made.pruned).input.tokenizer()
     with torch.no_grad():
-        logits = optin_cli.load(made.pruned)(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        logits = optin_cli.load(made.pruned).model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     for found, expected in zip(json.loads(result.stdout), logits.softmax(-1), strict=True):
         scores = {entry["label"]: entry["score"] for entry in found}
         assert [scores[f"LABEL_{i}"] for i in range(2)] == pytest.approx(expected.tolist(), abs=1e-4)

@@ -17,9 +17,8 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.costs import Profile
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.libraries.registry import parse_arguments
-from optin_cli.checkpoints.synthetic_inputs import workload_of
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
 from optin_cli.model.forward import call_model
 from optin_cli.model.masking import masked
@@ -36,7 +35,7 @@ def make_mask(checkpoint, kept):
         optin_version=optin_cli.__version__,
         options={},
         inputs={"checkpoint": checkpoint.source},
-        workload=workload_of(checkpoint, None),
+        workload=checkpoint.input.workload(),
         budget=Budget(asked={}, reached={}),
         importance_lost=None,
         groups={
@@ -60,15 +59,15 @@ def edit_config(folder, **changes):
 @pytest.mark.parametrize("family", IMAGES)
 def test_what_a_checkpoint_says(tmp_path, family):
     checkpoint = load_checkpoint(save_images(tmp_path / "tiny", family))
-    assert (checkpoint.library, checkpoint.modality) == (IMAGES[family][0], "image")
+    assert checkpoint.blueprint.library == IMAGES[family][0]
     side = side_of(checkpoint.model)
-    assert checkpoint.image.shape == (3, side, side)
-    assert (checkpoint.num_labels, checkpoint.plan) == (3, None)
+    assert checkpoint.blueprint.image.shape == (3, side, side)
+    assert (checkpoint.blueprint.num_labels, checkpoint.blueprint.plan) == (3, None)
     torch.testing.assert_close(logits(checkpoint.model), logits(build(family)))
-    seen = checkpoint.preprocess()(Image.new("RGB", (40, 30), "red"))
+    seen = checkpoint.input.preprocess()(Image.new("RGB", (40, 30), "red"))
     assert (tuple(seen.shape), seen.dtype) == ((3, side, side), torch.float32)
     with pytest.raises(CheckpointError, match="no tokenizer"):
-        checkpoint.tokenizer()
+        checkpoint.input.tokenizer()
     profile = optin_cli.profile(checkpoint)
     assert profile.workload.image == (3, side, side)
     assert json.loads(profile.dump())["workload"] == {"batch_size": 1, "image": [3, side, side]}
@@ -87,14 +86,18 @@ def test_cut_folders(tmp_path, family):
     assert parse(Manifest, (tmp_path / "small" / "optin.json").read_text(), "optin.json") == manifest
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     small = load_checkpoint(tmp_path / "small")
-    assert (small.dtype, small.image, small.num_labels) == (torch.float16, checkpoint.image, 3)
+    assert (small.dtype, small.blueprint.image, small.blueprint.num_labels) == (
+        torch.float16,
+        checkpoint.blueprint.image,
+        3,
+    )
     with masked(checkpoint.model, checkpoint.structure, kept):
         torch.testing.assert_close(logits(small.model), logits(checkpoint.model), rtol=1e-4, atol=1e-4)
     assert optin_cli.profile(small).totals == manifest.after
     again = random_kept(small.structure, 2)
     optin_cli.prune(small, make_mask(small, again), tmp_path / "smaller")
     with masked(small.model, small.structure, again):
-        mine = logits(optin_cli.load(tmp_path / "smaller"))
+        mine = logits(optin_cli.load(tmp_path / "smaller").model)
         torch.testing.assert_close(mine, logits(small.model), rtol=1e-4, atol=1e-4)
 
 
@@ -125,13 +128,17 @@ def test_a_lone_state_dict_of_timm(tmp_path, folder):
     path = lone(folder, tmp_path)
     arguments = parse_arguments(ARGUMENTS)
     checkpoint = load_checkpoint(path, arch="timm:vit_tiny_patch16_224", arch_args=arguments)
-    assert (checkpoint.name, checkpoint.image.shape, checkpoint.num_labels) == ("weights", (3, SIDE, SIDE), 3)
+    assert (checkpoint.name, checkpoint.blueprint.image.shape, checkpoint.blueprint.num_labels) == (
+        "weights",
+        (3, SIDE, SIDE),
+        3,
+    )
     torch.testing.assert_close(logits(checkpoint.model), logits(build("timm-vit")))
-    assert checkpoint.preprocess()(Image.new("RGB", (9, 9))).shape == (3, SIDE, SIDE)
+    assert checkpoint.input.preprocess()(Image.new("RGB", (9, 9))).shape == (3, SIDE, SIDE)
     kept = random_kept(checkpoint.structure, 1)
     optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
     with masked(checkpoint.model, checkpoint.structure, kept):
-        mine = logits(optin_cli.load(tmp_path / "small"))
+        mine = logits(optin_cli.load(tmp_path / "small").model)
         torch.testing.assert_close(mine, logits(checkpoint.model), rtol=1e-4, atol=1e-4)
 
 
@@ -225,7 +232,7 @@ def test_names_of_timm_are_taken_from_the_local_cache(tmp_path, monkeypatch):
         "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k",
         "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     ):
-        assert load_checkpoint(source).image.shape == (3, SIDE, SIDE)
+        assert load_checkpoint(source).blueprint.image.shape == (3, SIDE, SIDE)
     with pytest.raises(CheckpointError, match="no model hub could supply it"):
         load_checkpoint("timm:vit_tiny_patch16_384")
     with pytest.raises(CheckpointError, match="no model 'vit_tiny'"):
@@ -243,6 +250,6 @@ def test_without_an_image_processor(tmp_path):
     path = save_images(tmp_path / "tiny", "vit")
     (path / "preprocessor_config.json").unlink()
     checkpoint = load_checkpoint(path)
-    assert checkpoint.image.shape == (3, SIDE, SIDE)
+    assert checkpoint.blueprint.image.shape == (3, SIDE, SIDE)
     with pytest.raises(CheckpointError, match="no image processor"):
-        checkpoint.preprocess()
+        checkpoint.input.preprocess()

@@ -12,9 +12,10 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 
 import optin_cli
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.model.forward import call_model
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.search.limits import Limits
 
 CHECKPOINT, DATA = SHARED / "checkpoints" / "vit-s14-cifar10", SHARED / "data" / "cifar10"
 SIDE = 24
@@ -89,15 +90,15 @@ def transformers_twin(model, family, side, folder):
 
 def assert_same_pruning(one, other, images, options, keep):
     """Score both checkpoints on the same images, and search both scores for the same budget."""
-    pixels = torch.randn(2, *one.image.shape, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, *one.blueprint.image.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        outputs = [call_model(c.model, {c.image.input_name: pixels})["logits"] for c in (one, other)]
+        outputs = [call_model(c.model, {c.blueprint.image.input_name: pixels})["logits"] for c in (one, other)]
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     mine, theirs = (optin_cli.score(c, str(images), options=options) for c in (one, other))
     assert set(mine.importance) == set(theirs.importance)
     for name, values in mine.importance.items():
         np.testing.assert_allclose(values, theirs.importance[name], rtol=2e-3, atol=1e-5 * float(values.max()))
-    masks = [optin_cli.search(scores, keep_flops=keep) for scores in (mine, theirs)]
+    masks = [optin_cli.search(scores, Limits(keep_macs=keep)) for scores in (mine, theirs)]
     assert masks[0].groups == masks[1].groups
     assert any(len(group.kept) < group.units for group in masks[0].groups.values())
 

@@ -8,6 +8,7 @@ import optin_cli
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.search.limits import Limits
 
 CHECKPOINT, DATA = SHARED / "checkpoints" / "minilm-sst2", SHARED / "data" / "sst2"
 
@@ -24,15 +25,14 @@ def test_half_the_macs_cost_little_accuracy(tmp_path):
     try:
         train = str(DATA / "train.jsonl")
         scores = optin_cli.score(CHECKPOINT, train, options=ScoreOptions(samples=96, probes=2))
-        mask = optin_cli.search(scores, keep_flops=0.5)
-        manifest = optin_cli.prune(CHECKPOINT, mask, tmp_path / "small", calib=train, options=RefitOptions(samples=96))
+        mask = optin_cli.search(scores, Limits(keep_macs=0.5))
+        manifest = optin_cli.prune(CHECKPOINT, mask, tmp_path / "small", refit=train, options=RefitOptions(samples=96))
         result = optin_cli.evaluate(
             tmp_path / "small",
             "sst2",
             data=DATA / "test.jsonl",
-            samples=600,
             against=CHECKPOINT,
-            options=EvalOptions(latency_runs=0),
+            options=EvalOptions(latency_runs=0, samples=600),
         )
     finally:
         torch.set_num_threads(threads)

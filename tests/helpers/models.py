@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.data.batch import Batch
-from optin_cli.model.structure import find_structure
+from optin_cli.model.resolve import find_structure
 
 torch.set_num_threads(1)  # models this small run up to ten times slower when threads must share a busy machine
 

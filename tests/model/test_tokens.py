@@ -17,7 +17,7 @@ import optin_cli
 from optin_cli.artifacts.base import Totals, Workload
 from optin_cli.artifacts.costs import BlockCost, GroupCost, TokenCosts, merges_at
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, ArtifactError, BudgetError
@@ -256,7 +256,7 @@ def test_every_family(saved, pictures, tmp_path, family):
     assert named == {"encoder.0.token", "encoder.1.token"} == set(tokens.groups)
     assert all((scores.importance[name] >= 0).all() for name in named)
     for share in (0.75, 0.5):
-        mask = optin_cli.search(scores, keep_flops=share)
+        mask = optin_cli.search(scores, Limits(keep_macs=share))
         assert mask.budget.reached["macs"] <= share
     # A random model may lose least by width alone: merging is that of a budget which nothing else can meet.
     with pytest.raises(BudgetError) as caught:

@@ -17,7 +17,7 @@ from optin_cli.artifacts.costs import GroupCost, StockCounts
 from optin_cli.artifacts.evaluation import Evaluation, Latency
 from optin_cli.artifacts.latency import MOST_LEVELS, Ladder, LatencyTable, coarser, isotonic
 from optin_cli.artifacts.mask import Mask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import ArtifactError, BudgetError, UsageError
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling import latency

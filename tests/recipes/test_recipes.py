@@ -10,8 +10,7 @@ from helpers.models import make_inputs, save_checkpoint
 
 from optin_cli.artifacts.base import Source, Workload
 from optin_cli.artifacts.mask import GroupMask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
-from optin_cli.checkpoints.synthetic_inputs import example_inputs
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.errors import BudgetError, DataError
 from optin_cli.model.costs import measure_costs
@@ -59,7 +58,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def costs(tiny):
-    return measure_costs(tiny.model, tiny.structure, example_inputs(tiny, Workload(seq_len=16)), tiny.weight_bytes)
+    return measure_costs(tiny.model, tiny.structure, tiny.input.example(Workload(seq_len=16)), tiny.weight_bytes)
 
 
 def setting_of(checkpoint, *, labelled=True, **options):

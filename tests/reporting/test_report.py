@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from helpers.pages import read_page, tables
 from helpers.running import call, done, python, tree
+from helpers.sweeps import make_sweep, point
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +22,15 @@ from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Meas
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
-from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.folders import folder_source
+from optin_cli.cli.main import app
+from optin_cli.options.declare import declared
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.refit import RefitOptions
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.search import BudgetOptions, SearchOptions
+from optin_cli.options.sweep import SweepOptions
+from optin_cli.reporting import commands
 from optin_cli.reporting.charts import ticks
 from optin_cli.search.choose import make_mask
 from optin_cli.search.limits import Limits
@@ -157,7 +166,7 @@ def test_default_name_json_and_python(work):
     manifest = read(Manifest, "bert-pruned/optin.json")
     assert facts["quantities"][0]["after"] == manifest.after.macs
     assert [line.split()[1] for line in facts["commands"]] == ["score", "search", "prune", "eval"]
-    made = optin_cli.report("bert-pruned", "again.html", evaluations=["bert-pruned.eval.json"])
+    made = optin_cli.report("bert-pruned", "again.html", files={"eval": ["bert-pruned.eval.json"]})
     assert made.certificate == manifest.certificate
     assert Path("again.html").read_bytes() == Path("bert-pruned.report.html").read_bytes()
 
@@ -178,44 +187,57 @@ def test_the_commands_make_the_artifacts_again(work, made):
     assert (again.metrics, again.options, again.inputs) == (first.metrics, first.options, first.inputs)
 
 
-def test_every_flag_of_the_commands_is_one(work):
-    import typer
+def recorded_as_score(options, **more):
+    """The words of a score command for recorded options."""
+    scores = read_scores("bert.scores.safetensors")
+    header = scores.header.model_copy(update={"options": options, **more})
+    return commands.words_of(ScoreOptions, header.options, header, ScoreOptions().recorded())
 
-    from optin_cli.cli.main import app
-    from optin_cli.reporting import commands
 
+def test_every_flag_of_the_commands_is_one():
     known = typer.main.get_command(app).commands
-    for name, flags in (
-        ("score", commands.SCORE_FLAGS),
-        ("search", {**commands.SEARCH_FLAGS, **commands.BUDGET_FLAGS}),
-        ("prune", commands.PRUNE_FLAGS),
-        ("eval", commands.EVAL_FLAGS),
-        ("sweep", commands.SWEEP_FLAGS),
+    for name, *kinds in (
+        ("score", ScoreOptions),
+        ("search", SearchOptions, BudgetOptions),
+        ("prune", RefitOptions),
+        ("eval", EvalOptions),
+        ("sweep", SweepOptions),
     ):
         options = {option for parameter in known[name].params for option in parameter.opts}
-        assert set(flags.values()) <= options
+        assert {one.flag for kind in kinds for one in declared(kind)} <= options
 
 
 def test_every_constant_of_a_score_has_a_flag():
-    from optin_cli.options.scoring import ScoreOptions
-    from optin_cli.reporting import commands
-
-    assert set(commands.SCORE_FLAGS) == set(ScoreOptions().recorded())
+    assert [one.key for one in declared(ScoreOptions)] == [*ScoreOptions().recorded()]
 
 
 def test_an_option_turned_off_is_said(work):
-    from optin_cli.reporting import commands
+    options = read_scores("bert.scores.safetensors").header.options
+    words = recorded_as_score({**options, "token_exchange": None, "rescore": []})
+    assert words[words.index("--token-exchange") + 1] == words[words.index("--rescore") + 1] == "none"
+    assert "--max-length" not in words
+    assert "--token-exchange" not in recorded_as_score(options)
 
-    scores = read_scores("bert.scores.safetensors")
-    options = {**scores.header.options, "token_exchange": None}
-    off = Scores(scores.header.model_copy(update={"options": options}), scores.importance)
-    line = commands._score(off, "off.scores.safetensors")
-    assert "--token-exchange none" in line and "--max-length" not in line
-    assert "--token-exchange" not in commands._score(scores, "on.scores.safetensors")
+
+def test_another_version_says_its_defaults(work):
+    options = ScoreOptions().recorded()
+    assert recorded_as_score(options) == []
+    told = recorded_as_score(options, optin_version="0.0.1")
+    assert told[:4] == ["--criterion", "trajectory", "--units", "heads,neurons,channels"]
+    assert "--seq-len" not in told and "--max-length" not in told
+
+
+def test_an_evaluation_of_images_has_no_latency_length(work):
+    result = read(Evaluation, "bert-pruned.eval.json")
+    speed = Latency(
+        batch_size=32, image=(3, 8, 8), runs=3, device="cpu", threads=1, median_ms=9.0, samples_per_second=3.0
+    )
+    line = commands._evaluate(result.model_copy(update={"latency": speed}), "e.json")
+    assert "--latency-runs 3" in line and "--latency-length" not in line
 
 
 def test_it_needs_no_torch(work):
-    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli import main\nmain()"
+    code = "import sys; sys.modules['torch'] = None\nfrom optin_cli.cli.main import main\nmain()"
     result = python(code, "report", "bert-pruned", cwd=work)
     assert result.returncode == 0, result.stderr
 
@@ -243,29 +265,6 @@ def test_names_are_shown_as_they_are(work):
 
 
 # Sweeps
-
-
-def point(recipe, asked, value, **more):
-    speed = Latency(batch_size=32, seq_len=64, runs=3, device="cpu", threads=1, median_ms=9.0, samples_per_second=3.0)
-    fixed = {"macs_ratio": asked - 0.001, "parameters_ratio": 0.8, "standard_error": 0.01, "drop": 0.9 - value}
-    times = {"latency": speed, "latency_ratio": asked + 0.1, "prepare_seconds": 2.0, "prune_seconds": 1.0}
-    return SweepPoint(recipe=recipe, asked=asked, value=value, agreement=0.97, **(fixed | times | more))
-
-
-def make_sweep(source, data, points, **more):
-    speed = Latency(batch_size=32, seq_len=64, runs=3, device="cpu", threads=1, median_ms=12.0, samples_per_second=2.0)
-    totals = Totals(macs=1000, parameters=100, bytes=400)
-    baseline = SweepBaseline(value=0.9, standard_error=0.01, totals=totals, latency=speed)
-    fixed = {"task": "sst2", "split": "validation", "samples": 24, "metric": "accuracy", "higher_is_better": True}
-    return Sweep(
-        optin_version="0.1.0",
-        options={"recipes": ["optin", "magnitude"], "keep_flops": [0.7, 0.5], "max_drop": None, "samples": 16},
-        inputs={"checkpoint": source, "calibration": data, "data": data},
-        workload=Workload(seq_len=128),
-        baseline=baseline,
-        points=points,
-        **(fixed | more),
-    )
 
 
 @pytest.fixture

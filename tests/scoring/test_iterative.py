@@ -9,7 +9,7 @@ import torch
 from helpers.models import build, make_batch, random_kept, save_checkpoint, structure_of
 
 from optin_cli.artifacts.base import Source
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.model.cut import cut
 from optin_cli.model.forward import call_model

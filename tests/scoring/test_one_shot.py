@@ -19,7 +19,7 @@ from helpers.models import (
 )
 
 from optin_cli.artifacts.base import Source
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError, DataError, UsageError
 from optin_cli.model.cut import cut

@@ -10,14 +10,15 @@ from helpers.running import call
 
 import optin_cli
 from optin_cli.artifacts.scores import read_scores
-from optin_cli.checkpoints.batches import read_samples
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import token_rate as token_exchange
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.token_rate import reachable
 from optin_cli.search.choose import importance_lost
+from optin_cli.search.limits import Limits
 
 OPTIONS = ScoreOptions(
     samples=24, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
@@ -49,13 +50,13 @@ def test_the_rate_is_of_what_refit_leaves_for_each_importance_lost(made, monkeyp
         return 3.0 if parameters(model) < parameters(original.model) else 12.0
 
     monkeypatch.setattr(token_exchange, "refitted_distance", distance)
-    samples = read_samples(checkpoint, str(root / "pets"), split="calibration", limit=24)
+    samples = checkpoint.input.load_samples(DataSpec(path=root / "pets", limit=24))
     batches = calibrate(checkpoint, samples, OPTIONS, task=None, labelled=False).batches
     found = token_exchange.exchange_tokens(apart, checkpoint, batches, replace(OPTIONS, token_exchange=0.8))
     exchange = found.header.token_exchange
     lost = {}
     for kind, whole in (("units", ("*.token",)), ("tokens", ("*.head", "*.neuron"))):
-        groups = optin_cli.search(apart, keep_flops=exchange.share, protect=whole).groups
+        groups = optin_cli.search(apart, Limits(keep_macs=exchange.share, protect=whole)).groups
         lost[kind] = sum(
             float(np.delete(values, groups[name].kept).sum(dtype=np.float64))
             for name, values in apart.importance.items()
@@ -82,7 +83,7 @@ def test_tokens_alone_are_multiplied_by_the_measured_rate(made):
 def test_the_masks_compared_are_of_one_kind_each(made, kind, lost):
     _, _, scored, apart = made
     whole = tuple(f"*.{name}" for name in kind.split(","))
-    mask = optin_cli.search(apart, keep_flops=scored.header.token_exchange.share, protect=whole)
+    mask = optin_cli.search(apart, Limits(keep_macs=scored.header.token_exchange.share, protect=whole))
     kept = {name: group.kept for name, group in mask.groups.items()}
     found = importance_lost(kept, apart.importance)
     assert getattr(scored.header.token_exchange, lost) == pytest.approx(found, rel=1e-6)
@@ -96,7 +97,7 @@ def test_a_share_that_one_kind_cannot_reach_gives_way(made):
     share = reachable(apart, [tokens, units], 0.01)
     assert 0.5 < share < 1
     for others in (tokens, units):
-        optin_cli.search(apart, keep_flops=share, protect=tuple(others))
+        optin_cli.search(apart, Limits(keep_macs=share, protect=tuple(others)))
 
 
 def test_too_few_samples_leave_tokens_as_scored(made):

@@ -17,7 +17,7 @@ from optin_cli.artifacts.base import Totals, Workload, parse
 from optin_cli.artifacts.costs import GroupCost, StockCounts
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.save import save_cut
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.options.scoring import ScoreOptions
@@ -201,9 +201,8 @@ def save_tiny(folder, family):
 
 
 def uniform_mask(checkpoint, share=0.85, **options):
-    return optin_cli.search(
-        optin_cli.score(checkpoint, options=WEIGHTS_ALONE), keep_flops=share, layout="uniform", **options
-    )
+    scores = optin_cli.score(checkpoint, options=WEIGHTS_ALONE)
+    return optin_cli.search(scores, Limits(keep_macs=share, layout="uniform", **options))
 
 
 def every_count(checkpoint):
@@ -254,7 +253,7 @@ def test_every_stock_class_loads_what_its_config_states(tmp_path, reload_server)
         save_cut(checkpoint, model, plan, folder, settings=stated)
         inputs = make_pixels(checkpoint.model) if family in IMAGES else make_inputs()
         save_file(inputs, folder / "inputs")
-        (folder / "auto").write_text(checkpoint.auto_class)
+        (folder / "auto").write_text(checkpoint.blueprint.auto_class)
         with torch.no_grad():
             expected[family], whole[family] = (
                 out if isinstance(out, torch.Tensor) else out["logits"]
@@ -274,7 +273,7 @@ def test_every_stock_class_loads_what_its_config_states(tmp_path, reload_server)
         found = load_file(tmp_path / family / "outputs")["logits"]
         torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-4, msg=lambda m, f=family: f"{f}: {m}")
         assert not torch.allclose(found, whole[family], rtol=1e-3), family
-        assert load_checkpoint(tmp_path / family).plan is None
+        assert load_checkpoint(tmp_path / family).blueprint.plan is None
 
 
 @pytest.mark.parametrize("family", ["swin", "resnet", "timm-mobilevit"])

@@ -351,13 +351,16 @@ def test_the_api_sweeps(made, here):
     told = []
     sweep = optin_cli.sweep(
         made.bert,
-        str(made.texts),
         "sst2",
+        made.texts,
         "out",
-        SweepOptions(("magnitude",), keep_flops=(0.8,)),
+        SweepOptions(
+            ("magnitude",),
+            keep_flops=(0.8,),
+            scoring=ScoreOptions(samples=8),
+            evaluation=EvalOptions(latency_runs=0),
+        ),
         data=made.train,
-        scoring=ScoreOptions(samples=8),
-        evaluation=EvalOptions(latency_runs=0),
         report=told.append,
     )
     assert sweep.points == told

@@ -60,8 +60,8 @@ def test_unknown_task_names_the_nearest():
         ({"text_columns": []}, "text_columns"),
         ({"dataset": None}, "a text task has a dataset"),
         ({"image_column": "image"}, "no image_column"),
-        ({"modality": "image"}, "an image task"),
-        ({"modality": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
+        ({"input": "image"}, "an image task"),
+        ({"input": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
     ],
 )
 def test_invalid_task_file_is_refused_with_its_place(tmp_path, change, problem):

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from optin_cli.architectures.registry import known_heads
+from optin_cli.architectures.schema import Purpose
 from optin_cli.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     from optin_cli.model.config_counts import Settings
 
 
-Modality = Literal["text", "image"]
-
-
 Preprocess = Callable[["Image"], "torch.Tensor"]
 
 
@@ -35,15 +34,15 @@ CONFIG = "config.json"
 
 
 PLAN_KEY = "optin_plan"
-"""Key of a config under which a cut checkpoint keeps the plan that gives its stock model the cut shapes."""
+"""Key of a config under which a cut checkpoint keeps the plan that gives the library's own model the pruned shapes."""
 
 
 MODELING = "modeling_optin.py"
 
 
 @dataclass(frozen=True)
-class ImageInput:
-    """What a model takes: images (rows, channels, height, width) under the keyword `input_name`."""
+class ImageSpec:
+    """The images that a model takes: (rows, channels, height, width) under the keyword `input_name`."""
 
     input_name: str
     channels: int
@@ -62,8 +61,11 @@ class Blueprint:
 
     library: the one that builds the model. folder: where config, tokenizer and processor lie, None where a weights
     file stands alone. identity: the config's bytes. kind: what architecture descriptions are looked up by.
-    auto_class: what loads such a model, the key of what its head puts out. stock: what `Library.build` starts from.
-    label_names: of the classes in order, where they are known.
+    auto_class: what loads such a model, the key of what its head puts out: an auto class of transformers, or
+    timm.create_model. image: None for a model that takes text. num_labels: classes that the head tells apart;
+    label_names: their names in order, where they are known. problem_type: what the head was trained for, by
+    transformers' names. plan: how the model was pruned already. prototype: what `Library.build` starts from, a model
+    class or an uncut model.
     """
 
     library: str
@@ -73,13 +75,22 @@ class Blueprint:
     kind: str
     auto_class: str
     model_class: str
-    modality: Modality
-    image: ImageInput | None
+    image: ImageSpec | None
     num_labels: int
     label_names: tuple[str, ...] | None
     problem_type: str | None
     plan: dict[str, Any] | None
-    stock: Any
+    prototype: Any
+
+    @property
+    def builder(self) -> Library:
+        """The library."""
+        return library_named(self.library)
+
+    @property
+    def purpose(self) -> Purpose:
+        """The kind of task that the model is for, by its head and problem type."""
+        return known_heads()[self.auto_class].purpose_for(self.problem_type)
 
 
 class Library(Protocol):
@@ -114,27 +125,27 @@ class Library(Protocol):
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
         """Write weights and config of a cut model into a folder."""
 
-    def stock_shapes(self, blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+    def plain_shapes(self, blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
         """Shapes of the weights that the library itself builds from the config with `settings`, by name.
 
         Raises:
             CheckpointError: it refuses such a config.
         """
 
-    def save_stock(self, blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+    def save_plain(self, blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
         """Write weights and the config with `settings` into a folder, one like any other of the library."""
 
     def modeling(self, blueprint: Blueprint) -> str:
-        """Code that follows the text of `runtime.py` in the module beside the weights of a cut checkpoint."""
+        """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(self, blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+    def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
 
         Args:
-            stock: whether the library's own class takes its weights.
+            plain: whether the library's own class takes its weights.
         """
 
-    def loading(self, blueprint: Blueprint, *, stock: bool = False) -> str:
+    def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""
 
 

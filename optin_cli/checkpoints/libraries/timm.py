@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
-from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageInput, Preprocess
+from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageSpec, Preprocess
 from optin_cli.checkpoints.weights import State, strip_prefix
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
@@ -67,13 +67,13 @@ model = modeling_optin.load_model()
 """
 
 
-RELOAD_STOCK = """
+RELOAD_PLAIN = """
 import timm
 model = timm.create_model("local-dir:" + folder, pretrained=True)
 """
 
 
-CARD_STOCK = """import timm
+CARD_PLAIN = """import timm
 
 model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)"""
 
@@ -107,18 +107,18 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
     identity = path.read_bytes()
     _require_known(str(raw["architecture"]).partition(".")[0])
     try:
-        stock = _timm().create_model(f"local-dir:{folder}", pretrained=False)
+        model = _timm().create_model(f"local-dir:{folder}", pretrained=False)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         shown = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is refused by timm: {shown}") from error
-    return _blueprint(folder, identity, raw, stock, architecture)
+    return _blueprint(folder, identity, raw, model, architecture)
 
 
 def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
     """Understand timm's name of a model and the arguments it was built with."""
     _require_known(name.partition(".")[0])
     try:
-        stock = _timm().create_model(name, pretrained=False, **arguments)
+        model = _timm().create_model(name, pretrained=False, **arguments)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         shown = " ".join(str(error).split()) or type(error).__name__
         given = f" with {', '.join(f'{k}={v}' for k, v in arguments.items())}" if arguments else ""
@@ -127,7 +127,7 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
         path = Path(scratch) / CONFIG
         from timm.models._hub import save_config_for_hf
 
-        save_config_for_hf(stock, str(path), model_config={"model_args": dict(arguments)})
+        save_config_for_hf(model, str(path), model_config={"model_args": dict(arguments)})
         # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
         raw = json.loads(path.read_text(encoding="utf-8"))
         return replace(read(Path(scratch), raw, architecture), folder=None)
@@ -157,14 +157,14 @@ def _require_known(name: str) -> None:
 
 
 def _blueprint(
-    folder: Path | None, identity: bytes, raw: dict[str, Any], stock: nn.Module, architecture: Path | None
+    folder: Path | None, identity: bytes, raw: dict[str, Any], model: nn.Module, architecture: Path | None
 ) -> Blueprint:
     from timm.data import resolve_model_data_config
 
-    kind = type(stock).__name__
+    kind = type(model).__name__
     if architecture is None:
         find_architecture(kind, LIBRARY)
-    size = resolve_model_data_config(stock)["input_size"]
+    size = resolve_model_data_config(model)["input_size"]
     names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
     return Blueprint(
         library=LIBRARY,
@@ -174,19 +174,18 @@ def _blueprint(
         kind=kind,
         auto_class=LOADED_BY,
         model_class=kind,
-        modality="image",
-        image=ImageInput(INPUT, *(int(n) for n in size)),
-        num_labels=int(getattr(stock, "num_classes", 0)),
+        image=ImageSpec(INPUT, *(int(n) for n in size)),
+        num_labels=int(getattr(model, "num_classes", 0)),
         label_names=tuple(map(str, names)) if isinstance(names, list) else None,
         problem_type=None,
         plan=raw.get(PLAN_KEY),
-        stock=stock,
+        prototype=model,
     )
 
 
 def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
     """The model in float32 with exactly the weights that it needs."""
-    model: nn.Module = blueprint.stock
+    model: nn.Module = blueprint.prototype
     if blueprint.plan:
         apply_plan(model, blueprint.plan)
     model = model.float()
@@ -213,7 +212,7 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     """The evaluation transform of the model's own data config."""
     from timm.data import create_transform, resolve_model_data_config
 
-    transform = create_transform(**resolve_model_data_config(blueprint.stock), is_training=False)
+    transform = create_transform(**resolve_model_data_config(blueprint.prototype), is_training=False)
 
     def prepare(image: Image) -> torch.Tensor:
         tensor: torch.Tensor = transform(image)
@@ -234,16 +233,16 @@ def modeling(_blueprint: Blueprint) -> str:
     return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS)
 
 
-def _stock_config(blueprint: Blueprint, settings: Settings) -> dict[str, Any]:
+def _plain_config(blueprint: Blueprint, settings: Settings) -> dict[str, Any]:
     """The config whose arguments of the model are those of `settings`, without what only a cut checkpoint's has."""
     raw = {key: value for key, value in blueprint.config.items() if key != PLAN_KEY}
     return {**raw, "model_args": {**raw.get("model_args", {}), **settings}}
 
 
-def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+def plain_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
     """Build the model as timm does from a folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / CONFIG).write_text(json.dumps(_stock_config(blueprint, settings)), encoding="utf-8")
+        (Path(scratch) / CONFIG).write_text(json.dumps(_plain_config(blueprint, settings)), encoding="utf-8")
         try:
             model = _timm().create_model(f"local-dir:{scratch}", pretrained=False)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
@@ -251,20 +250,20 @@ def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[in
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def save_stock(blueprint: Blueprint, _model: Any, state: State, settings: Settings, folder: Path) -> None:
+def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settings, folder: Path) -> None:
     """As timm's save_for_hf does, with the changed arguments of the model."""
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = json.dumps(_stock_config(blueprint, settings), indent=2)
+    config = json.dumps(_plain_config(blueprint, settings), indent=2)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def reloading(_blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
     """By timm itself, or by the function beside the weights."""
-    if stock:
-        return "plain timm.create_model in a fresh process without optin", RELOAD_STOCK
+    if plain:
+        return "plain timm.create_model in a fresh process without optin", RELOAD_PLAIN
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD
 
 
-def loading(_blueprint: Blueprint, *, stock: bool = False) -> str:
+def loading(_blueprint: Blueprint, *, plain: bool = False) -> str:
     """By timm itself, or by the function beside the weights."""
-    return CARD_STOCK if stock else CARD
+    return CARD_PLAIN if plain else CARD

@@ -17,8 +17,7 @@ from optin_cli.checkpoints.libraries.registry import (
     MODELING,
     PLAN_KEY,
     Blueprint,
-    ImageInput,
-    Modality,
+    ImageSpec,
     Preprocess,
     read_folder,
 )
@@ -38,8 +37,8 @@ LIBRARY = "transformers"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-MODALITIES: Mapping[str, Modality] = {"input_ids": "text", "pixel_values": "image"}
-"""By the name of a model's main input."""
+TEXT, IMAGE = "input_ids", "pixel_values"
+"""Names of a model's main input."""
 
 
 LOADER = '''
@@ -88,7 +87,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         shown = " ".join(str(error).split())
         raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
     auto_class, model_class = _find_class(config)
-    modality = _modality(model_class)
+    takes = _main_input(model_class)
     names = getattr(config, "id2label", None) or {}
     return Blueprint(
         library=LIBRARY,
@@ -98,13 +97,12 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         kind=config.model_type,
         auto_class=auto_class,
         model_class=model_class.__name__,
-        modality=modality,
-        image=_image_input(folder, config) if modality == "image" else None,
+        image=_image_spec(folder, config) if takes == IMAGE else None,
         num_labels=int(config.num_labels),
         label_names=tuple(str(names[i]) for i in range(len(names))) if set(names) == set(range(len(names))) else None,
         problem_type=_problem_type(config),
         plan=getattr(config, PLAN_KEY, None),
-        stock=model_class,
+        prototype=model_class,
     )
 
 
@@ -130,14 +128,14 @@ def _problem_type(config: Any) -> str | None:
     return None if found is None else str(found)
 
 
-def _modality(model_class: Any) -> Modality:
+def _main_input(model_class: Any) -> str:
     name = str(model_class.main_input_name)
-    if name not in MODALITIES:
+    if name not in (TEXT, IMAGE):
         raise CheckpointError(
             f"{model_class.__name__} takes {name}, which is neither text nor images.",
             hint="Pass a checkpoint of a text or image model.",
         )
-    return MODALITIES[name]
+    return name
 
 
 def _processor(folder: Path) -> Any:
@@ -150,15 +148,15 @@ def _processor(folder: Path) -> Any:
         raise CheckpointError(f"The image processor of {folder} cannot be used: {first}") from error
 
 
-def _image_input(folder: Path, config: Any) -> ImageInput:
+def _image_spec(folder: Path, config: Any) -> ImageSpec:
     """What the image processor makes of an image, else what the config says."""
     channels = int(getattr(config, "num_channels", 3))
     if any((folder / name).is_file() for name in PROCESSORS):
         from PIL import Image
 
         mode = "L" if channels == 1 else "RGB"
-        found = _processor(folder)(images=Image.new(mode, (256, 256)), return_tensors="pt")["pixel_values"]
-        return ImageInput("pixel_values", *(int(n) for n in found.shape[1:]))
+        found = _processor(folder)(images=Image.new(mode, (256, 256)), return_tensors="pt")[IMAGE]
+        return ImageSpec(IMAGE, *(int(n) for n in found.shape[1:]))
     size = getattr(config, "image_size", None)
     if size is None:
         raise CheckpointError(
@@ -166,7 +164,7 @@ def _image_input(folder: Path, config: Any) -> ImageInput:
             hint=f"Put the model's {PROCESSORS[0]} beside its {CONFIG}.",
         )
     height, width = (size, size) if isinstance(size, int) else size
-    return ImageInput("pixel_values", channels, int(height), int(width))
+    return ImageSpec(IMAGE, channels, int(height), int(width))
 
 
 def _find_class(config: Any) -> tuple[str, Any]:
@@ -205,7 +203,7 @@ def planned_class(model_class: Any) -> Any:
 
 def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
     """The model in float32 with its weights; nothing is filled in at random."""
-    kind = planned_class(blueprint.stock) if blueprint.plan else blueprint.stock
+    kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
         with torch.device("meta"):
             expected = set(kind(blueprint.config).state_dict())
@@ -243,7 +241,7 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     processor = _processor(folder)
 
     def prepare(image: Image) -> torch.Tensor:
-        tensor: torch.Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        tensor: torch.Tensor = processor(images=image, return_tensors="pt")[IMAGE][0]
         return tensor
 
     return prepare
@@ -273,7 +271,7 @@ def modeling(blueprint: Blueprint) -> str:
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
-def _stock_config(blueprint: Blueprint, settings: Settings) -> Any:
+def _plain_config(blueprint: Blueprint, settings: Settings) -> Any:
     """The config with `settings`, validated anew, and without what only a cut checkpoint's has."""
     from transformers import AutoConfig
 
@@ -281,35 +279,35 @@ def _stock_config(blueprint: Blueprint, settings: Settings) -> Any:
     return AutoConfig.for_model(**(raw | settings))
 
 
-def stock_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
+def plain_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
     """Build the class without memory for its weights."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         with torch.device("meta"):
-            state = blueprint.stock(_stock_config(blueprint, settings)).state_dict()
+            state = blueprint.prototype(_plain_config(blueprint, settings)).state_dict()
     except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
         shown = " ".join(str(error).split())
         raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {shown}") from error
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def save_stock(blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
+def save_plain(blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
     """As save_pretrained does, with the changed config."""
     model.save_pretrained(folder, state_dict=state)
-    _stock_config(blueprint, settings).save_pretrained(folder)
+    _plain_config(blueprint, settings).save_pretrained(folder)
 
 
-def reloading(blueprint: Blueprint, *, stock: bool = False) -> tuple[str, str]:
+def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
     """By the auto class; with the code beside the weights unless the stock class takes them."""
-    trust = "" if stock else TRUST
+    trust = "" if plain else TRUST
     call = f"{blueprint.auto_class}.from_pretrained"
-    words = f"plain {call}" if stock else f"{call}({trust.lstrip(', ')})"
+    words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
     return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
 
 
-def loading(blueprint: Blueprint, *, stock: bool = False) -> str:
+def loading(blueprint: Blueprint, *, plain: bool = False) -> str:
     """By the auto class, with what prepares its inputs."""
-    text, trust = blueprint.modality == "text", "" if stock else TRUST
+    text, trust = blueprint.image is None, "" if plain else TRUST
     variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
     return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)

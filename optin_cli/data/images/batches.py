@@ -1,4 +1,4 @@
-"""Images and a preprocessing in; batches out that are decoded when they are asked for, in threads, a little ahead."""
+"""Batches of images, decoded by threads a little ahead of when they are needed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def image_batches(
     batch_size: int,
     shape: tuple[int, int, int] | None = None,
     labels: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
-) -> Sequence[Batch]:
+) -> ImageBatches:
     """Cut images into batches, in an order that depends on content only.
 
     Going through the batches again decodes again; `list` keeps them, where memory allows.
@@ -39,10 +38,9 @@ def image_batches(
         batch_size: images per batch; the last may be smaller.
         shape: (C, H, W) that the model takes, where only one will do.
         labels: class ids of the model, one per sample.
-        device: where batches go.
 
     Returns:
-        batches with inputs {input_name: (B, C, H, W)}.
+        batches with inputs {input_name: (B, C, H, W)}, on the CPU; see `ImageBatches.to`.
 
     Raises:
         UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not
@@ -62,7 +60,7 @@ def image_batches(
         _Plan(tuple(rows), tuple(keys[i] for i in rows), None if labels is None else tuple(labels[i] for i in rows))
         for rows in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     )
-    return ImageBatches(samples, preprocess, input_name, plans, shape, torch.device(device))
+    return ImageBatches(samples, preprocess, input_name, plans, shape)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,11 @@ class ImageBatches(Sequence[Batch]):
     input_name: str
     plans: tuple[_Plan, ...]
     shape: tuple[int, int, int] | None
-    device: torch.device
+    device: torch.device | str = "cpu"
+
+    def to(self, device: torch.device | str) -> ImageBatches:
+        """The same batches, each on `device` as soon as it exists."""
+        return replace(self, device=device)
 
     def __len__(self) -> int:
         return len(self.plans)

@@ -1,7 +1,7 @@
-"""A folder, a dataset or a task in; images that decode, with labels, in an order that depends on content only, out.
+"""Samples of images that decode, with their labels, in an order that depends on content only.
 
-Every image that is chosen is decoded once before anything else happens, and its pixels are let go: what is broken is
-known, and replaced by the next in rank, before a model has run for an hour.
+Every chosen image is decoded once before anything else happens, and its pixels are dropped: broken files are found,
+and replaced by the next in rank, before a model has run for an hour.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
+from optin_cli.artifacts.base import Options
 from optin_cli.data.images.decode import find_fault
 from optin_cli.data.images.folders import Gallery, Picture, listed, read_gallery, read_task_gallery
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
-from optin_cli.data.sources import resolve_source
-from optin_cli.errors import DataError, UsageError
+from optin_cli.data.spec import DataSpec
+from optin_cli.errors import DataError
 from optin_cli.options.images import ImageOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.tasks.schema import Role, Task
 
 Item = TypeVar("Item")
 
@@ -59,10 +58,15 @@ class ImageSamples:
 
     @property
     def skipped_note(self) -> str | None:
-        """What to tell about images passed over; None where there were none."""
+        """The note about skipped images; None where there were none."""
         if not self.skipped:
             return None
         return f"Skipped {_count(self.skipped, len(self))} of {self.name}: {listed(self.skipped)}."
+
+    @property
+    def constants(self) -> Options:
+        """What an evaluation records of how the samples were read: the number of skipped images."""
+        return {"skipped_images": len(self.skipped)}
 
     def head(self, count: int) -> ImageSamples:
         """The first `count` of them; name and hash stay those of the whole."""
@@ -70,52 +74,27 @@ class ImageSamples:
         return replace(self, images=self.images[:count], digests=self.digests[:count], labels=labels)
 
 
-def load_image_samples(
-    source: str | None,
-    *,
-    task: Task | None = None,
-    data: Path | None = None,
-    split: Role,
-    label_column: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    options: ImageOptions | None = None,
-    progress: Progress = SILENT,
-) -> ImageSamples:
+def load_image_samples(spec: DataSpec, progress: Progress = SILENT) -> ImageSamples:
     """Find, select and check images.
 
-    Args:
-        source: an existing folder, else a task name; None to use `task` or `data` alone.
-        task: names columns and, without a path, the dataset; that of `source` where it is a task name.
-        data: a local folder to take the images from in place of the task's dataset.
-        split: which role the samples play; chooses the split.
-        label_column: of a dataset, instead of the task's or of "label" if present.
-        limit: most images to take; None takes all.
-        seed: which images a limit takes.
-        options: what may be skipped, and how many threads read.
-        tell: told of progress.
-
     Raises:
-        UsageError: no source at all, two that contradict each other, or options out of range.
-        DataError: the data is missing, empty, no images, labelled in part, or more of it than `options` allow
-            does not decode.
+        UsageError: no data is named, or two names contradict each other.
+        DataError: the data is missing, empty, no images, labelled in part, or more images fail to decode than
+            `spec.images` allows.
     """
-    options = options or ImageOptions()
-    if limit is not None and limit < 1:
-        raise UsageError(f"The number of samples is {limit}; expected at least 1.")
-    task, path = resolve_source(source, task, data, "image")
+    options = spec.images
+    task, path = spec.resolve("image")
     if path is not None:
-        gallery = read_gallery(path, task, split, label_column)
-    elif task is not None:
-        gallery = read_task_gallery(task, split)
+        gallery = read_gallery(path, task, spec.role, spec.label_column)
     else:
-        raise UsageError("No data was named.", hint="Name a task (such as cifar10), or pass a folder of images.")
+        assert task is not None
+        gallery = read_task_gallery(task, spec.role)
     with ThreadPoolExecutor(reading_threads(options)) as pool, warnings.catch_warnings():
         # Of what Pillow warns about in a file that it decodes all the same, a user can change nothing.
         warnings.filterwarnings("ignore", module="PIL")
-        digests = list(_told(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", progress))
-        ranked = rank_rows(digests, gallery.labels, seed)
-        chosen, skipped = _choose(pool, gallery, ranked, limit, options, progress)
+        digests = list(_reported(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", progress))
+        ranked = rank_rows(digests, gallery.labels, spec.seed)
+        chosen, skipped = _choose(pool, gallery, ranked, spec, progress)
     labels = None if gallery.labels is None else [gallery.labels[i] for i in chosen]
     hashes = [digests[i] for i in chosen]
     return ImageSamples(
@@ -140,19 +119,15 @@ def reading_threads(options: ImageOptions) -> int:
 
 
 def _choose(
-    pool: ThreadPoolExecutor,
-    gallery: Gallery,
-    ranked: Sequence[int],
-    limit: int | None,
-    options: ImageOptions,
-    progress: Progress,
+    pool: ThreadPoolExecutor, gallery: Gallery, ranked: Sequence[int], spec: DataSpec, progress: Progress
 ) -> tuple[list[int], tuple[str, ...]]:
-    """The first `limit` images by rank that decode, and what was skipped on the way to them.
+    """The first `spec.limit` images by rank that decode, and those skipped on the way to them.
 
     Raises:
         DataError: more was skipped than the options allow, or nothing is left.
     """
-    wanted = len(ranked) if limit is None else min(limit, len(ranked))
+    options = spec.images
+    wanted = len(ranked) if spec.limit is None else min(spec.limit, len(ranked))
     chosen: list[int] = []
     faults: dict[str, str] = {}
     waiting = list(ranked)
@@ -160,7 +135,7 @@ def _choose(
         next_ones = waiting[: wanted - len(chosen)]
         del waiting[: len(next_ones)]
         found = pool.map(lambda index: _fault(gallery.pictures[index], options), next_ones)
-        for index, fault in zip(next_ones, _told(found, len(next_ones), "decoding", progress), strict=True):
+        for index, fault in zip(next_ones, _reported(found, len(next_ones), "decoding", progress), strict=True):
             if fault is None:
                 chosen.append(index)
             else:
@@ -193,8 +168,8 @@ def _fault(picture: Picture, options: ImageOptions) -> str | None:
     return find_fault(content, max_ratio=options.max_ratio)
 
 
-def _told(items: Iterable[Item], total: int, what: str, progress: Progress) -> Iterator[Item]:
-    """The items, telling of each."""
+def _reported(items: Iterable[Item], total: int, what: str, progress: Progress) -> Iterator[Item]:
+    """Yield the items, reporting each."""
     for number, item in enumerate(items):
         progress.update(number, total, what)
         yield item

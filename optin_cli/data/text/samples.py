@@ -1,4 +1,4 @@
-"""Rows in; samples out: the texts and labels of chosen columns, selected independently of row order."""
+"""Samples of text: the texts and labels of chosen columns, selected independently of row order."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from optin_cli.artifacts.base import Options
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
-from optin_cli.data.sources import resolve_source
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.answers import Answers, read_answers
 from optin_cli.data.text.tables import Table, read_path, read_task
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Role, Task
 
 Label = float | int | str
@@ -63,6 +63,11 @@ class Samples:
         """Whether there is anything to measure predictions by."""
         return self.labels is not None or self.answers is not None
 
+    @property
+    def constants(self) -> Options:
+        """What an evaluation records of how the samples were read: nothing."""
+        return {}
+
     def head(self, count: int) -> Samples:
         """The first `count` of them; name and hash stay those of the whole."""
         return replace(
@@ -73,60 +78,35 @@ class Samples:
         )
 
 
-def load_samples(
-    source: str | None,
-    *,
-    task: Task | None = None,
-    data: Path | None = None,
-    split: Role,
-    columns: Sequence[str] | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    alone: bool = False,
-    labelled: bool = False,
-) -> Samples:
-    """Read and select samples.
+def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
+    """Read and select samples of text.
 
-    Calibration data whose texts are read one at a time has one unlabelled sample a text, unless labels are wanted.
+    Calibration data whose texts are read one at a time has one unlabelled sample per text, unless labels are wanted.
 
     Args:
-        source: an existing file or folder, else a task name; None to use `task` or `data` alone.
-        task: names columns and, without a path, the dataset; that of `source` where it is a task name.
-        data: a local file or folder to take the rows from in place of the task's dataset.
-        split: which role the samples play; chooses the split.
-        columns: one or two text columns, instead of the task's or of guessing.
-        label_column: instead of the task's, or of "label" if present.
-        limit: most samples to take; None takes all.
-        seed: which samples a limit takes.
         alone: whether the model reads texts one at a time, where no task says.
-        labelled: whether labels are wanted for calibration.
 
     Raises:
-        UsageError: no source at all, two that contradict each other, or options out of range.
+        UsageError: no data is named, or two names contradict each other.
         DataError: the data is missing, malformed, empty, or lacks the columns.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"The number of samples is {limit}; expected at least 1.")
-    if columns is not None and not 1 <= len(columns) <= 2:
-        raise UsageError(f"{len(columns)} text columns were given; expected one or two.")
-    task, table = _read(source, task, data, split)
+    task, table = _read(spec)
     if not table.rows:
         raise DataError(f"{table.name} has no rows.", hint="Pass a file with at least one row.")
-    chosen = _text_columns(table, task, columns)
-    named = _label_column(table, task, label_column)
+    chosen = _text_columns(table, task, spec.columns)
+    named = _label_column(table, task, spec.label_column)
     texts = _texts(table, chosen)
     labels: list[Label] | None = None
     answers: list[Answers] | None = None
-    if split == "calibration" and not labelled and (alone if task is None else task.each_alone):
+    if spec.role == "calibration" and not spec.labelled and (alone if task is None else task.each_alone):
         texts = [(text,) for row in texts for text in row]
     elif named is not None and task is not None and task.kind == "question-answering":
-        answers = read_answers(table, named, task, split)
+        answers = read_answers(table, named, task, spec.role)
     elif named is not None:
-        labels = _labels(table, named, split)
+        labels = _labels(table, named, spec.role)
     digests = [digest_of(t) for t in texts]
     targets = answers if labels is None else labels
-    order = rank_rows(digests, targets, seed)[:limit]
+    order = rank_rows(digests, targets, spec.seed)[: spec.limit]
     return Samples(
         name=table.name,
         split=table.split,
@@ -139,14 +119,13 @@ def load_samples(
     )
 
 
-def _read(source: str | None, task: Task | None, data: Path | None, role: Role) -> tuple[Task | None, Table]:
-    """The task that is meant, if any, and the rows: from a path if one is given, else the task's dataset."""
-    task, path = resolve_source(source, task, data, "text")
+def _read(spec: DataSpec) -> tuple[Task | None, Table]:
+    """The task, if any, and the rows: from a path if one is given, else from the task's dataset."""
+    task, path = spec.resolve("text")
     if path is not None:
-        return task, read_path(path, role, None if task is None else getattr(task.splits, role))
-    if task is None:
-        raise UsageError("No data was named.", hint="Name a task (such as sst2), or pass a file or folder with --data.")
-    return task, read_task(task, role)
+        return task, read_path(path, spec.role, None if task is None else getattr(task.splits, spec.role))
+    assert task is not None
+    return task, read_task(task, spec.role)
 
 
 def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) -> tuple[str, ...]:

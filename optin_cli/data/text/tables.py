@@ -1,4 +1,4 @@
-"""A file, a folder or a dataset name in; rows (dictionaries) with their columns out.
+"""Read files, folders and datasets of text as tables: rows (dictionaries) with their columns.
 
 Text files are read by `formats`; Parquet files, saved datasets and datasets of the Hub by `datasets`.
 """
@@ -17,11 +17,11 @@ from optin_cli.data.sources import (
     PARQUET,
     SUFFIXES,
     WHOLE,
-    _split_files,
     is_saved,
     open_dataset,
     open_saved,
     quiet_datasets,
+    split_files,
 )
 from optin_cli.data.text.formats import Row, read_text_file
 from optin_cli.errors import DataError, first_line
@@ -63,7 +63,7 @@ def read_path(path: Path, role: Role, preferred: str | None = None) -> Table:
         return _read_files(name, WHOLE, [path])
     if is_saved(path):
         return _from_dataset(name, *open_saved(path, wanted))
-    splits = _split_files(path)
+    splits = split_files(path)
     split = next((s for s in wanted if s in splits), None)
     if split is None:
         held = f"has splits {', '.join(sorted(splits))}" if splits else "holds no data files"

@@ -12,9 +12,7 @@ import torch
 from optin_cli.data.batch import Batch
 from optin_cli.data.text.samples import Label, Samples
 from optin_cli.errors import DataError, UsageError
-
-DEFAULT_LENGTH = 128
-
+from optin_cli.options.common import DEFAULT_LENGTH
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

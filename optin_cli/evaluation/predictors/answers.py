@@ -12,18 +12,16 @@ from dataclasses import asdict
 
 import torch
 
-from optin_cli.checkpoints.batches import fit_inputs, model_length, require_texts
+from optin_cli.checkpoints.inputs import fit_inputs
 from optin_cli.data.batch import Batch
-from optin_cli.data.text.tokenize import cut_batches
+from optin_cli.data.load import require_texts
+from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.data.text.windows import Windows, cut_windows
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, distributions, keys_of, predict, require_pairs
 from optin_cli.evaluation.predictors.spans import best_spans
-from optin_cli.options.evaluation import AnswerOptions
-
-WINDOW = 384
-"""Tokens a window has where nothing else is asked."""
+from optin_cli.options.evaluation import DEFAULT_WINDOW, AnswerOptions
 
 
 def predict_answers(trial: Trial) -> Prediction:
@@ -33,11 +31,12 @@ def predict_answers(trial: Trial) -> Prediction:
     if task is None:
         raise UsageError("Questions are answered for a task.")
     require_pairs(trial, task)
-    tokenizer = checkpoint.tokenizer()
-    length = model_length(checkpoint, tokenizer, trial.options.max_length, default=WINDOW)
+    config, tokenizer = checkpoint.blueprint.config, checkpoint.input.tokenizer()
+    length = usable_length(tokenizer, config, trial.options.max_length, checkpoint.model, default=DEFAULT_WINDOW)
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
-    batches = fit_inputs(checkpoint, cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size))
+    found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)
+    batches = fit_inputs(checkpoint.model, found)
     outputs = predict(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None

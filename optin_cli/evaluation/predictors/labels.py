@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from optin_cli.data.images.samples import ImageSamples
-from optin_cli.data.labels import label_ids
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import (
     Prediction,
     Trial,
-    constants_of,
     distributions,
     encoded,
     predict_plain,
     run_model,
 )
-from optin_cli.tasks.schema import Task
 
 
 def predict_labels(trial: Trial) -> Prediction:
@@ -26,15 +22,8 @@ def predict_labels(trial: Trial) -> Prediction:
     labels, (logits, *_) = outcome.labels, outcome.outputs
     if labels is None:
         return predict_plain(trial)
-    positive = _positive(trial, task)
-    values = metrics.score_metrics(task.metrics, logits, labels, checkpoint.num_labels, positive=positive)
+    positive = checkpoint.input.positive_class(samples, task)
+    values = metrics.score_metrics(task.metrics, logits, labels, checkpoint.blueprint.num_labels, positive=positive)
     first = task.metrics[0]
     error = metrics.standard_error(first, values[first], logits, labels, positive=positive)
-    return Prediction(distributions(trial, outcome.outputs), outcome.keys, values, error, constants_of(trial))
-
-
-def _positive(trial: Trial, task: Task) -> int:
-    """The model's id of the class that F1 of two classes counts."""
-    if isinstance(trial.samples, ImageSamples):
-        return 1
-    return int((label_ids(trial.samples, task, trial.checkpoint.config) or {}).get(1, 1))
+    return Prediction(distributions(trial, outcome.outputs), outcome.keys, values, error, samples.constants)

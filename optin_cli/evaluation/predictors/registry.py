@@ -1,6 +1,6 @@
-"""A checkpoint, samples and a task in; what the model predicts for them, and what that is worth, out.
+"""Predict samples, and measure the predictions, as the kind of task demands.
 
-One module and one row of the table a kind of task.
+Each kind of task is one module and one row of the table.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from optin_cli.checkpoints.batches import require_fit
+from optin_cli.checkpoints.task_checks import require_fit
 from optin_cli.evaluation.predict import Prediction, Trial, predict_plain
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from optin_cli.checkpoints.batches import require_texts
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
+from optin_cli.data.load import require_texts
 from optin_cli.errors import UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_pairs

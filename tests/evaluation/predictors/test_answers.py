@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.running import write_rows
 
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError
 from optin_cli.evaluation.metrics import score_answers, score_metrics
@@ -21,7 +22,7 @@ ROWS = [
 
 
 def read(path, task=SQUAD, **options):
-    return load_samples(str(path), task=task, split=options.pop("split", "evaluation"), **options)
+    return load_samples(DataSpec(str(path), known=task, role=options.pop("role", "evaluation"), **options))
 
 
 # Answers in data
@@ -82,10 +83,10 @@ def test_bad_answers_are_refused(tmp_path, rows, task, message):
 
 def test_calibration_takes_questions_with_contexts_and_needs_no_answers(tmp_path):
     rows = [{"question": r["question"], "context": r["context"]} for r in ROWS]
-    samples = read(write_rows(tmp_path / "d.jsonl", rows), split="calibration")
+    samples = read(write_rows(tmp_path / "d.jsonl", rows), role="calibration")
     assert sorted(samples.texts) == sorted((r["question"], r["context"]) for r in ROWS)
     assert not samples.labelled
-    mixed = read(write_rows(tmp_path / "e.jsonl", [ROWS[0], ROWS[1] | {"answers": None}]), split="calibration")
+    mixed = read(write_rows(tmp_path / "e.jsonl", [ROWS[0], ROWS[1] | {"answers": None}]), role="calibration")
     assert not mixed.labelled
 
 

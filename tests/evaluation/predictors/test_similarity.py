@@ -10,12 +10,12 @@ from helpers.models import save_checkpoint
 from helpers.running import call, done, write_rows
 
 from optin_cli.artifacts.base import Source
-from optin_cli.checkpoints.batches import read_samples
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.errors import DataError
-from optin_cli.evaluation.evaluate import evaluate_checkpoint
+from optin_cli.evaluation.evaluate import Exam, evaluate_samples
 from optin_cli.evaluation.predict import Trial, encoded
 from optin_cli.evaluation.predictors.similarity import embed
 from optin_cli.options.evaluation import EvalOptions
@@ -50,7 +50,7 @@ def test_embedding_is_the_mean_of_real_tokens_in_the_samples_order(encoder):
     texts = ["a b c d e f", "good", "h i j", "k l"]
     samples = Samples("d", "all", [(text,) for text in texts], None, None, "0" * 64, 4)
     found = embed(encoder, encoded(Trial(encoder, samples, None, OPTIONS), labelled=False))
-    tokenizer = encoder.tokenizer()
+    tokenizer = encoder.input.tokenizer()
     for text, embedding in zip(texts, found, strict=True):
         alone = encoder.model(**tokenizer([text], return_tensors="pt")).last_hidden_state[0]
         torch.testing.assert_close(embedding, alone.mean(dim=0))
@@ -59,7 +59,7 @@ def test_embedding_is_the_mean_of_real_tokens_in_the_samples_order(encoder):
 def test_identical_sentences_have_similarity_1(encoder):
     # Whatever the cosine of the third pair is, it lies below; ranks of the first two depend on rounding.
     pairs = [PAIRS[0], PAIRS[2], PAIRS[1]]
-    result = evaluate_checkpoint(encoder, samples_of(pairs), task=TASK, options=OPTIONS)
+    result = evaluate_samples(encoder, Exam(samples_of(pairs), TASK, OPTIONS))
     assert list(result.metrics) == ["spearman", "pearson"]
     assert result.metric.name == "spearman"
     assert result.metrics["pearson"] == pytest.approx(1.0, abs=1e-6)
@@ -71,14 +71,14 @@ def test_identical_sentences_have_similarity_1(encoder):
 def test_values_are_those_of_cosines_worked_out_one_by_one(encoder):
     from scipy import stats
 
-    tokenizer = encoder.tokenizer()
+    tokenizer = encoder.input.tokenizer()
 
     def vector(text):
         return encoder.model(**tokenizer([text], return_tensors="pt")).last_hidden_state[0].mean(dim=0)
 
     pairs = [("a b c", "a d", 3.0), ("good film", "film good", 1.5), ("d e f g h", "i", 4.0), ("bad", "a b", 0.5)]
     cosines = [float(torch.cosine_similarity(vector(a), vector(b), dim=0)) for a, b, _ in pairs]
-    result = evaluate_checkpoint(encoder, samples_of(pairs), task=TASK, options=OPTIONS)
+    result = evaluate_samples(encoder, Exam(samples_of(pairs), TASK, OPTIONS))
     labels = [label for *_, label in pairs]
     assert result.metrics["spearman"] == pytest.approx(stats.spearmanr(cosines, labels).statistic, abs=1e-5)
     assert result.metrics["pearson"] == pytest.approx(stats.pearsonr(cosines, labels).statistic, abs=1e-5)
@@ -97,20 +97,20 @@ def test_eval_command_compares_two_encoders(folder, here):
 
 def test_calibration_has_single_sentences(tmp_path, encoder):
     path = write_rows(tmp_path / "train.jsonl", ROWS)
-    samples = load_samples(str(path), task=TASK, split="calibration")
+    samples = load_samples(DataSpec(path=path, known=TASK))
     assert sorted(samples.texts) == sorted((text,) for a, b, _ in PAIRS for text in (a, b))
     assert samples.labels is None
     assert samples.total == 8
     calibration = calibrate(encoder, samples, ScoreOptions(max_length=32, exact_samples=2), task=TASK, labelled=False)
     assert calibration.source == Source(name="train.jsonl", sha256=samples.sha256)
     fed = [[i for i in row if i] for batch in calibration.batches for row in batch.inputs["input_ids"].tolist()]
-    assert sorted(fed) == sorted(encoder.tokenizer()(text)["input_ids"] for (text,) in samples.texts)
+    assert sorted(fed) == sorted(encoder.input.tokenizer()(text)["input_ids"] for (text,) in samples.texts)
     assert sum(batch.size for batch in calibration.exact_batches) == 2
 
 
 def test_calibration_does_not_depend_on_row_order(tmp_path):
     first, second = (write_rows(tmp_path / name, rows) for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS[::-1])))
-    one, other = (load_samples(str(p), task=TASK, split="calibration", limit=5, seed=3) for p in (first, second))
+    one, other = (load_samples(DataSpec(path=p, known=TASK, limit=5, seed=3)) for p in (first, second))
     assert (one.texts, one.sha256) == (other.texts, other.sha256)
 
 
@@ -118,20 +118,20 @@ def test_calibration_does_not_depend_on_row_order(tmp_path):
 def test_files_are_read_as_the_model_reads_texts(tmp_path, head, texts):
     path = write_rows(tmp_path / "train.jsonl", ROWS)
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "model", head=head))
-    assert len(read_samples(checkpoint, path, split="calibration")) == texts
-    assert len(read_samples(checkpoint, path, split="evaluation")) == 4
+    assert len(checkpoint.input.load_samples(DataSpec(path=path))) == texts
+    assert len(checkpoint.input.load_samples(DataSpec(path=path, role="evaluation"))) == 4
 
 
 def labelled_pairs(encoder, pairs=PAIRS, task=TASK, size=4):
     samples = samples_of(pairs)
-    return pair_batches(samples, task, encoder.tokenizer(), batch_size=size, max_length=16)
+    return pair_batches(samples, task, encoder.input.tokenizer(), batch_size=size, max_length=16)
 
 
 def test_pairs_lie_side_by_side(encoder):
     batches = labelled_pairs(encoder)
     assert [batch.size for batch in batches] == [4, 4]
     assert len({key for batch in batches for key in batch.keys}) == 8
-    tokenizer = encoder.tokenizer()
+    tokenizer = encoder.input.tokenizer()
     for batch in batches:
         ids = [[i for i in row if i] for row in batch.inputs["input_ids"].tolist()]
         for place, row in enumerate(batch.rows[:2]):
@@ -177,7 +177,7 @@ def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
 def test_labels_without_a_cosine_are_refused(encoder, changes, ranged, message):
     task = TASK if ranged else TASK.model_copy(update={"label_range": None})
     with pytest.raises(DataError, match=message):
-        pair_batches(samples_of(PAIRS, **changes), task, encoder.tokenizer(), batch_size=4, max_length=16)
+        pair_batches(samples_of(PAIRS, **changes), task, encoder.input.tokenizer(), batch_size=4, max_length=16)
 
 
 def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
@@ -213,7 +213,7 @@ def test_labels_of_classes_mean_nothing_to_an_encoder(folder, here):
 
 def test_evaluation_keeps_pairs(tmp_path):
     path = write_rows(tmp_path / "validation.jsonl", ROWS)
-    samples = load_samples(str(path), task=TASK, split="evaluation")
+    samples = load_samples(DataSpec(path=path, known=TASK, role="evaluation"))
     assert sorted(samples.texts) == sorted((a, b) for a, b, _ in PAIRS)
     assert samples.head(2).labels == samples.labels[:2]
 
@@ -221,7 +221,7 @@ def test_evaluation_keeps_pairs(tmp_path):
 def test_classifier_is_refused(tmp_path):
     classifier = load_checkpoint(save_checkpoint(tmp_path / "classifier"))
     with pytest.raises(DataError, match=r"stsb-cosine is a similarity task, but classifier is a .* for classification"):
-        evaluate_checkpoint(classifier, samples_of(PAIRS), task=TASK, options=OPTIONS)
+        evaluate_samples(classifier, Exam(samples_of(PAIRS), TASK, OPTIONS))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_classifier_is_refused(tmp_path):
 )
 def test_unfit_samples_are_refused(encoder, changes, message):
     with pytest.raises(DataError, match=message):
-        evaluate_checkpoint(encoder, samples_of(PAIRS, **changes), task=TASK, options=OPTIONS)
+        evaluate_samples(encoder, Exam(samples_of(PAIRS, **changes), TASK, OPTIONS))
 
 
 def test_missing_column_is_named(folder, here):

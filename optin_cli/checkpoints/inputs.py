@@ -1,0 +1,415 @@
+"""What a model takes, text or images: its example and random inputs, its samples, and batches of them.
+
+`Checkpoint.input` chooses the implementation; the rest of the package does not ask which it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from optin_cli.artifacts.base import Workload
+from optin_cli.checkpoints.libraries.registry import Blueprint, ImageSpec, Preprocess
+from optin_cli.data.batch import Batch
+from optin_cli.data.images.batches import image_batches
+from optin_cli.data.images.samples import load_image_samples
+from optin_cli.data.labels import image_class_ids, label_ids
+from optin_cli.data.load import AnySamples, require_images, require_texts
+from optin_cli.data.spec import DataSpec
+from optin_cli.data.text.pairs import pair_batches
+from optin_cli.data.text.samples import load_samples
+from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
+from optin_cli.errors import CheckpointError, UsageError, first_line
+from optin_cli.options.common import DEFAULT_SEQ_LEN
+from optin_cli.progress import SILENT, Progress
+from optin_cli.tasks.schema import InputKind, Task
+
+Inputs = dict[str, torch.Tensor]
+
+
+PROBE_ROWS, PROBE_TOKENS = 4, 24
+
+
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lies. One that a runtime holds has no parameters here, and computes on the CPU."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How samples become batches.
+
+    max_length: most tokens of a text, None for the default. task: names classes where the data does not. labelled:
+    whether batches carry the model's class ids.
+    """
+
+    batch_size: int
+    max_length: int | None = None
+    task: Task | None = None
+    labelled: bool = False
+
+
+class ModelInput(Protocol):
+    """What one model takes.
+
+    kind: of its samples. noun: what a row of its input consists of. axes: names of an input's free axes, by number.
+    unmergeable: why its tokens can never be merged, None where its architecture decides.
+    """
+
+    kind: ClassVar[InputKind]
+    noun: ClassVar[str]
+    axes: ClassVar[Mapping[int, str]]
+    unmergeable: ClassVar[str | None]
+
+    @property
+    def most(self) -> int | None:
+        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
+
+    @property
+    def reserved(self) -> int:
+        """Rows of the position table that no token uses."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows, 0 for images."""
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors that an exported file takes."""
+
+    def check(self) -> None:
+        """Refuse a model that does not take what its own preprocessing makes (CheckpointError)."""
+
+    def length(self, asked: int | None) -> int | None:
+        """Sequence length that costs are stated for: `asked`, or 128, within what the model holds; None for images.
+
+        Raises:
+            UsageError: more than the model holds, or any length for images.
+        """
+
+    def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
+        """The shape that costs are stated for: `seq_len` tokens of text, or an image of the model's size."""
+
+    def example(self, workload: Workload) -> Inputs:
+        """Equal rows of a workload's shape without padding, on the model's device."""
+
+    def random(self, workload: Workload, *, seed: int = 0, vocabulary: int | None = None) -> Inputs:
+        """Random rows of a workload's shape, on the model's device; ids lie below `vocabulary`, or the model's own."""
+
+    def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
+        """Fixed random inputs on the CPU; later rows of text are padded more.
+
+        Args:
+            most: most tokens that a row of text may have. tokens: those of the longest row.
+        """
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer (CheckpointError where there is none)."""
+
+    def preprocess(self) -> Preprocess:
+        """What turns an image into what the model was trained to see, (channels, height, width).
+
+        Raises:
+            CheckpointError: the checkpoint does not say.
+        """
+
+    def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
+        """Read and select texts or images.
+
+        Raises:
+            UsageError: options that contradict each other. DataError: bad data.
+        """
+
+    def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
+        """Batches on the model's device. Texts are tokenised at once, images decoded each time they are gone through.
+
+        Raises:
+            UsageError: a size out of range, or a maximum length for images.
+            DataError: labels that the model has no classes for.
+        """
+
+    def positive_class(self, samples: AnySamples, task: Task) -> int:
+        """The model's id of the class that F1 of two classes counts."""
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """Token ids with their mask, `input_ids` and `attention_mask`, (rows, tokens).
+
+    recorded: the shape that the costs of an exported model are recorded for.
+    """
+
+    name: str
+    blueprint: Blueprint
+    model: nn.Module
+    recorded: Workload | None = None
+    kind: ClassVar[InputKind] = "text"
+    noun: ClassVar[str] = "tokens"
+    axes: ClassVar[Mapping[int, str]] = MappingProxyType({0: "batch", 1: "length"})
+    unmergeable: ClassVar[str | None] = (
+        "it takes text, whose tokens do not repeat each other as the patches of an image do"
+    )
+
+    @property
+    def _positions(self) -> int:
+        """Rows of the position table; 0 where there is none."""
+        return int(getattr(self.blueprint.config, "max_position_embeddings", None) or 0)
+
+    @property
+    def most(self) -> int | None:
+        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
+        return self._positions - self.reserved if self._positions else None
+
+    @property
+    def reserved(self) -> int:
+        """Rows of the position table that no token uses."""
+        return reserved_positions(self.model, self._positions) if self._positions else 0
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows."""
+        return int(self.blueprint.config.vocab_size)
+
+    def names(self) -> tuple[str, ...]:
+        """What the tokenizer gives of what the model takes."""
+        try:
+            given = set(self.tokenizer().model_input_names)
+        except CheckpointError:
+            given = set()
+        taken = inspect.signature(self.model.forward).parameters
+        return tuple(name for name in INPUTS if name in taken and (name in given or name != "token_type_ids"))
+
+    def check(self) -> None:
+        """Nothing to check: texts have any length."""
+
+    def length(self, asked: int | None) -> int | None:
+        """`asked`, or 128 (of an exported model, the recorded length), within what the model's positions hold."""
+        most = self.most or DEFAULT_SEQ_LEN
+        if asked is None:
+            return min(DEFAULT_SEQ_LEN, most) if self.recorded is None else self.recorded.seq_len
+        if not 1 <= asked <= most:
+            raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {self.name} holds.")
+        return asked
+
+    def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
+        """`batch_size` sequences of `seq_len` tokens."""
+        return Workload(batch_size=batch_size, seq_len=seq_len)
+
+    def example(self, workload: Workload) -> Inputs:
+        """One id throughout, which is not that of padding."""
+        fill = 1 if self.blueprint.config.pad_token_id == 0 else 0
+        return self._unpadded(torch.full((workload.batch_size, workload.seq_len or 1), fill))
+
+    def random(self, workload: Workload, *, seed: int = 0, vocabulary: int | None = None) -> Inputs:
+        """Random ids without padding."""
+        shape = (workload.batch_size, workload.seq_len or 1)
+        return self._unpadded(torch.randint(vocabulary or self.vocabulary, shape, generator=_generator(seed)))
+
+    def _unpadded(self, ids: torch.Tensor) -> Inputs:
+        ids = ids.to(device_of(self.model))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
+        """Random ids, each row padded by more positions than the one before."""
+        tokens = min(tokens, most or tokens)
+        least = min(5, self.vocabulary - 1)
+        ids = torch.randint(least, self.vocabulary, (rows, tokens), generator=_generator(0))
+        mask = torch.ones_like(ids)
+        for row in range(rows):
+            mask[row, tokens - row * tokens // (2 * rows) :] = 0
+        padding = self.blueprint.config.pad_token_id or 0
+        return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
+
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the config."""
+        from transformers import AutoTokenizer
+
+        folder = self.blueprint.folder
+        hint = f"Put tokenizer.json and tokenizer_config.json into {folder}."
+        # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
+        if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
+            raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+            raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
+
+    def preprocess(self) -> Preprocess:
+        """Refuse: texts are tokenised."""
+        raise CheckpointError(f"{self.name} takes text, so it has no image preprocessing.")
+
+    def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
+        """Texts of a file, folder or task.
+
+        A model of sentence embeddings reads texts one at a time, so that calibration data of two texts per row has
+        one sample per text, unless it is of a named task that makes one sequence of both.
+        """
+        del progress
+        return load_samples(spec, alone=self.blueprint.purpose == "similarity")
+
+    def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
+        """Padded batches of token ids, of two texts as one sequence or, for similarity by labels, each alone."""
+        texts, task = require_texts(samples), options.task
+        tokenizer = self.tokenizer()
+        length = usable_length(tokenizer, self.blueprint.config, options.max_length, self.model)
+        size = options.batch_size
+        if options.labelled and task is not None and task.each_alone:
+            return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
+        if options.labelled and self.blueprint.purpose == "similarity":
+            raise UsageError(
+                f"{self.name} puts out sentence embeddings; the labels of {texts.name} name no classes of it.",
+                hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
+            )
+        labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
+        found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
+        return fit_inputs(self.model, found)
+
+    def positive_class(self, samples: AnySamples, task: Task) -> int:
+        """What the model calls the data's class 1."""
+        return int((label_ids(require_texts(samples), task, self.blueprint.config) or {}).get(1, 1))
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Pixels of one size under one name, (rows, channels, height, width)."""
+
+    name: str
+    blueprint: Blueprint
+    model: nn.Module
+    image: ImageSpec
+    kind: ClassVar[InputKind] = "image"
+    noun: ClassVar[str] = "pixels"
+    axes: ClassVar[Mapping[int, str]] = MappingProxyType({0: "batch"})
+    unmergeable: ClassVar[str | None] = None
+    most: ClassVar[int | None] = None
+    reserved: ClassVar[int] = 0
+    vocabulary: ClassVar[int] = 0
+
+    def names(self) -> tuple[str, ...]:
+        """The one tensor."""
+        return (self.image.input_name,)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Run the model once on an image of the size that its own preprocessing makes."""
+        image = self.image
+        try:
+            self.model(**self.example(self.workload()))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise CheckpointError(
+                f"{self.name} says that its images have {image.height} x {image.width} pixels and {image.channels} "
+                f"channels, but its model refuses them: {first_line(error).rstrip('.')}.",
+                hint="Correct the size in the checkpoint's preprocessing: input_size in config.json for timm, size and "
+                "crop_size in preprocessor_config.json for transformers.",
+            ) from error
+
+    def length(self, asked: int | None) -> int | None:
+        """None: images have one size."""
+        if asked is None:
+            return None
+        raise UsageError(
+            f"{self.name} takes images of {self.workload().shape}, which have no sequence length.",
+            hint="Leave out --seq-len.",
+        )
+
+    def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
+        """`batch_size` images of the model's size."""
+        del seq_len
+        return Workload(batch_size=batch_size, image=self.image.shape)
+
+    def example(self, workload: Workload) -> Inputs:
+        """Zeros."""
+        return self._named(torch.zeros(self._shape(workload)))
+
+    def random(self, workload: Workload, *, seed: int = 0, vocabulary: int | None = None) -> Inputs:
+        """Normal noise."""
+        del vocabulary
+        return self._named(torch.randn(self._shape(workload), generator=_generator(seed)))
+
+    def _shape(self, workload: Workload) -> tuple[int, ...]:
+        return workload.batch_size, *(workload.image or self.image.shape)
+
+    def _named(self, pixels: torch.Tensor) -> Inputs:
+        return {self.image.input_name: pixels.to(device_of(self.model))}
+
+    def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
+        """Normal noise."""
+        del most, tokens
+        return {self.image.input_name: torch.randn((rows, *self.image.shape), generator=_generator(0))}
+
+    def tokenizer(self) -> Any:
+        """Refuse: images are not tokenised."""
+        raise CheckpointError(
+            f"{self.name} is an image model ({self.blueprint.model_class}), so it has no tokenizer.",
+            hint="Pass a folder of images instead of texts.",
+        )
+
+    def preprocess(self) -> Preprocess:
+        """The library's evaluation transform."""
+        return self.blueprint.builder.preprocess(self.blueprint)
+
+    def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
+        """Images of a folder, dataset or task; a note says which were skipped."""
+        if spec.columns is not None:
+            raise UsageError(
+                f"--text-columns name columns of text, but {self.name} takes images.", hint="Leave them out."
+            )
+        samples = load_image_samples(spec, progress)
+        if samples.skipped_note is not None:
+            progress.note(samples.skipped_note)
+        return samples
+
+    def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
+        """Batches that decode whenever they are gone through; `list` keeps them."""
+        if options.max_length is not None:
+            raise UsageError(f"--max-length counts tokens, but {self.name} takes images.", hint="Leave it out.")
+        blueprint, labels = self.blueprint, None
+        if options.labelled:
+            labels = image_class_ids(require_images(samples), options.task, blueprint.label_names, blueprint.num_labels)
+        return image_batches(
+            require_images(samples),
+            self.preprocess(),
+            input_name=self.image.input_name,
+            shape=self.image.shape,
+            batch_size=options.batch_size,
+            labels=labels,
+        ).to(device_of(self.model))
+
+    def positive_class(self, samples: AnySamples, task: Task) -> int:
+        """The second class."""
+        del samples, task
+        return 1
+
+
+def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Workload | None = None) -> ModelInput:
+    """What a model takes by its config; `recorded`: see `TextInput`."""
+    if blueprint.image is None:
+        return TextInput(name, blueprint, model, recorded)
+    return ImageInput(name, blueprint, model, blueprint.image)
+
+
+def random_inputs(inputs: Sequence[ModelInput], workload: Workload, *, seed: int = 0) -> list[Inputs]:
+    """The same random inputs of a workload's shape for every model, each on its own device."""
+    vocabulary = min(one.vocabulary for one in inputs)
+    return [one.random(workload, seed=seed, vocabulary=vocabulary) for one in inputs]
+
+
+def fit_inputs(model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches with only the inputs that the model's forward names, on the model's device."""
+    taken, device = inspect.signature(model.forward).parameters, device_of(model)
+    return [
+        replace(batch, inputs={k: v for k, v in batch.inputs.items() if k in taken}).to(device) for batch in batches
+    ]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

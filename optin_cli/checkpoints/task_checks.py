@@ -1,0 +1,66 @@
+"""Checks that a task, or calibration by labels, fits a model. They need no samples, so they run before any are read."""
+
+from __future__ import annotations
+
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.data.spec import require_input
+from optin_cli.errors import DataError, UsageError
+from optin_cli.tasks.schema import Task
+
+OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
+
+
+def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -> None:
+    """Refuse a task that is not what the model is for.
+
+    Raises:
+        DataError: the task has another input (text or images) or is of another kind than the model's head, or the head
+            does not have one output for regression, or has only one for classification.
+    """
+    require_input(task, checkpoint.input.kind)
+    blueprint, counted = checkpoint.blueprint, ""
+    purpose, outputs = blueprint.purpose, blueprint.num_labels
+    if purpose == task.kind and task.kind in ("classification", "regression"):
+        one = outputs == 1
+        counted = "" if one == (task.kind == "regression") else f" with {outputs} output{'s' * (not one)}"
+    if purpose != task.kind or counted:
+        raise DataError(
+            f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {blueprint.model_class} "
+            f"for {purpose}{counted}.",
+            hint=hint,
+        )
+
+
+def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed_by: str, hint: str) -> None:
+    """Refuse calibration by labels that the model has no loss for.
+
+    Args:
+        task: the task whose labels they are, None for the labels of a file or folder.
+        data: what the calibration data is called. needed_by: what needs the labels; both for the message.
+
+    Raises:
+        DataError: the task does not fit, or the model does not predict one label per sample.
+        UsageError: class labels for a model of sentence embeddings.
+    """
+    blueprint = checkpoint.blueprint
+    purpose, outputs, text = blueprint.purpose, blueprint.num_labels, checkpoint.input.kind == "text"
+    if task is not None:
+        require_fit(checkpoint, task, hint=hint)
+    elif purpose == "similarity" and text:
+        raise UsageError(
+            f"{checkpoint.name} puts out sentence embeddings; the labels of {data} name no classes of it.",
+            hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
+        )
+    output = checkpoint.structure.outputs[0]
+    known = {
+        "classification": output.kind == "categorical" and outputs > 1,
+        "regression": outputs == 1,
+        "similarity": text,
+    }
+    if not known.get(purpose, False):
+        several = " with several labels per sample" if output.kind == "bernoulli" else ""
+        raise DataError(
+            f"{needed_by} needs the loss of one label per sample, but {checkpoint.name} is a "
+            f"{blueprint.model_class} for {purpose}{several}.",
+            hint=hint,
+        )

@@ -1,0 +1,156 @@
+"""Parameters of commands, generated from the options classes that they take."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from optin_cli.cli import completion
+from optin_cli.errors import UsageError
+from optin_cli.options.declare import Declared, Part, build, declared
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one parameter for every option of the options classes among its parameters.
+
+    A parameter annotated with an options class, or with `Annotated[class, part(...)]`, becomes the options that the
+    class declares, and the command gets the object that is built from them. Options of several classes with the same
+    flag are one option.
+    """
+    groups: dict[str, tuple[type, list[Declared]]] = {}
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, annotation in get_type_hints(function, include_extras=True).items():
+        if name == "return":
+            continue
+        kind, taken = _options_class(annotation)
+        if kind is None:
+            default = inspect.signature(function).parameters[name].default
+            parameters[name] = inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+            continue
+        groups[name] = kind, list(declared(kind, taken))
+        for one in groups[name][1]:
+            parameters.setdefault(one.flag, _parameter(one))
+
+    @functools.wraps(function)
+    def run(**given: Any) -> Any:
+        built: dict[str, Any] = {
+            name: build(kind, {one.path: _checked(one, given[_name(one)]) for one in options})
+            for name, (kind, options) in groups.items()
+        }
+        return function(**{name: given[name] for name in parameters if name in given}, **built)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters.values()}
+    run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    return run
+
+
+def given_flags(context: typer.Context, kind: type) -> list[str]:
+    """Flags of an options class that the user gave."""
+    sources = {one.flag: context.get_parameter_source(_name(one)) for one in declared(kind)}
+    return [flag for flag, source in sources.items() if source is not None and source.name != "DEFAULT"]
+
+
+def columns_of(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of names."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def shares_of(text: str, flag: str) -> tuple[float, ...]:
+    """Split a comma-separated list of numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is not a number or a comma-separated list of numbers.") from error
+
+
+def _options_class(annotation: Any) -> tuple[type | None, Part | None]:
+    kind, taken = annotation, None
+    if get_origin(annotation) is Annotated:
+        kind, *details = get_args(annotation)
+        taken = next((detail for detail in details if isinstance(detail, Part)), None)
+    return (kind, taken) if isinstance(kind, type) and is_dataclass(kind) else (None, None)
+
+
+def _name(one: Declared) -> str:
+    """The parameter's name; a flag is one, but may be a keyword of Python, such as lambda."""
+    return f"{one.flag.strip('-').replace('-', '_')}_"
+
+
+def _parameter(one: Declared) -> inspect.Parameter:
+    option, default = one.option, one.default
+    kind, is_optional = _without_none(one.type)
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if option.repeated:
+        annotation: Any = list[str]
+        default = [*default] or None
+    elif item is not None or option.none:
+        annotation = str
+        default = _text(default, none=option.none)
+    else:
+        annotation = kind if isinstance(kind, type) else str
+    if (is_optional or option.repeated) and default is None:
+        annotation = annotation | None
+    details: dict[str, Any] = {"metavar": option.metavar, "show_default": not option.required}
+    if option.choices is not None:
+        details["autocompletion"] = _completion(option.choices, several=item is not None)
+    return inspect.Parameter(
+        _name(one),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if option.required else default,
+        annotation=Annotated[annotation, typer.Option(one.flag, help=option.help, **details)],
+    )
+
+
+def _text(value: Any, *, none: bool) -> str | None:
+    """A value as the command line takes it."""
+    if none and (value is None or value == ()):
+        return "none"
+    return None if value is None else ",".join(map(str, value if isinstance(value, tuple) else (value,)))
+
+
+def _checked(one: Declared, given: Any) -> Any:
+    """What an option means; a value out of range is refused by the command's own flag."""
+    value = _value(one, given)
+    one.option.check(value, one.path[-1])
+    return value
+
+
+def _value(one: Declared, given: Any) -> Any:
+    """What an option means."""
+    kind, _ = _without_none(one.type)
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if one.option.repeated:
+        return tuple(given or ())
+    if given is None or (item is None and not one.option.none):
+        return given
+    if one.option.none and given == "none":
+        return None if item is None else ()
+    if item is str:
+        return columns_of(given)
+    shares = shares_of(given, one.flag)
+    if item is None and len(shares) > 1:
+        raise UsageError(f"{one.flag} is {given}; expected one number, or none.")
+    return shares if item is not None else shares[0]
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    """A type without its None, and whether it had one."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    is_optional = len(parts) < len(get_args(kind))
+    return (parts[0], True) if is_optional and len(parts) == 1 else (kind, False)
+
+
+def _completion(choices: Collection[str], *, several: bool) -> Callable[[str], list[str]]:
+    complete = completion.listed if several else completion.starting
+
+    def found(incomplete: str) -> list[str]:
+        return complete(incomplete, choices)
+
+    return found

@@ -1,0 +1,125 @@
+"""Which data a stage reads, and which samples of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from optin_cli.errors import DataError, UsageError, did_you_mean
+from optin_cli.options.images import ImageOptions
+from optin_cli.tasks.registry import load_task, task_names
+from optin_cli.tasks.schema import InputKind, Role, Task
+
+HINTS: dict[InputKind, str] = {
+    "text": "Name a task (such as sst2), or pass a file or folder with --data.",
+    "image": "Name a task (such as cifar10), or pass a folder of images.",
+}
+
+
+def require_input(task: Task, kind: InputKind) -> None:
+    """Refuse a task whose samples are of another kind than the model takes (DataError)."""
+    if task.input != kind:
+        raise DataError(
+            f"The task {task.name} is one on {task.input}s, but the model takes {kind}s.",
+            hint=f"Tasks on {kind}s: {', '.join(n for n in task_names() if load_task(n).input == kind)}.",
+        )
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Data of one role, named and not yet read.
+
+    source: an existing file or folder, else the name of a task. path: a local file or folder that is read in place of
+    the task's dataset. known: the task, where the caller knows it without `source`; that of `source` must be the same.
+    columns: one or two text columns; label_column: column of labels. Both default to the task's, or are guessed.
+    limit: most samples to take, None for all; seed: which ones. The stages set both from their options.
+    role: chooses the split. labelled: calibration is by labels. images: how images are read.
+
+    Raises:
+        UsageError: a limit below 1, or more than two text columns.
+    """
+
+    source: str | None = None
+    path: str | Path | None = None
+    columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    role: Role = "calibration"
+    labelled: bool = False
+    images: ImageOptions = field(default_factory=ImageOptions)
+    known: Task | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"The number of samples is {self.limit}; expected at least 1.")
+        if self.columns is not None and not 1 <= len(self.columns) <= 2:
+            raise UsageError(f"{len(self.columns)} text columns were given; expected one or two.")
+
+    @classmethod
+    def of(cls, value: DataSpec | str | Path | None) -> DataSpec:
+        """A specification from what a caller may pass: a task name or path as text, or a `Path`."""
+        if isinstance(value, DataSpec):
+            return value
+        return cls(path=value) if isinstance(value, Path) else cls(source=value)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether there is anything to read."""
+        return self.source is not None or self.path is not None or self.known is not None
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder to read; None for the task's own dataset.
+
+        Raises:
+            UsageError: `source` and `path` both name one.
+        """
+        if self.source is None or not self._is_path:
+            return None if self.path is None else Path(self.path)
+        if self.path is not None:
+            raise UsageError(f"Both {self.source} and {self.path} name data; expected one of them.")
+        return Path(self.source)
+
+    @property
+    def _is_path(self) -> bool:
+        return bool(self.source) and Path(self.source or "").exists()
+
+    @property
+    def task(self) -> Task | None:
+        """The task that the data belongs to, None for a plain file or folder.
+
+        Raises:
+            DataError: `source` is neither a path nor a task. UsageError: it is another task than the known one.
+        """
+        if self.source is None or self._is_path:
+            return self.known
+        if self.source not in task_names():
+            raise DataError(
+                f"{self.source!r} is neither an existing file or folder nor a known task.",
+                hint=did_you_mean(self.source, task_names()),
+            )
+        if self.known is not None and self.known.name != self.source:
+            raise UsageError(f"The data is of task {self.source}, but task {self.known.name} was asked for.")
+        return self.known or load_task(self.source)
+
+    def resolve(self, kind: InputKind) -> tuple[Task | None, Path | None]:
+        """The task and the local data, at least one of them, for a model that takes `kind`.
+
+        Raises:
+            UsageError: nothing is named, or two names contradict each other. DataError: the task has another input.
+        """
+        local, task = self.local, self.task
+        if task is not None:
+            require_input(task, kind)
+        if task is None and local is None:
+            raise UsageError("No data was named.", hint=HINTS[kind])
+        return task, local
+
+    def calibrating(self, samples: int, seed: int, *, labelled: bool = False) -> DataSpec:
+        """The same data, of which `samples` calibrate."""
+        return replace(self, role="calibration", limit=samples, seed=seed, labelled=labelled)
+
+    def evaluating(self, samples: int | None, seed: int, task: Task | None) -> DataSpec:
+        """The same data, on which `task` is evaluated."""
+        return replace(self, role="evaluation", limit=samples, seed=seed, known=task)

@@ -1,0 +1,20 @@
+"""Options of export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optin_cli.options.common import SEQ_LEN
+from optin_cli.options.declare import Checked, option, shared
+
+
+@dataclass(frozen=True)
+class ExportOptions(Checked):
+    """Options of an export.
+
+    opset: version of ONNX operators, None for the exporter's own. seq_len: that costs are stated for, None for 128
+    or what the model holds.
+    """
+
+    opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
+    seq_len: int | None = shared(None, SEQ_LEN)

@@ -1,0 +1,78 @@
+"""Options of the search for a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from optin_cli.errors import UsageError
+from optin_cli.options.declare import OPTION, Checked, option
+
+Algorithm = Literal["exact", "optin"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+
+
+Layout = Literal["ragged", "uniform"]
+"""Every block its own number of units, or all blocks of a stack the same number of each kind."""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True)
+class SearchOptions(Checked):
+    """Options of a search: the algorithm, and which widths a mask may have.
+
+    min_heads, min_neurons: of every group of that kind. protect: groups, by names or patterns with *, that stay whole.
+    """
+
+    algorithm: Algorithm = option(
+        "exact", "--algorithm", "exact (integer program) or optin (the paper's search).", choices=ALGORITHMS
+    )
+    round_to: int = option(1, "--round-to", "Kept widths come in multiples of this (8, 16, 32).", low=1)
+    min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", recorded="head")
+    min_neurons: int = option(0, "--min-neurons", "Fewest neurons left in a layer.", recorded="neuron")
+    protect: tuple[str, ...] = option(
+        (), "--protect", "Group that stays whole; encoder.0.* works; repeatable.", metavar="GROUP", repeated=True
+    )
+    layout: Layout = option(
+        "ragged",
+        "--layout",
+        "uniform: the same number of units in every layer, so that the stock class loads the result.",
+        metavar="ragged|uniform",
+        choices=LAYOUTS,
+    )
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Budgets of one or several masks, each a share of the whole model."""
+
+    macs: tuple[float, ...] | None = option(
+        None, "--keep-flops", "Share of the model's MACs to keep: 0.5, or 0.6,0.5,0.4.", metavar="SHARE[,…]"
+    )
+    parameters: tuple[float, ...] | None = option(
+        None, "--keep-params", "Share of the model's parameters to keep.", metavar="SHARE[,…]"
+    )
+    latency: tuple[float, ...] | None = option(
+        None,
+        "--keep-latency",
+        "Share of the measured time to keep; with --latency-table.",
+        metavar="SHARE[,…]",
+    )
+
+    def each(self) -> list[dict[str, float]]:
+        """The budgets of each mask by name; a single share goes with every share of the longer lists.
+
+        Raises:
+            UsageError: there is no budget, or the lists have different lengths.
+        """
+        given = {item.name: (item.metadata[OPTION].flag, getattr(self, item.name)) for item in fields(self)}
+        given = {name: (flag, shares) for name, (flag, shares) in given.items() if shares is not None}
+        if not given:
+            raise UsageError("No budget was given.", hint="Pass --keep-flops 0.5, --keep-params 0.5 or both.")
+        longest, most = max(given.values(), key=lambda pair: len(pair[1]))
+        for flag, shares in given.values():
+            if len(shares) not in (1, len(most)):
+                raise UsageError(f"{longest} lists {len(most)} budgets and {flag} {len(shares)}.")
+        return [
+            {name: shares[number % len(shares)] for name, (_, shares) in given.items()} for number in range(len(most))
+        ]
