@@ -22,6 +22,14 @@ os.environ |= {
 }
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give every worker neighbouring tests, which share fixtures, instead of dealing them out."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(scope="session")
 def fresh_process():
     """What starts the processes of certificates for users."""
