@@ -12,8 +12,6 @@ from optin_cli.architectures.schema import Architecture, HeadRule
 from optin_cli.errors import ArchitectureError, did_you_mean
 
 FOLDER = Path(__file__).parent
-
-
 HEADS_FILE = FOLDER / "heads.json"
 
 

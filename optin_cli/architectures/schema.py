@@ -11,14 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
-
-
 Layout = Literal["BTC", "BHWC", "BCHW"]
-
-
 LibraryName = Literal["transformers", "timm"]
-
-
 Purpose = Literal[
     "classification",
     "regression",

@@ -25,11 +25,7 @@ from pydantic import (
 from optin_cli.errors import ArtifactError
 
 Options = dict[str, JsonValue]
-
-
 Vector32 = NDArray[np.float32]
-
-
 Vector64 = NDArray[np.float64]
 
 

@@ -29,11 +29,7 @@ KINDS: tuple[type[Artifact], ...] = (
     Export,
     LatencyTable,
 )
-
-
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
-
-
 MOST_BYTES = 1 << 26
 """No JSON artifact is larger than this; a folder's larger files are passed over."""
 

@@ -48,11 +48,7 @@ class ScoresHeader(Artifact):
 
 
 HEADER = "optin"
-
-
 IMPORTANCE = "importance."
-
-
 ERROR = "standard_error."
 
 

@@ -11,17 +11,9 @@ from optin_cli.errors import CheckpointError
 from optin_cli.files import sha256_of
 
 MANIFEST = "optin.json"
-
-
 CARD = "README.md"
-
-
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-
-
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-
-
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 

@@ -31,11 +31,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
-
-
 PROBE_ROWS, PROBE_TOKENS = 4, 24
-
-
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 

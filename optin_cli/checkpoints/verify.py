@@ -22,8 +22,6 @@ from optin_cli.model.forward import call_model
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest accepted difference, as a share of the largest output."""
-
-
 RELOAD = """
 import sys
 sys.modules["optin_cli"] = None

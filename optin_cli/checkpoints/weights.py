@@ -18,11 +18,7 @@ from safetensors.torch import load_file
 from optin_cli.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
-
-
 NESTS = ("state_dict", "model")
-
-
 TORCH_STARTS = (b"PK", b"\x80")
 """First bytes of a zip archive and of a pickle, the two forms of torch files."""
 

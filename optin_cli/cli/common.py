@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 
 STDIO = "-"
-
-
 PIPE_WIDTH = 160
-
-
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -40,23 +36,13 @@ CheckpointArgument = Annotated[
         show_default=False,
     ),
 ]
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
-
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-
-
 Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False),
 ]
-
-
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
-
-
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. (default: all cores)")]
 
 

@@ -16,8 +16,6 @@ from optin_cli.cli import common
 from optin_cli.errors import OptinError
 
 NAME = "bert-sst2"
-
-
 STAGES = (
     ["profile", NAME, "-o", f"{NAME}.profile.json"],
     ["score", NAME, "--calib", "train.jsonl"],

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS = 40
-
-
 MOST_UNITS = 8
-
-
 MOST_LETTERS = 60
 
 

@@ -25,12 +25,8 @@ from optin_cli.errors import Exit, OptinError
 from optin_cli.version import __version__
 
 DEBUG = "OPTIN_DEBUG"
-
-
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
-
-
 app = typer.Typer(
     name="optin",
     no_args_is_help=True,

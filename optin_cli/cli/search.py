@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 BAR = 16
-
-
 SIGNS = 24
-
-
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 

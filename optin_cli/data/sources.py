@@ -16,14 +16,8 @@ from optin_cli.errors import DataError, first_line
 from optin_cli.tasks.schema import Role, Task
 
 FALLBACKS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("validation", "test")}
-
-
 WHOLE = "all"
-
-
 PARQUET = ".parquet"
-
-
 SUFFIXES = (*TEXT_READERS, PARQUET)
 
 

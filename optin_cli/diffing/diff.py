@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 SWEEP = "sweep.json"
-
-
 CHECKPOINT = "checkpoint"
-
-
 COMPARISONS: Mapping[str, str] = MappingProxyType(
     {
         "mask": "masks:diff_masks",

@@ -18,11 +18,7 @@ from optin_cli.artifacts.base import Artifact, Source
 from optin_cli.artifacts.scores import Scores
 
 Row = dict[str, JsonValue]
-
-
 Section = dict[str, Row]
-
-
 HEAD = ("optin_version", "options", "inputs", "schema")
 
 

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from optin_cli.errors import DataError, did_you_mean
 
 RESAMPLES = 200
-
-
 SEED = 0
 
 

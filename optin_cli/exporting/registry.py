@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 RECORD = ".optin.json"
 """What an exported file's name is followed by in the name of its record."""
-
-
 Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
 """One forward pass of an opened file: arrays by the names of its inputs in, by those of its outputs out."""
 

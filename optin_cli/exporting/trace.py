@@ -23,16 +23,10 @@ from optin_cli.model.forward import call_model
 
 LENGTH = "length"
 """Name of the free axis of texts."""
-
-
 SHAPES = ((3, 17), (1, 8), (8, 40))
 """Batch sizes and lengths of the probes; the first is what is traced."""
-
-
 LAST = (4, 24)
 """The last, most padded row of such a batch is a probe of batch size 1 with padding."""
-
-
 Compute = Callable[[Inputs], Mapping[str, torch.Tensor]]
 
 

@@ -33,11 +33,7 @@ with warnings.catch_warnings():
 
 
 Handler = Callable[[list[Any], list[Any]], int]
-
-
 NORMALISATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "native_layer_norm")
-
-
 RESAMPLING = ("upsample_nearest2d", "upsample_bilinear2d", "adaptive_avg_pool2d", "grid_sampler")
 
 

@@ -19,8 +19,6 @@ from optin_cli.model.units import UnitKind
 
 Finder = Callable[[nn.Module, Sequence[FoundStack], str, list[str]], UnitKind | None]
 """The units of one kind in a model, given its stacks and the path of the base model. Problems are added to the list."""
-
-
 KINDS: tuple[Finder, ...] = (find_slices, find_tokens)
 
 

@@ -10,8 +10,6 @@ from optin_cli.options.declare import Checked, Option, option, shared
 
 MIN_REFIT_SAMPLES = 8
 """One sample in four is held out to judge a refit, so fewer than this say nothing."""
-
-
 RIDGE = Option("--refit-ridge", "Ridge of the refit, relative. (default: by held-out error)", above=0, noun="The ridge")
 
 

@@ -10,8 +10,6 @@ from optin_cli.options.declare import OPTION, Checked, option
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-
-
 Layout = Literal["ragged", "uniform"]
 """Every block its own number of units, or all blocks of a stack the same number of each kind."""
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

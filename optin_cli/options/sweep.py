@@ -23,11 +23,7 @@ RECIPES = (
     "kprune",
 )
 """Names of the recipes, known without importing them."""
-
-
 SCORING = part("samples", "batch_size", "max_length", "seed")
-
-
 EVALUATION = part(
     "batch_size",
     "max_length",

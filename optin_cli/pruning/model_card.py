@@ -63,11 +63,7 @@ Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most
 
 {licence}
 """
-
-
 BEGIN, END = "<!-- optin:measured -->", "<!-- /optin:measured -->"
-
-
 RAGGED = """The layers have different widths, which the stock `{model_class}` cannot express. The module beside the
 weights can (it needs torch and {library} only):
 
@@ -77,33 +73,21 @@ weights can (it needs torch and {library} only):
 
 or, without running code from this folder, `optin_cli.load(folder)`.
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
-
-
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
 
 ```python
 {loading}
 ```"""
-
-
 HOW = {"ragged": RAGGED, "uniform": UNIFORM}
 """By layout."""
-
-
 UNMEASURED = """## Metric and latency
 
 Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
-
-
 CARRIED = ("license", "license_name", "license_link", "language", "datasets", "base_model", "pipeline_tag")
 """Keys of the original card's front matter that hold for the cut model too."""
-
-
 FOLDED = 32
 """Tables of groups with more rows than this are folded away."""
-
-
 INNER_OPTIONS = ("minima", "protect")
 
 

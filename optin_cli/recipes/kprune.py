@@ -48,17 +48,11 @@ from optin_cli.search.limits import Limits
 
 GAMMA = 2.0
 """Temperature of the softened predictions."""
-
-
 LAMBDA = 0.00025 * 32**2
 """Weight of representational beside predictive knowledge: the authors' 0.00025, whose gradients are of means over
 batches of 32 samples, restated for gradients of single samples."""
-
-
 MU = 64.0
 """Weight of heads beside neurons."""
-
-
 TINY_RIDGE = 1e-6
 """Relative to the mean diagonal of X^T X."""
 

@@ -45,8 +45,6 @@ from optin_cli.search.limits import Limits
 
 DAMP = 1.0
 """How strongly tuned masks are drawn to 1, in units of the normal equations' residual (the authors' value)."""
-
-
 BOUND = 10.0
 """Largest size of a tuned mask."""
 

@@ -22,8 +22,6 @@ from optin_cli.recipes.scored import prepare_scored
 
 OUTPUT_WEIGHT = 0.1
 """lambda"""
-
-
 TEMPERATURE = 4.0
 """tau"""
 

@@ -13,12 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 Consumer = nn.Linear | nn.Conv2d
-
-
 POSITIONS = 512
 """Most positions of a sample that are taken; fewer by a kernel's area, since neighbouring patches overlap."""
-
-
 WIDEST = 16384
 """Most columns of which a Gram matrix is kept (2 GiB in float64)."""
 

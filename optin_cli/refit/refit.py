@@ -29,8 +29,6 @@ from optin_cli.refit.residual_stream import RefitRun, refitting, stream_rows
 from optin_cli.refit.ridge import Normal, solve_ridge
 
 BATCH_NORM = "batch_norm"
-
-
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 

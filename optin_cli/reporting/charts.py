@@ -12,24 +12,12 @@ from optin_cli.reporting.facts import GroupFacts
 
 MOST_CELLS = 32
 """Heads, and kinds whose groups have up to this many units, are drawn unit by unit; others as bars of how many stay."""
-
-
 STEPS = 5
-
-
 CELL, GAP = 20, 3
-
-
 LETTER = 6.8
 """Width of a letter of the labels."""
-
-
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400.0, 300.0, 58.0, 14.0, 14.0, 46.0
-
-
 STYLES = 6
-
-
 ASIDE = 4.0
 """Pixels between the points of two recipes at the same place."""
 

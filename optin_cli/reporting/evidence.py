@@ -22,11 +22,7 @@ from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.progress import SILENT, Progress
 
 SWEEP = "sweep.json"
-
-
 BESIDE_CUT = ("mask", "scores", "profile", "eval", "sweep")
-
-
 BESIDE_SWEEP = ("scores", "profile")
 """Kinds that are also looked for beside a cut folder, and beside a sweep of which no model was written."""
 

@@ -139,8 +139,6 @@ def _chosen(sweep: Sweep, manifest: Manifest | None) -> tuple[Quantity | None, Q
 
 
 IN_THE_SWEEP = "Of the pruned models: see the frontier."
-
-
 HOW_TO_MEASURE = "Not measured: optin eval with --against measures both models in one run."
 
 

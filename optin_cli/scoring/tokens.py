@@ -42,8 +42,6 @@ from optin_cli.search.token_costs import token_saving
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the tokens that can merge: how many do where it is measured. Closest where schedules mostly are."""
-
-
 ESTIMATOR = "exact"
 
 

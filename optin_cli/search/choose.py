@@ -36,12 +36,8 @@ from optin_cli.version import __version__
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
-
-
 CARRIED = ("checkpoint", "architecture", "calibration")
 """Inputs of scores that a mask records too."""
-
-
 SLACK = 1e-9
 """Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
 

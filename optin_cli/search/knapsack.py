@@ -16,16 +16,10 @@ from optin_cli.artifacts.base import Vector64
 
 MOST_COMBINATIONS = 200_000
 """Up to how many combinations of counts are tried outright instead of by the integer program."""
-
-
 NEAR = 1e-3
 """How far from the optimum the greedy choice may be to be taken at once, as a share of the gain that it forgoes: far
 less than importances are known to."""
-
-
 MILP_GAP = 1e-6
-
-
 MILP_NODES = 2000
 """When the integer program may stop: relative distance from the optimum, and nodes. A limit of time would make the
 mask depend on the machine."""

@@ -28,19 +28,11 @@ from optin_cli.search.token_costs import block_macs, matching_macs
 
 Solve = Callable[[Costs, Limits], Kept]
 """The search over all other groups."""
-
-
 PRICES = 64
 """Prices of a MAC at which a schedule is looked for, over PRICE_RANGE times the mean importance of a MAC."""
-
-
 PRICE_RANGE = (1e-4, 1e3)
-
-
 TRIED = 3
 """Schedules, of those that promise to lose least, for which the exact search runs."""
-
-
 MARGIN = 1e-9
 """Share of a budget left over where rounding would overrun it."""
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 PLACES = 4
 """Decimal places of the shares that are asked for."""
-
-
 RESOLUTION = 0.002
 """The search ends when the smallest share is known this well."""
 

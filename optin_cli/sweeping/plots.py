@@ -15,28 +15,14 @@ if TYPE_CHECKING:
 
 
 PICTURES = ("sweep.png", "sweep.svg")
-
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe and Ito's palette, told apart by readers with any colour vision."""
-
-
 MARKERS = "os^Dv<>P"
-
-
 SIGNS = "●▲■◆▼○△□"
-
-
 STYLE = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "optin"}
-
-
 METADATA: Mapping[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """Nothing that differs between two runs of equal content."""
-
-
 WIDTH, HEIGHT = 60, 14
-
-
 LABEL_WIDTH = 56
 """Characters that fit below one of two panels."""
 

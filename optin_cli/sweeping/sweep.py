@@ -49,14 +49,8 @@ from optin_cli.tasks.registry import load_task
 from optin_cli.version import __version__
 
 RESULT = "sweep.json"
-
-
 PARTIAL = "sweep.partial.json"
-
-
 MODEL = "model"
-
-
 MASK = "mask.json"
 
 

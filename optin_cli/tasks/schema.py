@@ -9,17 +9,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["calibration", "evaluation"]
-
-
 Kind = Literal["classification", "regression", "similarity", "question-answering"]
-
-
 InputKind = Literal["text", "image"]
-
-
 MetricName = Literal["accuracy", "top5", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
-
-
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
     {
         "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
@@ -28,8 +20,6 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "question-answering": frozenset({"squad_em", "squad_f1"}),
     }
 )
-
-
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
 

@@ -55,8 +55,6 @@ HEADS = {
 DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}
 NEXT = {"next": ("AutoModelForCausalLM", {})}
 """The head of decoders, which continue a text."""
-
-
 SIGHT = {
     "hidden_size": 32,
     "num_hidden_layers": 3,

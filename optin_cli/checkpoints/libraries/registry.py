@@ -28,15 +28,9 @@ if TYPE_CHECKING:
 
 
 Preprocess = Callable[["Image"], "torch.Tensor"]
-
-
 CONFIG = "config.json"
-
-
 PLAN_KEY = "optin_plan"
 """Key of a config under which a cut checkpoint keeps the plan that gives the library's own model the pruned shapes."""
-
-
 MODELING = "modeling_optin.py"
 
 
@@ -156,8 +150,6 @@ MODULES: Mapping[str, str] = MappingProxyType(
     }
 )
 """By the prefix of --arch."""
-
-
 NAMES: Mapping[str, str] = MappingProxyType({"transformers": "hf", "timm": "timm"})
 
 

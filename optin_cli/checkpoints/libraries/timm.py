@@ -26,17 +26,9 @@ if TYPE_CHECKING:
 
 
 LIBRARY = "timm"
-
-
 LOADED_BY = "timm.create_model"
-
-
 INPUT = "x"
-
-
 WEIGHTS = "model.safetensors"
-
-
 LOADER = '''
 
 def load_model(folder: Any = None) -> nn.Module:
@@ -57,27 +49,19 @@ def load_model(folder: Any = None) -> nn.Module:
     model.load_state_dict(load_file(folder / "{weights}"))
     return model.eval()
 '''
-
-
 RELOAD = """
 import sys
 sys.path.insert(0, folder)
 import modeling_optin
 model = modeling_optin.load_model()
 """
-
-
 RELOAD_PLAIN = """
 import timm
 model = timm.create_model("local-dir:" + folder, pretrained=True)
 """
-
-
 CARD_PLAIN = """import timm
 
 model = timm.create_model("local-dir:path/to/this/folder", pretrained=True)"""
-
-
 CARD = """import sys
 
 sys.path.insert(0, "path/to/this/folder")

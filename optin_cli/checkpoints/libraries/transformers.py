@@ -32,15 +32,9 @@ if TYPE_CHECKING:
 
 
 LIBRARY = "transformers"
-
-
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-
-
 TEXT, IMAGE = "input_ids", "pixel_values"
 """Names of a model's main input."""
-
-
 LOADER = '''
 
 class {stock}(transformers.{stock}):
@@ -50,17 +44,11 @@ class {stock}(transformers.{stock}):
         super().__init__(config, *args, **kwargs)
         apply_plan(self, config.{key})
 '''
-
-
 TRUST = ", trust_remote_code=True"
-
-
 RELOAD = """
 import transformers
 model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
 """
-
-
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"

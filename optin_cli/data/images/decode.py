@@ -15,11 +15,7 @@ from optin_cli.errors import DataError, first_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is tried, whatever a file's ending: of Pillow's others some run programs, and none holds photographs."""
-
-
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
-
-
 SIXTEEN_BIT = ("PNG", "PPM")
 """Formats whose images of 32-bit integers hold 16-bit values."""
 

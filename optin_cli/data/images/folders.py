@@ -24,12 +24,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """What folders of splits are called."""
-
-
 NAMED = 5
 """How many names of a long list a message gives."""
-
-
 UNLABELLED = -1
 
 

@@ -16,8 +16,6 @@ from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Role, Task
 
 Label = float | int | str
-
-
 COLUMN_SETS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -27,11 +25,7 @@ COLUMN_SETS: tuple[tuple[str, ...], ...] = (
     ("sentence",),
     ("text",),
 )
-
-
 LABEL_COLUMN = "label"
-
-
 UNLABELLED = -1
 
 

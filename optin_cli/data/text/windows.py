@@ -16,8 +16,6 @@ from optin_cli.errors import UsageError
 
 MOST_QUESTION = 64
 """Tokens that a question may have, as BERT's own evaluation of SQuAD limits it; longer ones are cut."""
-
-
 CHUNK = 512
 
 
