@@ -37,7 +37,8 @@ from optin_cli.model.cut import cut, prune_copy
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
-from optin_cli.refit.refit import linear, normal_equations
+from optin_cli.refit.design_matrix import nothing_left
+from optin_cli.refit.refit import linear, normal_equations, unsolved
 from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
@@ -129,6 +130,8 @@ def tune_consumer(setting: Setting, run: RefitRun, group: Group) -> Refit:
         held-out errors before, and after a solution on the other samples alone.
     """
     consumer = linear(run.pruned.model, group)
+    if (reason := nothing_left(consumer)) is not None:
+        return unsolved(run, group, reason)
     bias = consumer.bias is not None
     ridge = setting.ridge or TINY_RIDGE
     fitted, judged, size = normal_equations(run, group)

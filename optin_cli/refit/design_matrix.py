@@ -19,8 +19,23 @@ WIDEST = 16384
 """Most columns of which a Gram matrix is kept (2 GiB in float64)."""
 
 
-def why_not(consumer: nn.Module) -> str | None:
-    """Why a consumer cannot be re-solved by least squares; None if it can."""
+def nothing_left(consumer: Consumer, *, biased: bool = False) -> str | None:
+    """Why a pruned consumer has no weight to solve for; None if it has one.
+
+    Args:
+        biased: it is about to get a bias.
+    """
+    if consumer.weight[0].numel() or biased or consumer.bias is not None:
+        return None
+    return "no input column is left and it has no bias"
+
+
+def why_not(consumer: nn.Module, *, biased: bool = False) -> str | None:
+    """Why a consumer cannot be re-solved by least squares; None if it can.
+
+    Args:
+        biased: it is about to get a bias.
+    """
     if isinstance(consumer, nn.Conv2d):
         if consumer.groups > 1:
             return "a grouped convolution"
@@ -29,7 +44,9 @@ def why_not(consumer: nn.Module) -> str | None:
     elif not isinstance(consumer, nn.Linear):
         return f"a {type(consumer).__name__}"
     width = consumer.weight[0].numel()
-    return f"its {width} input columns are more than {WIDEST}" if width > WIDEST else None
+    if width > WIDEST:
+        return f"its {width} input columns are more than {WIDEST}"
+    return nothing_left(consumer, biased=biased)
 
 
 def weight_matrix(consumer: Consumer) -> torch.Tensor:

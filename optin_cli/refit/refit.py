@@ -77,7 +77,7 @@ def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float
 
 
 def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
-    """The held-out error of a consumer that keeps its weights because it cannot be re-solved."""
+    """The held-out error of a consumer that keeps its weights because it cannot be re-solved, and the reason."""
     error = size = 0.0
     for rows, judge in stream_rows(run, group, inputs=False):
         taken = rows.taken & judge[:, None]
@@ -94,10 +94,11 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
         norm: the batch norm behind it, which then takes the bias in.
     """
     consumer = run.pruned.model.get_submodule(group.consumer)
-    reason = why_not(consumer)
+    biased = options.add_bias or norm is not None
+    reason = why_not(consumer, biased=biased)
     if reason is not None or not isinstance(consumer, Consumer):
         return unsolved(run, group, reason or "")
-    added = (options.add_bias or norm is not None) and consumer.bias is None
+    added = biased and consumer.bias is None
     if added:
         consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
     bias = consumer.bias is not None

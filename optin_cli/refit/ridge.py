@@ -55,10 +55,11 @@ class Normal:
 def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool) -> torch.Tensor:
     """Minimise ||X W - Y||^2 + mu ||W - start||^2, mu = ridge x mean diagonal of the Gram matrix: (k, d).
 
-    With `bias`, the last column of X is constant 1 and is not drawn to its start.
+    With `bias`, the last column of X is constant 1 and is not drawn to its start. X may have no other column, or none.
     """
-    mean = normal.gram.diagonal()[: -1 if bias else None].mean() if normal.gram.shape[0] > bias else 1.0
-    pull = torch.full_like(normal.gram[0], float(ridge * mean))
+    columns = normal.gram.shape[0]
+    mean = float(normal.gram.diagonal()[: columns - bias].mean()) if columns > bias else 1.0
+    pull = normal.gram.new_full((columns,), ridge * mean)
     if bias:
         pull[-1] = 1e-9 * max(float(normal.gram[-1, -1]), 1.0)
     matrix = normal.gram + torch.diag(pull)

@@ -112,6 +112,18 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
     check(checkpoint, mask, tmp_path / "small", optin_cli.prune(checkpoint, mask, tmp_path / "small"))
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
+    mask = make_mask(checkpoint, decoder_0_neuron=[], decoder_1_neuron=[3], decoder_2_neuron=[])
+    manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small", calib=str(texts))
+    assert manifest.certificate.reloaded <= manifest.certificate.tolerance
+    assert {"decoder.0.neuron", "decoder.1.neuron", "decoder.2.neuron"} <= set(manifest.refit)
+    for name, found in manifest.refit.items():
+        assert (found.reason is None) == bool(mask.groups[name].kept), name
+
+
 def test_pruning_again(bert, texts, tmp_path):
     """A pruned folder is a checkpoint like any other: scored, cut and loaded; the two cuts add up."""
     once = make_mask(bert, encoder_0_head=[0, 2, 3], encoder_1_head=[], encoder_1_neuron=range(0, 40, 2))

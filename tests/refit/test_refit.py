@@ -2,21 +2,26 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import FAMILIES, build, make_batch, structure_of
+from helpers.models import DECODERS, FAMILIES, IMAGES, build, make_batch, make_pixels, structure_of
 from helpers.running import done
 
+from optin_cli.data.batch import Batch
 from optin_cli.errors import DataError, UsageError
 from optin_cli.model.cut import cut
+from optin_cli.model.forward import call_model
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.options.refit import RefitOptions
+from optin_cli.refit import design_matrix as consumers
 from optin_cli.refit import refit
 from optin_cli.refit import residual_stream as residuals
 from optin_cli.refit import ridge as least_squares
+from optin_cli.refit.batch_norm import following_norms
 
 
 def batch_of(rows=8, seed=0):
@@ -70,6 +75,92 @@ def test_columns_that_are_always_zero_are_no_obstacle():
     normal.add(torch.tensor([[1.0, 0.0, 0.0]]).double(), torch.tensor([[2.0, 3.0]]).double())
     solution = least_squares.solve_ridge(normal, torch.zeros(3, 2, dtype=torch.float64), 1e-6, bias=False)
     assert torch.allclose(solution[0], torch.tensor([2.0, 3.0]).double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_input_without_columns_leaves_nothing_but_the_bias(bias):
+    normal = least_squares.Normal.zeros(int(bias), 2, torch.device("cpu"))
+    normal.add(torch.ones(4, int(bias)).double(), torch.tensor([[2.0, 3.0]]).double().expand(4, -1))
+    start = torch.zeros(int(bias), 2, dtype=torch.float64)
+    solution = least_squares.solve_ridge(normal, start, 1e-3, bias=bias)
+    assert solution.shape == (int(bias), 2)
+    assert normal.error(solution) == pytest.approx(0.0 if bias else 13.0, abs=1e-6)
+
+
+def without_biases(model, structure):
+    """The model, whose consumers then have no bias."""
+    for group in structure.groups:
+        model.get_submodule(group.consumer).bias = None
+    return model
+
+
+def allowed(group):
+    """The fewest units that a group may keep, one, half and all of them."""
+    return sorted({group.least, max(group.least, 1), max(group.least, group.units // 2), group.units})
+
+
+def deal(structure, turn):
+    """Every group another of its counts, which change from turn to turn; at turn -1 all keep as few as they can."""
+    kept = {}
+    for number, group in enumerate(structure.groups):
+        counts = allowed(group)
+        kept[group.name] = list(range(counts[0] if turn < 0 else counts[(number + turn) % len(counts)]))
+    return kept
+
+
+def inputs_of(model, family, rows=12):
+    pixels = family in IMAGES
+    inputs = make_pixels(model, rows, seed=1) if pixels else make_batch(rows, 6, padding=2, seed=1).inputs
+    return Batch(inputs, None, tuple(f"sample {row}" for row in range(rows)))
+
+
+BIASES = {"as built": False, "no bias": False, "bias added": True}
+"""Whether refit may add biases, by what the consumers have."""
+TWINS = {"xlm-roberta", "albert-2-groups", "deberta-v2-shared", "deit-distilled", "beit-shared", "dinov2-registers"}
+TWINS |= {"timm-deit", "timm-dinov2", "timm-beit-shared", "timm-mobilenetv2", "timm-vgg"}
+"""Models whose groups are described by the very rules of another one's."""
+DEALT = [("no bias", -1), ("as built", 0), ("bias added", 1), ("bias added", -1), ("no bias", 2)]
+
+
+@pytest.mark.parametrize("family", [name for name in (*FAMILIES, *DECODERS, *IMAGES) if name not in TWINS])
+def test_every_allowed_count_of_units_can_be_refitted(family):
+    """With and without biases: every consumer behind the first pruned group is solved, or the record says why not."""
+    many = len(structure_of(build(family)).groups) > 8  # and then several groups of each kind have each count
+    for biases, turn in DEALT[:3] if many else DEALT:
+        original = build(family)
+        if biases != "as built":
+            without_biases(original, structure_of(original))
+        structure = structure_of(original)
+        kept = deal(structure, turn)
+        model = copy.deepcopy(original)
+        cut(model, structure, kept)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        pruned = {group.name: model.get_submodule(group.consumer) for group in structure.groups}
+        solvable = {name: consumers.why_not(module, biased=True) is None for name, module in pruned.items()}
+        batch = inputs_of(original, family)
+        report = refit.refit_model(original, model, structure, kept, [batch], add_bias=BIASES[biases])
+        report.pop(refit.BATCH_NORM, None)
+        norms = following_norms(original, structure, batch)
+        order = list(residuals.consumer_calls(original, structure, batch))
+        first = next(number for number, group in enumerate(order) if len(kept[group.name]) < group.units)
+        assert list(report) == [group.name for group in order[first:]]
+        for name, found in report.items():
+            group = structure.group(name)
+            bias = original.get_submodule(group.consumer).bias is not None
+            given = BIASES[biases] or group.consumer in norms
+            assert (found.reason is None) == (solvable[name] and (bool(kept[name]) or bias or given))
+            assert found.reason is None or "no input column" in found.reason or not solvable[name]
+            assert math.isfinite(found.before) and math.isfinite(found.after)
+            assert found.after < found.before if found.kept else found.after >= found.before
+            assert found.reason is None or (found.before == found.after >= 0 and not found.kept)
+        now = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        assert {name: now[name] for name in shapes} == shapes
+        solved = {structure.group(name).consumer for name, found in report.items() if found.kept} - set(norms)
+        added = {f"{consumer}.bias" for consumer in solved} - set(shapes)
+        assert set(now) - set(shapes) == (added if BIASES[biases] else set())
+        with torch.no_grad():
+            outputs = call_model(model, batch.inputs)
+        assert all(value.isfinite().all() for value in outputs.values() if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

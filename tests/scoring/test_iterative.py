@@ -210,3 +210,15 @@ def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
         models.append(model.state_dict())
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name])
+
+
+def test_rounds_go_on_where_layers_without_bias_lose_all_their_units(tmp_path):
+    llama = load_checkpoint(save_checkpoint(tmp_path / "llama", "llama", "next"))
+    calibration = calibration_of(batch_of())
+    found = scores(llama, calibration, rescore=(0.5, 0.3))
+    assert found.header.options["rescore"] == [0.5, 0.3]
+    assert all(np.isfinite(values).all() for values in found.importance.values())
+    everything = {g.name: list(range(g.units)) for g in llama.structure.groups}
+    once = scores(llama, calibration, score_checkpoint, rescore=())
+    kept = rescoring.choose_among(everything, once.importance, Costs.of(once.header), 0.3)
+    assert any(not units for units in kept.values())
