@@ -17,6 +17,7 @@ from torch import nn
 from optin_cli.architectures.schema import GroupRule, SliceRule
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.mask import layout_class
+from optin_cli.errors import ArtifactError
 from optin_cli.model.blocks import FoundStack, Place
 from optin_cli.model.config_counts import Settings, resolve_config
 from optin_cli.model.costs import group_costs
@@ -91,6 +92,16 @@ class Slices(UnitKind):
     def changes(self, kept: Keeping, group: Group) -> bool:
         """Whether the group loses units."""
         return len(kept.get(group.name, range(group.units))) < group.units
+
+    def check(self, kept: Keeping, name: str) -> None:
+        """Refuse a mask that leaves a block fewer units than it can run with."""
+        for group in self.groups:
+            if group.name in kept and len(kept[group.name]) < group.least:
+                raise ArtifactError(
+                    f"{name} keeps {len(kept[group.name])} of the {group.units} units of {group.name}; {group.block} "
+                    f"needs at least {group.least} to run.",
+                    hint=f"Keep {group.least} or more units of that group, or leave it out of the mask.",
+                )
 
     def settings(self, kept: Keeping) -> tuple[Settings, list[str]]:
         """One number of units for each class of groups that a uniform layout prunes alike."""

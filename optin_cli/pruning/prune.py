@@ -35,8 +35,10 @@ from optin_cli.model.structure import alike_rows
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning import model_card as card
+from optin_cli.pruning.budget import measure_original, reached_budget
 from optin_cli.pruning.config import config_settings
 from optin_cli.refit.refit import refit_model
+from optin_cli.search.costs import Costs
 from optin_cli.version import __version__
 
 
@@ -190,7 +192,7 @@ def write_pruned(
     with atomic_folder(output, force=force) as folder:
         progress.update(0, 1, "cutting")
         pruned = cut_and_compare(planned)
-        before = planned.cost(original.model, original.weight_bytes)
+        costs = measure_original(original, planned.mask)
         refit = None if adjustment is None else adjustment.apply(pruned.model)
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
         round_to_storage(pruned.model, original.dtype)
@@ -199,7 +201,7 @@ def write_pruned(
         progress.update(1, 1, "certifying in a fresh process")
         certificate = _certify(planned, pruned, folder)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
-        manifest = _manifest(planned, (before, after), adjustment, refit, certificate)
+        manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         (folder / CARD).write_text(_card(planned, manifest, folder), encoding="utf-8")
     return manifest
@@ -257,12 +259,12 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path) -> Certificate:
 
 def _manifest(
     planned: Pruning,
-    cost: tuple[Totals, Totals],
+    cost: tuple[Costs, Totals],
     adjustment: Adjustment | None,
     refit: dict[str, Refit] | None,
     certificate: Certificate,
 ) -> Manifest:
-    """The record of a pruned folder; cost: of the original, and of the pruned model."""
+    """The record of a pruned folder; cost: of the original and its units, and of the pruned model."""
     checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
     return Manifest(
         optin_version=__version__,
@@ -278,8 +280,8 @@ def _manifest(
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
         workload=mask.workload,
-        budget=mask.budget,
-        before=cost[0],
+        budget=reached_budget(mask, cost[0]),
+        before=cost[0].totals,
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",
         groups=mask.groups,

@@ -21,6 +21,7 @@ from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.iterative import remaining, score_in_rounds
 from optin_cli.scoring.one_shot import score_checkpoint
 from optin_cli.search.budget import reached
+from optin_cli.search.costs import Costs
 
 LANGUAGE = ["bert", "albert", "distilbert"]
 
