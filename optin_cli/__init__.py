@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from optin_cli.pruning.prune import prune as prune
     from optin_cli.reporting.report import report as report
     from optin_cli.scoring.score import score as score
-    from optin_cli.search.limits import Limits as Limits
-    from optin_cli.search.search import search as search
+    from optin_cli.searching.limits import Limits as Limits
+    from optin_cli.searching.search import search as search
     from optin_cli.sweeping.sweep import sweep as sweep
 
 _API = {
@@ -40,7 +40,7 @@ _API = {
     "profile": "profiling.profile",
     "profile_latency": "profiling.profile",
     "score": "scoring.score",
-    "search": "search.search",
+    "search": "searching.search",
     "prune": "pruning.prune",
     "evaluate": "evaluation.evaluate",
     "write_measured": "pruning.model_card",
@@ -50,7 +50,7 @@ _API = {
     "diff": "diffing.diff",
     "Checkpoint": "checkpoints.checkpoint",
     "DataSpec": "data.spec",
-    "Limits": "search.limits",
+    "Limits": "searching.limits",
     "AnswerOptions": "options.evaluation",
     "EvalOptions": "options.evaluation",
     "ExportOptions": "options.export",

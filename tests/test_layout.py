@@ -12,7 +12,7 @@ FLOORS = (
     {"architectures", "files", "options", "tasks"},
     {"artifacts"},
     {"data"},
-    {"model", "search"},
+    {"model", "searching"},
     {"checkpoints"},
     {"refit"},
     {"diffing", "exporting", "profiling", "pruning", "reporting", "scoring"},
@@ -71,3 +71,14 @@ def test_packages_import_nothing_by_themselves():
         if name.endswith(".__init__"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             assert [type(node).__name__ for node in tree.body] == ["Expr"], name
+
+
+def test_public_names_are_not_those_of_packages():
+    """Importing a subpackage sets it as an attribute of the package, in place of a function of that name."""
+    assert not [name for name in optin_cli._API if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()]
+
+
+def test_public_names_are_what_the_table_says():
+    for name, module in optin_cli._API.items():
+        found = getattr(optin_cli, name)
+        assert callable(found) and (found.__name__, found.__module__) == (name, f"optin_cli.{module}")

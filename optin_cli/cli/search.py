@@ -62,8 +62,8 @@ def search(
             common.require_free(target, force=force)
     from optin_cli.artifacts.scores import read_scores
     from optin_cli.files import write_text
-    from optin_cli.search.limits import Limits
-    from optin_cli.search.search import search as search_mask
+    from optin_cli.searching.limits import Limits
+    from optin_cli.searching.search import search as search_mask
 
     read = read_scores(scores)
     masks = []
@@ -96,7 +96,7 @@ def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
     """What a uniform layout cost against the mask of the same limits whose layers differ, and what it holds whole."""
     if mask.ragged_importance_lost is None or mask.importance_lost is None:
         return []
-    from optin_cli.search.uniform import pinned_classes
+    from optin_cli.searching.uniform import pinned_classes
 
     lost, ragged = mask.importance_lost, mask.ragged_importance_lost
     more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"

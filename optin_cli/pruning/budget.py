@@ -10,7 +10,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
-from optin_cli.search.costs import Costs
+from optin_cli.searching.costs import Costs
 
 ROUNDING = 1e-9
 """Largest relative difference between two computations of the same share."""

@@ -38,7 +38,7 @@ from optin_cli.pruning import model_card as card
 from optin_cli.pruning.budget import measure_original, reached_budget
 from optin_cli.pruning.config import config_settings
 from optin_cli.refit.refit import refit_model
-from optin_cli.search.costs import Costs
+from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
 
 

@@ -43,9 +43,9 @@ from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
-from optin_cli.search.choose import choose_units
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
 
 GAMMA = 2.0
 """Temperature of the softened predictions."""

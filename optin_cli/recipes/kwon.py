@@ -39,9 +39,9 @@ from optin_cli.refit.refit import linear, normal_equations
 from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import loss_gradients
-from optin_cli.search.choose import choose_units
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
 
 DAMP = 1.0
 """How strongly tuned masks are drawn to 1, in units of the normal equations' residual (the authors' value)."""

@@ -17,7 +17,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 Adjust = Callable[[nn.Module], dict[str, Refit]]
 """Changes the weights of a freshly pruned model in place; returns what it did to each consumer, by group name."""

@@ -17,9 +17,9 @@ from optin_cli.options.search import Algorithm
 from optin_cli.recipes.recipe import Adjust, Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.iterative import score_in_rounds
-from optin_cli.search.choose import choose_units
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
 
 
 def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust:

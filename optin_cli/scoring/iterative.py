@@ -30,9 +30,9 @@ from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.kinds import KIND_ESTIMATORS
 from optin_cli.scoring.one_shot import check_exact_kinds, score_checkpoint
-from optin_cli.search.choose import choose_units
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
 
 
 def shares_to_rescore(options: ScoreOptions, calibration: Calibration | None) -> tuple[float, ...]:

@@ -34,8 +34,8 @@ from optin_cli.refit.refit import refit_model
 from optin_cli.refit.residual_stream import refittable
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
-from optin_cli.search.choose import choose, importance_lost
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import choose, importance_lost
+from optin_cli.searching.limits import Limits
 
 JUDGED = 4
 """One batch in four compares the refitted models with the original."""

@@ -38,7 +38,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Job, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
-from optin_cli.search.token_costs import token_saving
+from optin_cli.searching.token_costs import token_saving
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Of the tokens that can merge: how many do where it is measured. Closest where schedules mostly are."""

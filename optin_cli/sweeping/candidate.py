@@ -23,8 +23,8 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
 from optin_cli.pruning.prune import Adjustment, cut_copy, plan_pruning, write_pruned
 from optin_cli.recipes.recipe import Prepared, Setting
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
 from optin_cli.version import __version__
 
 

@@ -34,7 +34,7 @@ from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Recipe, Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
-from optin_cli.search.costs import Costs
+from optin_cli.searching.costs import Costs
 from optin_cli.sweeping.bisection import PLACES, find_smallest
 from optin_cli.sweeping.candidate import (
     Candidate,

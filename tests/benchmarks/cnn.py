@@ -28,7 +28,7 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SHARES = (0.8, 0.6)

@@ -33,7 +33,7 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.scoring.calibration import calibrate
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 SIDE = 16
 ARGUMENTS = {"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}

@@ -17,7 +17,7 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.model.masking import masked
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
 CASES = [

@@ -15,7 +15,7 @@ import optin_cli
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.model.forward import call_model
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 CHECKPOINT, DATA = SHARED / "checkpoints" / "vit-s14-cifar10", SHARED / "data" / "cifar10"
 SIDE = 24

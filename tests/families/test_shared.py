@@ -8,7 +8,7 @@ import optin_cli
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.search.limits import Limits
+from optin_cli.searching.limits import Limits
 
 CHECKPOINT, DATA = SHARED / "checkpoints" / "minilm-sst2", SHARED / "data" / "sst2"
 

@@ -28,7 +28,7 @@ from optin_cli.model.costs import count_macs, count_parameters, measure_costs
 from optin_cli.model.cut import cut
 from optin_cli.model.forward import observe
 from optin_cli.model.masking import masked
-from optin_cli.search.budget import reached
+from optin_cli.searching.budget import reached
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
 CASES = [

@@ -38,10 +38,10 @@ from optin_cli.model.tokens import averaged_as
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.refit.refit import refit_model
 from optin_cli.scoring.tokens import ladder, per_unit, score_tokens
-from optin_cli.search.choose import choose_units
-from optin_cli.search.limits import Limits
-from optin_cli.search.token_costs import reached, token_saving
-from optin_cli.search.token_schedule import Schedules, choose_with_tokens
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.limits import Limits
+from optin_cli.searching.token_costs import reached, token_saving
+from optin_cli.searching.token_schedule import Schedules, choose_with_tokens
 
 MERGING = [
     family

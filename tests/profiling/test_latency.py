@@ -22,9 +22,9 @@ from optin_cli.errors import ArtifactError, BudgetError, UsageError
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling import latency
 from optin_cli.profiling.devices import describe_device, other_device
-from optin_cli.search.budget import reached
-from optin_cli.search.choose import choose_units, importance_lost
-from optin_cli.search.limits import Limits
+from optin_cli.searching.budget import reached
+from optin_cli.searching.choose import choose_units, importance_lost
+from optin_cli.searching.limits import Limits
 
 SOURCE = Source(name="tiny", sha256="a" * 64)
 

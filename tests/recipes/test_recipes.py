@@ -26,9 +26,9 @@ from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import fisher_batch, unit_energies, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.one_shot import score_checkpoint
-from optin_cli.search.budget import reached
-from optin_cli.search.choose import choose_units
-from optin_cli.search.limits import Limits
+from optin_cli.searching.budget import reached
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.limits import Limits
 
 torch.set_num_threads(1)
 

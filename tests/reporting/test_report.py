@@ -32,8 +32,8 @@ from optin_cli.options.search import BudgetOptions, SearchOptions
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.reporting import commands
 from optin_cli.reporting.charts import ticks
-from optin_cli.search.choose import make_mask
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import make_mask
+from optin_cli.searching.limits import Limits
 
 
 def read(kind, path):

@@ -20,8 +20,8 @@ from optin_cli.scoring import iterative as rescoring
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.iterative import remaining, score_in_rounds
 from optin_cli.scoring.one_shot import score_checkpoint
-from optin_cli.search.budget import reached
-from optin_cli.search.costs import Costs
+from optin_cli.searching.budget import reached
+from optin_cli.searching.costs import Costs
 
 LANGUAGE = ["bert", "albert", "distilbert"]
 

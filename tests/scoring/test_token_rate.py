@@ -17,8 +17,8 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import token_rate as token_exchange
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.token_rate import reachable
-from optin_cli.search.choose import importance_lost
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import importance_lost
+from optin_cli.searching.limits import Limits
 
 OPTIONS = ScoreOptions(
     samples=24, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")

@@ -9,7 +9,7 @@ import numpy as np
 from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.errors import UsageError
-from optin_cli.search.budget import Row
+from optin_cli.searching.budget import Row
 
 
 def prefix_search(

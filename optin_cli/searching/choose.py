@@ -18,13 +18,13 @@ from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
 from optin_cli.options.search import LAYOUTS, Algorithm
-from optin_cli.search.budget import Row, make_latency_row, make_row, out_of_reach
-from optin_cli.search.costs import Costs
-from optin_cli.search.knapsack import solve_knapsack
-from optin_cli.search.limits import Limits, allowed_counts, protected_groups
-from optin_cli.search.prefix_search import prefix_search
-from optin_cli.search.token_schedule import choose_with_tokens, limits_with_tokens
-from optin_cli.search.uniform import (
+from optin_cli.searching.budget import Row, make_latency_row, make_row, out_of_reach
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.knapsack import solve_knapsack
+from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
+from optin_cli.searching.prefix_search import prefix_search
+from optin_cli.searching.token_schedule import choose_with_tokens, limits_with_tokens
+from optin_cli.searching.uniform import (
     merge_importance,
     merge_row,
     require_expressible,

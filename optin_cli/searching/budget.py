@@ -16,7 +16,7 @@ from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.errors import ArtifactError, BudgetError
-from optin_cli.search.costs import Costs
+from optin_cli.searching.costs import Costs
 
 TIME_UNITS = 1e4
 """Units of time that the whole model takes: integer programs like numbers that are neither tiny nor huge."""

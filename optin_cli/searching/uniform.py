@@ -16,7 +16,7 @@ from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.errors import BudgetError, UsageError
-from optin_cli.search.budget import Row
+from optin_cli.searching.budget import Row
 
 REMEDY = (
     "Leave out --layout uniform: layers of different widths load with trust_remote_code=True, or optin_cli.load, "

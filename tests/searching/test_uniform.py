@@ -23,9 +23,9 @@ from optin_cli.errors import BudgetError, UsageError
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.pruning.config import stock_settings
 from optin_cli.pruning.prune import cut_copy
-from optin_cli.search.budget import reached
-from optin_cli.search.choose import choose_units, importance_lost
-from optin_cli.search.limits import Limits
+from optin_cli.searching.budget import reached
+from optin_cli.searching.choose import choose_units, importance_lost
+from optin_cli.searching.limits import Limits
 
 WEIGHTS_ALONE = ScoreOptions(criterion="magnitude")
 HEADS_TOO = {"vit", "deit", "deit-distilled", "beit", "dinov2", "dinov2-swiglu", "dinov2-registers", *DECODERS}

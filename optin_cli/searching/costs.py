@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import TOKEN, GroupCost, TokenCosts, merges_at
 from optin_cli.artifacts.scores import ScoresHeader
-from optin_cli.search.token_costs import block_macs, matching_macs
+from optin_cli.searching.token_costs import block_macs, matching_macs
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.files import sha256_of
 from optin_cli.options.search import Algorithm
-from optin_cli.search.choose import make_mask
-from optin_cli.search.limits import Limits
+from optin_cli.searching.choose import make_mask
+from optin_cli.searching.limits import Limits
 
 
 def search(

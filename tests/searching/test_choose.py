@@ -13,11 +13,11 @@ from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.costs import GroupCost, SharedCost
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.errors import BudgetError, UsageError
-from optin_cli.search import knapsack
-from optin_cli.search.budget import reached
-from optin_cli.search.choose import choose_units, importance_lost, make_mask
-from optin_cli.search.knapsack import solve_knapsack
-from optin_cli.search.limits import Limits
+from optin_cli.searching import knapsack
+from optin_cli.searching.budget import reached
+from optin_cli.searching.choose import choose_units, importance_lost, make_mask
+from optin_cli.searching.knapsack import solve_knapsack
+from optin_cli.searching.limits import Limits
 
 SLACK = 1e-9
 

@@ -21,10 +21,10 @@ from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import TokenCosts, merges_at
 from optin_cli.artifacts.mask import Kept
 from optin_cli.errors import BudgetError, UsageError
-from optin_cli.search.budget import out_of_reach
-from optin_cli.search.costs import Costs
-from optin_cli.search.limits import Limits
-from optin_cli.search.token_costs import block_macs, matching_macs
+from optin_cli.searching.budget import out_of_reach
+from optin_cli.searching.costs import Costs
+from optin_cli.searching.limits import Limits
+from optin_cli.searching.token_costs import block_macs, matching_macs
 
 Solve = Callable[[Costs, Limits], Kept]
 """The search over all other groups."""
