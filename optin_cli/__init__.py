@@ -6,6 +6,8 @@ Names are imported on first use, so that importing the package (and `optin --hel
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optin_cli.version import __version__ as __version__
@@ -68,3 +70,14 @@ def __getattr__(name: str) -> Any:
     if name in _API:
         return getattr(importlib.import_module(f"optin_cli.{_API[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Lets no folder hide the public function of its name: Python sets a subpackage's name when it is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _API or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
