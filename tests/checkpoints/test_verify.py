@@ -4,27 +4,28 @@ import pytest
 from helpers.models import save_checkpoint, save_images
 
 import optin_cli
-from optin_cli.checkpoints.checkpoint import load_checkpoint
+from optin_cli.checkpoints.checkpoint import load
 from optin_cli.checkpoints.verify import run_fresh
 from optin_cli.errors import CertificateError
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.search.limits import Limits
 
 
 def certificate_of(checkpoint, folder):
     """Of the checkpoint pruned to 60 % of its MACs."""
     scores = optin_cli.score(checkpoint, options=ScoreOptions(criterion="magnitude"))
-    return optin_cli.prune(checkpoint, optin_cli.search(scores, keep_flops=0.6), folder).certificate
+    return optin_cli.prune(checkpoint, optin_cli.search(scores, Limits(keep_macs=0.6)), folder).certificate
 
 
 def test_a_new_interpreter_certifies_transformers(tmp_path, fresh_processes):
-    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole"))
+    checkpoint = load(save_checkpoint(tmp_path / "whole"))
     certificate = certificate_of(checkpoint, tmp_path / "small")
     assert certificate.reloaded <= certificate.tolerance
     assert certificate.loader.startswith("AutoModelForSequenceClassification.from_pretrained")
 
 
 def test_a_new_interpreter_certifies_timm(tmp_path, fresh_processes):
-    checkpoint = load_checkpoint(save_images(tmp_path / "whole", "timm-vit"))
+    checkpoint = load(save_images(tmp_path / "whole", "timm-vit"))
     certificate = certificate_of(checkpoint, tmp_path / "small")
     assert certificate.reloaded <= certificate.tolerance
     assert certificate.loader.startswith("timm.create_model")
