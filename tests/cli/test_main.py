@@ -481,7 +481,7 @@ def wait_for(found, process, seconds=60):
 
 
 def test_ctrl_c_and_resume_for_real(work):
-    write_rows(work / "many.jsonl", [{"text": f"{'a b c d ' * (1 + i % 6)}"} for i in range(48)])
+    write_rows(work / "many.jsonl", [{"text": f"{'a b c d ' * (1 + i % 6)}"} for i in range(24)])
     options = ["score", "bert", "--calib", "many.jsonl", "--batch-size", "1", "--probes", "2"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command(*options), cwd=work, env=environment(), **streams) as process:
@@ -507,8 +507,8 @@ thing = Thing()
 kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), getattr(signal, SIGNAL)))
 del thing
 try:
-    with common.progress("scoring") as tell:
-        tell(0, 1, "")
+    with common.progress("scoring") as progress:
+        progress.update(0, 1, "")
 except KeyboardInterrupt:
     print("ended")
 """
