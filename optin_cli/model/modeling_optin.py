@@ -246,7 +246,7 @@ class Merging:
             PASS.set(now.outer)
 
     def weigh(self, place: int | None, block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Before a block behind a merge: add log sizes to its attention scores. place: of the argument, if it has it."""
+        """Before a block behind a merge: add log sizes to its attention scores. place: of the argument, if any."""
         hidden = args[0] if args else next(iter(kwargs.values()))
         now = self.running()
         if now is None or now.sizes is None or hidden.shape[1] != now.sizes.shape[1]:

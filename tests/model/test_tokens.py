@@ -681,13 +681,13 @@ def test_command_line(saved, pictures, here, reload_server):
     ],
 )
 def test_units_that_are_refused(saved, pictures, units, code, message):
-    folder = saved("timm-vit").folder
+    folder = saved("timm-vit").blueprint.folder
     result = call("score", folder, "--calib", pictures, "--samples", "8", "--units", units, "-o", "-")
     assert result.code == code and message in result.err
 
 
 def test_criteria_that_cannot_judge_tokens(saved):
-    result = call("score", saved("timm-vit").folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
+    result = call("score", saved("timm-vit").blueprint.folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
     assert result.code == 2 and "tokens have none" in result.err
 
 
