@@ -687,7 +687,8 @@ def test_units_that_are_refused(saved, pictures, units, code, message):
 
 
 def test_criteria_that_cannot_judge_tokens(saved):
-    result = call("score", saved("timm-vit").blueprint.folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
+    folder = saved("timm-vit").blueprint.folder
+    result = call("score", folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
     assert result.code == 2 and "tokens have none" in result.err
 
 
