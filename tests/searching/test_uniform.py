@@ -21,7 +21,7 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.save import save_cut
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.pruning.config import stock_settings
+from optin_cli.pruning.config import config_settings
 from optin_cli.pruning.prune import cut_copy
 from optin_cli.searching.choose import choose_units, importance_lost
 from optin_cli.searching.costs import Costs
@@ -245,7 +245,7 @@ def test_every_stock_class_loads_what_its_config_states(tmp_path, reload_server)
     for family in STOCK:
         checkpoint = load_checkpoint(save_tiny(tmp_path / f"{family}-whole", family))
         mask = every_count(checkpoint)
-        stated = stock_settings(checkpoint, mask, "mask")
+        stated = config_settings(checkpoint, mask, "mask")
         model, plan = cut_copy(checkpoint, {name: group.kept for name, group in mask.groups.items()})
         folder = tmp_path / family
         folder.mkdir()
