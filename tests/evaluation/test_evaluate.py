@@ -184,7 +184,7 @@ def test_a_task_that_does_not_fit_is_refused_before_data_is_read(zoo, unread, na
     checkpoint = zoo[name]
     expected = "nowhere does not exist" if name in ONE_OF_EACH[task] else reason(checkpoint, task)
     for run in (
-        lambda: optin_cli.evaluate(checkpoint, task, data=Path("nowhere"), options=OPTIONS),
+        lambda: optin_cli.evaluate(checkpoint, task, data=Path("nowhere"), options=EvalOptions(latency_runs=0)),
         lambda: optin_cli.sweep(
             checkpoint, task, "broken.jsonl", "out", SweepOptions(keep_flops=(0.5,)), data=Path("nowhere")
         ),
