@@ -1,19 +1,14 @@
-"""Check what a mask says of its budget against the units that it keeps: a mask may have been edited."""
+"""Costs of the original of a mask, against which the shares that the mask reaches are counted."""
 
 from __future__ import annotations
 
-import math
-
 from optin_cli.artifacts.costs import TOKEN, GroupCost
-from optin_cli.artifacts.mask import Budget, Mask
+from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.searching.costs import Costs
-
-ROUNDING = 1e-9
-"""Largest relative difference between two computations of the same share."""
 
 
 def measure_original(checkpoint: Checkpoint, mask: Mask) -> Costs:
@@ -31,15 +26,3 @@ def measure_original(checkpoint: Checkpoint, mask: Mask) -> Costs:
         for name, block in tokens.block_of.items()
     }
     return Costs(groups, totals, measure_token_costs(model, structure, tokens, inputs))
-
-
-def reached_budget(mask: Mask, costs: Costs) -> Budget:
-    """The budget as a mask records it or, where its kept units reach other shares, with those.
-
-    The share of latency is then left out: only the latency table could give it.
-    """
-    reached = costs.remaining({name: group.kept for name, group in mask.groups.items()})
-    recorded = mask.budget.reached
-    if all(math.isclose(recorded.get(name, math.nan), share, rel_tol=ROUNDING) for name, share in reached.items()):
-        return mask.budget
-    return Budget(asked=mask.budget.asked, reached=reached)

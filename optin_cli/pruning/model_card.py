@@ -13,7 +13,7 @@ from typing import Any
 from optin_cli.artifacts.base import require_source
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency
 from optin_cli.artifacts.manifest import Manifest
-from optin_cli.artifacts.mask import GroupMask
+from optin_cli.artifacts.mask import Budget, GroupMask
 from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import write_text
@@ -122,15 +122,13 @@ def write_card(
     """
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     source = manifest.inputs["checkpoint"]
-    asked = ", ".join(f"{share:g} of the {name}" for name, share in manifest.budget.asked.items())
-    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in manifest.budget.reached.items())
     return TEXT.format(
         front=_front(front or {}, library, source.name, pipeline),
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
         how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
-        budget=f"Asked: {asked}. Reached: {reached}." if asked else f"Reached: {reached}.",
+        budget=_budget(manifest.budget),
         batch=manifest.workload.batch_size,
         shape=manifest.workload.shape,
         macs_before=before.macs,
@@ -204,6 +202,16 @@ def _licence(front: Mapping[str, Any], files: Sequence[str]) -> str:
     found = front.get("license_name") or front.get("license")
     said = f"That of the original: `{found}`." if found else "That of the original, whose card names none."
     return said + (f" See {', '.join(f'[{name}]({name})' for name in files)}." if files else "")
+
+
+def _budget(budget: Budget) -> str:
+    """What was asked and what is reached, as far as that is known."""
+    asked = ", ".join(f"{share:g} of the {name}" for name, share in budget.asked.items())
+    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in budget.reached.items())
+    sentences = [*([f"Asked: {asked}."] if asked else []), f"Reached: {reached}."]
+    if unknown := [name for name in budget.asked if name not in budget.reached]:
+        sentences.append(f"The {', '.join(unknown)} is not known: the mask was edited after the search.")
+    return " ".join(sentences)
 
 
 def _recipe(manifest: Manifest) -> str:

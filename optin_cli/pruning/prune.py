@@ -35,7 +35,7 @@ from optin_cli.model.structure import alike_rows
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning import model_card as card
-from optin_cli.pruning.budget import measure_original, reached_budget
+from optin_cli.pruning.budget import measure_original
 from optin_cli.pruning.config import config_settings
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
@@ -280,7 +280,7 @@ def _manifest(
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
         workload=mask.workload,
-        budget=reached_budget(mask, cost[0]),
+        budget=cost[0].recount(mask.budget, {name: group.kept for name, group in mask.groups.items()}),
         before=cost[0].totals,
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",

@@ -10,11 +10,12 @@ from optin_cli.artifacts.costs import GroupCost, Profile
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
-from optin_cli.artifacts.scores import Scores
+from optin_cli.artifacts.scores import Scores, ScoresHeader
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.reporting.commands import commands_for
 from optin_cli.reporting.evidence import Evidence
 from optin_cli.reporting.quantities import Quantity, measures, reads_of, sizes, totals_before, workload_of
+from optin_cli.searching.costs import Costs
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Report:
     title: str
     original: str
     is_cut: bool
-    budget: tuple[tuple[str, float, float], ...]
+    budget: tuple[tuple[str, float, float | None], ...]
     quantities: tuple[Quantity, ...]
     workload: Workload | None
     groups: tuple[GroupFacts, ...]
@@ -97,11 +98,7 @@ def make_report(evidence: Evidence) -> Report:
         title=evidence.pruned.name if evidence.pruned is not None else evidence.original.name,
         original=evidence.original.name,
         is_cut=manifest is not None,
-        budget=()
-        if source is None
-        else tuple(
-            (name, share, source.budget.reached.get(name, share)) for name, share in source.budget.asked.items()
-        ),
+        budget=() if source is None else _budget(source, evidence),
         quantities=(*sizes(evidence, manifest), *measures(evidence, evaluations, sweeps, manifest)),
         workload=workload_of(evidence),
         groups=_groups(source, scores if isinstance(scores, Scores) else None, costs),
@@ -117,6 +114,26 @@ def make_report(evidence: Evidence) -> Report:
         versions=manifest.versions if manifest else {},
         options=tuple(_options(evidence)),
     )
+
+
+def _budget(source: Manifest | Mask, evidence: Evidence) -> tuple[tuple[str, float, float | None], ...]:
+    """Name, asked share and reached share of each budget; None where nobody measured what is reached.
+
+    A manifest states what its mask reaches. A mask states what the search reached and may have been edited since, so
+    its shares are recounted where a file with costs is at hand.
+    """
+    budget = source.budget
+    contents = [read.content for read in (evidence.scores, evidence.profile) if read is not None]
+    for content in contents if isinstance(source, Mask) else ():
+        costs = content.header if isinstance(content, Scores) else content
+        if not isinstance(costs, (ScoresHeader, Profile)) or costs.workload != source.workload:
+            continue
+        if source.groups.keys() <= costs.groups.keys():
+            kept = {name: group.kept for name, group in source.groups.items()}
+            tokens = costs.tokens if isinstance(costs, ScoresHeader) else None
+            budget = Costs(costs.groups, costs.totals, tokens).recount(budget, kept)
+            break
+    return tuple((name, share, budget.reached.get(name)) for name, share in budget.asked.items())
 
 
 def _costs(evidence: Evidence) -> Mapping[str, GroupCost]:

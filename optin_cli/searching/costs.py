@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import TOKEN, GroupCost, TokenCosts, merges_at
+from optin_cli.artifacts.mask import Budget
 from optin_cli.artifacts.scores import ScoresHeader
 from optin_cli.searching.token_costs import block_macs, matching_macs
+
+ROUNDING = 1e-9
+"""Largest relative difference between two computations of the same share."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,14 @@ class Costs:
         if self.tokens is None:
             return shares
         return {**shares, "macs": shares["macs"] * totals.macs / self.totals.macs}
+
+    def recount(self, budget: Budget, kept: Mapping[str, Sequence[int]]) -> Budget:
+        """The budget of a mask, with the shares that its kept units reach where it was edited after the search.
+
+        The share of latency is then left out: only the latency table could give it.
+        """
+        reached = self.only(kept).remaining(kept)
+        recorded = budget.reached
+        if all(math.isclose(recorded.get(name, math.nan), share, rel_tol=ROUNDING) for name, share in reached.items()):
+            return budget
+        return Budget(asked=budget.asked, reached=reached)

@@ -51,8 +51,28 @@ def test_a_share_of_latency_stays_only_with_the_units_that_were_searched(made, h
     done("search", made.scores, "--keep-latency", 1, "--keep-flops", 0.7, "--latency-table", "l.json", "-o", "m.json")
     manifest, _ = pruned(made.bert, "m.json")
     assert set(manifest.budget.reached) == {"macs", "parameters", "latency"}
-    manifest, _ = pruned(made.bert, edit(here / "m.json", encoder_0_neuron=[0]), "--force")
+    done("report", "--mask", "m.json", "--scores", made.scores, "-o", "r.html")
+    searched = parse(Mask, (here / "m.json").read_text(), "mask").budget.reached
+    assert f"Asked: 1 of the latency; reached: {searched['latency']:.4f}." in (here / "r.html").read_text()
+    edited = edit(here / "m.json", encoder_0_neuron=[0])
+    manifest, card = pruned(made.bert, edited, "--force")
     assert set(manifest.budget.reached) == {"macs", "parameters"}
+    assert "The latency is not known: the mask was edited after the search." in card
+    for evidence in (["small", "--mask", edited], ["--mask", edited, "--scores", made.scores]):
+        done("report", *evidence, "-o", "r.html", "--force")
+        page = (here / "r.html").read_text()
+        assert "Asked: 1 of the latency; reached: not known" in page
+        assert f"reached: {manifest.budget.reached['macs']:.4f}." in page
+
+
+@pytest.mark.parametrize("costs", ["scores", "profile"])
+def test_an_edited_mask_without_a_pruned_model_is_reported_as_it_is(made, here, costs):
+    mask = here / "m.json"
+    mask.write_text(made.mask.read_text())
+    edited = edit(mask, encoder_0_neuron=[0], encoder_1_head=[])
+    reached = pruned(made.bert, edited)[0].budget.reached["macs"]
+    done("report", "--mask", edited, f"--{costs}", getattr(made, costs), "-o", "r.html")
+    assert f"Asked: 0.6 of the MACs; reached: {reached:.4f}." in (here / "r.html").read_text()
 
 
 def test_merged_tokens_count(here):
@@ -61,19 +81,8 @@ def test_merged_tokens_count(here):
     pets.mkdir()
     for number in range(8):
         Image.effect_noise((32, 32), 20 * number + 10).convert("RGB").save(pets / f"{number}.png")
-    done(
-        "score",
-        folder,
-        "--calib",
-        pets,
-        *QUICK,
-        "--units",
-        "heads,neurons,tokens",
-        "--rescore",
-        "none",
-        "-o",
-        "s.safetensors",
-    )
+    units = ("--units", "heads,neurons,tokens", "--rescore", "none")
+    done("score", folder, "--calib", pets, *QUICK, *units, "-o", "s.safetensors")
     done("search", "s.safetensors", "--keep-flops", 0.7, "-o", "m.json")
     manifest, _ = pruned(folder, "m.json")
     assert manifest.budget == parse(Mask, (here / "m.json").read_text(), "mask").budget
