@@ -88,7 +88,7 @@ def trace(checkpoint: Checkpoint, takes: Sequence[str], example: Inputs) -> Trac
     model = Outputs(checkpoint.model, takes, gives).eval()
     try:
         with torch.no_grad():
-            program = torch.export.export(model, (), kwargs=dict(example), dynamic_shapes=shapes)
+            program = torch.export.export(model, (), kwargs=dict(example), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         length = " and length" if LENGTH in checkpoint.input.axes.values() else ""

@@ -1,4 +1,4 @@
-"""A model and a path in; the module, attribute, tensor or number there out."""
+"""Resolve dotted paths inside a model."""
 
 from __future__ import annotations
 

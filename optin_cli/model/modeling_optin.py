@@ -134,7 +134,7 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
 
 
 def merging_steps(count: int, tokens: int) -> list[int]:
-    """How many merge in each round for `count` of so many tokens to merge: at most half of those left."""
+    """How many tokens merge in each round until `count` of them have: at most half of those left."""
     steps: list[int] = []
     while count:
         steps.append(min(count, tokens // 2))

@@ -12,7 +12,7 @@ class Normal:
     """Normal equations of X W = Y over rows.
 
     gram: X^T X (k, k). cross: X^T Y (k, d). totals: squared size of each column of Y (d,). rows: how many.
-    weights: (d,), what a unit of squared error in each column of Y counts; 1 where None.
+    weights: (d,), of the squared error in each column of Y; 1 where None.
     """
 
     gram: torch.Tensor

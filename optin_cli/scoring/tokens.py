@@ -77,7 +77,7 @@ def merge_batch(
 
 
 def per_unit(slopes: Vector64, units: int) -> Vector32:
-    """A number a unit, from the mean cost of a token between one measured number of merges and the next.
+    """Importance of each unit, from the mean cost of a token between one measured number of merges and the next.
 
     Between those F follows a power of the number, as it does over all of them, nearly. The later a unit goes, the more
     it costs: where noise says less, units are pooled, which keeps their sum. The last can never go.

@@ -1,6 +1,6 @@
 """Budgets as rows of an integer program: what numbers of kept units cost, weights that two groups share included.
 
-Costs add up over groups but for weights that two groups index (a convolution between cut channels), which cost in
+Costs add up over groups but for weights that two groups index (a convolution between pruned channels), which cost in
 proportion to the product of both counts:
 
     cost = fixed + sum_g own_g n_g + sum_ab p_ab n_a n_b

@@ -166,7 +166,7 @@ def _integer_program(
     after: list[int] = []
     squares: list[int] = []
     for name, steps in levels.items():
-        # Steps of different sizes cost differently, so those of such a group must be told to come in order.
+        # Steps of different sizes cost differently, so those of such a group must be constrained to come in order.
         irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
         irregular = irregular or any(name in row.curves for row in rows)
         ranked = importance[name].astype(np.float64)[order[name]]

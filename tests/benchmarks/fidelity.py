@@ -66,7 +66,8 @@ def main() -> None:
 
     def exact(groups: list, batch: Batch, objective: Objective, *, replay: bool = True, few: int | None = None) -> dict:
         picked = {name: ids[:few] for name, ids in chosen.items()}
-        return exact_batch(model, structure, groups, batch, objective, rows=256, units=picked, replay=replay)
+        chosen_groups, rows = structure.with_groups(groups), 256 if replay else None
+        return exact_batch(model, chosen_groups, batch, objective, rows=rows, units=picked)
 
     report: dict = {
         "model": checkpoint.name,
@@ -84,12 +85,7 @@ def main() -> None:
         "trajectory": Objective(1.0, options.output_weight, options.temperature),
     }.items():
         start = time.perf_counter()
-        sketched = means(
-            [
-                sketch_batch(model, structure, structure.groups, b, objective, probes=options.probes, seed=0)
-                for b in batches
-            ]
-        )
+        sketched = means([sketch_batch(model, structure, b, objective, probes=options.probes, seed=0) for b in batches])
         sketch_seconds = time.perf_counter() - start
         measured = means([exact([*neuron_groups, *head_groups], b, objective) for b in batches])
         report["spearman"][name] = {

@@ -1,7 +1,9 @@
 """One test class proves every description: masked = cut, declared cost = measured cost, for each family and head."""
 
+import contextlib
 import json
 from collections import namedtuple
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -26,8 +28,11 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.costs import count_macs, count_parameters, measure_costs
 from optin_cli.model.cut import cut
-from optin_cli.model.forward import observe
+from optin_cli.model.forward import hooks, observe
 from optin_cli.model.masking import masked
+from optin_cli.model.plan import Plan
+from optin_cli.model.structure import Block
+from optin_cli.model.units import UnitKind
 from optin_cli.searching.costs import Costs
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
@@ -236,3 +241,42 @@ def test_unknown_model_type_suggests_the_nearest():
         find_architecture("brt")
     assert "Did you mean bert" in caught.value.hint
     assert "--architecture" in caught.value.hint
+
+
+@dataclass(frozen=True)
+class Layers(UnitKind):
+    """Whole blocks as units, as a further kind would have them: what a removed block gets, it passes on."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def units(self):
+        return {"encoder.layer": len(self.blocks)}
+
+    @contextlib.contextmanager
+    def masked(self, model, kept):
+        with hooks() as hook:
+            for number, block in enumerate(self.blocks):
+                if number not in kept.get("encoder.layer", range(len(self.blocks))):
+                    hook.after(model.get_submodule(block.path), lambda _module, inputs, _output: inputs[0])
+            yield
+
+    def cut(self, _model, _kept, root):
+        return Plan(root=root), {}
+
+
+def test_another_kind_of_units_is_one_class():
+    model = build("bert")
+    structure = structure_of(model)
+    more = replace(structure, kinds=(*structure.kinds, Layers(structure.blocks)))
+    inputs = make_inputs()
+    assert more.units == {**structure.units, "encoder.layer": 3} and more.groups == structure.groups
+    shorter = clone(model)
+    del shorter.bert.encoder.layer[1]
+    kept = {"encoder.layer": [0, 2], "encoder.0.head": [1, 2]}
+    with masked(model, more, kept):
+        mine = model(**inputs).logits
+    with masked(shorter, structure_of(shorter), {"encoder.0.head": [1, 2]}):
+        torch.testing.assert_close(mine, shorter(**inputs).logits)
+    assert not torch.allclose(mine, model(**inputs).logits)
+    assert cut(clone(model), more, kept) == cut(clone(model), structure, kept)
