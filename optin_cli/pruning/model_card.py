@@ -71,7 +71,7 @@ weights can (it needs torch and {library} only):
 {loading}
 ```
 
-or, without running code from this folder, `optin_cli.load(folder)`.
+or, without running code from this folder, `optin_cli.load(folder).model`.
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
