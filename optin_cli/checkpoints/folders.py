@@ -1,4 +1,4 @@
-"""A checkpoint folder in; its weights files, and the name and hash that artifacts know it by, out. No torch."""
+"""Weights files, name and hash of a checkpoint folder. Importing this module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weights file or folder in; a flat state dict of tensors out, and its size and storage type.
+"""Read weights files as flat state dicts.
 
 Only tensors are ever read: safetensors, or torch files under `weights_only=True`.
 """

@@ -1,4 +1,4 @@
-"""Samples and a tokenizer in; padded batches of token ids out, in an order that depends on content only."""
+"""Batches of samples: the inputs of a model, with labels and keys."""
 
 from __future__ import annotations
 

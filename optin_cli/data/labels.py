@@ -1,4 +1,4 @@
-"""Labels as the data writes them in; the model's class ids out."""
+"""Translate the labels of the data into the model's class ids."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def image_class_ids(
     found = [name.casefold() for name in samples.label_names or ()]
     for known in (classes, task.label_names if task else None):
         numbers = {name.casefold(): number for number, name in enumerate(known or ())}
-        # Names that two classes share tell neither; ImageNet has two cranes.
+        # A name that two classes share identifies neither; ImageNet has two cranes.
         if found and len(numbers) == len(known or ()) == num_labels and set(found) <= set(numbers):
             return [numbers[found[label]] for label in samples.labels]
     most = max(samples.labels)

@@ -1,4 +1,4 @@
-"""Digests of rows in; which rows to take, and a hash of those taken, out. Row order plays no part.
+"""Select rows by seed and content, whatever their order, and hash the selection.
 
 A row's rank is sha256(seed, its digest, its number among rows of the same digest); the lowest ranks are taken.
 """

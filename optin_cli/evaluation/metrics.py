@@ -1,4 +1,4 @@
-"""Model outputs and labels in; task metrics, their standard errors, and distances between two models out.
+"""Task metrics, their standard errors, and distances between the outputs of two models.
 
 Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,).
 """
@@ -56,7 +56,7 @@ def score_metrics(
     *,
     positive: int = 1,
 ) -> dict[str, float]:
-    """Every named metric that says anything of so many classes, in the order of `names`.
+    """Every named metric that is defined for that number of classes, in the order of `names`.
 
     Args:
         names: of `METRICS`.
@@ -184,7 +184,7 @@ def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor,
                 f"{metric.name} has no value: all {len(labels)} labels are the same.",
                 hint="Evaluate on more samples.",
             )
-        # 0/0 as written; a model that says the same of everything tells nothing about the labels.
+        # 0/0 as written; a model whose outputs are all the same says nothing about the labels.
         if _constant(_classes(predictions) if metric.name == "matthews" else _values(predictions)):
             return 0.0
     return metric.compute(predictions, labels, positive)

@@ -208,7 +208,7 @@ def _input_rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[st
 
 
 def _output_rules(traced: Traced, outputs: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
-    """Rows come first; a second axis as long as the sequence is told from a width by the program's own symbols."""
+    """Rows come first; the program's own symbols show whether a second axis is the sequence or a width."""
     inner = [*traced.program.graph.nodes][-1].args[0]
     free: dict[str, TensorRule] = {}
     for name, node in zip(traced.gives, inner, strict=True):

@@ -1,4 +1,4 @@
-"""A traced model in; an ONNX file, or a session of onnxruntime that runs one, out.
+"""ONNX: write a traced model, and run the file in onnxruntime.
 
 Weights lie in the file itself, or in NAME.data beside it where they exceed what one file may hold.
 """
@@ -47,7 +47,7 @@ def _axis_names(model: Any, traced: Traced) -> dict[Any, str]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong at the root."""
+    """The first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""A traced model in; an OpenVINO model (NAME.xml with its weights in NAME.bin), or what runs one, out.
+"""OpenVINO: write a traced model (NAME.xml with its weights in NAME.bin), and run it.
 
 The model is read from ONNX by the runtime itself.
 """

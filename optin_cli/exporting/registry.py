@@ -1,4 +1,4 @@
-"""A checkpoint in; a file that a runtime runs without transformers, timm or optin, proved to compute the same, out.
+"""Export targets: file formats, and what writes and runs them.
 
 A target is one module here and one row of the table below. Nothing here imports torch or a runtime, so that names
 and suffixes are known at once.
@@ -53,9 +53,10 @@ class Target:
     runs_with: packages needed to write, and to run, whose versions are recorded; the first that runs it is its
     runtime. opsets: versions of its operators that may be asked for, fewest and most; None where it has none.
 
-    write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and tells
-    the opset it took. open: a file and a number of CPU threads in, what runs it out. Its source must stand alone, with
-    all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run code.
+    write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and returns
+    the opset it took. open: returns what runs a file on a number of CPU threads. Its source must be self-contained,
+    with all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run
+    code.
     """
 
     name: str

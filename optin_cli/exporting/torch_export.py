@@ -1,4 +1,4 @@
-"""A traced model in; a file of torch.export, or what runs one, out.
+"""torch.export: store a traced model, and run the file.
 
 The format is torch's own: a zip archive of the graph as JSON and the weights as raw bytes.
 """

@@ -1,4 +1,4 @@
-"""A device in; its name, for records of what was measured on it, out."""
+"""Names of devices, for records of what was measured on them."""
 
 from __future__ import annotations
 

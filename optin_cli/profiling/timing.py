@@ -1,4 +1,4 @@
-"""Callables or models in; wall time per run out. Several are interleaved, so that noise hits all alike."""
+"""Wall time of callables and models. Several are interleaved, so that noise affects all alike."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A manifest in, the model card of the cut checkpoint out; and an evaluation into the card that is there.
+"""Write the model card of a pruned checkpoint, and put an evaluation into it.
 
-The card opens with how to load. What was measured stands between two marks, and only `write_measured` puts numbers
+The card opens with how to load. Measurements are kept between two marks, and only `write_measured` puts numbers
 there.
 """
 
@@ -71,7 +71,7 @@ weights can (it needs torch and {library} only):
 {loading}
 ```
 
-or, without running code from this folder, `optin_cli.load(folder)`.
+or, without running code from this folder, `optin_cli.load(folder).model`.
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
@@ -246,7 +246,7 @@ def _plain(value: object) -> str:
 
 
 def _groups(groups: Mapping[str, GroupMask]) -> str:
-    """A row a layer and a column a kind of unit; folded away where it is long."""
+    """A row per layer and a column per kind of unit; folded where it is long."""
     rows: dict[str, dict[str, str]] = {}
     for name, group in groups.items():
         layer, _, kind = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A question about shares in; the smallest share found for which the answer is yes out."""
+"""Bisect for the smallest share that is within a limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep in; pictures of its metric against MACs and latency out: PNG and SVG by matplotlib, and plain characters."""
+"""Plot the metric of a sweep against MACs and latency: PNG and SVG by matplotlib, and plain text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PICTURES = ("sweep.png", "sweep.svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Okabe and Ito's palette, told apart by readers with any colour vision."""
+"""Okabe and Ito's palette, which readers with any colour vision can distinguish."""
 MARKERS = "os^Dv<>P"
 SIGNS = "●▲■◆▼○△□"
 STYLE = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "optin"}

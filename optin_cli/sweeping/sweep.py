@@ -46,6 +46,7 @@ from optin_cli.sweeping.candidate import (
 )
 from optin_cli.sweeping.plots import write_pictures
 from optin_cli.tasks.registry import load_task
+from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
 RESULT = "sweep.json"
@@ -107,28 +108,8 @@ def sweep(
     exam = Exam(samples, known, options.evaluation, progress)
     original = functools.cache(lambda: predicted(opened, exam))
     earlier = _earlier(folder) if resume else None
-    record = Sweep(
-        optin_version=__version__,
-        options={
-            **options.asked(),
-            "refit_ridge": options.ridge,
-            **scoring_constants(options.scoring),
-            **{f"eval_{key}": value for key, value in options.evaluation.recorded().items()},
-        },
-        inputs={
-            **opened.sources,
-            "calibration": calibrations[options.recipes[0]].source,
-            "data": Source(name=samples.name, sha256=samples.sha256),
-        },
-        task=known.name,
-        split=samples.split,
-        samples=len(samples),
-        metric=known.metrics[0],
-        higher_is_better=find_metric(known.metrics[0]).higher_is_better,
-        workload=workload,
-        baseline=_baseline(original(), exam, totals) if earlier is None else earlier.baseline,
-        points=[],
-    )
+    baseline = _baseline(original(), exam, totals) if earlier is None else earlier.baseline
+    record = _record(opened, samples, known, calibrations[options.recipes[0]].source, options, baseline)
     if earlier is not None:
         _require_same(earlier, record, options, totals, folder)
     settings = {
@@ -148,6 +129,39 @@ def sweep(
         shutil.rmtree(folder / MODEL)
         (folder / MASK).unlink(missing_ok=True)
     return bench.finish()
+
+
+def _record(
+    checkpoint: Checkpoint,
+    samples: AnySamples,
+    task: Task,
+    calibration: Source,
+    options: SweepOptions,
+    baseline: SweepBaseline,
+) -> Sweep:
+    """The record of a sweep without any points."""
+    return Sweep(
+        optin_version=__version__,
+        options={
+            **options.asked(),
+            "refit_ridge": options.ridge,
+            **scoring_constants(options.scoring),
+            **{f"eval_{key}": value for key, value in options.evaluation.recorded().items()},
+        },
+        inputs={
+            **checkpoint.sources,
+            "calibration": calibration,
+            "data": Source(name=samples.name, sha256=samples.sha256),
+        },
+        task=task.name,
+        split=samples.split,
+        samples=len(samples),
+        metric=task.metrics[0],
+        higher_is_better=find_metric(task.metrics[0]).higher_is_better,
+        workload=checkpoint.input.workload(options.evaluation.seq_len),
+        baseline=baseline,
+        points=[],
+    )
 
 
 def _needing_labels(options: SweepOptions) -> list[str]:

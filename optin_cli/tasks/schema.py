@@ -45,7 +45,7 @@ class Splits(_Strict):
 class Task(_Strict):
     """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
 
-    `label_names` are in the dataset's label order, so that a model with another order can be told apart; for
+    `label_names` are in the dataset's label order, so that a model with another order is recognised; for
     images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
     For question answering the texts are question and context, and the label column holds the answers
     (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls

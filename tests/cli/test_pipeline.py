@@ -186,7 +186,7 @@ def test_evaluation_of_a_pruned_model_against_its_original(bert, texts, tmp_path
     options = EvalOptions(latency_runs=0, seq_len=32, batch_size=4)
     found = optin_cli.evaluate(small, data=texts, against=bert, options=options).against
     rows = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
-    tokenizer = bert.tokenizer()
+    tokenizer = bert.input.tokenizer()
     with torch.no_grad():
         mine, theirs = (
             torch.cat([c.model(**tokenizer(text, return_tensors="pt")).logits.log_softmax(dim=-1) for text in rows])

@@ -97,7 +97,7 @@ def test_refused_before_any_time_is_spent(pruned, spoil, monkeypatch):
         (pruned / "README.md").unlink()
     else:
         (pruned / "README.md").write_text("mine alone")
-    monkeypatch.setattr("optin_cli.cli.common.open_checkpoint", None)
+    monkeypatch.setattr("optin_cli.exporting.load.load_evaluated", None)
     result = call("eval", "small", "--card")
     assert result.code == (2 if spoil == "no manifest" else 1)
     assert "not a folder that optin prune wrote" in result.err if spoil == "no manifest" else BEGIN in result.err

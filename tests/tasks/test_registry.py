@@ -80,7 +80,7 @@ def test_valid_task_file_parses(tmp_path):
     path = tmp_path / "toy.json"
     path.write_text(json.dumps(VALID))
     task = parse_task(path)
-    assert (task.name, task.kind, task.modality, task.metrics) == ("toy", "classification", "text", ("accuracy",))
+    assert (task.name, task.kind, task.input, task.metrics) == ("toy", "classification", "text", ("accuracy",))
     assert (task.dataset.path, task.dataset.config) == ("toy", None)
     assert (task.text_columns, task.image_column, task.label_column) == (("text",), None, "label")
     assert (task.splits.calibration, task.splits.evaluation) == ("train", "test")

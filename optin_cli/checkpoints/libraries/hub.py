@@ -1,4 +1,4 @@
-"""The id of a model on the hub in; its folder in the local cache out."""
+"""Fetch a model of the hub into the local cache."""
 
 from __future__ import annotations
 

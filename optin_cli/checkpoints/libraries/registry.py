@@ -56,7 +56,7 @@ class Blueprint:
     library: the one that builds the model. folder: where config, tokenizer and processor lie, None where a weights
     file stands alone. identity: the config's bytes. kind: what architecture descriptions are looked up by.
     auto_class: what loads such a model, the key of what its head puts out: an auto class of transformers, or
-    timm.create_model. image: None for a model that takes text. num_labels: classes that the head tells apart;
+    timm.create_model. image: None for a model that takes text. num_labels: classes of the head;
     label_names: their names in order, where they are known. problem_type: what the head was trained for, by
     transformers' names. plan: how the model was pruned already. prototype: what `Library.build` starts from, a model
     class or an uncut model.

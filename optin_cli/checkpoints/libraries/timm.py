@@ -213,7 +213,7 @@ def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], 
 
 
 def modeling(_blueprint: Blueprint) -> str:
-    """A function that builds the stock model, gives it the cut shapes and loads the weights."""
+    """A function that builds timm's own model, gives it the pruned shapes and loads the weights."""
     return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS)
 
 

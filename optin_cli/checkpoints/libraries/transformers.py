@@ -253,14 +253,14 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 
 
 def modeling(blueprint: Blueprint) -> str:
-    """One class for each entry of the auto map, of the stock class's name: pipelines tell by it what a model is for."""
+    """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
     stocks = dict.fromkeys(_classes(blueprint).values())
     classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
 def _plain_config(blueprint: Blueprint, settings: Settings) -> Any:
-    """The config with `settings`, validated anew, and without what only a cut checkpoint's has."""
+    """The config with `settings`, validated again, without the keys of a pruned checkpoint."""
     from transformers import AutoConfig
 
     raw = {k: v for k, v in blueprint.config.to_dict().items() if k not in (PLAN_KEY, "auto_map")}
@@ -287,7 +287,7 @@ def save_plain(blueprint: Blueprint, model: Any, state: State, settings: Setting
 
 
 def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By the auto class; with the code beside the weights unless the stock class takes them."""
+    """By the auto class; with the code beside the weights unless the library's own class takes them."""
     trust = "" if plain else TRUST
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"

@@ -1,4 +1,4 @@
-"""Bytes of an image file in; an RGB image out, as torchvision and timm decode them for training and evaluation.
+"""Decode image files to RGB, as torchvision and timm do for training and evaluation.
 
 Grayscale, palette and CMYK images become RGB; transparency is dropped, an animation's first frame taken, and an
 orientation that a camera noted is not applied. 16-bit values become 8-bit ones by their share of the range.

@@ -1,4 +1,4 @@
-"""A folder, a saved dataset or a task's dataset in; references to its images, with class numbers and names, out.
+"""Find the images of a folder, a saved dataset or a task's dataset, with their class numbers and names.
 
 Nothing is decoded or even read here. A folder holds images by class (`class/name.png`), or images alone, which are
 unlabelled; either may lie in folders of splits (`train/`, `validation/` or `val/`, `test/`).

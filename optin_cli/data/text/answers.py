@@ -1,4 +1,4 @@
-"""Rows of question answering in; the accepted answers of every question out."""
+"""Read the accepted answers of question answering data."""
 
 from __future__ import annotations
 

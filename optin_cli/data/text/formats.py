@@ -1,4 +1,4 @@
-"""A text file in; its rows (dictionaries of columns) out.
+"""Read text files (.jsonl, .json, .csv, .tsv, .txt) as rows.
 
 These formats are read here rather than by `datasets`, whose readers turn dates and numbers in text into other
 types, expand `*` and `[` in file names, leave files in the user's cache, and do not name the faulty line.

@@ -1,4 +1,4 @@
-"""Labelled pairs of texts and a tokenizer in; batches in which every text is a row of its own out."""
+"""Batches of labelled pairs of texts in which every text is a row of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples and a tokenizer in; padded batches of token ids out, in an order that depends on content only."""
+"""Tokenise samples into padded batches, in an order that depends on content only."""
 
 from __future__ import annotations
 
@@ -142,9 +142,9 @@ def reserved_positions(model: torch.nn.Module, rows: int) -> int:
 
     A model that a runtime holds shows no table, and says it in an attribute of this function's name.
     """
-    told = getattr(model, "reserved_positions", None)
-    if isinstance(told, int):
-        return told
+    stated = getattr(model, "reserved_positions", None)
+    if isinstance(stated, int):
+        return stated
     find_words = getattr(model, "get_input_embeddings", None)
     words = find_words() if callable(find_words) else None
     tables = [

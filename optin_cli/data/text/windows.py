@@ -1,4 +1,4 @@
-"""Questions and contexts in; windows out: each the question and as much of the context as a model holds.
+"""Cut long contexts into windows: each the question and as much of the context as a model holds.
 
 Consecutive windows of a context share `stride` tokens, so that an answer cut by one lies whole in the next.
 """

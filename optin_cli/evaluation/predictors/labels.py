@@ -1,4 +1,4 @@
-"""Classification and regression: one label a sample, predicted from its image, its text or its pair of texts."""
+"""Classification and regression: one label per sample, predicted from its image, its text or its pair of texts."""
 
 from __future__ import annotations
 

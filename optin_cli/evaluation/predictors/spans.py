@@ -1,4 +1,4 @@
-"""Logits of an answer's first and last token in; the best span out. Pure tensor functions."""
+"""Find the best answer span from the logits of its first and last token. Pure tensor functions."""
 
 from __future__ import annotations
 
