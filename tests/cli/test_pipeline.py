@@ -108,7 +108,7 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family))
     heads, neurons = ([g.name for g in checkpoint.structure.groups if g.kind == kind] for kind in ("head", "neuron"))
     kept = {heads[0]: [], neurons[-1]: [], heads[-1]: [1], neurons[0]: [0, 2, 39]}
-    mask = make_mask(checkpoint, **{name.replace(".", "_"): units for name, units in kept.items()})
+    mask = make_mask(checkpoint, kept, seq_len=32)
     check(checkpoint, mask, tmp_path / "small", optin_cli.prune(checkpoint, mask, tmp_path / "small"))
 
 
@@ -116,7 +116,7 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
 def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
-    mask = make_mask(checkpoint, decoder_0_neuron=[], decoder_1_neuron=[3], decoder_2_neuron=[])
+    mask = make_mask(checkpoint, {"decoder.0.neuron": [], "decoder.1.neuron": [3], "decoder.2.neuron": []})
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small", refit=str(texts))
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     assert {"decoder.0.neuron", "decoder.1.neuron", "decoder.2.neuron"} <= set(manifest.refit)
@@ -126,7 +126,7 @@ def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
 
 def test_pruning_again(bert, texts, tmp_path):
     """A pruned folder is a checkpoint like any other: scored, cut and loaded; the two cuts add up."""
-    once = make_mask(bert, encoder_0_head=[0, 2, 3], encoder_1_head=[], encoder_1_neuron=range(0, 40, 2))
+    once = make_mask(bert, {"encoder.0.head": [0, 2, 3], "encoder.1.head": [], "encoder.1.neuron": range(0, 40, 2)})
     optin_cli.prune(bert, once, tmp_path / "once")
     first = load_checkpoint(tmp_path / "once")
     scores = optin_cli.score(first, str(texts), options=OPTIONS)
@@ -145,7 +145,7 @@ def test_pruning_again(bert, texts, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_keep_their_type(tmp_path, dtype):
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", dtype=dtype))
-    mask = make_mask(checkpoint, encoder_0_head=[1], encoder_2_neuron=range(8))
+    mask = make_mask(checkpoint, {"encoder.0.head": [1], "encoder.2.neuron": range(8)})
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     assert load_checkpoint(tmp_path / "small").dtype == dtype
     assert manifest.after.bytes < manifest.before.bytes < 4 * manifest.before.parameters
@@ -180,7 +180,7 @@ def test_options_fit_short_models(bert, texts):
 
 def test_evaluation_of_a_pruned_model_against_its_original(bert, texts, tmp_path):
     """Distances of what both put out for each text alone; sizes as the manifest has them."""
-    mask = make_mask(bert, encoder_0_head=[1], encoder_1_neuron=range(4), encoder_2_head=[])
+    mask = make_mask(bert, {"encoder.0.head": [1], "encoder.1.neuron": range(4), "encoder.2.head": []}, seq_len=32)
     manifest = optin_cli.prune(bert, mask, tmp_path / "small")
     small = load_checkpoint(tmp_path / "small")
     options = EvalOptions(latency_runs=0, seq_len=32, batch_size=4)

@@ -593,7 +593,7 @@ def test_dense_outputs(saved):
         require_tokens(replace(checkpoint, structure=replace(checkpoint.structure, kinds=(tokens,))))
 
 
-def whole_mask(checkpoint, **changed):
+def make_mask(checkpoint, **changed):
     tokens = tokens_of(checkpoint.structure)
     units = {g.name: g.units for g in checkpoint.structure.groups} | tokens.units
     groups = {name: GroupMask(units=n, kept=changed.pop(name, [*range(n)])) for name, n in units.items()}
@@ -610,7 +610,7 @@ def whole_mask(checkpoint, **changed):
 
 def test_edited_masks(saved, tmp_path):
     checkpoint = saved("timm-vit")
-    none = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2], "encoder.1.token": []})
+    none = make_mask(checkpoint, {"encoder.0.token": [0, 1, 2], "encoder.1.token": []}, tokens=True)
     with pytest.raises(ArtifactError, match=r"no token would go on behind encoder\.1; at least one must") as caught:
         optin_cli.prune(checkpoint, none, tmp_path / "small")
     assert "Keep 1 to 9 units" in caught.value.hint
@@ -618,18 +618,16 @@ def test_edited_masks(saved, tmp_path):
         ({"encoder.0.token": GroupMask(units=8, kept=[0])}, "has 8 units; in timm-vit it has 9"),
         ({"encoder.2.token": GroupMask(units=9, kept=[0])}, "masks the group 'encoder.2.token'"),
     ):
-        mask = whole_mask(checkpoint)
+        mask = make_mask(checkpoint, tokens=True)
         with pytest.raises(ArtifactError, match=found):
             optin_cli.prune(
                 checkpoint, mask.model_copy(update={"groups": {**mask.groups, **groups}}), tmp_path / "small"
             )
     assert not (tmp_path / "small").exists()
-    uniform = whole_mask(checkpoint, **{"encoder.0.token": [0, 1, 2]}).model_copy(
-        update={"options": {"layout": "uniform"}}
-    )
+    uniform = make_mask(checkpoint, {"encoder.0.token": [0, 1, 2]}, tokens=True, options={"layout": "uniform"})
     with pytest.raises(ArtifactError, match="its config has no key for tokens that merge"):
         optin_cli.prune(checkpoint, uniform, tmp_path / "small")
-    all_but_one = whole_mask(checkpoint, **{"encoder.0.token": [4]})
+    all_but_one = make_mask(checkpoint, {"encoder.0.token": [4]}, tokens=True)
     assert tokens_of(checkpoint.structure).counts({"encoder.0.token": [4]}) == [8, 0, 0]
     assert optin_cli.prune(checkpoint, all_but_one, tmp_path / "small").certificate.reloaded == 0
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.masks import make_mask
 from helpers.models import DECODERS, FAMILIES, IMAGES, make_inputs, make_pixels, save_checkpoint, save_images
 from helpers.running import call, done
 from hypothesis import given, settings
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import optin_cli
-from optin_cli.artifacts.base import Totals, Workload, parse
+from optin_cli.artifacts.base import Totals, parse
 from optin_cli.artifacts.costs import ConfigCounts, GroupCost
 from optin_cli.artifacts.manifest import Manifest
-from optin_cli.artifacts.mask import Budget, GroupMask, Mask
+from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.save import save_cut
 from optin_cli.errors import BudgetError, UsageError
@@ -210,15 +211,7 @@ def every_count(checkpoint):
     for group in checkpoint.structure.groups:
         fewer = [k for k in range(1, group.units) if group.config and group.config.counts().allows(k)]
         kept[group.name] = list(range(group.units - max(fewer, default=group.units), group.units))
-    return Mask(
-        optin_version="0",
-        options={"layout": "uniform"},
-        inputs={"checkpoint": checkpoint.source},
-        workload=Workload(seq_len=16),
-        budget=Budget(asked={}, reached={}),
-        importance_lost=None,
-        groups={g.name: GroupMask(units=g.units, kept=kept[g.name]) for g in checkpoint.structure.groups},
-    )
+    return make_mask(checkpoint, kept, options={"layout": "uniform"})
 
 
 LOAD = """
