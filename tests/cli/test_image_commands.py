@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from helpers.models import save_images
-from helpers.paths import SHARED
 from helpers.pictures import CLASSES, image_folder, pixels, png
 from helpers.running import call, done, run_cli, tree
 from PIL import Image
@@ -27,7 +26,6 @@ from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.samples import load_image_samples
 from optin_cli.data.spec import DataSpec
 from optin_cli.options.evaluation import EvalOptions
-from optin_cli.options.images import ImageOptions
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.sweep import SweepOptions
@@ -435,33 +433,3 @@ def test_a_process_prints_nothing_but_the_message(work):
     assert "17 of 49 images of pets, more than the 5.0% that may be skipped: blue/large.png (" in result.stderr
     assert "the file is empty" in result.stderr and "and 12 more" in result.stderr
     assert "Warning" not in result.stderr and "Traceback" not in result.stderr
-
-
-# Real weights
-
-REAL, IMAGES = SHARED / "checkpoints" / "vit-s14-cifar10", SHARED / "data" / "cifar10"
-
-
-@pytest.mark.shared
-@pytest.mark.skipif(not REAL.is_dir() or not IMAGES.is_dir(), reason="needs the shared checkpoints and data")
-def test_transfer_of_a_real_backbone(tmp_path):
-    """A DINOv2 backbone fine-tuned on CIFAR-10. Bounds are wide: they guard against breakage, not against noise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        scores = optin_cli.score(REAL, DataSpec("cifar10", IMAGES), options=ScoreOptions(samples=64, probes=1))
-        mask = optin_cli.search(scores, Limits(keep_macs=0.7))
-        options = RefitOptions(samples=128)
-        manifest = optin_cli.prune(REAL, mask, tmp_path / "small", refit=DataSpec("cifar10", IMAGES), options=options)
-        result = optin_cli.evaluate(
-            tmp_path / "small",
-            "cifar10",
-            DataSpec(path=IMAGES, images=ImageOptions(workers=2)),
-            against=REAL,
-            options=EvalOptions(latency_runs=0, samples=300),
-        )
-    finally:
-        torch.set_num_threads(threads)
-    assert 0.69 < manifest.after.macs / manifest.before.macs <= 0.7
-    assert result.against.metric.value > 0.9
-    assert result.against.drop < 0.1

@@ -13,11 +13,11 @@ from optin_cli.refit import design_matrix as consumers
 from optin_cli.refit import refit
 
 
-@pytest.mark.parametrize("family", REFITTED)
-def test_the_residual_stream_comes_closer(family):
+@pytest.mark.parametrize(("family", "share"), REFITTED.items())
+def test_the_residual_stream_comes_closer(family, share):
     original = build(family)
     structure = structure_of(original)
-    kept = random_kept(structure, 1, share=0.7)
+    kept = random_kept(structure, 1, share=share)
     model = copy.deepcopy(original)
     cut(model, structure, kept)
     before = copy.deepcopy(model.state_dict())
