@@ -16,7 +16,7 @@ from optin_cli.errors import ArtifactError
 SOURCE = Source(name="tiny", sha256="a" * 64)
 
 
-def make_mask(**changes):
+def example_mask(**changes):
     fields = {
         "optin_version": "0.1.0",
         "options": {"algorithm": "exact", "minima": {"head": 1}, "protect": ["encoder.0.*"], "share": 0.5},
@@ -46,7 +46,7 @@ def make_profile():
     )
 
 
-@pytest.mark.parametrize("artifact", [make_mask(), make_profile()], ids=lambda a: a.kind)
+@pytest.mark.parametrize("artifact", [example_mask(), make_profile()], ids=lambda a: a.kind)
 def test_round_trip_keeps_value_and_bytes(artifact):
     text = artifact.dump()
     again = parse(type(artifact), text, "file")
@@ -59,7 +59,7 @@ def test_round_trip_keeps_value_and_bytes(artifact):
 
 
 def test_a_mask_reads_well():
-    text = make_mask().dump()
+    text = example_mask().dump()
     assert '    "encoder.0.head": {\n      "units": 4,\n      "kept": [0, 2]\n    },\n' in text
     assert '"protect": ["encoder.0.*"]' in text
 
@@ -80,7 +80,7 @@ def test_json_takes_no_nan(value):
 
 
 def edited(change):
-    raw = json.loads(make_mask().dump())
+    raw = json.loads(example_mask().dump())
     change(raw, raw["groups"]["encoder.0.head"])
     return json.dumps(raw)
 
@@ -120,7 +120,7 @@ def test_invalid_masks_name_every_place(change, named):
         ("[1, 2]", "not an optin artifact of that kind"),
         ("null", "not an optin artifact of that kind"),
         ("", "is not valid JSON"),
-        (make_mask().dump()[:-20], "is not valid JSON"),
+        (example_mask().dump()[:-20], "is not valid JSON"),
         (b"\xff\xfe\x00", "is not valid JSON"),
         (b"\x80\x02junk", "is not valid JSON"),
     ],
@@ -136,7 +136,7 @@ def test_every_kind_states_its_schema():
 
 
 def test_inputs_must_be_the_ones_made_from():
-    mask = make_mask()
+    mask = example_mask()
     require_source(mask, "m.json", "checkpoint", Source(name="moved", sha256="a" * 64))
     other = Source(name="other", sha256="b" * 64)
     with pytest.raises(ArtifactError) as caught:
@@ -152,7 +152,7 @@ MINE = Source(name="mine.json", sha256="b" * 64)
 @pytest.mark.parametrize("same", [None, MINE, Source(name="renamed.json", sha256=MINE.sha256)])
 def test_equal_descriptions_pass(same):
     made_with = {} if same is None else {"architecture": MINE}
-    require_description(make_mask(inputs={"checkpoint": SOURCE, **made_with}), "m.json", same, "tiny was opened")
+    require_description(example_mask(inputs={"checkpoint": SOURCE, **made_with}), "m.json", same, "tiny was opened")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_equal_descriptions_pass(same):
 def test_another_description_is_refused(made_with, found, words):
     own = {} if made_with is None else {"architecture": made_with}
     with pytest.raises(ArtifactError) as caught:
-        require_description(make_mask(inputs={"checkpoint": SOURCE, **own}), "m.json", found, "tiny was opened")
+        require_description(example_mask(inputs={"checkpoint": SOURCE, **own}), "m.json", found, "tiny was opened")
     assert all(word in caught.value.message for word in ["m.json", *words])
     assert "--architecture" in caught.value.hint

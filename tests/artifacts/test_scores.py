@@ -95,6 +95,6 @@ def test_other_files_are_refused(tmp_path, content, message):
     assert str(tmp_path / "s") in caught.value.message
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist; expected a scores file"):
         read_scores(tmp_path / "none")

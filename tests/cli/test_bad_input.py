@@ -179,7 +179,7 @@ CHECKPOINTS = {
 
 
 @cases(CHECKPOINTS)
-def test_checkpoints(desk, spoil, args, words):
+def test_unfit_checkpoints_are_refused(desk, spoil, args, words):
     spoil(desk)
     refused(desk.folder, ["profile", *args], 1, words)
 
@@ -230,7 +230,7 @@ BAD_DATA = {
 
 
 @cases(BAD_DATA)
-def test_calibration_data(desk, spoil, args, words):
+def test_unfit_calibration_data_is_refused(desk, spoil, args, words):
     spoil(desk)
     refused(desk.folder, [*SCORE, *args], 1, words)
 
@@ -264,7 +264,7 @@ EVALUATIONS = {
 
 
 @cases(EVALUATIONS)
-def test_evaluations(desk, spoil, args, words):
+def test_evaluations_that_cannot_be_are_refused(desk, spoil, args, words):
     spoil(desk)
     refused(desk.folder, ["eval", "bert", "--latency-runs", "0", *args], 1, words)
 
@@ -295,7 +295,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize(("change", "words"), MASKS.values(), ids=MASKS)
-def test_edited_masks(desk, change, words):
+def test_invalid_masks_are_refused(desk, change, words):
     desk.take("bert", "bert.mask.json")
     desk.edit("bert.mask.json", change)
     refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, ["bert.mask.json", *words])
@@ -311,19 +311,19 @@ def test_edited_masks(desk, change, words):
         ("-", b"hello", ["stdin", "not valid JSON"]),
     ],
 )
-def test_files_that_are_no_masks(desk, mask, stdin, words):
+def test_files_that_are_no_masks_are_refused(desk, mask, stdin, words):
     desk.take("bert", "bert.scores.safetensors", "bert-pruned.eval.json")
     result = refused(desk.folder, ["prune", "bert", "--mask", mask], 1, [], stdin=stdin)
     assert all(re.search(word, result.err) for word in words), result.err
 
 
-def test_mask_of_another_checkpoint(desk):
+def test_a_mask_of_another_checkpoint_is_refused(desk):
     desk.take("bert", "other", "bert.mask.json")
     words = ["bert.mask.json was made from checkpoint bert", "other (sha256", "make the mask again"]
     refused(desk.folder, ["prune", "other", "--mask", "bert.mask.json"], 1, words)
 
 
-def test_state_of_another_run(desk):
+def test_the_state_of_another_run_is_not_resumed(desk):
     desk.take("bert", "other", "texts.jsonl")
     args = ["--calib", "texts.jsonl", *QUICK, "-o", "s.safetensors"]
     with patch("optin_cli.artifacts.scores.write_scores", side_effect=KeyboardInterrupt):
@@ -355,7 +355,7 @@ def broken_score(state, value):
 
 @pytest.mark.parametrize(("name", "change", "words"), SCORE_FILES.values(), ids=SCORE_FILES)
 @pytest.mark.parametrize("command", [["search", "--keep-flops", "0.6"], ["inspect"]], ids=["search", "inspect"])
-def test_score_files(desk, command, name, change, words):
+def test_invalid_score_files_are_refused(desk, command, name, change, words):
     desk.take("bert", "bert.scores.safetensors")
     desk.weights(change, name)
     refused(desk.folder, [*command, name], 1, words)
@@ -371,7 +371,7 @@ def test_score_files(desk, command, name, change, words):
         ("-", b"hello", ["standard input", "not a complete safetensors file"]),
     ],
 )
-def test_files_that_are_no_scores(desk, source, stdin, words):
+def test_files_that_are_no_scores_are_refused(desk, source, stdin, words):
     desk.take("bert", "bert.mask.json")
     refused(desk.folder, ["search", source, "--keep-flops", "0.6", "-o", "m.json"], 1, words, stdin=stdin)
 
@@ -404,7 +404,7 @@ INSPECTED = {
 
 
 @cases(INSPECTED)
-def test_inspected_files(desk, spoil, args, words):
+def test_files_that_are_no_artifacts_are_not_inspected(desk, spoil, args, words):
     spoil(desk)
     refused(desk.folder, ["inspect", *args], 1, words)
 
@@ -453,7 +453,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("args", "words"), USAGE.values(), ids=USAGE)
-def test_usage(desk, args, words):
+def test_wrong_usage_exits_2_and_names_what_was_wrong(desk, args, words):
     desk.take("bert", "train.jsonl", "texts.jsonl")
     loose = {"bert/model.safetensors": "loose.safetensors", desk.made.scores: "s.safetensors", desk.made.mask: "m.json"}
     for source, target in loose.items():
@@ -502,7 +502,7 @@ def no_work():
 
 
 @writers
-def test_existing_output(desk, name):
+def test_an_existing_output_is_refused_before_any_work(desk, name):
     desk.take("bert", "texts.jsonl", *OUTPUTS.values())
     with no_work():
         refused(desk.folder, WRITERS[name], 1, [OUTPUTS[name], "already exists", "--force"])
@@ -519,7 +519,7 @@ def test_existing_output(desk, name):
     ],
     ids=["missing", "file", "below a file", "long name"],
 )
-def test_unwritable_output(desk, name, target, words):
+def test_an_unwritable_output_is_refused_before_any_work(desk, name, target, words):
     desk.take("bert", "texts.jsonl", *OUTPUTS.values())
     args = WRITERS[name] if name != "profile" else WRITERS[name][:2]
     with no_work():
@@ -563,7 +563,7 @@ FULL_FOR_SAFETENSORS = SafetensorError("Error while serializing: I/O error: No s
         ("eval", "a write", FULL),
     ],
 )
-def test_no_space_on_disk(desk, name, place, error):
+def test_a_full_disk_is_said_and_leaves_nothing(desk, name, place, error):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     # Magnitude keeps no state of finished batches, so that the first thing written is the scores file.
     extra = ["--criterion", "magnitude"] if (name, place) == ("score", "a write") else []
@@ -572,7 +572,7 @@ def test_no_space_on_disk(desk, name, place, error):
 
 
 @pytest.mark.parametrize("name", ["profile", "score", "prune", "eval"])
-def test_a_write_that_the_system_cuts_short(desk, name):
+def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
@@ -606,7 +606,7 @@ def test_a_write_that_the_system_cuts_short(desk, name):
         ("eval", "a write"),
     ],
 )
-def test_interruption(desk, name, place):
+def test_an_interruption_anywhere_exits_130_and_leaves_nothing(desk, name, place):
     desk.take("bert", "texts.jsonl", *(o for stage, o in OUTPUTS.items() if stage != name))
     before = tree(desk.folder)
     with failing(place, KeyboardInterrupt):

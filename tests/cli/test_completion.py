@@ -61,30 +61,30 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", VALUES)
-def test_values(told, words):
+def test_values_are_completed(told, words):
     assert told[words] == VALUES[words]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_options(told, name):
+def test_every_option_is_completed(told, name):
     names = {o for p in COMMANDS[name].params for o in [*p.opts, *p.secondary_opts] if o.startswith("--")}
     assert names <= set(told[f"optin {name} --"])
 
 
-def test_as_a_shell_asks(here):
+def test_a_shell_that_asks_is_answered(here):
     words = "optin export small --to o"
     result = python(RUN, cwd=here, _OPTIN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="4")
     assert (result.returncode, result.stdout.split(), result.stderr) == (0, ["onnx", "openvino"], "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_to_show(here, shell):
+def test_scripts_are_shown_for_every_shell(here, shell):
     result = python(RUN, "--show-completion", shell, cwd=here, **DETECTION)
     assert result.returncode == 0, result.stderr
     assert "_OPTIN_COMPLETE" in result.stdout
 
 
-def test_a_script_to_install(here):
+def test_a_script_is_installed(here):
     result = python(RUN, "--install-completion", "bash", cwd=here, HOME=str(here), **DETECTION)
     assert result.returncode == 0, result.stderr
     assert [p for p in here.rglob("*") if p.is_file() and "_OPTIN_COMPLETE" in p.read_text()]

@@ -58,7 +58,7 @@ def takes_both(got):
     return main
 
 
-def test_defaults():
+def test_without_flags_a_command_gets_the_defaults():
     got, _ = run(takes_kinds, "w")
     assert got == {"kinds": Kinds(), "word": "w", "plain": 1, "given": []}
 
@@ -75,7 +75,7 @@ def test_defaults():
         (("--each", "a", "--each", "b,c"), {"each": ("a", "b,c")}),
     ],
 )
-def test_values(args, values):
+def test_flags_become_values_of_the_options_class(args, values):
     got, _ = run(takes_kinds, "w", *args)
     assert got["kinds"] == Kinds(**values)
     assert got["given"] == [arg for arg in dict.fromkeys(args) if arg.startswith("--")] or len(args) > 3
@@ -90,12 +90,12 @@ def test_values(args, values):
         (("--rate", "1,2"), "--rate is 1,2; expected one number, or none"),
     ],
 )
-def test_errors(args, words):
+def test_values_out_of_range_are_usage_errors(args, words):
     with pytest.raises(UsageError, match=words):
         run(takes_kinds, "w", *args)
 
 
-def test_classes_that_share_a_flag():
+def test_one_flag_fills_every_class_that_shares_it():
     got, _ = run(takes_both, "--count", "5", "--second", "x", "--more", "4", "--on")
     assert got["both"] == Both(Kinds(count=5), Kinds(count=5, path=Path("x")))
     assert got["more"] == Kinds(count=4, on=True)
@@ -112,11 +112,11 @@ def test_errors_name_the_flag_of_the_command():
     assert isinstance(error, UsageError) and error.hint == "Pass another --other."
 
 
-def test_required_options():
+def test_a_required_flag_that_is_missing_exits_2():
     _, result = run(takes_both, "--count", "5")
     assert result.exit_code == 2 and "--more" in result.output
 
 
-def test_help_is_generated():
+def test_help_lists_every_flag_and_default():
     text = run(takes_kinds, "--help")[1].output
     assert all(flag in text for flag in ("--count", "--lambda", "--each", "[default: 0.5]", "[default: a,b]"))

@@ -23,7 +23,7 @@ def job():
     return only
 
 
-def test_steps(job):
+def test_the_workflow_installs_sweeps_evaluates_and_reports(job):
     assert job["runs-on"] and all(("run" in step) != ("uses" in step) for step in job["steps"])
     lines = [step["run"] for step in job["steps"] if "run" in step]
     for words in ("pip install", "optin sweep", "--max-drop", "optin eval", "optin report"):

@@ -142,7 +142,7 @@ def test_the_same_twice(made, name):
     assert (found["same"], found["sections"], found["timings"]) == (True, {}, {})
 
 
-def test_masks(made, here):
+def test_masks_differ_by_group(made, here):
     done("search", made.scores, "--keep-flops", "0.8", "-o", "big.json")
     found = differ(made.mask, "big.json")
     small, big = (json.loads(Path(p).read_text())["groups"] for p in (made.mask, "big.json"))
@@ -171,7 +171,7 @@ def test_masks_with_other_groups(made, here):
     assert (rows["encoder.0.head"]["kept b"], rows["encoder.9.head"]["kept a"]) == (None, None)
 
 
-def test_scores(made, here):
+def test_scores_differ_by_rank_and_value(made, here):
     scores = read_scores(made.scores)
     draw = np.random.default_rng(0)
     noisy = {
@@ -190,7 +190,7 @@ def test_scores(made, here):
     assert spearman(np.ones(3, np.float32), np.arange(3, dtype=np.float32)) is None
 
 
-def test_checkpoints(made, here):
+def test_checkpoints_differ_by_weights(made, here):
     found = differ(made.bert, made.other)
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (made.bert, made.other))
     largest = max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)
@@ -251,7 +251,7 @@ def test_evaluations_and_what_is_timed(made, here):
     assert call("diff", made.evaluation, "worse.json", "--exit-code").code == 3
 
 
-def test_sweeps(here, made):
+def test_sweeps_differ_by_point(here, made):
     sweeps = {
         "a": [point("optin", 0.7, 0.89), point("optin", 0.5, 0.88)],
         "b": [point("optin", 0.7, 0.87, prune_seconds=3.0), point("magnitude", 0.5, 0.7)],
@@ -356,7 +356,7 @@ def test_only_weights_need_torch(made, here):
         ("list.json", 1, ["list.json has the schema [1]"]),
     ],
 )
-def test_refusals(made, here, b, code, words):
+def test_files_that_cannot_be_compared_are_refused(made, here, b, code, words):
     Path("empty").mkdir()
     Path("text.json").write_text("{")
     Path("list.json").write_text('{"schema": [1]}')
@@ -365,7 +365,7 @@ def test_refusals(made, here, b, code, words):
     assert all(word in result.err for word in words), result.err
 
 
-def test_values():
+def test_values_are_compared_with_their_types():
     assert flatten({"a": {"b": 1, "c": {}}, "plan": {"x": 1}}, whole=("plan",)) == {
         "a.b": 1,
         "a.c": {},

@@ -1,11 +1,13 @@
-"""Every task of one label a sample runs in evaluation, on tiny models; tasks that do not fit a model are refused."""
+"""Every task of one label per sample runs in evaluation, on tiny models."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from helpers.masks import make_mask
 from helpers.models import save_checkpoint, save_images
 from helpers.running import call, tree, write_rows
 from pydantic import ValidationError
@@ -26,7 +28,9 @@ from optin_cli.tasks.registry import load_task, task_names
 from optin_cli.tasks.schema import Kind
 
 OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
+
 TEXT_TASKS = [task for task in map(load_task, task_names()) if task.input == "text"]
+
 TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regression")]
 
 WORDS = "abcdefghi"
@@ -141,6 +145,7 @@ MODELS = {
     "sight": None,
 }
 """Tiny models for each purpose, of both modalities; None for an image classifier."""
+
 ONE_OF_EACH = {
     "sst2": {"classes", "labels"},
     "stsb": {"regression"},
@@ -223,6 +228,7 @@ def test_a_decoder_is_no_classifier(zoo, here, monkeypatch):
 
 
 NO_LOSS = "needs the loss of one label per sample, but"
+
 CALIBRATED = {
     "classes": [("broken.jsonl", None), ("sst2", None), ("stsb", "The task stsb is a regression task")],
     "labels": [("broken.jsonl", NO_LOSS), ("sst2", NO_LOSS)],
@@ -280,3 +286,29 @@ def test_sweeps_ask_what_labels_are_of_before_data_is_read(zoo, unread, name, ta
             data=Path("nowhere"),
         )
     assert caught.value.message.startswith(words or "nowhere does not exist"), caught.value.message
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
+
+
+def test_evaluation_of_a_pruned_model_against_its_original(bert, texts, tmp_path):
+    """Distances of what both put out for each text alone; sizes as the manifest has them."""
+    mask = make_mask(bert, {"encoder.0.head": [1], "encoder.1.neuron": range(4), "encoder.2.head": []}, seq_len=32)
+    manifest = optin_cli.prune(bert, mask, tmp_path / "small")
+    small = load_checkpoint(tmp_path / "small")
+    options = EvalOptions(latency_runs=0, seq_len=32, batch_size=4)
+    found = optin_cli.evaluate(small, data=texts, against=bert, options=options).against
+    rows = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    tokenizer = bert.input.tokenizer()
+    with torch.no_grad():
+        mine, theirs = (
+            torch.cat([c.model(**tokenizer(text, return_tensors="pt")).logits.log_softmax(dim=-1) for text in rows])
+            for c in (small, bert)
+        )
+    assert found.agreement == pytest.approx((mine.argmax(dim=-1) == theirs.argmax(dim=-1)).float().mean().item())
+    assert found.kl == pytest.approx((theirs.exp() * (theirs - mine)).sum(dim=-1).mean().item(), rel=1e-3)
+    assert found.kl > 1e-3
+    assert found.macs_ratio == manifest.after.macs / manifest.before.macs < 1
+    assert found.parameters_ratio == manifest.after.parameters / manifest.before.parameters < 1

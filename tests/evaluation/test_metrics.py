@@ -1,15 +1,12 @@
-"""Metrics against values worked by hand; errors; distances between models; timing."""
+"""Metrics against values worked by hand; their errors; distances between models."""
 
 import math
 
 import pytest
 import torch
 
-from optin_cli.artifacts.base import Workload
-from optin_cli.errors import DataError, UsageError
-from optin_cli.evaluation.metrics import METRICS, agreement, mean_kl, score_metrics, standard_error
-from optin_cli.profiling.devices import describe_device
-from optin_cli.profiling.timing import forward_latency, measure_latency
+from optin_cli.errors import DataError
+from optin_cli.evaluation.metrics import METRICS, agreement, mean_kl, score_answers, score_metrics, standard_error
 
 
 def one_hot(classes, count=2):
@@ -37,7 +34,7 @@ PREDICTED, TRUTH = one_hot([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0])
         ("spearman", torch.ones(3, 1), torch.tensor([0.0, 0.1, 5.0]), 0.0),
     ],
 )
-def test_metric_values(name, predictions, labels, expected):
+def test_metrics_equal_values_worked_by_hand(name, predictions, labels, expected):
     # torchmetrics keeps Spearman's denominator away from zero by 1e-6.
     outputs = predictions.shape[1] if predictions.dim() == 2 else 1
     assert score_metrics([name], predictions, labels, outputs) == {name: pytest.approx(expected, abs=2e-6)}
@@ -66,7 +63,7 @@ def test_f1_counts_the_positive_class():
         (["matthews"], PREDICTED, torch.ones(4).long(), 2, "all 4 labels are the same"),
     ],
 )
-def test_metric_errors(names, predictions, labels, outputs, message):
+def test_unfit_predictions_and_labels_are_refused(names, predictions, labels, outputs, message):
     with pytest.raises(DataError, match=message):
         score_metrics(names, predictions, labels, outputs)
 
@@ -88,7 +85,7 @@ def test_standard_error_without_a_defined_value_is_none():
     assert standard_error("pearson", 0.0, torch.zeros(1), torch.zeros(1)) is None
 
 
-def test_agreement_and_kl():
+def test_agreement_and_kl_equal_values_worked_by_hand():
     p, q = torch.tensor([[0.8, 0.2], [0.5, 0.5]]), torch.tensor([[0.4, 0.6], [0.5, 0.5]])
     assert agreement(p.log(), q.log()) == 0.5
     # KL(reference || model), not the other way about.
@@ -105,45 +102,6 @@ def test_comparing_different_shapes_is_refused(compare):
         compare(torch.ones(3, 2), torch.ones(3, 3))
 
 
-def test_latency_interleaves_the_callables():
-    calls = []
-    seconds = measure_latency([lambda: calls.append("a"), lambda: calls.append("b")], runs=3, warmup=1)
-    assert calls == ["a", "b"] * 4
-    assert [len(s) for s in seconds] == [3, 3]
-    assert all(x >= 0 for s in seconds for x in s)
-
-
-@pytest.mark.parametrize(("runs", "warmup"), [(0, 1), (1, -1)])
-def test_latency_refuses_run_counts_out_of_range(runs, warmup):
-    with pytest.raises(UsageError):
-        measure_latency([lambda: None], runs=runs, warmup=warmup)
-
-
-class Toy(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.frozen = torch.nn.Dropout().eval()
-        self.seen = []
-
-    def forward(self, input_ids, attention_mask):
-        self.seen.append((self.training, torch.is_inference_mode_enabled()))
-        return input_ids * attention_mask
-
-
-def test_forward_latency_measures_in_evaluation_mode_and_restores_it():
-    toy = Toy()
-    ones = torch.ones(2, 3, dtype=torch.long)
-    inputs = {"input_ids": ones, "attention_mask": ones}
-    results = forward_latency([toy, toy], [inputs] * 2, Workload(batch_size=2, seq_len=3), runs=2, warmup=0)
-    assert toy.seen == [(False, True)] * 4
-    assert (toy.training, toy.frozen.training) == (True, False)
-    for latency in results:
-        assert (latency.batch_size, latency.seq_len, latency.runs) == (2, 3, 2)
-        assert latency.device == describe_device(torch.device("cpu"))
-        assert latency.threads == torch.get_num_threads()
-        assert latency.samples_per_second == pytest.approx(2000 / latency.median_ms)
-
-
 def test_top5_counts_labels_among_the_five_largest_and_needs_six_classes():
     logits = torch.arange(8.0).repeat(4, 1)
     labels = torch.tensor([7, 3, 2, 0])
@@ -151,3 +109,39 @@ def test_top5_counts_labels_among_the_five_largest_and_needs_six_classes():
     assert values == {"accuracy": 0.25, "top5": 0.5}
     assert score_metrics(["accuracy", "top5"], logits[:, :5], labels.clamp(max=4), 5).keys() == {"accuracy"}
     assert standard_error("top5", 0.5, logits, labels) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "accepted", "exact", "f1"),
+    [
+        ("The  Cat!", ["cat"], 1, 1),
+        ("a cat", ["an CAT."], 1, 1),
+        ("black cat", ["white cat"], 0, 0.5),
+        ("cat", ["the big black cat", "dog"], 0, 0.5),
+        ("cat", ["dog", "Cat"], 1, 1),
+        ("cat sat on mat", ["cat sat"], 0, 2 / 3),
+        ("dog", ["cat"], 0, 0),
+        ("", [], 1, 1),
+        ("cat", [], 0, 0),
+        ("", ["cat"], 0, 0),
+        ("U.S.", ["us"], 1, 1),
+    ],
+)
+def test_answers_are_normalised_and_scored_as_squad_does(given, accepted, exact, f1):
+    values, error = score_answers(["squad_f1", "squad_em"], [given], [accepted])
+    assert values == pytest.approx({"squad_f1": f1, "squad_em": exact})
+    assert list(values) == ["squad_f1", "squad_em"]
+    assert error is None
+
+
+def test_answer_metrics_average_and_tell_their_error():
+    values, error = score_answers(["squad_em", "squad_f1"], ["a b", "x", "x", "y"], [["b"], ["x"], ["y z", "q"], []])
+    assert values == pytest.approx({"squad_em": 0.5, "squad_f1": 0.5})
+    assert error == pytest.approx(math.sqrt(1 / 3) / 2)
+
+
+def test_metrics_of_the_other_kind_are_refused():
+    with pytest.raises(DataError, match="squad_em scores answers"):
+        score_metrics(["squad_em"], torch.eye(2), torch.tensor([0, 1]), 2)
+    with pytest.raises(DataError, match="accuracy scores numbers"):
+        score_answers(["accuracy"], ["a"], [["a"]])

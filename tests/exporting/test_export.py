@@ -71,7 +71,7 @@ def cut_checkpoint(folder, family, kept=None, **options):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
-def test_records(exported, made, name):
+def test_records_say_what_a_file_takes_gives_and_was_made_from(exported, made, name):
     record = record_of(exported / name)
     assert list(record.files) == [name]
     assert record.inputs["checkpoint"].sha256 == load_checkpoint(made.pruned).sha256
@@ -190,7 +190,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "head", "target", "kept"), CASES, ids=[f"{c[0]}-{c[2]}" for c in CASES])
-def test_cut_models(tmp_path, family, head, target, kept):
+def test_exported_pruned_models_compute_the_same(tmp_path, family, head, target, kept):
     options = {} if head is None else {"head": head}
     checkpoint = cut_checkpoint(tmp_path / "whole", family, kept, **options)
     record = optin_cli.export(checkpoint, target, tmp_path / "out")
@@ -255,7 +255,7 @@ def test_a_file_that_computes_something_else_is_not_written(small, monkeypatch):
     assert not Path("new").exists() and not list(Path().glob(".new*"))
 
 
-def test_a_model_that_cannot_be_traced_so(small, monkeypatch):
+def test_a_model_without_free_axes_is_refused(small, monkeypatch):
     checkpoint = load_checkpoint(small)
     forward = checkpoint.model.forward
 
@@ -291,7 +291,7 @@ def test_a_model_that_cannot_be_traced_so(small, monkeypatch):
         (["small", "--to", "torch-export", "-o", "{other}"], 1, ["another checkpoint's config.json", "-o"]),
     ],
 )
-def test_refusals_to_export(small, made, args, code, words):
+def test_exports_that_cannot_be_are_refused(small, made, args, code, words):
     shutil.copytree(made.other, "other")
     before = tree(Path())
     result = call("export", *[arg.format(other="other") for arg in args])
@@ -308,7 +308,7 @@ def test_refusals_to_export(small, made, args, code, words):
         (["eval", "small/model.onnx"], "onnxruntime", "onnx"),
     ],
 )
-def test_missing_packages(small, monkeypatch, args, missing, extra):
+def test_missing_packages_are_named_with_their_extra(small, monkeypatch, args, missing, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find_spec(name))
     result = call(*args)
     assert result.code == 1
@@ -348,7 +348,7 @@ class Harmful:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_archives_that_could_run_code(small, name, change):
+def test_archives_that_could_run_code_are_refused(small, name, change):
     repack(small / "model.pt2", name, change)
     result = call("eval", "small/model.pt2", *SIZES)
     assert result.code == 1 and "refused" in result.err, result.err
@@ -398,7 +398,7 @@ def spoil(small, what):
         ("nothing", ["--threads", "0"], 2, ["threads"]),
     ],
 )
-def test_refusals_to_evaluate(small, what, args, code, words):
+def test_files_changed_after_export_are_not_evaluated(small, what, args, code, words):
     spoil(small, what)
     result = call("eval", "small/model.onnx", *SIZES, *args)
     assert (result.code, result.out) == (code, ""), result.err
@@ -424,7 +424,7 @@ print(json.dumps(classify(json.loads(sys.argv[2]), top_k=None)))
 """
 
 
-def test_pipeline_of_transformers(made, here, reload_server):
+def test_a_pipeline_of_transformers_takes_the_pruned_folder(made, here, reload_server):
     """The folder is named once, says everything, and nothing is complained of."""
     texts = ["a b c good", "d bad film"]
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_MODULES_CACHE": str(here / "modules")}

@@ -10,8 +10,7 @@ def make_mask(checkpoint, kept=None, *, seq_len=None, tokens=False, options=None
     structure, kept = checkpoint.structure, dict(kept or {})
     units = {group.name: group.units for group in structure.groups}
     if tokens:
-        found = tokens_of(structure)
-        units |= dict.fromkeys(found.groups, found.units)
+        units |= tokens_of(structure).units
     assert kept.keys() <= units.keys()
     return Mask(
         optin_version=optin_cli.__version__,

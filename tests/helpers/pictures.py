@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("amber", "blue", "coral")
+
 COLOURS = {"amber": (220, 160, 40), "blue": (40, 60, 210), "coral": (240, 110, 90)}
 
 
@@ -38,3 +39,20 @@ def image_folder(folder: Path, each: int = 4, *, first: int = 0, size: int = 16,
         for number in range(first, first + each):
             (folder / kind / f"{number}.png").write_bytes(png(pixels(kind, number, size)))
     return folder
+
+
+def save_pictures(path, rows, splits=(), names=CLASSES):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    data = datasets.Dataset.from_list(rows, features=features)
+    (datasets.DatasetDict(dict.fromkeys(splits, data)) if splits else data).save_to_disk(str(path))
+    return data
+
+
+def picture_rows(each=2):
+    return [
+        {"image": {"bytes": png(pixels(kind, n)), "path": None}, "label": i}
+        for i, kind in enumerate(CLASSES)
+        for n in range(each)
+    ]

@@ -55,7 +55,7 @@ class Outer(Checked):
         ({"hidden": 0}, "hidden is 0; expected at least 1."),
     ],
 )
-def test_values_out_of_range(values, message):
+def test_values_out_of_range_are_refused(values, message):
     with pytest.raises(UsageError) as caught:
         Inner(**values)
     assert caught.value.message == message
@@ -72,7 +72,7 @@ def test_values_out_of_range(values, message):
         ({"above": 0, "below": 1, "none": True}, 2, "a number between 0 and 1, or none"),
     ],
 )
-def test_ranges_in_words(bounds, bad, words):
+def test_ranges_are_said_in_words(bounds, bad, words):
     with pytest.raises(UsageError, match=f"x is {bad}; expected {words}\\.$"):
         Option("--x", **bounds).check(bad, "x")
 
@@ -86,7 +86,7 @@ def test_hints_name_the_flag():
     assert "Did you mean trajectory" in caught.value.hint
 
 
-def test_what_is_recorded():
+def test_records_hold_nested_options_under_their_keys():
     assert Outer().recorded() == {
         "inner": {"share": 0.5, "names": ["a"], "seed": 0, "hidden": 3},
         "largest": None,
@@ -95,7 +95,7 @@ def test_what_is_recorded():
     assert not {"samples", "seed"} & EvalOptions(samples=3).recorded().keys()
 
 
-def test_options_of_nested_classes():
+def test_nested_classes_list_the_options_that_they_share():
     found = {(one.flag, one.key, one.path) for one in declared(Outer)}
     assert found == {
         ("--part", "inner_share", ("inner", "share")),
@@ -107,7 +107,7 @@ def test_options_of_nested_classes():
     assert [one.flag for one in declared(Outer, part("note"))] == ["--note"]
 
 
-def test_build():
+def test_values_by_path_build_nested_options():
     assert build(Outer, {("inner", "share"): 0.25, ("most",): 1.0}) == Outer(Inner(share=0.25), 1.0)
 
 
@@ -126,7 +126,7 @@ def test_defaults_are_in_range(kind):
     assert kind() == kind()
 
 
-def test_budgets_of_several_masks():
+def test_several_budgets_give_limits_for_each_mask():
     budgets = BudgetOptions(macs=(0.6, 0.5), latency=(0.7,)).each()
     assert budgets == [{"macs": 0.6, "latency": 0.7}, {"macs": 0.5, "latency": 0.7}]
     with pytest.raises(UsageError, match="--keep-params lists 3 budgets and --keep-flops 2"):

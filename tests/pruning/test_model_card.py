@@ -161,3 +161,9 @@ def test_pipelines_take_the_pruned_folder_and_what_is_saved_of_it(made, here, re
     first, again = result.stdout.splitlines()
     assert first == again and "'label'" in first, result.stderr
     assert "not supported" not in result.stderr, "transformers knows what the model is for"
+
+
+def test_the_card_says_how_to_load(made):
+    card = (made.pruned / "README.md").read_text()
+    assert card.index("How to load") < card.index("What was done")
+    assert "trust_remote_code=True" in card and "Asked: 0.6 of the macs" in card

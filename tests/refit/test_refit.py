@@ -1,18 +1,17 @@
-"""Least-squares refit: the algebra of its normal equations, and what it does to cut models of every family."""
+"""Refit of pruned models of every text family, and through the command line."""
 
 import copy
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import DECODERS, FAMILIES, IMAGES, build, make_batch, make_pixels, structure_of
+from helpers.models import DECODERS, FAMILIES, IMAGES, batch_of, build, make_batch, make_pixels, structure_of
 from helpers.running import done
 
 from optin_cli.data.batch import Batch
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.forward import call_model
 from optin_cli.model.modeling_optin import apply_plan
@@ -24,57 +23,8 @@ from optin_cli.refit import ridge as least_squares
 from optin_cli.refit.batch_norm import following_norms
 
 
-def batch_of(rows=8, seed=0):
-    batch = make_batch(rows, seed=seed)
-    return replace(batch, keys=tuple(f"{seed}.{key}" for key in batch.keys))
-
-
 def read_json(path):
     return json.loads(Path(path).read_text())
-
-
-def equations(rows=200, width=6, outputs=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
-    y = x @ torch.randn(width, outputs, generator=generator, dtype=torch.float64) + 0.1
-    normal = least_squares.Normal.zeros(width, outputs, x.device)
-    for part_x, part_y in zip(x.split(37), y.split(37), strict=True):
-        normal.add(part_x, part_y)
-    return x, y, normal
-
-
-def test_error_is_the_mean_squared_residual():
-    x, y, normal = equations()
-    weight = torch.randn(6, 3, dtype=torch.float64)
-    assert normal.error(weight) == pytest.approx(float((x @ weight - y).square().sum() / len(x)))
-
-
-def test_a_vanishing_ridge_gives_least_squares():
-    x, y, normal = equations()
-    solution = least_squares.solve_ridge(normal, torch.zeros(6, 3, dtype=torch.float64), 1e-12, bias=False)
-    assert torch.allclose(solution, torch.linalg.lstsq(x, y).solution, atol=1e-8)
-
-
-def test_a_huge_ridge_gives_the_start():
-    _, _, normal = equations()
-    start = torch.randn(6, 3, dtype=torch.float64)
-    assert torch.allclose(least_squares.solve_ridge(normal, start, 1e12, bias=False), start, atol=1e-6)
-
-
-def test_the_bias_is_not_drawn_to_its_start():
-    x, _, _ = equations()
-    rows = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-    normal = least_squares.Normal.zeros(7, 3, x.device)
-    normal.add(rows, torch.full((len(x), 3), 5.0, dtype=x.dtype))
-    solution = least_squares.solve_ridge(normal, torch.zeros(7, 3, dtype=x.dtype), 1e6, bias=True)
-    assert torch.allclose(solution[-1], torch.full((3,), 5.0, dtype=x.dtype), atol=1e-3)
-
-
-def test_columns_that_are_always_zero_are_no_obstacle():
-    normal = least_squares.Normal.zeros(3, 2, torch.device("cpu"))
-    normal.add(torch.tensor([[1.0, 0.0, 0.0]]).double(), torch.tensor([[2.0, 3.0]]).double())
-    solution = least_squares.solve_ridge(normal, torch.zeros(3, 2, dtype=torch.float64), 1e-6, bias=False)
-    assert torch.allclose(solution[0], torch.tensor([2.0, 3.0]).double(), atol=1e-4)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -116,9 +66,12 @@ def inputs_of(model, family, rows=12):
 
 BIASES = {"as built": False, "no bias": False, "bias added": True}
 """Whether refit may add biases, by what the consumers have."""
+
 TWINS = {"xlm-roberta", "albert-2-groups", "deberta-v2-shared", "deit-distilled", "beit-shared", "dinov2-registers"}
+
 TWINS |= {"timm-deit", "timm-dinov2", "timm-beit-shared", "timm-mobilenetv2", "timm-vgg"}
 """Models whose groups are described by the very rules of another one's."""
+
 DEALT = [("no bias", -1), ("as built", 0), ("bias added", 1), ("bias added", -1), ("no bias", 2)]
 
 
@@ -209,12 +162,6 @@ def test_too_few_samples_are_refused():
     batch = batch_of(rows=1)
     with pytest.raises(DataError, match="Too few calibration samples"):
         refit.refit_model(PrunedModel(original, original, structure, {structure.groups[0].name: []}), [batch])
-
-
-@pytest.mark.parametrize(("values", "words"), [({"ridge": 0.0}, "ridge"), ({"samples": 2}, "too few")])
-def test_options_out_of_range_are_refused(values, words):
-    with pytest.raises(UsageError, match=words):
-        RefitOptions(**values)
 
 
 def test_prune_refits_and_records_it(made, here):

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from helpers.pages import read_page, tables
+from helpers.pages import tables
+from helpers.reports import page_of, report
 from helpers.running import call, done, python, tree
 from helpers.sweeps import make_sweep, point
-from hypothesis import given
-from hypothesis import strategies as st
 
 import optin_cli
 from optin_cli.artifacts.base import Source, Totals, Workload, parse
@@ -23,42 +21,13 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
 from optin_cli.checkpoints.folders import folder_source
-from optin_cli.cli.main import app
-from optin_cli.options.declare import declared
-from optin_cli.options.evaluation import EvalOptions
-from optin_cli.options.refit import RefitOptions
-from optin_cli.options.scoring import ScoreOptions
-from optin_cli.options.search import BudgetOptions, SearchOptions
-from optin_cli.options.sweep import SweepOptions
 from optin_cli.reporting import commands
-from optin_cli.reporting.charts import ticks
 from optin_cli.searching.choose import make_mask
 from optin_cli.searching.limits import Limits
 
 
 def read(kind, path):
     return parse(kind, Path(path).read_bytes(), str(path))
-
-
-def page_of(path):
-    root, faults = read_page(Path(path).read_text())
-    assert faults == []
-    return root
-
-
-def report(*args, output="r.html", **options):
-    result = done("report", *args, "-o", output, "--force", **options)
-    assert result.out == f"{output}\n"
-    return page_of(output)
-
-
-@pytest.fixture
-def work(here, made):
-    """The session's artifacts, in a folder of this test's own."""
-    for path in (made.scores, made.mask, made.evaluation):
-        shutil.copyfile(path, here / path.name)
-    shutil.copytree(made.pruned, here / made.pruned.name)
-    return here
 
 
 def rows(root, heading, number=0):
@@ -152,7 +121,7 @@ def test_a_folder_that_holds_artifacts(work):
     assert done("report", "bert-pruned", "-o", "q.html").err == "", "what lies beside is looked for in silence"
 
 
-def test_single_files(work):
+def test_single_files_give_a_report_without_a_pruned_model(work):
     root = report("--mask", "bert.mask.json", "--scores", "bert.scores.safetensors", "--eval", "bert-pruned.eval.json")
     assert "No cut model is part of this report" in root.text
     assert "accuracy" in root.text and "Refit" not in [node.text for node in root.all("h2")]
@@ -169,62 +138,6 @@ def test_default_name_json_and_python(work):
     made = optin_cli.report("bert-pruned", "again.html", files={"eval": ["bert-pruned.eval.json"]})
     assert made.certificate == manifest.certificate
     assert Path("again.html").read_bytes() == Path("bert-pruned.report.html").read_bytes()
-
-
-def test_the_commands_make_the_artifacts_again(work, made):
-    facts = json.loads(done("report", "bert-pruned", "--json").out)
-    Path("fresh").mkdir()
-    for source in (made.bert, made.texts, made.train):
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, Path("fresh", source.name))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir("fresh")
-        for line in facts["commands"]:
-            done(*shlex.split(line)[1:])
-    for name in ("bert.scores.safetensors", "bert.mask.json"):
-        assert Path("fresh", name).read_bytes() == Path(name).read_bytes()
-    assert tree(Path("fresh/bert-pruned")) == tree(Path("bert-pruned"))
-    again, first = (read(Evaluation, folder / "bert-pruned.eval.json") for folder in (Path("fresh"), Path()))
-    assert (again.metrics, again.options, again.inputs) == (first.metrics, first.options, first.inputs)
-
-
-def recorded_as_score(options, **more):
-    """The words of a score command for recorded options."""
-    scores = read_scores("bert.scores.safetensors")
-    header = scores.header.model_copy(update={"options": options, **more})
-    return commands.words_of(ScoreOptions, header.options, header, ScoreOptions().recorded())
-
-
-def test_every_flag_of_the_commands_is_one():
-    known = typer.main.get_command(app).commands
-    for name, *kinds in (
-        ("score", ScoreOptions),
-        ("search", SearchOptions, BudgetOptions),
-        ("prune", RefitOptions),
-        ("eval", EvalOptions),
-        ("sweep", SweepOptions),
-    ):
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        assert {one.flag for kind in kinds for one in declared(kind)} <= options
-
-
-def test_every_constant_of_a_score_has_a_flag():
-    assert [one.key for one in declared(ScoreOptions)] == [*ScoreOptions().recorded()]
-
-
-def test_an_option_turned_off_is_said(work):
-    options = read_scores("bert.scores.safetensors").header.options
-    words = recorded_as_score({**options, "token_exchange": None, "rescore": []})
-    assert words[words.index("--token-exchange") + 1] == words[words.index("--rescore") + 1] == "none"
-    assert "--max-length" not in words
-    assert "--token-exchange" not in recorded_as_score(options)
-
-
-def test_another_version_says_its_defaults(work):
-    options = ScoreOptions().recorded()
-    assert recorded_as_score(options) == []
-    told = recorded_as_score(options, optin_version="0.0.1")
-    assert told[:4] == ["--criterion", "trajectory", "--units", "heads,neurons,channels"]
-    assert "--seq-len" not in told and "--max-length" not in told
 
 
 def test_an_evaluation_of_images_has_no_latency_length(work):
@@ -281,7 +194,7 @@ def plots(root):
     return [svg for svg in root.all("svg") if " over " in next(svg.all("title"), svg).text]
 
 
-def test_a_sweep_folder(swept):
+def test_a_sweep_folder_shows_its_frontier(swept):
     root = report("sweep")
     assert next(root.all("h1")).text == "bert" and "No cut model" in root.text
     assert "0.9000 original" in root.text and "12 original" in root.text
@@ -380,13 +293,15 @@ CNN = {
     "layer2.0.first": group("layer2.0", "channel", 48, shared={"layer2.0.second": SharedCost(macs=10.0, parameters=1)}),
     "layer2.0.second": group("layer2.0", "channel", 96),
 }
+
 STAGES = {f"stages.{s}.{b}.head": group(f"stages.{s}.{b}", "head", 3 * 2**s) for s in range(4) for b in range(2)}
+
 TOKENS = {"blocks.3.token": group("blocks.3", "token", 197), "blocks.3.head": group("blocks.3", "head", 1)}
 
 
 @pytest.mark.parametrize("groups", [CNN, STAGES, TOKENS, CNN | STAGES | TOKENS], ids=["cnn", "stages", "tokens", "all"])
 @pytest.mark.parametrize("cut", [True, False])
-def test_any_kind_of_group(here, groups, cut):
+def test_groups_of_any_kind_are_drawn(here, groups, cut):
     scores = made_scores(groups, Workload(image=(3, 224, 224)))
     write_scores("s.safetensors", scores)
     files = ["--scores", "s.safetensors"]
@@ -483,7 +398,7 @@ def edited_scores(path):
         (lambda _p: Path("bert-pruned/optin.json").write_text("{"), ["bert-pruned"], 1, ["optin.json is neither"]),
     ],
 )
-def test_refusals(work, prepare, args, code, words):
+def test_reports_that_cannot_be_are_refused(work, prepare, args, code, words):
     if prepare is not None:
         prepare(Path(args[-1] if args[-1].startswith("x") else "x"))
     before = tree(work)
@@ -493,19 +408,7 @@ def test_refusals(work, prepare, args, code, words):
     assert tree(work) == before
 
 
-def test_files_of_two_checkpoints(work):
+def test_files_of_two_checkpoints_are_refused(work):
     other_evaluation("x.json")
     result = call("report", "--mask", "bert.mask.json", "--eval", "x.json")
     assert result.code == 2 and "artifacts are of 2 checkpoints: bert" in result.err and "stranger" in result.err
-
-
-# Drawing
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_round_and_enclose(low, spread):
-    found = ticks(low, low + spread)
-    step = found[1] - found[0]
-    assert found[0] <= low + 1e-6 * step and found[-1] >= low + spread - 1e-6 * step
-    assert 2 <= len(found) <= 9
-    assert found == sorted(set(found))

@@ -1,20 +1,16 @@
-"""Scores in rounds, and forward passes that start behind known blocks."""
+"""Scores in rounds of pruning and refit."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from helpers.models import build, make_batch, random_kept, save_checkpoint, structure_of
+from helpers.models import batch_of, save_checkpoint
 from helpers.running import Watch
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import ArtifactError, UsageError
-from optin_cli.model.cut import PrunedModel, cut, prune_copy
-from optin_cli.model.forward import call_model
-from optin_cli.model.replay import Prefixes
+from optin_cli.model.cut import prune_copy
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.refit import refit
 from optin_cli.scoring import iterative as rescoring
@@ -23,13 +19,6 @@ from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.iterative import remaining, score_in_rounds
 from optin_cli.scoring.one_shot import score_checkpoint
 from optin_cli.searching.costs import Costs
-
-LANGUAGE = ["bert", "albert", "distilbert"]
-
-
-def batch_of(rows=12, seed=0):
-    batch = make_batch(rows, seed=seed)
-    return replace(batch, keys=tuple(f"{seed}.{key}" for key in batch.keys))
 
 
 def calibration_of(*batches):
@@ -166,51 +155,6 @@ def test_kinds_to_score_exactly_that_a_model_lacks(tiny, kinds):
     headless = replace(tiny, structure=replace(tiny.structure, groups=neurons))
     found = scores(headless, calibration_of(batch_of()), **options)
     assert {group.estimator for group in found.header.groups.values()} == {"sketch"}
-
-
-@pytest.mark.parametrize("shares", [(0.6, 0.8), (1.0,), (0.0,), (0.5, 0.5)])
-def test_shares_must_fall(shares):
-    with pytest.raises(UsageError, match="rescore"):
-        ScoreOptions(rescore=shares)
-
-
-@pytest.mark.parametrize("family", LANGUAGE)
-def test_passes_behind_known_blocks_give_the_same_and_leave_those_out(family):
-    model = build(family)
-    structure = structure_of(model)
-    batches = [batch_of(3, seed=seed) for seed in range(2)]
-    order = [*dict.fromkeys(group.block for group in structure.groups)]
-    ran = set()
-    for group in structure.groups:
-        model.get_submodule(group.consumer).register_forward_hook(lambda *_, name=group.name: ran.add(name))
-    with Prefixes(model, structure, batches) as known, torch.no_grad():
-        for group in structure.groups:
-            known.advance(group)
-            later = order[order.index(group.block) :]
-            for number, batch in enumerate(batches):
-                ran.clear()
-                with known.skipping(number):
-                    mine = call_model(model, batch.inputs)
-                assert ran == {each.name for each in structure.groups if each.block in later}
-                theirs = call_model(model, batch.inputs)
-                assert mine.keys() == theirs.keys() and torch.equal(mine["logits"], theirs["logits"])
-
-
-@pytest.mark.parametrize("family", LANGUAGE)
-def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
-    original = build(family)
-    structure = structure_of(original)
-    kept = random_kept(structure)
-    models = []
-    for skip in (True, False):
-        model = copy.deepcopy(original)
-        cut(model, structure, kept)
-        if not skip:
-            monkeypatch.setattr(Prefixes, "advance", lambda *_: None)
-        refit.refit_model(PrunedModel(original, model, structure, kept), [batch_of(16)])
-        models.append(model.state_dict())
-    for name, tensor in models[0].items():
-        torch.testing.assert_close(tensor, models[1][name])
 
 
 def test_rounds_go_on_where_layers_without_bias_lose_all_their_units(tmp_path):

@@ -1,17 +1,14 @@
-"""Estimators against definitions, against each other, and against interruption."""
+"""One-shot scores: padding, interruption, records, every criterion."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.estimators import BOTH, assert_close, exact, sketch
 from helpers.models import (
-    FAMILIES,
     HEADS,
     build,
-    clone,
     make_batch,
-    make_inputs,
     pick,
     root_of,
     save_checkpoint,
@@ -22,134 +19,15 @@ from helpers.running import Watch
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
-from optin_cli.errors import ArtifactError, CheckpointError, DataError, UsageError
-from optin_cli.model.cut import cut
-from optin_cli.model.forward import observe
+from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.model.lookup import tensor_at
-from optin_cli.model.masking import gated
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.scoring.accumulate import Accumulator, SavedState
-from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance
+from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.distances import manifold_distance, output_distance
-from optin_cli.scoring.exact import exact_batch, trajectory_distance
 from optin_cli.scoring.one_shot import score_checkpoint
-from optin_cli.scoring.sketch import Objective, sketch_batch
-
-BOTH = Objective(1.0, 1.0, 1.0)
-
-
-def exact(model, structure, batch, objective=BOTH, **options):
-    return exact_batch(model, structure, batch, objective, **({"rows": 64} | options))
-
-
-def sketch(model, structure, batch, objective=BOTH, *, probes=3, seed=0):
-    return sketch_batch(model, structure, batch, objective, probes=probes, seed=seed)
-
-
-def assert_close(mine, theirs, tolerance=1e-4):
-    """Equal to rounding, relative to the largest importance of the group."""
-    assert mine.keys() == theirs.keys()
-    for name, values in mine.items():
-        scale = float(theirs[name].abs().max())
-        torch.testing.assert_close(values, theirs[name], rtol=tolerance, atol=tolerance * scale, msg=name)
-
-
-# Exact
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("head", ["classes", "answers"])
-def test_replay_changes_nothing(family, head):
-    model = build(family, head, **({"n_layers": 2} if family == "distilbert" else {"num_hidden_layers": 2}))
-    structure, batch = structure_of(model, head), make_batch(rows=2, tokens=6, padding=2)
-    units = {g.name: range(0, g.units, 1 if g.kind == "head" else 10) for g in structure.groups}
-    with_replay = exact(model, structure, batch, units=units)
-    assert_close(with_replay, exact(model, structure, batch, units=units, rows=None))
-    assert all((values > 0).any() for values in with_replay.values())
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_exact_is_the_distance_to_the_model_really_cut(head):
-    model = build("bert", head, num_hidden_layers=2)
-    structure, batch = structure_of(model, head), make_batch()
-    mask, objective = batch.token_mask, Objective(0.7, 0.3, 2.0)
-    reference = observe(model, structure, batch)
-    scores = exact(model, structure, batch, objective)
-    for name, unit in [("encoder.0.head", 1), ("encoder.0.neuron", 5), ("encoder.1.head", 2), ("encoder.1.neuron", 0)]:
-        small = clone(model)
-        cut(small, structure, {name: [u for u in range(structure.group(name).units) if u != unit]})
-        mine = observe(small, structure, batch)
-        first = int(name.split(".")[1])
-        manifold = sum(
-            manifold_distance(a, b, mask) for a, b in list(zip(mine.features, reference.features, strict=True))[first:]
-        )
-        output = sum(
-            rule.weight * output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "base") else None)
-            for a, b, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True)
-        )
-        torch.testing.assert_close(
-            scores[name][:, unit], (0.7 * manifold + 0.3 * output).double(), rtol=1e-3, atol=1e-7
-        )
-
-
-def test_a_unit_that_nothing_reads_has_no_importance():
-    model = build("bert")
-    structure, batch = structure_of(model), make_batch()
-    for group in structure.groups:
-        tensor_at(model, f"{group.consumer}.weight")[:, : group.unit_width] = 0
-    for scores in (exact(model, structure, batch), sketch(model, structure, batch)):
-        for values in scores.values():
-            assert values[:, 0].abs().max() < 1e-9
-            assert (values[:, 1:].mean(dim=0) > 0).any()
-
+from optin_cli.scoring.sketch import Objective
 
 # Sketch
-
-
-def second_order(head, model, structure, inputs, objective, eps=1e-3):
-    """Half of importance(1 + eps) + importance(1 - eps), over eps^2, in double precision: (units,) by group name."""
-    wide = clone(model).double()
-    batch = Batch(inputs, None, tuple(map(str, range(len(inputs["input_ids"])))))
-    with torch.no_grad():
-        reference = observe(wide, structure, batch)
-        found = {}
-        for group in structure.groups:
-            step = eps * torch.eye(group.units, dtype=torch.float64)
-            gates = torch.cat([1 + step, 1 - step])
-            with gated(wide, {group: gates}):
-                mine = observe(wide, structure, batch.repeated(2 * group.units))
-            distance = trajectory_distance(mine, reference, structure, batch, objective, 0).double() / eps**2
-            found[group.name] = distance.reshape(2, -1).mean(dim=0)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("head", "objective"),
-    [
-        ("classes", Objective(1.0, 0.0, 1.0)),
-        *[(head, Objective(0.0, 0.5, 2.0)) for head in HEADS],
-        ("classes", Objective(1.0, 1.0, 1.0)),
-        ("answers", Objective(1.0, 1.0, 1.0)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else f"{value.manifold:g}-{value.output:g}",
-)
-def test_sketch_is_the_second_order_importance_in_expectation(head, objective):
-    model = build("bert", head, num_hidden_layers=2, intermediate_size=12)
-    structure = structure_of(model, head)
-    inputs, copies, probes = make_inputs(rows=2, tokens=7, padding=3), 500, 8
-    keys = tuple(f"{row}/{copy}" for row in range(2) for copy in range(copies))
-    many = Batch({name: t.repeat_interleave(copies, dim=0) for name, t in inputs.items()}, None, keys)
-    estimates = sketch(model, structure, many, objective, probes=probes)
-    for row in range(2):
-        one = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
-        for name, expected in second_order(head, model, structure, one, objective).items():
-            values = estimates[name].reshape(2, copies, -1)[row]
-            error = values.std(dim=0) / math.sqrt(copies)
-            assert (
-                (values.mean(dim=0) - expected).abs() <= 4.5 * error + 1e-3 * expected + 1e-5 * expected.max()
-            ).all()
-            assert values.mean(dim=0).sum() == pytest.approx(float(expected.sum()), rel=0.2)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -175,101 +53,6 @@ def test_padding_on_the_left_scores_the_same(estimate, head):
     # A classifier over the sequence reads its first position, which is padding now.
     objective = Objective(1.0, 0.0, 1.0) if head == "labels" else BOTH
     assert_close(estimate(model, structure, left, objective), estimate(model, structure, right, objective))
-
-
-def test_sketch_draws_depend_on_seed_probe_and_key():
-    model = build("bert")
-    structure, batch = structure_of(model), make_batch(rows=1, padding=0)
-    first = sketch(model, structure, batch, probes=1)
-    assert_close(sketch(model, structure, batch, probes=1), first, 0)
-    other = Batch(batch.inputs, None, ("another",))
-    for changed in (sketch(model, structure, batch, probes=1, seed=1), sketch(model, structure, other, probes=1)):
-        assert not torch.allclose(changed["encoder.0.head"], first["encoder.0.head"])
-    assert all((values >= 0).all() for values in first.values())
-
-
-# Baselines
-
-
-def test_magnitude_is_the_squared_norm_of_what_a_cut_removes():
-    model = build("electra")
-    structure = structure_of(model)
-    for group in structure.groups[:2]:
-        scores = magnitude(model, group)
-        for unit in (0, group.units - 1):
-            small = clone(model)
-            cut(small, structure, {group.name: [u for u in range(group.units) if u != unit]})
-            total = [sum(float(p.double().square().sum()) for p in m.parameters()) for m in (model, small)]
-            assert scores[unit].item() == pytest.approx(total[0] - total[1], rel=1e-9)
-
-
-def test_random_importance_depends_on_seed_and_name_alone():
-    first, second = structure_of(build("bert")).groups[:2]
-    assert torch.equal(random_importance(first, 0), random_importance(first, 0))
-    assert not torch.equal(random_importance(first, 0), random_importance(first, 1))
-    assert not torch.equal(random_importance(first, 0), random_importance(second, 0)[: first.units])
-
-
-@pytest.mark.parametrize(
-    ("head", "labels"), [("classes", torch.tensor([2, 0])), ("regression", torch.tensor([0.3, 2.0]))]
-)
-def test_fisher_is_the_squared_slope_of_the_loss(head, labels):
-    model = build("bert", head).double()
-    structure, batch, eps = structure_of(model, head), make_batch(labels=labels), 1e-5
-    scores = fisher_batch(model, structure, structure.groups, batch)
-
-    def loss(group, gates):
-        with torch.no_grad(), gated(model, {group: gates}):
-            logits = model(**batch.inputs).logits
-        if head == "regression":
-            return (logits.squeeze(-1) - labels).square()
-        return -logits.log_softmax(dim=-1)[torch.arange(2), labels]
-
-    for group in structure.groups[:2]:
-        step = torch.zeros(group.units, dtype=torch.float64)
-        step[1] = eps
-        slope = (loss(group, 1 + step) - loss(group, 1 - step)) / (2 * eps)
-        torch.testing.assert_close(scores[group.name][:, 1], slope.square(), rtol=1e-3, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("head", "labels"), [("classes", None), ("labels", torch.tensor([1, 0])), ("answers", torch.tensor([1, 0]))]
-)
-def test_fisher_without_usable_labels(head, labels):
-    model = build("bert", head)
-    structure = structure_of(model, head)
-    with pytest.raises(DataError) as caught:
-        fisher_batch(model, structure, structure.groups, make_batch(labels=labels))
-    assert "--criterion trajectory" in caught.value.hint
-
-
-# Sums
-
-
-def test_accumulator_gives_means_and_standard_errors(tmp_path):
-    values = torch.rand(7, 3, dtype=torch.float64)
-    totals = Accumulator()
-    for part in values.split([3, 4]):
-        totals.add({"a": part})
-    totals.add({"b": values[:1]})
-    torch.testing.assert_close(totals.mean("a"), values.mean(dim=0))
-    torch.testing.assert_close(totals.standard_error("a"), values.std(dim=0) / math.sqrt(7))
-    assert totals.standard_error("b").tolist() == [0, 0, 0]
-    totals.save(tmp_path / "state", "print")
-    again = Accumulator.load(tmp_path / "state", "print")
-    assert (again.done, again.counts) == (3, {"a": 7, "b": 1})
-    for name in "ab":
-        assert torch.equal(again.sums[name], totals.sums[name])
-        assert torch.equal(again.squares[name], totals.squares[name])
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", None])
-def test_state_that_is_none(tmp_path, content):
-    path = tmp_path / "state"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="not the state of an interrupted run"):
-        Accumulator.load(path, "print")
 
 
 # Whole runs
@@ -334,6 +117,7 @@ def fewer_groups(checkpoint):
 
 
 OTHER = Source(name="other", sha256="b" * 64)
+
 CHANGES = {
     "seq_len": lambda _run: {"seq_len": 8},
     "options": lambda run: {"options": replace(run["options"], seed=1)},
@@ -412,7 +196,7 @@ def test_every_criterion_scores_every_unit(checkpoint, criterion):
     assert bool(scores.standard_error) == needs_data
 
 
-def test_terms_add_up(checkpoint):
+def test_the_terms_of_the_trajectory_add_up(checkpoint):
     options = {"estimator": "exact", "output_weight": 1.0}
     parts = [run(checkpoint, options=ScoreOptions(criterion=c, **options)) for c in ("manifold", "output")]
     both = run(checkpoint, options=ScoreOptions(**options | {"output_weight": 3.0}))
@@ -436,23 +220,6 @@ def test_scores_that_overflow_are_refused(tmp_path):
     checkpoint.model.classifier.weight.fill_(3e38)
     with pytest.raises(CheckpointError, match="not finite"):
         run(checkpoint, options=ScoreOptions(criterion="output", estimator="exact"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"criterion": "trajectroy"}, "Unknown criterion"),
-        ({"probes": 0}, "probes is 0"),
-        ({"temperature": -1.0}, "temperature is -1"),
-        ({"output_weight": -0.5}, "output_weight is -0.5"),
-        ({"samples": 0}, "samples is 0"),
-        ({"exact_kinds": ("hed",)}, "Unknown exact kind 'hed'"),
-        ({"exact_kinds": ("heads", "tokens")}, "Unknown exact kind 'tokens'"),
-    ],
-)
-def test_options_out_of_range(options, message):
-    with pytest.raises(UsageError, match=message):
-        ScoreOptions(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -27,7 +27,7 @@ ARGUMENTS = "--samples 24 --probes 1 --batch-size 4 --exact-samples 4 --rescore 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def exchanged(tmp_path_factory):
     """A checkpoint, a folder of images, and scores with and without the exchange; to be read only."""
     root = tmp_path_factory.mktemp("exchange")
     image_folder(root / "pets", 24)
@@ -39,9 +39,9 @@ def made(tmp_path_factory):
     return root, checkpoint, scored, apart
 
 
-def test_the_rate_is_of_what_refit_leaves_for_each_importance_lost(made, monkeypatch):
+def test_the_rate_is_of_what_refit_leaves_for_each_importance_lost(exchanged, monkeypatch):
     """With refitted models that differ by 3 (units cut) and 12 (tokens merged), and importances added up by hand."""
-    root, checkpoint, _, apart = made
+    root, checkpoint, _, apart = exchanged
 
     def parameters(model):
         return sum(parameter.numel() for parameter in model.parameters())
@@ -68,8 +68,8 @@ def test_the_rate_is_of_what_refit_leaves_for_each_importance_lost(made, monkeyp
     np.testing.assert_allclose(found.importance[name], exchange.rate * apart.importance[name], rtol=1e-6)
 
 
-def test_tokens_alone_are_multiplied_by_the_measured_rate(made):
-    _, _, scored, apart = made
+def test_tokens_alone_are_multiplied_by_the_measured_rate(exchanged):
+    _, _, scored, apart = exchanged
     exchange = scored.header.token_exchange
     assert apart.header.token_exchange is None
     assert exchange.tokens_distance > 0 and exchange.units_distance > 0
@@ -80,8 +80,8 @@ def test_tokens_alone_are_multiplied_by_the_measured_rate(made):
 
 
 @pytest.mark.parametrize(("kind", "lost"), [("token", "units_lost"), ("head,neuron", "tokens_lost")])
-def test_the_masks_compared_are_of_one_kind_each(made, kind, lost):
-    _, _, scored, apart = made
+def test_the_masks_compared_are_of_one_kind_each(exchanged, kind, lost):
+    _, _, scored, apart = exchanged
     whole = tuple(f"*.{name}" for name in kind.split(","))
     mask = optin_cli.search(apart, Limits(keep_macs=scored.header.token_exchange.share, protect=whole))
     kept = {name: group.kept for name, group in mask.groups.items()}
@@ -89,8 +89,8 @@ def test_the_masks_compared_are_of_one_kind_each(made, kind, lost):
     assert getattr(scored.header.token_exchange, lost) == pytest.approx(found, rel=1e-6)
 
 
-def test_a_share_that_one_kind_cannot_reach_gives_way(made):
-    _, _, _, apart = made
+def test_a_share_that_one_kind_cannot_reach_gives_way(exchanged):
+    _, _, _, apart = exchanged
     tokens = [name for name in apart.importance if name.endswith(".token")]
     units = [name for name in apart.importance if name not in tokens]
     assert reachable(apart, [tokens, units], 0.8) == 0.8
@@ -100,14 +100,14 @@ def test_a_share_that_one_kind_cannot_reach_gives_way(made):
         optin_cli.search(apart, Limits(keep_macs=share, protect=tuple(others)))
 
 
-def test_too_few_samples_leave_tokens_as_scored(made):
-    root, checkpoint, _, _ = made
+def test_too_few_samples_leave_tokens_as_scored(exchanged):
+    root, checkpoint, _, _ = exchanged
     few = optin_cli.score(checkpoint, str(root / "pets"), options=replace(OPTIONS, samples=8))
     assert few.header.token_exchange is None
 
 
-def test_the_command_line_gives_the_same(made, tmp_path, monkeypatch):
-    root, _, scored, apart = made
+def test_the_command_line_gives_the_same(exchanged, tmp_path, monkeypatch):
+    root, _, scored, apart = exchanged
     monkeypatch.chdir(tmp_path)
     for share, wanted in (("0.8", scored), ("none", apart)):
         arguments = ("score", root / "vit", "--calib", root / "pets", *ARGUMENTS.split(), "--token-exchange", share)
@@ -124,8 +124,8 @@ def test_the_command_line_gives_the_same(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("share", "words"), [("0.8,0.7", "expected one number"), ("lots", "not a number"), ("1.2", "between 0 and 1")]
 )
-def test_bad_shares(made, tmp_path, monkeypatch, share, words):
-    root, _, _, _ = made
+def test_shares_out_of_range_are_refused(exchanged, tmp_path, monkeypatch, share, words):
+    root, _, _, _ = exchanged
     monkeypatch.chdir(tmp_path)
     result = call("score", root / "vit", "--calib", root / "pets", "--token-exchange", share)
     assert result.code == 2 and words in result.err and result.out == ""

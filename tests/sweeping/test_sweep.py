@@ -1,21 +1,19 @@
-"""`optin sweep`: its artifact, resumption, the search for the smallest model, pictures and refusals."""
+"""`optin sweep`: its artifact, resumption, the smallest model, refusals."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.running import call, done, python, tree, write_rows
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers.running import call, done, tree, write_rows
 
-from optin_cli.artifacts.base import Source, Totals, Workload, parse
-from optin_cli.artifacts.evaluation import Evaluation, Latency
-from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
-from optin_cli.sweeping.bisection import PLACES, RESOLUTION, find_smallest
-from optin_cli.sweeping.plots import PICTURES, _label_latency, draw_text, write_pictures
+from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.sweep import Sweep
+from optin_cli.sweeping.plots import PICTURES
 
 TIMED = {"latency", "latency_ratio", "prepare_seconds", "prune_seconds"}
+
 BUDGETS = ("--keep-flops", "0.9,0.7")
 
 
@@ -219,54 +217,6 @@ def test_resume_refuses_points_of_another_description(made, here, swept):
 # --- the smallest model within a drop ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("smallest", "least", "evaluations", "asked", "found"),
-    [
-        (0.1, 0.0, 3, [0.5, 0.3, 0.2], 0.2),
-        (0.1, 0.4, 3, [0.5, 0.3, 0.4], 0.4),
-        (0.1, 0.9, 3, [0.5, 0.75, 0.875], None),
-        (0.1, 2.0, 2, [0.5, 0.75], None),
-        (0.6, 0.7, 2, [0.8, 0.7], 0.7),
-        (0.9999, 0.0, 6, [1.0], 1.0),
-        (1.0, 0.0, 6, [1.0], 1.0),
-        (0.1, 0.5, 1, [0.5], 0.5),
-    ],
-)
-def test_bisection(smallest, least, evaluations, asked, found):
-    seen = []
-    assert find_smallest(lambda s: seen.append(s) or s >= least, smallest, evaluations=evaluations) == found
-    assert seen == pytest.approx(asked, abs=1e-4)
-
-
-@given(
-    smallest=st.floats(0.0, 1.0).map(lambda s: round(s, PLACES)),
-    answers=st.lists(st.booleans(), min_size=12, max_size=12),
-    evaluations=st.integers(1, 12),
-)
-def test_any_answers_give_the_smallest_share_that_was_within(smallest, answers, evaluations):
-    seen = {}
-
-    def within(share):
-        assert smallest <= share <= 1
-        assert share not in seen
-        seen[share] = answers[len(seen)]
-        return seen[share]
-
-    found = find_smallest(within, smallest, evaluations=evaluations)
-    assert 1 <= len(seen) <= evaluations
-    assert found == min((share for share, good in seen.items() if good), default=None)
-
-
-@given(smallest=st.floats(0.0, 0.9).map(lambda s: round(s, PLACES)), least=st.floats(0.0, 1.0))
-def test_bisection_closes_in_on_a_threshold(smallest, least):
-    found = find_smallest(lambda s: s >= least, smallest, evaluations=20)
-    if found is None:
-        assert least > 1 - RESOLUTION - 1e-4
-    else:
-        assert found >= least
-        assert found - max(least, smallest) <= RESOLUTION + 1e-4
-
-
 def test_the_smallest_model_is_written_and_is_the_one_measured(made, here):
     run = done(*arguments(made, "--max-drop", "1", "--evaluations", "2", "-o", "out", recipe="optin"))
     assert run.out == "out/model/\n"
@@ -444,101 +394,8 @@ def test_existing_outputs_are_safe(made, here):
 # --- pictures ---------------------------------------------------------------------------------------------------
 
 
-def example(*, timed=True, chosen=None, points=None):
-    latency = Latency(
-        batch_size=8, seq_len=64, runs=3, device="cpu", threads=2, median_ms=12.5, samples_per_second=640.0
-    )
-    table = {"optin": [0.88, 0.875, 0.86], "no-refit": [0.875, 0.84, 0.7]}
-    made = [
-        SweepPoint(
-            recipe=recipe,
-            asked=share,
-            macs_ratio=share - 0.001,
-            parameters_ratio=share + 0.1,
-            value=value,
-            standard_error=0.008,
-            drop=0.88 - value,
-            agreement=0.95,
-            latency=latency if timed else None,
-            latency_ratio=share + 0.05 if timed else None,
-            prepare_seconds=1.0,
-            prune_seconds=2.0,
-        )
-        for recipe, values in table.items()
-        for share, value in zip((0.6, 0.5, 0.4), values, strict=True)
-    ]
-    return Sweep(
-        optin_version="0",
-        options={"max_drop": None if chosen is None else 0.01},
-        inputs={"checkpoint": Source(name="tiny", sha256="0" * 64)},
-        task="sst2",
-        split="validation",
-        samples=872,
-        metric="accuracy",
-        higher_is_better=True,
-        workload=Workload(seq_len=128),
-        baseline=SweepBaseline(
-            value=0.88,
-            standard_error=0.011,
-            totals=Totals(macs=10, parameters=10, bytes=10),
-            latency=latency if timed else None,
-        ),
-        points=made if points is None else points,
-        chosen=chosen,
-    )
-
-
-def test_pictures_are_real_say_what_they_show_and_repeat(tmp_path):
-    pytest.importorskip("matplotlib")
-    from matplotlib.image import imread
-
-    contents = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        assert [path.name for path in write_pictures(example(chosen=1), folder)] == [*PICTURES]
-        contents.append(tree(folder))
-    assert contents[0] == contents[1]
-    pixels = imread(tmp_path / "a" / "sweep.png")
-    assert pixels.std() > 0.05
-    assert pixels.shape[1] > 1000
-    assert b"<dc:date>" not in contents[0]["sweep.svg"]
-
-
-def test_pictures_name_the_device_below_the_panel():
-    figure = pytest.importorskip("matplotlib.figure")
-    sweep = example()
-    device = "cpu (Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz and more)"
-    speed = sweep.baseline.latency.model_copy(update={"device": device, "threads": 16})
-    baseline = sweep.baseline.model_copy(update={"latency": speed})
-    axes = figure.Figure().subplots()
-    _label_latency(axes, sweep.model_copy(update={"baseline": baseline}))
-    lines = axes.get_xlabel().splitlines()
-    assert f"{device}, 16 threads" in " ".join(lines) and "(batch 8, 64 tokens; original 12.5 ms)" in lines
-    assert max(map(len, lines)) <= 56
-
-
-def test_pictures_without_latency_or_points(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert write_pictures(example(timed=False), tmp_path)
-    assert write_pictures(example(points=[]), tmp_path)
-
-
 def test_without_matplotlib_the_sweep_succeeds_and_says_so(made, here, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = done(*arguments(made, "--keep-flops", "0.9", "-o", "out", latency="0"))
     assert "pip install 'optin-cli[plot]'" in run.err
     assert {path.name for path in Path("out").iterdir()} == {"sweep.json"}
-
-
-def test_the_terminal_picture_places_points():
-    drawn = draw_text(example()).splitlines()
-    assert any(line.strip().startswith("0.8800 │") and "┄" in line for line in drawn)
-    assert any(line.strip().startswith("0.7000 │") and "▲" in line for line in drawn)
-    assert drawn[-1].split() == ["●", "optin", "▲", "no-refit", "┄", "original"]
-    assert max(map(len, drawn)) <= 100
-    assert draw_text(example(points=[]))
-
-
-def test_help_loads_neither_torch_nor_matplotlib(tmp_path):
-    code = "import sys, optin_cli.cli; print({'torch', 'matplotlib', 'pydantic'} & set(sys.modules))"
-    assert python(code, cwd=tmp_path).stdout.strip() == "set()"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.models import save_checkpoint
 from helpers.running import call, done, write_rows
+from helpers.similarity import PAIRS, ROWS, TASK, samples_of
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
@@ -22,12 +23,8 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.scoring.calibration import calibrate
-from optin_cli.tasks.registry import load_task
 
-TASK = load_task("stsb-cosine")
 OPTIONS = EvalOptions(latency_runs=0, batch_size=2, seq_len=8)
-PAIRS = [("a b c", "a b c", 5.0), ("good film", "a b c d e f", 1.0), ("d e f", "d e f", 5.0), ("bad", "g h i j", 2.5)]
-ROWS = [dict(zip(("sentence1", "sentence2", "label"), pair, strict=True)) for pair in PAIRS]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +35,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     return load_checkpoint(folder)
-
-
-def samples_of(pairs, **changes):
-    labels = [label for *_, label in pairs]
-    found = Samples("d", "all", [tuple(texts) for *texts, _ in pairs], labels, None, "0" * 64, len(labels))
-    return replace(found, **changes)
 
 
 def test_embedding_is_the_mean_of_real_tokens_in_the_samples_order(encoder):
@@ -108,12 +99,6 @@ def test_calibration_has_single_sentences(tmp_path, encoder):
     assert sum(batch.size for batch in calibration.exact_batches) == 2
 
 
-def test_calibration_does_not_depend_on_row_order(tmp_path):
-    first, second = (write_rows(tmp_path / name, rows) for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS[::-1])))
-    one, other = (load_samples(DataSpec(path=p, known=TASK, limit=5, seed=3)) for p in (first, second))
-    assert (one.texts, one.sha256) == (other.texts, other.sha256)
-
-
 @pytest.mark.parametrize(("head", "texts"), [("base", 8), ("classes", 4)])
 def test_files_are_read_as_the_model_reads_texts(tmp_path, head, texts):
     path = write_rows(tmp_path / "train.jsonl", ROWS)
@@ -125,19 +110,6 @@ def test_files_are_read_as_the_model_reads_texts(tmp_path, head, texts):
 def labelled_pairs(encoder, pairs=PAIRS, task=TASK, size=4):
     samples = samples_of(pairs)
     return pair_batches(samples, task, encoder.input.tokenizer(), batch_size=size, max_length=16)
-
-
-def test_pairs_lie_side_by_side(encoder):
-    batches = labelled_pairs(encoder)
-    assert [batch.size for batch in batches] == [4, 4]
-    assert len({key for batch in batches for key in batch.keys}) == 8
-    tokenizer = encoder.input.tokenizer()
-    for batch in batches:
-        ids = [[i for i in row if i] for row in batch.inputs["input_ids"].tolist()]
-        for place, row in enumerate(batch.rows[:2]):
-            *texts, label = PAIRS[row]
-            assert [ids[place], ids[place + 2]] == [tokenizer(text)["input_ids"] for text in texts]
-            assert float(batch.labels[place]) == pytest.approx(label / 5)
 
 
 def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
@@ -163,21 +135,6 @@ def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
             columns.mul_(scale)
             values.append(loss())
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(found[group.name][0, 1]), rel=1e-2, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "ranged", "message"),
-    [
-        ({"labels": [1.0, 7.0, 1.0, 2.0]}, True, r"label 7; those of stsb-cosine lie between 0 and 5"),
-        ({"texts": [("a",)] * 4}, True, "one text a sample"),
-        ({"labels": None}, True, "no labels"),
-        ({}, False, "between which numbers"),
-    ],
-)
-def test_labels_without_a_cosine_are_refused(encoder, changes, ranged, message):
-    task = TASK if ranged else TASK.model_copy(update={"label_range": None})
-    with pytest.raises(DataError, match=message):
-        pair_batches(samples_of(PAIRS, **changes), task, encoder.input.tokenizer(), batch_size=4, max_length=16)
 
 
 def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
@@ -209,13 +166,6 @@ def test_labels_of_classes_mean_nothing_to_an_encoder(folder, here):
     result = call("score", folder, "--criterion", "fisher", "--calib", data)
     assert result.code == 2 and result.out == ""
     assert "sentence embeddings" in result.err and "--calib stsb-cosine" in result.err
-
-
-def test_evaluation_keeps_pairs(tmp_path):
-    path = write_rows(tmp_path / "validation.jsonl", ROWS)
-    samples = load_samples(DataSpec(path=path, known=TASK, role="evaluation"))
-    assert sorted(samples.texts) == sorted((a, b) for a, b, _ in PAIRS)
-    assert samples.head(2).labels == samples.labels[:2]
 
 
 def test_classifier_is_refused(tmp_path):

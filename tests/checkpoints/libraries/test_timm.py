@@ -1,4 +1,4 @@
-"""Image classifiers of both libraries: what is known of them, cut folders, lone state dicts, names on the hub."""
+"""timm checkpoints: lone state dicts, broken folders, names on the hub, and timm itself missing."""
 
 import json
 import sys
@@ -6,7 +6,8 @@ import sys
 import pytest
 import timm
 import torch
-from helpers.models import IMAGES, SIDE, TIMM_VIT, build, make_pixels, random_kept, save_images, side_of
+from helpers.masks import make_mask
+from helpers.models import IMAGES, SIDE, TIMM_VIT, build, logits, random_kept, save_images
 from helpers.running import call, done, python
 from PIL import Image
 from safetensors.torch import save_file
@@ -15,34 +16,10 @@ from timm.models import save_for_hf
 import optin_cli
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.costs import Profile
-from optin_cli.artifacts.manifest import Manifest
-from optin_cli.artifacts.mask import Budget, GroupMask, Mask
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.libraries.registry import parse_arguments
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
-from optin_cli.model.forward import call_model
 from optin_cli.model.masking import masked
-
-
-def logits(model):
-    with torch.no_grad():
-        return call_model(model, make_pixels(model))["logits"]
-
-
-def make_mask(checkpoint, kept):
-    """A mask that a person wrote: all units of the groups that are not named."""
-    return Mask(
-        optin_version=optin_cli.__version__,
-        options={},
-        inputs={"checkpoint": checkpoint.source},
-        workload=checkpoint.input.workload(),
-        budget=Budget(asked={}, reached={}),
-        importance_lost=None,
-        groups={
-            g.name: GroupMask(units=g.units, kept=kept.get(g.name, list(range(g.units))))
-            for g in checkpoint.structure.groups
-        },
-    )
 
 
 @pytest.fixture
@@ -56,51 +33,6 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
 
 
-@pytest.mark.parametrize("family", IMAGES)
-def test_what_a_checkpoint_says(tmp_path, family):
-    checkpoint = load_checkpoint(save_images(tmp_path / "tiny", family))
-    assert checkpoint.blueprint.library == IMAGES[family][0]
-    side = side_of(checkpoint.model)
-    assert checkpoint.blueprint.image.shape == (3, side, side)
-    assert (checkpoint.blueprint.num_labels, checkpoint.blueprint.plan) == (3, None)
-    torch.testing.assert_close(logits(checkpoint.model), logits(build(family)))
-    seen = checkpoint.input.preprocess()(Image.new("RGB", (40, 30), "red"))
-    assert (tuple(seen.shape), seen.dtype) == ((3, side, side), torch.float32)
-    with pytest.raises(CheckpointError, match="no tokenizer"):
-        checkpoint.input.tokenizer()
-    profile = optin_cli.profile(checkpoint)
-    assert profile.workload.image == (3, side, side)
-    assert json.loads(profile.dump())["workload"] == {"batch_size": 1, "image": [3, side, side]}
-    with pytest.raises(UsageError, match="no sequence length"):
-        optin_cli.profile(checkpoint, seq_len=12)
-
-
-@pytest.mark.parametrize("family", IMAGES)
-def test_cut_folders(tmp_path, family):
-    """Certified in a fresh process, loaded by optin, cut again: always what the masked model computes."""
-    checkpoint = load_checkpoint(save_images(tmp_path / "whole", family, dtype=torch.float16))
-    kept = random_kept(checkpoint.structure, 1)
-    for group in (checkpoint.structure.groups[0], checkpoint.structure.groups[-1]):
-        kept[group.name] = list(range(group.least))
-    manifest = optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small")
-    assert parse(Manifest, (tmp_path / "small" / "optin.json").read_text(), "optin.json") == manifest
-    assert manifest.certificate.reloaded <= manifest.certificate.tolerance
-    small = load_checkpoint(tmp_path / "small")
-    assert (small.dtype, small.blueprint.image, small.blueprint.num_labels) == (
-        torch.float16,
-        checkpoint.blueprint.image,
-        3,
-    )
-    with masked(checkpoint.model, checkpoint.structure, kept):
-        torch.testing.assert_close(logits(small.model), logits(checkpoint.model), rtol=1e-4, atol=1e-4)
-    assert optin_cli.profile(small).totals == manifest.after
-    again = random_kept(small.structure, 2)
-    optin_cli.prune(small, make_mask(small, again), tmp_path / "smaller")
-    with masked(small.model, small.structure, again):
-        mine = logits(optin_cli.load(tmp_path / "smaller").model)
-        torch.testing.assert_close(mine, logits(small.model), rtol=1e-4, atol=1e-4)
-
-
 def test_the_card_says_how_to_load(tmp_path, folder):
     checkpoint = load_checkpoint(folder)
     kept = random_kept(checkpoint.structure, 1)
@@ -112,9 +44,6 @@ def test_the_card_says_how_to_load(tmp_path, folder):
     assert "24 x 24 pixels" in card and "library_name: timm" in card
 
 
-# Lone state dicts and names
-
-
 def lone(folder, tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes((folder / "model.safetensors").read_bytes())
@@ -124,7 +53,7 @@ def lone(folder, tmp_path):
 ARGUMENTS = "img_size=24,patch_size=8,embed_dim=32,depth=3,num_heads=4,mlp_ratio=1.25,num_classes=3"
 
 
-def test_a_lone_state_dict_of_timm(tmp_path, folder):
+def test_a_lone_state_dict_is_the_checkpoint_that_its_name_says(tmp_path, folder):
     path = lone(folder, tmp_path)
     arguments = parse_arguments(ARGUMENTS)
     checkpoint = load_checkpoint(path, arch="timm:vit_tiny_patch16_224", arch_args=arguments)
@@ -156,7 +85,7 @@ def test_a_lone_state_dict_of_timm(tmp_path, folder):
         (None, "img_size=24", UsageError, "need the model's name"),
     ],
 )
-def test_wrong_architectures_of_a_lone_state_dict(tmp_path, folder, arch, arguments, error, message):
+def test_wrong_architectures_of_a_lone_state_dict_are_refused(tmp_path, folder, arch, arguments, error, message):
     with pytest.raises(error, match=message):
         load_checkpoint(lone(folder, tmp_path), arch=arch, arch_args=parse_arguments(arguments))
 
@@ -183,14 +112,6 @@ def test_blocks_that_compute_otherwise_are_refused(tmp_path):
     assert {g.kind for g in load_checkpoint(tmp_path / "scaled").structure.groups} == {"neuron"}
 
 
-def test_arguments_are_read():
-    assert parse_arguments("a=1,b=x,c=true,d=0.5") == {"a": 1, "b": "x", "c": True, "d": 0.5}
-    assert parse_arguments(None) == {}
-    for text in ("a", "a=1,=2", "1=2"):
-        with pytest.raises(UsageError, match="not KEY=VALUE"):
-            parse_arguments(text)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -210,7 +131,7 @@ def test_arguments_are_read():
         ),
     ],
 )
-def test_broken_folders(folder, change, error, message):
+def test_broken_folders_are_refused(folder, change, error, message):
     change(folder)
     with pytest.raises(error, match=message):
         load_checkpoint(folder)
@@ -239,17 +160,8 @@ def test_names_of_timm_are_taken_from_the_local_cache(tmp_path, monkeypatch):
         load_checkpoint("timm:vit_tiny")
 
 
-def test_without_timm(folder, monkeypatch):
+def test_without_timm_its_checkpoints_are_refused(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(CheckpointError, match="not installed") as caught:
         load_checkpoint(folder)
     assert "optin-cli[vision]" in caught.value.hint
-
-
-def test_without_an_image_processor(tmp_path):
-    path = save_images(tmp_path / "tiny", "vit")
-    (path / "preprocessor_config.json").unlink()
-    checkpoint = load_checkpoint(path)
-    assert checkpoint.blueprint.image.shape == (3, SIDE, SIDE)
-    with pytest.raises(CheckpointError, match="no image processor"):
-        checkpoint.input.preprocess()

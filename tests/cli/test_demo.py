@@ -1,0 +1,29 @@
+"""`optin demo`: what it leaves and prints, and its interruption."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+from helpers.running import call, done
+
+from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.evaluation import Evaluation
+
+
+def test_the_demo_leaves_its_artifacts_and_halves_the_macs(here):
+    result = done("demo", "show")
+    artifacts = ("profile.json", "scores.safetensors", "mask.json")
+    names = [*(f"bert-sst2.{a}" for a in artifacts), "bert-sst2-pruned", "bert-sst2-pruned.eval.json"]
+    assert {*names, "bert-sst2", "train.jsonl", "validation.jsonl"} == {p.name for p in (here / "show").iterdir()}
+    assert all(f"$ optin {name}" in result.err for name in ("profile", "score", "search", "prune", "eval"))
+    assert all(word in result.out for word in ("before", "after", "accuracy", "MACs", "latency"))
+    report = parse(Evaluation, (here / "show" / names[-1]).read_text(), "eval")
+    assert report.against.macs_ratio <= 0.5 and report.against.drop < 0.05
+    assert call("demo", "show").code == 1
+
+
+def test_interrupting_the_demo_stops_it(here):
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=KeyboardInterrupt) as load:
+        result = call("demo", "show")
+    assert result.code == 130 and load.call_count == 1
+    assert "Interrupted" in result.err
+    assert Path.cwd() == here

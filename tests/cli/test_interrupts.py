@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM in real processes: exit status, what remains, and what resumes."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from helpers.running import command, done, environment, python, tree, write_rows
+
+
+def wait_for(found, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not found():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_ctrl_c_and_resume_for_real(work):
+    write_rows(work / "many.jsonl", [{"text": f"{'a b c d ' * (1 + i % 6)}"} for i in range(24)])
+    options = ["score", "bert", "--calib", "many.jsonl", "--batch-size", "1", "--probes", "2"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(*options), cwd=work, env=environment(), **streams) as process:
+        wait_for((work / "bert.scores.safetensors.partial").exists, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Interrupted" in err and "--resume" in err and "Traceback" not in err
+    assert {p.name for p in work.glob("*scores*")} == {"bert.scores.safetensors.partial"}
+    assert done(*options, "--resume").out == "bert.scores.safetensors\n"
+    assert {p.name for p in work.glob("*scores*")} == {"bert.scores.safetensors"}
+    done(*options, "-o", "whole.safetensors")
+    assert Path("whole.safetensors").read_bytes() == Path("bert.scores.safetensors").read_bytes()
+
+
+SWALLOWED = """
+import os, signal, weakref
+from optin_cli.cli import common, interrupts
+interrupts.watch()
+class Thing: pass
+thing = Thing()
+# Python drops what a weak reference's callback raises.
+kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), getattr(signal, SIGNAL)))
+del thing
+try:
+    with common.progress("scoring") as progress:
+        progress.update(0, 1, "")
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_that_a_library_swallows_ends_the_run(here, name):
+    result = python(SWALLOWED.replace("SIGNAL", repr(name)), cwd=here)
+    assert "ignored" in result.stderr and result.stdout == "ended\n"
+
+
+def test_termination_while_certifying_leaves_nothing(work, made):
+    args = command("prune", "bert", "--mask", made.mask)
+    before = tree(work)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(args, cwd=work, env=environment(), **streams) as process:
+        wait_for(lambda: list(work.glob(".bert-pruned.*/modeling_optin.py")), process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Interrupted" in err and "Traceback" not in err
+    assert tree(work) == before

@@ -1,0 +1,27 @@
+"""Calibration batches and settings of recipes."""
+
+import torch
+from helpers.models import make_inputs
+
+from optin_cli.artifacts.base import Source
+from optin_cli.data.batch import Batch
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.recipes.recipe import Setting
+from optin_cli.scoring.calibration import Calibration
+
+OPTIONS = ScoreOptions(probes=1, exact_samples=4, rows=32)
+
+
+def batches(count=4, rows=6, labelled=True, labels=None):
+    made = []
+    for number in range(count):
+        keys = tuple(f"{number * rows + row:08x}.{number}" for row in range(rows))
+        values = torch.arange(rows) % 2 if labels is None else labels
+        made.append(Batch(make_inputs(rows, 9, seed=number, padding=2), values if labelled else None, keys))
+    return made
+
+
+def setting_of(checkpoint, *, labelled=True, **options):
+    data = batches(labelled=labelled, **options)
+    calibration = Calibration(Source(name="data", sha256="a" * 64), data, data[:1])
+    return Setting(checkpoint, calibration, OPTIONS, seq_len=16)

@@ -1,0 +1,44 @@
+"""Scores through the Python API: estimators and their records, criteria without data, short models."""
+
+from dataclasses import replace
+
+import pytest
+from helpers.models import save_checkpoint
+
+import optin_cli
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.searching.limits import Limits
+
+OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
+
+
+@pytest.mark.parametrize("estimator", ["sketch", "exact", "hybrid"])
+def test_estimators_and_their_records(bert, texts, estimator):
+    options = replace(OPTIONS, estimator=estimator, exact_samples=2, rows=64)
+    scores = optin_cli.score(bert, str(texts), options=options)
+    used = {name: (group.estimator, group.samples) for name, group in scores.header.groups.items()}
+    expected = {"head": ("sketch", 4) if estimator == "sketch" else ("exact", 2)}
+    expected["neuron"] = ("exact", 2) if estimator == "exact" else ("sketch", 4)
+    assert used == {g.name: expected[g.kind] for g in bert.structure.groups}
+    assert set(scores.standard_error) == set(scores.importance)
+    assert all((values >= 0).all() and values.any() for values in scores.importance.values())
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_criteria_without_data(bert, criterion):
+    scores = optin_cli.score(bert, options=ScoreOptions(criterion=criterion))
+    mask = optin_cli.search(scores, Limits(keep_macs=0.5, keep_parameters=0.9, round_to=8, minima={"head": 1}))
+    assert mask.budget.reached["macs"] <= 0.5 and mask.budget.reached["parameters"] <= 0.9
+    assert all(len(g.kept) % 8 == 0 for name, g in mask.groups.items() if name.endswith("neuron"))
+    assert all(g.kept for name, g in mask.groups.items() if name.endswith("head"))
+
+
+def test_options_fit_short_models(bert, texts):
+    """The default length is what the model holds: 48 tokens here."""
+    assert optin_cli.score(bert, str(texts), options=ScoreOptions(samples=4, probes=1)).importance
