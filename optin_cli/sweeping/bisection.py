@@ -1,7 +1,5 @@
 """A question about shares in; the smallest share found for which the answer is yes out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 PLACES = 4
