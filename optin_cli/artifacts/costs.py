@@ -1,7 +1,5 @@
 """Costs recorded in artifacts: MACs and parameters per unit and group, and how they depend on merged tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """The evaluation artifact: task metrics, size and speed."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

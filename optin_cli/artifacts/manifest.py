@@ -1,7 +1,5 @@
 """The manifest artifact: what a pruned folder was made from, how, and the proof that it loads."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Read any artifact by its own schema. Importing this module does not import torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,16 +17,7 @@ from optin_cli.artifacts.sweep import Sweep
 from optin_cli.errors import ArtifactError, OptinError
 from optin_cli.files import read_bytes, sha256_of
 
-KINDS: tuple[type[Artifact], ...] = (
-    Profile,
-    ScoresHeader,
-    Mask,
-    Manifest,
-    Evaluation,
-    Sweep,
-    Export,
-    LatencyTable,
-)
+KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export, LatencyTable)
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
 MOST_BYTES = 1 << 26
 """No JSON artifact is larger than this; a folder's larger files are passed over."""

@@ -3,8 +3,6 @@
 Read and written with numpy, so that search and inspect need no torch.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,8 +91,7 @@ def read_scores(path: str | Path) -> Scores:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, TypeError, AttributeError) as error:
             raise ArtifactError(
-                f"{name} is not a complete safetensors file: {error}.",
-                hint="Expected what optin score wrote.",
+                f"{name} is not a complete safetensors file: {error}.", hint="Expected what optin score wrote."
             ) from error
     if HEADER not in metadata:
         raise ArtifactError(

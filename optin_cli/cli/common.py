@@ -39,8 +39,7 @@ CheckpointArgument = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Output = Annotated[
-    str | None,
-    typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False),
+    str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. (default: all cores)")]
@@ -81,10 +80,7 @@ class Data:
     """What data a command reads."""
 
     source: str | None = option(
-        None,
-        "--calib",
-        "Task name (sst2, cifar10, …), or a file or folder of texts or images.",
-        metavar="TASK|PATH",
+        None, "--calib", "Task name (sst2, cifar10, …), or a file or folder of texts or images.", metavar="TASK|PATH"
     )
     path: Path | None = option(
         None, "--data", "Local copy of the task's data: a file, or a folder (of images).", metavar="PATH"

@@ -1,7 +1,5 @@
 """Shell completion of values. Nothing here imports torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -1,7 +1,5 @@
 """`optin demo`: run the five stages offline on an embedded classifier, and leave the artifacts in a folder."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

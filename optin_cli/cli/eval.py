@@ -1,7 +1,5 @@
 """`optin eval`: task metric, agreement with another checkpoint, size and speed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -76,11 +74,7 @@ def evaluate(
 
     device = device_for(opening.device, checkpoint, against)
     opened = load_evaluated(
-        checkpoint,
-        device=device,
-        arch=opening.arch,
-        arch_args=opening.arguments(),
-        architecture=opening.architecture,
+        checkpoint, device=device, arch=opening.arch, arch_args=opening.arguments(), architecture=opening.architecture
     )
     other = None if against is None else load_evaluated(against, device=device, architecture=opening.architecture)
     with common.progress("evaluating") as progress:

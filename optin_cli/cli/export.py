@@ -1,7 +1,5 @@
 """`optin export`: a file for a runtime, certified in that runtime."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated

@@ -35,8 +35,7 @@ def inspect(
         path = path / MANIFEST
         if not path.is_file():
             raise ArtifactError(
-                f"{file} has no {MANIFEST}, so optin did not write it.",
-                hint="For a checkpoint, use optin profile.",
+                f"{file} has no {MANIFEST}, so optin did not write it.", hint="For a checkpoint, use optin profile."
             )
     from optin_cli.artifacts.reading import read_artifact
     from optin_cli.cli.tables import TABLES

@@ -1,7 +1,5 @@
 """Turn signals into KeyboardInterrupt, raised again at the next step where a library swallowed it."""
 
-from __future__ import annotations
-
 import signal
 from types import FrameType
 from typing import NoReturn

@@ -1,7 +1,5 @@
 """The `optin` command: one file per subcommand, and the one handler that turns failures into exit statuses."""
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

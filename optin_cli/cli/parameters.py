@@ -1,7 +1,5 @@
 """Parameters of commands, generated from the options classes that they take."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Collection

@@ -1,7 +1,5 @@
 """`optin profile`: what the units of a checkpoint cost in MACs and parameters, or in time measured here."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -20,8 +18,7 @@ def profile(
     output: common.Output = None,
     seq_len: common.SeqLen = None,
     latency: Annotated[
-        bool,
-        typer.Option("--latency", help="Measure the time of each group's units on this device, for search."),
+        bool, typer.Option("--latency", help="Measure the time of each group's units on this device, for search.")
     ] = False,
     options: LatencyOptions,
     threads: Annotated[

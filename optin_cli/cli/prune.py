@@ -26,8 +26,7 @@ def prune(
     checkpoint: common.CheckpointArgument,
     *,
     mask: Annotated[
-        str,
-        typer.Option("--mask", metavar="MASK", help="What optin search wrote; - for stdin.", show_default=False),
+        str, typer.Option("--mask", metavar="MASK", help="What optin search wrote; - for stdin.", show_default=False)
     ],
     output: common.Output = None,
     data: Annotated[common.Data, part("path", "columns", "images", source=CALIB)],

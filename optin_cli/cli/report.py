@@ -1,7 +1,5 @@
 """`optin report`: one self-contained HTML page of a pruned model or a sweep."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`optin score`: the importance of every unit of a checkpoint, from calibration data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

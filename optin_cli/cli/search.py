@@ -50,8 +50,7 @@ def search(
     to_stdout = output == common.STDIO or (as_json and output is None)
     if to_stdout and len(budgets) > 1:
         raise UsageError(
-            "Several masks cannot go to one stdout.",
-            hint="Ask for one budget, or pass -o FOLDER for several.",
+            "Several masks cannot go to one stdout.", hint="Ask for one budget, or pass -o FOLDER for several."
         )
     folder = Path(output) if output is not None and len(budgets) > 1 else None
     targets = [common.STDIO] if to_stdout else _targets(output, folder, common.stem_of(scores), budgets)

@@ -1,7 +1,5 @@
 """Differences between two checkpoints: config keys, tensor shapes and weights, and the masks of pruned ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Each kind has one comparison function, named in the table below. Only the comparison of weights imports torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,8 +58,7 @@ def diff(a: str | Path, b: str | Path) -> Difference:
         )
     module, _, function = COMPARISONS[kinds[0]].partition(":")
     compare = cast(
-        "Callable[[Side, Side], Difference]",
-        getattr(importlib.import_module(f"optin_cli.diffing.{module}"), function),
+        "Callable[[Side, Side], Difference]", getattr(importlib.import_module(f"optin_cli.diffing.{module}"), function)
     )
     return compare(*sides)
 

@@ -1,7 +1,5 @@
 """Differences between two masks, or between the manifests of two pruned models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from optin_cli.artifacts.manifest import Manifest

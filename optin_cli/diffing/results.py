@@ -1,7 +1,5 @@
 """Differences between two evaluations, sweeps, profiles or latency tables; timings are listed apart."""
 
-from __future__ import annotations
-
 from pydantic import JsonValue
 
 from optin_cli.artifacts.costs import Profile
@@ -11,14 +9,7 @@ from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
 from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
 
-TIMED_WORDS = (
-    "median_ms",
-    "samples_per_second",
-    "latency_ratio",
-    "prepare_seconds",
-    "prune_seconds",
-    "latency.device",
-)
+TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seconds", "prune_seconds", "latency.device")
 """How keys end whose values differ between any two runs, or two machines."""
 
 

@@ -1,7 +1,5 @@
 """Differences between two scores files: rank correlation, costs, options and inputs."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from optin_cli.artifacts.base import Vector32

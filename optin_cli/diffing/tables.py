@@ -4,8 +4,6 @@ A section maps row names (a group, an option, a tensor) to rows and holds only r
 to values.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

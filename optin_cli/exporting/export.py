@@ -128,10 +128,7 @@ def _record(checkpoint: Checkpoint, written: Written, certificate: ExportCertifi
     return Export(
         optin_version=__version__,
         options={} if options.opset is None else {"opset": options.opset},
-        inputs={
-            **checkpoint.sources,
-            "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity)),
-        },
+        inputs={**checkpoint.sources, "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity))},
         target=target.name,
         files={file.name: sha256_of(file) for file in files},
         family=checkpoint.structure.family,
@@ -148,10 +145,7 @@ def _record(checkpoint: Checkpoint, written: Written, certificate: ExportCertifi
             bytes=sum(file.stat().st_size for file in files),
         ),
         certificate=certificate,
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
     )
 
 

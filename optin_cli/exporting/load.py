@@ -1,7 +1,5 @@
 """Open an exported file as a checkpoint that evaluation runs in the file's own runtime."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path

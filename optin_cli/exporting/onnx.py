@@ -3,8 +3,6 @@
 Weights lie in the file itself, or in NAME.data beside it where they exceed what one file may hold.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 The model is read from ONNX by the runtime itself.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

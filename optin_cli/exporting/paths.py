@@ -1,7 +1,5 @@
 """Paths of an exported file and its record, and whether they may be written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from optin_cli.exporting.registry import RECORD, Target

@@ -3,8 +3,6 @@
 The format is torch's own: a zip archive of the graph as JSON and the weights as raw bytes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

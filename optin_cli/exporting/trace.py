@@ -4,8 +4,6 @@ An exported file takes what the checkpoint's tokenizer gives and its model takes
 model is judged by, each under its own name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import io

@@ -1,7 +1,5 @@
 """Options that several stages have."""
 
-from __future__ import annotations
-
 from optin_cli.options.declare import Option
 
 DEFAULT_SEQ_LEN = 128

@@ -4,8 +4,6 @@ From these fields come the checks of an options class, the constants that artifa
 commands (`cli/parameters.py`) and the command lines of reports (`reporting/commands.py`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import operator

@@ -1,7 +1,5 @@
 """Options of evaluation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN

@@ -1,7 +1,5 @@
 """Options of export."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from optin_cli.options.common import SEQ_LEN

@@ -1,7 +1,5 @@
 """Options of reading images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from optin_cli.options.declare import Checked, option

@@ -1,7 +1,5 @@
 """Options of the refit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from optin_cli.errors import UsageError

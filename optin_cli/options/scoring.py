@@ -1,7 +1,5 @@
 """Options of scoring, and the criteria and unit kinds to choose from."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Options of the search for a mask."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -51,10 +49,7 @@ class BudgetOptions:
         None, "--keep-params", "Share of the model's parameters to keep.", metavar="SHARE[,…]"
     )
     latency: tuple[float, ...] | None = option(
-        None,
-        "--keep-latency",
-        "Share of the measured time to keep; with --latency-table.",
-        metavar="SHARE[,…]",
+        None, "--keep-latency", "Share of the measured time to keep; with --latency-table.", metavar="SHARE[,…]"
     )
 
     def each(self) -> list[dict[str, float]]:

@@ -1,7 +1,5 @@
 """Options of sweeps, and the names of the recipes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
@@ -10,18 +8,7 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
-RECIPES = (
-    "optin",
-    "one-shot",
-    "no-refit",
-    "magnitude",
-    "wanda",
-    "fisher",
-    "random",
-    "optin-paper",
-    "kwon",
-    "kprune",
-)
+RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "random", "optin-paper", "kwon", "kprune")
 """Names of the recipes, known without importing them."""
 SCORING = part("samples", "batch_size", "max_length", "seed")
 EVALUATION = part(

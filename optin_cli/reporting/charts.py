@@ -1,7 +1,5 @@
 """Geometry of a report's charts in pixels, which the template writes as SVG."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Callable, Sequence
@@ -187,11 +185,7 @@ def draw_plots(sweep: Sweep, this: tuple[float, float | None, float] | None) -> 
 
 
 def _plot(
-    sweep: Sweep,
-    place: Callable[[SweepPoint], float],
-    title: str,
-    x_label: str,
-    this: tuple[float, float] | None,
+    sweep: Sweep, place: Callable[[SweepPoint], float], title: str, x_label: str, this: tuple[float, float] | None
 ) -> Plot:
     original = sweep.baseline.value
     levels = [("original", original)]

@@ -4,8 +4,6 @@ Options at the default of this version are left out, unless another version wrot
 the artifacts record; files are identified by hash elsewhere in a report.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """The main numbers of a report, before and after pruning, each measured or marked as missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,13 +89,7 @@ def measures(
         if e.latency is not None
     ]
     measured = [_metric(e, originals) for e in mine if e.metric is not None] or [
-        Quantity(
-            e.metric.name,
-            before=e.metric.value,
-            conditions=_data(e),
-            missing=HOW_TO_MEASURE,
-            is_metric=True,
-        )
+        Quantity(e.metric.name, before=e.metric.value, conditions=_data(e), missing=HOW_TO_MEASURE, is_metric=True)
         for e in originals
         if e.metric is not None
     ]

@@ -1,7 +1,5 @@
 """Write one self-contained HTML page about a pruned model. Equal artifacts give equal bytes; torch is not imported."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Bisect for the smallest share that is within a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 PLACES = 4

@@ -1,7 +1,5 @@
 """A recipe's pruned and adjusted model for one budget: made in memory, measured, and written as a folder."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A recipe prepares (scores) once; at each budget its model is pruned, adjusted an
 original. The record is written after every point, so that an interrupted sweep can go on.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import shutil
@@ -225,10 +223,7 @@ def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
     if measured.metric is None:
         raise DataError(f"{measured.inputs['data'].name} has no labels to measure {original.checkpoint.name} by.")
     return SweepBaseline(
-        value=measured.metric.value,
-        standard_error=measured.standard_error,
-        totals=totals,
-        latency=measured.latency,
+        value=measured.metric.value, standard_error=measured.standard_error, totals=totals, latency=measured.latency
     )
 
 
