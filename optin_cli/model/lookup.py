@@ -1,7 +1,5 @@
 """A model and a path in; the module, attribute, tensor or number there out."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Check what a mask says of its budget against the units that it keeps: a mask may have been edited."""
 
-from __future__ import annotations
-
 import math
 
 from optin_cli.artifacts.costs import TOKEN, GroupCost
