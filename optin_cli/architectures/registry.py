@@ -1,7 +1,5 @@
 """Look up architecture descriptions, one JSON file per model family."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -14,12 +14,7 @@ OutputKind = Literal["categorical", "bernoulli", "real"]
 Layout = Literal["BTC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 Purpose = Literal[
-    "classification",
-    "regression",
-    "similarity",
-    "question-answering",
-    "token-classification",
-    "next-token-prediction",
+    "classification", "regression", "similarity", "question-answering", "token-classification", "next-token-prediction"
 ]
 """What a model is for: every kind of task, and purposes that no task measures yet."""
 

@@ -1,7 +1,5 @@
 """Find the blocks of a stack in a model, and where the paths of their rules lead."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Its own class can build a uniform mask, one with the same count in every block o
 that count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

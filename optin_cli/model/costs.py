@@ -8,8 +8,6 @@ products inside its mixer (scores and values of attention), each less those of m
 to its units.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings

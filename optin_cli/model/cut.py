@@ -1,7 +1,5 @@
 """Prune models: remove units from the tensors of a model, in place or in a copy."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Forward passes: hooks that are always removed, and trajectories (block outputs and final outputs)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Resolve dotted paths inside a model."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -4,8 +4,6 @@ Masking a slice multiplies its columns of the consumer's input by 0, which equal
 before. Gates may differ per row of the batch and may require gradients.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 

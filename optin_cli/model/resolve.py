@@ -3,8 +3,6 @@
 Sizes are read from the tensors themselves, so a checkpoint that was pruned already is described as it is now.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -23,12 +21,7 @@ KINDS: tuple[Finder, ...] = (find_slices, find_tokens)
 
 
 def find_structure(
-    model: nn.Module,
-    architecture: Architecture,
-    head: HeadRule,
-    *,
-    root: str = "",
-    problem_type: str | None = None,
+    model: nn.Module, architecture: Architecture, head: HeadRule, *, root: str = "", problem_type: str | None = None
 ) -> Structure:
     """Resolve a description against a model.
 

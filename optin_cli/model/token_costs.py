@@ -5,8 +5,6 @@
 for t of T tokens: the products of attention grow with the square. Both parts are measured, by counting at two lengths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

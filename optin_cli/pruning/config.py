@@ -1,7 +1,5 @@
 """Express a mask of uniform layout by keys of the library's own config, or say why that is impossible."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import nn

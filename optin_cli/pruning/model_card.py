@@ -4,8 +4,6 @@ The card opens with how to load. Measurements are kept between two marks, and on
 there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

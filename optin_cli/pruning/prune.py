@@ -1,7 +1,5 @@
 """Prune a checkpoint by a mask: a physically smaller checkpoint folder, certified by a reload in a fresh process."""
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 import platform

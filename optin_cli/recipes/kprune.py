@@ -19,8 +19,6 @@ TINY_RIDGE against singular inputs; lambda and mu are those of the authors' publ
 searches a few values per task.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 from collections.abc import Mapping, Sequence

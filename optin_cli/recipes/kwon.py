@@ -20,8 +20,6 @@ layer's heads are tuned too, and the last layer on all tokens, where the authors
 first token for the latter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -13,8 +13,6 @@ Simplifications: Gram matrices are those of each sample without padding instead 
 KL is divided by the temperature where the equation says so.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from optin_cli.recipes.recipe import Prepared, Recipe, Setting

@@ -4,8 +4,6 @@ A recipe is a published method (or our own) of making a checkpoint smaller. All 
 pruning, so that they differ in their method alone. Each is one module; `registry.py` names them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Every recipe by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from optin_cli.recipes.recipe import Recipe

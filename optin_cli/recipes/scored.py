@@ -1,7 +1,5 @@
 """Recipes that score every unit, search a mask under the budget, and refit or not; without refit they score once."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,11 +52,7 @@ def _scored(
     name: str, source: str, criterion: str, *, refit: bool, labels: bool = False, rounds: bool | None = None
 ) -> Recipe:
     prepare = functools.partial(
-        prepare_scored,
-        criterion=criterion,
-        algorithm="exact",
-        refit=refit,
-        rounds=refit if rounds is None else rounds,
+        prepare_scored, criterion=criterion, algorithm="exact", refit=refit, rounds=refit if rounds is None else rounds
     )
     return Recipe(name, source, prepare, needs_labels=labels)
 

@@ -3,8 +3,6 @@
 A batch norm subtracts the mean of its input, so it can also hold the intercept that a convolution before it lacks.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 

@@ -3,8 +3,6 @@
 A convolution is linear in its unfolded input: each position of its output reads one patch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

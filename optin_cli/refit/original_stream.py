@@ -4,8 +4,6 @@ A refit asks for the original's residual stream behind every consumer in turn. A
 answered from one pass through that block, whose results wait in temporary files, not in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -10,8 +10,6 @@ pruned model's residual stream, so that errors of earlier layers are corrected t
 equations are kept, in float64, so memory does not grow with the data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

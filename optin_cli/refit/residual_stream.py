@@ -4,8 +4,6 @@ A consumer's output enters the residual sum by a scaled permutation: layer scale
 shifted, padding cropped. No description says which; autograd finds it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence

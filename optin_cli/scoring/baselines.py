@@ -1,7 +1,5 @@
 """Baseline criteria: magnitude, random, Wanda and Fisher."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence

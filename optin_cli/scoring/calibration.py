@@ -1,7 +1,5 @@
 """Calibration batches of a scoring run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Equations of OPTIN (ICLR 2024, Algorithm 1): manifold distance between the token
 outputs, and a distillation distance between the final outputs.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 
@@ -34,11 +32,7 @@ def manifold_distance(features: torch.Tensor, reference: torch.Tensor, token_mas
 
 
 def output_distance(
-    output: torch.Tensor,
-    reference: torch.Tensor,
-    kind: str,
-    temperature: float,
-    token_mask: torch.Tensor | None = None,
+    output: torch.Tensor, reference: torch.Tensor, kind: str, temperature: float, token_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Distance of outputs from a reference, per row: (rows,).
 

@@ -3,8 +3,6 @@
 Blocks before a unit's block do not change, so their recorded outputs are replayed; candidates are batched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,12 +28,7 @@ def repeat_rows(value: Any, times: int) -> Any:
 
 
 def trajectory_distance(
-    mine: Trajectory,
-    reference: Trajectory,
-    structure: Structure,
-    batch: Batch,
-    objective: Objective,
-    first: int,
+    mine: Trajectory, reference: Trajectory, structure: Structure, batch: Batch, objective: Objective, first: int
 ) -> torch.Tensor:
     """Importance of what changed `mine`, per row: manifold distances of blocks from `first` on, plus outputs.
 

@@ -6,8 +6,6 @@ and refitted, and the remaining units are scored again; then again at a smaller 
 from the last model that had it, so the result serves every budget, as one-shot scores do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

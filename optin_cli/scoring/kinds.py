@@ -1,7 +1,5 @@
 """Kinds of units with an estimator of their own, which scores them after all others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

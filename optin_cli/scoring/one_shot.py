@@ -1,7 +1,5 @@
 """Score every unit of a checkpoint once."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Score the importance of every unit of a checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

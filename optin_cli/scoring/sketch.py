@@ -58,11 +58,7 @@ def fisher_factor(probabilities: torch.Tensor, signs: torch.Tensor) -> torch.Ten
 
 
 def output_projection(
-    output: torch.Tensor,
-    signs: torch.Tensor,
-    rule: OutputRule,
-    temperature: float,
-    batch: Batch,
+    output: torch.Tensor, signs: torch.Tensor, rule: OutputRule, temperature: float, batch: Batch
 ) -> torch.Tensor:
     """Scalar a row, (rows,), whose squared gradient is in expectation the second-order output distance.
 
@@ -136,13 +132,7 @@ def probe_scalar(
 
 
 def sketch_batch(
-    model: nn.Module,
-    structure: Structure,
-    batch: Batch,
-    objective: Objective,
-    *,
-    probes: int,
-    seed: int,
+    model: nn.Module, structure: Structure, batch: Batch, objective: Objective, *, probes: int, seed: int
 ) -> dict[str, torch.Tensor]:
     """Estimate the importance of a structure's units by backward passes.
 

@@ -11,8 +11,6 @@ D: mean trajectory distance of the refitted model. L: the importance that its ma
 multiplied by the rate.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 

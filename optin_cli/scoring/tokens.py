@@ -11,8 +11,6 @@ third up or down on the ViT-S measured, the loss of all its merges together, whi
 falls short of it by up to half.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,11 +62,7 @@ def merge_batch(
     lost = [torch.zeros(batch.size, dtype=torch.float64)]
     for number in steps:
         kept = {group: range(number, tokens.mergeable)}
-        with (
-            replayed(model, structure, known),
-            masked(model, structure, kept),
-            tokens.choices(model) as places,
-        ):
+        with replayed(model, structure, known), masked(model, structure, kept), tokens.choices(model) as places:
             mine = observe(model, structure, batch)
         theirs = replace(reference, features=[cluster_means(f, places[0]) for f in reference.features])
         lost.append(trajectory_distance(mine, theirs, structure, batch, objective, first).double().cpu())

@@ -6,8 +6,6 @@ proportion to the product of both counts:
     cost = fixed + sum_g own_g n_g + sum_ab p_ab n_a n_b
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

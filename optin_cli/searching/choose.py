@@ -4,8 +4,6 @@ Importance adds up over units and cost adds up over groups, and within a group u
 importance, so the decision is how many each group keeps: an integer program.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

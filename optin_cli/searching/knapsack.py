@@ -1,7 +1,5 @@
 """Exact 0/1 knapsack with several limits."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

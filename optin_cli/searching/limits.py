@@ -1,7 +1,5 @@
 """Limits that a mask must respect, and the numbers of units that each group may keep. No model, no torch."""
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence

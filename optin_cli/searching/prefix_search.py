@@ -1,7 +1,5 @@
 """The OPTIN paper's own search. No model, no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Search for the mask that loses least importance within budgets."""
 
-from __future__ import annotations
-
 from optin_cli.artifacts.base import Source
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import Scores
@@ -12,12 +10,7 @@ from optin_cli.searching.limits import Limits
 
 
 def search(
-    scores: Scores,
-    limits: Limits,
-    *,
-    algorithm: Algorithm = "exact",
-    name: str = "scores",
-    table_name: str = "latency",
+    scores: Scores, limits: Limits, *, algorithm: Algorithm = "exact", name: str = "scores", table_name: str = "latency"
 ) -> Mask:
     """The mask that loses least importance within the limits.
 

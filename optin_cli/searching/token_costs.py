@@ -8,8 +8,6 @@ and so does the part of the block that no mask removes. Finding out which tokens
 hidden states for m tokens that may merge.
 """
 
-from __future__ import annotations
-
 from optin_cli.artifacts.costs import TokenCosts
 
 

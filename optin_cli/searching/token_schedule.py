@@ -7,8 +7,6 @@ the other units must then lose is bounded by filling the budget with parts of un
 the exact search fills it with whole ones, and the one that loses least in all is taken.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence

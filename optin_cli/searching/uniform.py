@@ -5,8 +5,6 @@ best ones. A class thus is one group whose n-th unit is the n-th best of every m
 the members' sums.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
