@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from helpers.running import QUICK, call, command, done, environment
+from helpers.running import QUICK, Watch, call, command, done, environment
 from safetensors.torch import load_file, save_file
 
 
@@ -58,7 +58,7 @@ def watched(stop=None):
                 raise KeyboardInterrupt
             told.append((done, total, what))
 
-        yield tell
+        yield Watch(tell)
 
     with patch("optin_cli.cli.common.progress", progress):
         yield told
