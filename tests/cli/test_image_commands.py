@@ -223,10 +223,13 @@ def test_a_sweep_decodes_its_calibration_images_once(trained, tmp_path, decoded)
         "imagefolder",
         "imagefolder",
         tmp_path / "sweep",
-        SweepOptions(("wanda", "fisher"), (0.8,)),
+        SweepOptions(
+            ("wanda", "fisher"),
+            (0.8,),
+            scoring=ScoreOptions(samples=24, batch_size=8),
+            evaluation=EvalOptions(latency_runs=0),
+        ),
         data=trained / "pets",
-        scoring=ScoreOptions(samples=24, batch_size=8),
-        evaluation=EvalOptions(latency_runs=0),
     )
     counts = Counter(decoded)
     assert sorted(counts.values()) == [1] * 24 + [3] * 48
@@ -264,10 +267,13 @@ def test_the_paper_s_recipe_prunes_a_model_without_heads(trained, tmp_path):
         str(trained / "pets"),
         "imagefolder",
         tmp_path / "sweep",
-        SweepOptions(("optin-paper",), (0.8,)),
+        SweepOptions(
+            ("optin-paper",),
+            (0.8,),
+            scoring=ScoreOptions(samples=12, probes=1, batch_size=6),
+            evaluation=EvalOptions(latency_runs=0),
+        ),
         data=trained / "pets",
-        scoring=ScoreOptions(samples=12, probes=1, batch_size=6),
-        evaluation=EvalOptions(latency_runs=0),
     )
     assert result.points[0].macs_ratio <= 0.8
 

@@ -50,9 +50,9 @@ def test_every_family_that_merges_computes_what_was_promised(image_checkpoint, p
         assert mask.budget.reached["macs"] <= share
     # A random model may lose least by width alone: merging is that of a budget which nothing else can meet.
     with pytest.raises(BudgetError) as caught:
-        optin_cli.search(scores, keep_flops=1e-4, protect=("*.head", "*.neuron"))
+        optin_cli.search(scores, Limits(keep_macs=1e-4, protect=("*.head", "*.neuron")))
     share = (1 + caught.value.reachable[1]) / 2
-    merging = optin_cli.search(scores, keep_flops=share, protect=("*.head", "*.neuron"))
+    merging = optin_cli.search(scores, Limits(keep_macs=share, protect=("*.head", "*.neuron")))
     assert merging.budget.reached["macs"] <= share
     groups = {name: merging.groups[name] if name in named else group for name, group in mask.groups.items()}
     assert sum(group.units - len(group.kept) for name, group in groups.items() if name in named) > 0
