@@ -152,7 +152,7 @@ def test_kinds_to_score_exactly_that_a_model_lacks(tiny, kinds):
     with pytest.raises(UsageError, match="no units of kind 'channel' to score exactly; what is scored is head, neuron"):
         scores(tiny, calibration_of(batch_of()), exact_kinds=kinds, **options)
     neurons = tuple(group for group in tiny.structure.groups if group.kind == "neuron")
-    headless = replace(tiny, structure=replace(tiny.structure, groups=neurons))
+    headless = replace(tiny, structure=tiny.structure.with_groups(neurons))
     found = scores(headless, calibration_of(batch_of()), **options)
     assert {group.estimator for group in found.header.groups.values()} == {"sketch"}
 
