@@ -17,6 +17,8 @@ MOST_COMBINATIONS = 200_000
 NEAR = 1e-3
 """How far from the optimum the greedy choice may be to be taken at once, as a share of the gain that it forgoes: far
 less than importances are known to."""
+DUAL_TOLERANCE = 1e-6
+"""How far reduced costs may be off: HiGHS solves linear programs to 1e-7, with gains of at most 1."""
 MILP_GAP = 1e-6
 MILP_NODES = 2000
 """When the integer program may stop: relative distance from the optimum, and nodes. A limit of time would make the
@@ -101,7 +103,7 @@ def _solve_core(gains: Vector64, costs: Vector64, limits: Vector64, after: NDArr
         if (costs[:, item] <= left).all() and (after[item] < 0 or feasible[after[item]]):
             feasible[item] = True
             left = left - costs[:, item]
-    gap = max(-float(relaxed.fun) - float(value @ feasible), 0.0) + 1e-9
+    gap = max(-float(relaxed.fun) - float(value @ feasible), 0.0) + DUAL_TOLERANCE
     if gap <= NEAR * float(value[~feasible].sum()):
         return feasible
     taken: NDArray[np.bool_] = reduced < -gap

@@ -145,13 +145,17 @@ def test_survives_groups_that_lose_every_unit(tiny, prepared, name):
         assert model(**make_inputs()).logits.isfinite().all()
 
 
+SMALLEST = {"bert": 0.2, "llama": 0.1315}
+"""Shares of MACs at which groups lose all units, whatever the recipe; Llama cannot go below 0.1314."""
+
+
 @pytest.mark.parametrize("name", ["kprune", "kwon", "optin"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_survives_groups_that_lose_every_unit_and_have_no_bias(tmp_path_factory, family, name):
     checkpoint = load(tmp_path_factory, family)
     for group in checkpoint.structure.groups:
         checkpoint.model.get_submodule(group.consumer).bias = None
-    outcome = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=0.2 if family == "bert" else 0.35))
+    outcome = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=SMALLEST[family]))
     assert any(not units for units in outcome.kept.values())
     model, report = run(checkpoint, outcome)
     empty = {group: found for group, found in report.items() if not outcome.kept[group]}

@@ -26,6 +26,12 @@ def path(request, monkeypatch):
     return request.param
 
 
+def test_gains_below_the_tolerance_of_the_solver_do_not_break_the_budget():
+    instance = Instance([("head", 1, 1, 1, [6e-8]), ("head", 2, 1, 1, [1.0, 1.0, 1.0])])
+    limits = Limits(keep_macs=0.75, round_to=4)
+    assert instance.choose(limits) == {"encoder.0.head": [], "encoder.1.head": [0, 1, 2]}
+
+
 @pytest.mark.parametrize("combinations", [knapsack.MOST_COMBINATIONS, 0], ids=["enumeration", "core"])
 @settings(max_examples=100, deadline=None)
 @given(INSTANCES, LIMITS)
