@@ -79,7 +79,8 @@ DEALT = [("no bias", -1), ("as built", 0), ("bias added", 1), ("bias added", -1)
 def test_every_allowed_count_of_units_can_be_refitted(family):
     """With and without biases: every consumer behind the first pruned group is solved, or the record says why not."""
     many = len(structure_of(build(family)).groups) > 8  # and then several groups of each kind have each count
-    for biases, turn in DEALT[:3] if many else DEALT:
+    wide = family == "timm-vgg-bn"  # whose first dense layer has 25,088 inputs, most of them of the last channels
+    for biases, turn in DEALT[:1] if wide else DEALT[:3] if many else DEALT:
         original = build(family)
         if biases != "as built":
             without_biases(original, structure_of(original))
