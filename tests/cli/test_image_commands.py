@@ -264,8 +264,8 @@ def test_hybrid_scores_models_and_units_without_heads(work):
 def test_the_paper_s_recipe_prunes_a_model_without_heads(trained, tmp_path):
     result = optin_cli.sweep(
         save_images(tmp_path / "resnet", "timm-resnet"),
-        str(trained / "pets"),
         "imagefolder",
+        str(trained / "pets"),
         tmp_path / "sweep",
         SweepOptions(
             ("optin-paper",),
