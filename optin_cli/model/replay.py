@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> 
     originals: dict[str, Any] = {path: module.__dict__.get("forward") for path, module in modules.items()}
 
     def stub(compute: Any) -> Any:
+        @functools.wraps(compute)  # what merges tokens looks for an argument of the block's forward
         def forward(*args: Any, **kwargs: Any) -> Any:
             nonlocal position
             position += 1

@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
-from helpers.models import batch_of, build, random_kept, structure_of
+from helpers.models import batch_of, build, make_pixels, random_kept, structure_of
+from helpers.tokens import tokens_kept
 
+from optin_cli.data.batch import Batch
 from optin_cli.model.cut import PrunedModel, cut
-from optin_cli.model.forward import call_model
-from optin_cli.model.replay import Prefixes
+from optin_cli.model.forward import call_model, observe
+from optin_cli.model.masking import masked
+from optin_cli.model.replay import Prefixes, captured, replayed
 from optin_cli.refit import refit
 
 LANGUAGE = ["bert", "albert", "distilbert"]
@@ -51,3 +54,20 @@ def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
         models.append(model.state_dict())
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name])
+
+
+@pytest.mark.parametrize("family", ["vit", "timm-dinov2"])
+def test_merging_behind_replayed_blocks_is_that_of_the_whole_pass(image_checkpoint, family):
+    """Scoring replays the blocks before a merge; attention behind it weighs tokens by size all the same."""
+    checkpoint = image_checkpoint(family)
+    model, structure = checkpoint.model, checkpoint.structure
+    batch = Batch(make_pixels(model, 2), None, ("a", "b"))
+    with captured(model, structure) as calls:
+        observe(model, structure, batch)
+    kept = tokens_kept(checkpoint, 4)
+    with masked(model, structure, kept):
+        expected = observe(model, structure, batch)
+    with replayed(model, structure, [calls[0][1]]), masked(model, structure, kept):
+        found = observe(model, structure, batch)
+    for mine, theirs in zip([*found.features, *found.outputs], [*expected.features, *expected.outputs], strict=True):
+        torch.testing.assert_close(mine, theirs)
