@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class Exit(IntEnum):
@@ -77,6 +81,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     lead = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{lead}Known: {', '.join(names)}."
+
+
+def problems(error: ValidationError) -> str:
+    """Every problem that pydantic found in a document, a line each."""
+    return "\n".join(
+        f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from optin_cli.architectures.schema import Architecture, HeadRule
-from optin_cli.errors import ArchitectureError, did_you_mean
+from optin_cli.errors import ArchitectureError, did_you_mean, problems
 
 FOLDER = Path(__file__).parent
 HEADS_FILE = FOLDER / "heads.json"
@@ -20,9 +20,8 @@ def parse_architecture(path: Path) -> Architecture:
     except OSError as error:
         raise ArchitectureError(f"The architecture file {path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
         raise ArchitectureError(
-            f"{path} is not a valid architecture description:\n" + "\n".join(lines),
+            f"{path} is not a valid architecture description:\n{problems(error)}",
             hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
         ) from error
     if architecture.stacks_of is None:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from optin_cli.errors import ArtifactError
+from optin_cli.errors import ArtifactError, problems
 
 Options = dict[str, JsonValue]
 Vector32 = NDArray[np.float32]
@@ -138,11 +138,7 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(p) for p in e['loc']) or '(root)'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise ArtifactError(f"{name} is not a valid {kind.kind} file:\n" + "\n".join(lines)) from error
+        raise ArtifactError(f"{name} is not a valid {kind.kind} file:\n{problems(error)}") from error
 
 
 def require_source(artifact: Artifact, artifact_name: str, role: str, found: Source) -> None:

@@ -35,10 +35,8 @@ def diff_checkpoints(a: Side, b: Side) -> Difference:
     sections = {"config": diff_values(_config(a.path), _config(b.path)), "tensors": tensors, "weights": weights}
     records = [_manifest(side.path) for side in (a, b)]
     if records[0] is not None and records[1] is not None:
-        groups, record = (
-            diff_groups(records[0].groups, records[1].groups)[1],
-            diff_values(body(records[0], "groups"), body(records[1], "groups")),
-        )
+        groups = diff_groups(records[0].groups, records[1].groups)[1]
+        record = diff_values(body(records[0], "groups"), body(records[1], "groups"))
         sections |= {"groups": groups, "record": record, **diff_heads(records[0], records[1])}
     return difference(a, b, counts, sections)
 

@@ -4,27 +4,24 @@ from collections.abc import Mapping
 
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import GroupMask, Mask
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, contents, diff_heads, diff_values, difference
 
 
 def diff_masks(a: Side, b: Side) -> Difference:
     """Compare kept units, then budgets, options and inputs."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Mask) and isinstance(theirs, Mask)):
-        raise TypeError(a.kind)
-    summary, groups = diff_groups(mine.groups, theirs.groups)
-    rest = diff_values(body(mine, "groups"), body(theirs, "groups"))
-    return difference(a, b, summary, {"groups": groups, "budget": rest, **diff_heads(mine, theirs)})
+    return _diff(*contents(Mask, a, b), a, b, rest="budget")
 
 
 def diff_manifests(a: Side, b: Side) -> Difference:
     """Compare kept units, then everything measured on the pruned models."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Manifest) and isinstance(theirs, Manifest)):
-        raise TypeError(a.kind)
+    return _diff(*contents(Manifest, a, b), a, b, rest="record")
+
+
+def _diff(mine: Mask | Manifest, theirs: Mask | Manifest, a: Side, b: Side, *, rest: str) -> Difference:
+    """Compare kept units, then all else in a section named `rest`."""
     summary, groups = diff_groups(mine.groups, theirs.groups)
-    rest = diff_values(body(mine, "groups"), body(theirs, "groups"))
-    return difference(a, b, summary, {"groups": groups, "record": rest, **diff_heads(mine, theirs)})
+    values = diff_values(body(mine, "groups"), body(theirs, "groups"))
+    return difference(a, b, summary, {"groups": groups, rest: values, **diff_heads(mine, theirs)})
 
 
 def diff_groups(a: Mapping[str, GroupMask], b: Mapping[str, GroupMask]) -> tuple[Row, Section]:

@@ -7,7 +7,18 @@ from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
+from optin_cli.diffing.tables import (
+    Difference,
+    Row,
+    Section,
+    Side,
+    body,
+    contents,
+    diff_heads,
+    diff_values,
+    difference,
+    flatten,
+)
 
 TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seconds", "prune_seconds", "latency.device")
 """How keys end whose values differ between any two runs, or two machines."""
@@ -21,18 +32,14 @@ def _split(rows: Section) -> tuple[Section, Section]:
 
 def diff_evaluations(a: Side, b: Side) -> Difference:
     """Compare metrics, sizes and ratios, then options and inputs."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Evaluation) and isinstance(theirs, Evaluation)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(Evaluation, a, b)
     measures, timings = _split(diff_values(body(mine), body(theirs)))
     return difference(a, b, {}, {"measures": measures, **diff_heads(mine, theirs)}, timings)
 
 
 def diff_sweeps(a: Side, b: Side) -> Difference:
     """Compare points by recipe and budget, then the rest of the record."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Sweep) and isinstance(theirs, Sweep)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(Sweep, a, b)
     points: Section = {}
     timings: Section = {}
     here, there = ({_key(point): point for point in sweep.points} for sweep in (mine, theirs))
@@ -63,9 +70,7 @@ def _plain(point: SweepPoint) -> dict[str, JsonValue]:
 
 def diff_profiles(a: Side, b: Side) -> Difference:
     """Compare totals and the costs of each group."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Profile) and isinstance(theirs, Profile)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(Profile, a, b)
     return difference(a, b, {}, {"costs": diff_values(body(mine), body(theirs)), **diff_heads(mine, theirs)})
 
 
@@ -74,9 +79,7 @@ def diff_latencies(a: Side, b: Side) -> Difference:
 
     A group's row holds the time that all its units add, and the largest difference over the counts that both timed.
     """
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, LatencyTable) and isinstance(theirs, LatencyTable)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(LatencyTable, a, b)
     counts = diff_values(_counts(mine), _counts(theirs))
     timings = diff_values({"total_ms": mine.total_ms}, {"total_ms": theirs.total_ms})
     shared = [name for name in mine.groups if name in theirs.groups]
@@ -105,9 +108,7 @@ def _diff_ladders(a: Ladder, b: Ladder) -> Row | None:
 
 def diff_exports(a: Side, b: Side) -> Difference:
     """Files, tensors and certificates by input shape, then all else: target, opset, costs, versions."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Export) and isinstance(theirs, Export)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(Export, a, b)
     parts = ("files", "takes", "gives", "certificate")
     sections = {
         "files": diff_values(*({n: f"sha256 {sha[:12]}" for n, sha in side.files.items()} for side in (mine, theirs))),

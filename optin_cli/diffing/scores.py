@@ -4,14 +4,12 @@ import numpy as np
 
 from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.scores import Scores
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference
+from optin_cli.diffing.tables import Difference, Row, Section, Side, body, contents, diff_heads, diff_values, difference
 
 
 def diff_scores(a: Side, b: Side) -> Difference:
     """Compare rankings by kind of unit and by group, then costs, options and inputs."""
-    mine, theirs = a.content, b.content
-    if not (isinstance(mine, Scores) and isinstance(theirs, Scores)):
-        raise TypeError(a.kind)
+    mine, theirs = contents(Scores, a, b)
     shared = [name for name in mine.importance if _alike(mine, theirs, name)]
     kinds: Section = {}
     for kind in dict.fromkeys(mine.header.groups[name].kind for name in shared):

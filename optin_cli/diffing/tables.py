@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
 from optin_cli.artifacts.base import Artifact, Source
 from optin_cli.artifacts.scores import Scores
 
+T = TypeVar("T", bound=Artifact | Scores)
 Row = dict[str, JsonValue]
 Section = dict[str, Row]
 HEAD = ("optin_version", "options", "inputs", "schema")
@@ -61,6 +62,13 @@ class Difference:
             "sections": {title: section for title, section in self.sections.items() if section},
             "timings": self.timings,
         }
+
+
+def contents(kind: type[T], a: Side, b: Side) -> tuple[T, T]:
+    """The contents of two sides, which `diff` opened as of that kind."""
+    if not (isinstance(a.content, kind) and isinstance(b.content, kind)):
+        raise TypeError(f"{a.kind} and {b.kind} are not both {kind.__name__}")
+    return a.content, b.content
 
 
 def difference(

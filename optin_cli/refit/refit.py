@@ -119,7 +119,7 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
 def refit_model(
     pruned: PrunedModel,
     batches: Sequence[Batch],
-    options: RefitOptions = RefitOptions(),  # noqa: B008 - frozen
+    options: RefitOptions = RefitOptions(),
     *,
     progress: Progress = SILENT,
 ) -> dict[str, Refit]:

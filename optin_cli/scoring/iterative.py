@@ -52,7 +52,7 @@ def score_in_rounds(
     options: ScoreOptions,
     *,
     seq_len: int | None,
-    state: SavedState = SavedState(),  # noqa: B008 - frozen
+    state: SavedState = SavedState(),
     progress: Progress = SILENT,
 ) -> Scores:
     """Score every unit, then at each of `options.rescore` those that pruning to that share leaves.

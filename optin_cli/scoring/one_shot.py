@@ -75,7 +75,7 @@ def score_checkpoint(
     options: ScoreOptions,
     *,
     seq_len: int | None,
-    state: SavedState = SavedState(),  # noqa: B008 - frozen
+    state: SavedState = SavedState(),
     progress: Progress = SILENT,
 ) -> Scores:
     """Score every unit.

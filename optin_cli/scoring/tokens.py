@@ -110,7 +110,7 @@ def score_tokens(
     batches: Sequence[Batch],
     options: ScoreOptions,
     *,
-    state: SavedState = SavedState(),  # noqa: B008 - frozen
+    state: SavedState = SavedState(),
     progress: Progress = SILENT,
 ) -> Scores:
     """Add to the scores of all other groups a group of tokens for every block but the last.

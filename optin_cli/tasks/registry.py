@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from optin_cli.errors import DataError, did_you_mean
+from optin_cli.errors import DataError, did_you_mean, problems
 from optin_cli.tasks.schema import Task
 
 FOLDER = Path(__file__).parent
@@ -31,9 +31,8 @@ def parse_task(path: Path) -> Task:
     except OSError as error:
         raise DataError(f"The task file {path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(root)'}: {e['msg']}" for e in error.errors()]
         raise DataError(
-            f"{path} is not a valid task file:\n" + "\n".join(lines),
+            f"{path} is not a valid task file:\n{problems(error)}",
             hint=f"Start from one of those in {FOLDER.name}/ of the package, such as sst2.json.",
         ) from error
 
