@@ -95,6 +95,31 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A tiny BERT that classifies texts. To be read only."""
+    from helpers.models import save_checkpoint
+
+    from optin_cli.checkpoints.checkpoint import load
+
+    return load(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory):
+    """A tiny BERT without a head, for sentence embeddings. To be read only."""
+    from helpers.models import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("encoder") / "base", head="base")
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_folder):
+    from optin_cli.checkpoints.checkpoint import load
+
+    return load(encoder_folder)
+
+
+@pytest.fixture(scope="session")
 def pets(tmp_path_factory):
     """A folder of images, eight of each class. To be read only."""
     from helpers.pictures import image_folder

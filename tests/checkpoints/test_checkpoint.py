@@ -6,20 +6,12 @@ import shutil
 import pytest
 import torch
 from helpers.models import FAMILIES, HEADS, build, logits, save_checkpoint
+from helpers.states import write_state
 from safetensors.torch import load_file, save_file
 
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.folders import FILE_SUFFIXES
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
-
-STATE = {"a.weight": torch.tensor([[1.0, 2.0]]), "a.bias": torch.tensor([3.0]), "step": torch.tensor(7)}
-
-
-def write(path, state=None):
-    state = STATE if state is None else state
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    return path
-
 
 # Checkpoints
 
@@ -77,13 +69,13 @@ def test_tokenizer_travels_with_the_folder(folder):
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_state_dict_files_with_arch(folder, tmp_path, suffix, prefix):
     state = {prefix + name: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-    path = write(tmp_path / f"weights{suffix}", state)
+    path = write_state(tmp_path / f"weights{suffix}", state)
     with pytest.raises(UsageError, match="state dict"):
         load_checkpoint(path)
     checkpoint = load_checkpoint(path, arch=f"hf:{folder}")
     assert checkpoint.name == "weights"
     assert torch.equal(logits(checkpoint.model), logits(load_checkpoint(folder).model))
-    beside = write(folder / f"weights{suffix}", state)
+    beside = write_state(folder / f"weights{suffix}", state)
     assert load_checkpoint(beside).sha256 == checkpoint.sha256 if suffix != ".safetensors" else True
 
 
@@ -92,7 +84,7 @@ def test_sharded_weights_load_as_one(folder):
     names = sorted(state)
     files = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
     for part in set(files.values()):
-        write(folder / part, {name: state[name] for name in names if files[name] == part})
+        write_state(folder / part, {name: state[name] for name in names if files[name] == part})
     whole = logits(load_checkpoint(folder).model)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))

@@ -2,19 +2,11 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from helpers.states import STATE, write_state
 
 from optin_cli.checkpoints.folders import FILE_SUFFIXES
 from optin_cli.checkpoints.weights import read_state, storage_dtype, strip_prefix
 from optin_cli.errors import CheckpointError
-
-STATE = {"a.weight": torch.tensor([[1.0, 2.0]]), "a.bias": torch.tensor([3.0]), "step": torch.tensor(7)}
-
-
-def write(path, state=None):
-    state = STATE if state is None else state
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    return path
 
 
 def assert_state(found):
@@ -24,7 +16,7 @@ def assert_state(found):
 
 @pytest.mark.parametrize("suffix", FILE_SUFFIXES)
 def test_every_file_type_reads_the_same(tmp_path, suffix):
-    assert_state(read_state([write(tmp_path / f"w{suffix}")]))
+    assert_state(read_state([write_state(tmp_path / f"w{suffix}")]))
 
 
 @pytest.mark.parametrize(
@@ -37,11 +29,11 @@ def test_every_file_type_reads_the_same(tmp_path, suffix):
     ],
 )
 def test_nested_states_are_found(tmp_path, content):
-    assert_state(read_state([write(tmp_path / "w.pt", content)]))
+    assert_state(read_state([write_state(tmp_path / "w.pt", content)]))
 
 
 def test_several_files_are_one_state(tmp_path):
-    parts = [write(tmp_path / f"{i}.safetensors", {name: STATE[name]}) for i, name in enumerate(STATE)]
+    parts = [write_state(tmp_path / f"{i}.safetensors", {name: STATE[name]}) for i, name in enumerate(STATE)]
     assert_state(read_state(parts))
 
 
@@ -51,7 +43,7 @@ class Harmful:
 
 
 def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
-    path = write(tmp_path / "w.pt", {"a": torch.ones(1), "b": Harmful()})
+    path = write_state(tmp_path / "w.pt", {"a": torch.ones(1), "b": Harmful()})
     with pytest.raises(CheckpointError, match="holds more than tensors, so it is refused") as caught:
         read_state([path])
     assert "save_file" in caught.value.hint
@@ -74,7 +66,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
     ids=["empty", "cut short", "head only", "web page", "lfs pointer"],
 )
 def test_damaged_files_are_refused(tmp_path, suffix, damage, message):
-    path = write(tmp_path / f"w{suffix}")
+    path = write_state(tmp_path / f"w{suffix}")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=message):
         read_state([path])
@@ -93,7 +85,7 @@ def test_damaged_files_are_refused(tmp_path, suffix, damage, message):
 )
 def test_content_that_is_no_sound_state_is_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
-        read_state([write(tmp_path / "w.pt", content)])
+        read_state([write_state(tmp_path / "w.pt", content)])
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -4,23 +4,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from helpers.pictures import CLASSES, image_folder, picture_rows, save_pictures
+from helpers.pictures import CLASSES, image_folder, load_images, picture_rows, save_pictures
 
-from optin_cli.data.images.samples import load_image_samples
 from optin_cli.data.labels import image_class_ids, label_ids
-from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import Samples
 from optin_cli.errors import DataError
-from optin_cli.options.images import ImageOptions
-from optin_cli.progress import SILENT
 from optin_cli.tasks.registry import load_task
-
-STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
-
-
-def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
-    folder = None if folder is None else str(folder)
-    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +22,7 @@ def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, pr
     ],
 )
 def test_classes_are_told_by_name_else_by_number(tmp_path, classes, expected):
-    samples = load(image_folder(tmp_path / "set"))
+    samples = load_images(image_folder(tmp_path / "set"))
     ids = image_class_ids(samples, None, classes, len(classes or CLASSES))
     assert ids == [expected[label] for label in samples.labels]
 
@@ -44,7 +33,7 @@ def test_a_task_names_classes_that_the_model_does_not(tmp_path):
     for number, name in enumerate(("ship", "cat")):
         image_folder(tmp_path / name, 2, first=number, classes=("blue",))
         (tmp_path / name / "blue").rename(folder.mkdir(exist_ok=True) or folder / name)
-    samples = load(folder)
+    samples = load_images(folder)
     assert sorted(set(image_class_ids(samples, task, None, 10))) == [3, 8]
     assert sorted(set(image_class_ids(samples, load_task("imagefolder"), None, 2))) == [0, 1]
     assert image_class_ids(replace(samples, labels=None), task, None, 10) is None
@@ -52,14 +41,14 @@ def test_a_task_names_classes_that_the_model_does_not(tmp_path):
 
 @pytest.mark.parametrize(("classes", "count"), [(None, 10), (tuple("abcdefghij"), 10), (None, 2)])
 def test_another_number_of_classes_names_both(tmp_path, classes, count):
-    samples = load(image_folder(tmp_path / "set"))
+    samples = load_images(image_folder(tmp_path / "set"))
     with pytest.raises(DataError, match=f"set has 3 classes, amber, blue, coral, but the model has {count}"):
         image_class_ids(samples, None, classes, count)
 
 
 def test_numbers_beyond_the_model_are_refused(tmp_path):
     save_pictures(tmp_path / "saved", picture_rows())
-    samples = replace(load(tmp_path / "saved"), label_names=None)
+    samples = replace(load_images(tmp_path / "saved"), label_names=None)
     assert image_class_ids(samples, None, None, 10) == samples.labels
     with pytest.raises(DataError, match="has 3 classes but the model has 2"):
         image_class_ids(samples, None, None, 2)

@@ -1,26 +1,13 @@
 """Selection of samples depends on content and seed alone."""
 
-import json
-from pathlib import Path
-
 import pytest
+from helpers.datasets import load_texts
+from helpers.running import write_rows
 from helpers.tokenizers import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optin_cli.data.spec import DataSpec
-from optin_cli.data.text.samples import load_samples
 from optin_cli.data.text.tokenize import make_batches
-
-
-def write_lines(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def load(source, *, split="evaluation", task=None, data=None, **options):
-    source = None if source is None else str(source)
-    return load_samples(DataSpec(source, data, known=task, role=split, **options))
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +28,12 @@ def test_nothing_depends_on_the_order_of_rows(*, tmp_path_factory, tokenizer, ro
     folder = tmp_path_factory.mktemp("order")
     results = []
     for order in (rows, data.draw(st.permutations(rows))):
-        path = write_lines(folder / "d.jsonl", [{"text": t, "label": y} for t, y in order])
-        samples = load(path, limit=limit, seed=seed)
+        path = write_rows(folder / "d.jsonl", [{"text": t, "label": y} for t, y in order])
+        samples = load_texts(path, limit=limit, seed=seed)
         batches = make_batches(samples, tokenizer, batch_size=3, max_length=8, label_map={0: 0, 1: 1})
         results.append((samples, [(b.keys, b.inputs["input_ids"].tolist(), b.labels.tolist()) for b in batches]))
-        unlabelled = write_lines(folder / "u.jsonl", [{"text": t} for t, _ in order])
-        assert load(unlabelled, limit=limit, seed=seed).texts == samples.texts
+        unlabelled = write_rows(folder / "u.jsonl", [{"text": t} for t, _ in order])
+        assert load_texts(unlabelled, limit=limit, seed=seed).texts == samples.texts
     assert results[0] == results[1]
     assert len(results[0][0].texts) == min(limit or len(rows), len(rows))
     assert results[0][0].total == len(rows)
@@ -55,9 +42,9 @@ def test_nothing_depends_on_the_order_of_rows(*, tmp_path_factory, tokenizer, ro
 
 
 def test_seed_decides_the_selection_and_limits_nest(tmp_path):
-    path = write_lines(tmp_path / "d.jsonl", [{"text": f"row {i}"} for i in range(50)])
-    ten = load(path, limit=10, seed=0)
-    assert ten.texts == load(path, limit=20, seed=0).texts[:10]
-    assert set(ten.texts) != set(load(path, limit=10, seed=1).texts)
-    assert ten.sha256 != load(path, limit=11, seed=0).sha256
-    assert load(path, seed=0).sha256 == load(path, seed=1).sha256
+    path = write_rows(tmp_path / "d.jsonl", [{"text": f"row {i}"} for i in range(50)])
+    ten = load_texts(path, limit=10, seed=0)
+    assert ten.texts == load_texts(path, limit=20, seed=0).texts[:10]
+    assert set(ten.texts) != set(load_texts(path, limit=10, seed=1).texts)
+    assert ten.sha256 != load_texts(path, limit=11, seed=0).sha256
+    assert load_texts(path, seed=0).sha256 == load_texts(path, seed=1).sha256

@@ -1,59 +1,45 @@
 """Where data comes from: files, folders of splits, tasks, and sources that contradict each other."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.datasets import save_texts
+from helpers.datasets import PAIR, load_texts, save_texts
+from helpers.running import write_rows
 
-from optin_cli.data.spec import DataSpec
-from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.tasks.registry import load_task
-
-PAIR = [{"text": "good film", "label": 1}, {"text": "bad film", "label": 0}]
-
-
-def write_lines(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def load(source, *, split="evaluation", task=None, data=None, **options):
-    source = None if source is None else str(source)
-    return load_samples(DataSpec(source, data, known=task, role=split, **options))
 
 
 def test_a_folder_of_split_files_is_read_by_role(tmp_path):
     for split in ("train", "validation", "validation_matched"):
-        write_lines(tmp_path / f"{split}.jsonl", [{"text": split}])
-    write_lines(tmp_path / "test-00000-of-00002.jsonl", [{"text": "one"}])
-    write_lines(tmp_path / "test-00001-of-00002.jsonl", [{"text": "two"}])
-    assert load(tmp_path, split="calibration").texts == [("train",)]
-    assert load(tmp_path).texts == [("validation",)]
+        write_rows(tmp_path / f"{split}.jsonl", [{"text": split}])
+    write_rows(tmp_path / "test-00000-of-00002.jsonl", [{"text": "one"}])
+    write_rows(tmp_path / "test-00001-of-00002.jsonl", [{"text": "two"}])
+    assert load_texts(tmp_path, split="calibration").texts == [("train",)]
+    assert load_texts(tmp_path).texts == [("validation",)]
     columns = {"task": load_task("mnli"), "columns": ["text"]}
-    assert load(tmp_path, **columns).texts == [("validation_matched",)]
+    assert load_texts(tmp_path, **columns).texts == [("validation_matched",)]
     (tmp_path / "validation.jsonl").unlink()
-    assert sorted(load(tmp_path).texts) == [("one",), ("two",)]
-    assert load(tmp_path).name == tmp_path.name
+    assert sorted(load_texts(tmp_path).texts) == [("one",), ("two",)]
+    assert load_texts(tmp_path).name == tmp_path.name
 
 
 def test_faulty_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no data files"):
-        load(tmp_path)
-    write_lines(tmp_path / "train.jsonl", PAIR)
+        load_texts(tmp_path)
+    write_rows(tmp_path / "train.jsonl", PAIR)
     with pytest.raises(DataError, match="has splits train; expected validation or test for evaluation"):
-        load(tmp_path)
+        load_texts(tmp_path)
     (tmp_path / "train.txt").write_text("a")
     with pytest.raises(DataError, match=r"more than once: train\.jsonl, train\.txt"):
-        load(tmp_path, split="calibration")
+        load_texts(tmp_path, split="calibration")
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read as a saved dataset"):
-        load(tmp_path)
+        load_texts(tmp_path)
     save_texts(tmp_path / "many", PAIR, splits=("train",))
     with pytest.raises(DataError, match="has splits train; expected validation or test"):
-        load(tmp_path / "many")
+        load_texts(tmp_path / "many")
 
 
 def test_unreachable_dataset_says_how_to_pass_a_copy(monkeypatch, tmp_path):
@@ -65,7 +51,7 @@ def test_unreachable_dataset_says_how_to_pass_a_copy(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", offline)
     bars = datasets.are_progress_bars_disabled()
     with pytest.raises(DataError, match=r"nyu-mll/glue/sst2 of task sst2 is neither .* Couldn't reach it") as caught:
-        load("sst2")
+        load_texts("sst2")
     assert "--data" in caught.value.hint
     assert datasets.are_progress_bars_disabled() == bars
 
@@ -80,10 +66,10 @@ def test_task_dataset_is_read_by_its_split(monkeypatch):
         return datasets.Dataset.from_list([{"sentence": "a", "label": 1}])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    samples = load("sst2", split="calibration")
+    samples = load_texts("sst2", split="calibration")
     assert asked == [("nyu-mll/glue", "sst2", "train")]
     assert (samples.name, samples.split, samples.texts, samples.labels) == ("sst2", "train", [("a",)], [1])
-    assert load(None, task=load_task("sst2"), split="calibration") == samples
+    assert load_texts(None, task=load_task("sst2"), split="calibration") == samples
 
 
 @pytest.mark.parametrize(
@@ -104,9 +90,9 @@ def test_task_dataset_is_read_by_its_split(monkeypatch):
 )
 def test_contradicting_or_missing_sources_are_refused(*, tmp_path, monkeypatch, source, options, error, message):
     monkeypatch.chdir(tmp_path)
-    write_lines(Path("d.jsonl"), PAIR)
+    write_rows(Path("d.jsonl"), PAIR)
     with pytest.raises(error, match=message):
-        load(source, **options)
+        load_texts(source, **options)
 
 
 def config(*names, problem=None):

@@ -288,11 +288,6 @@ def test_sweeps_ask_what_labels_are_of_before_data_is_read(zoo, unread, name, ta
     assert caught.value.message.startswith(words or "nowhere does not exist"), caught.value.message
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
-
-
 def test_evaluation_of_a_pruned_model_against_its_original(bert, texts, tmp_path):
     """Distances of what both put out for each text alone; sizes as the manifest has them."""
     mask = make_mask(bert, {"encoder.0.head": [1], "encoder.1.neuron": range(4), "encoder.2.head": []}, seq_len=32)

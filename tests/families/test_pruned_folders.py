@@ -23,11 +23,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
-
-
 def outputs_of(checkpoint, model, kept=None):
     """The outputs that the head is judged by, at real tokens."""
     inputs = make_inputs(3, 12)

@@ -72,13 +72,19 @@ INSTANCES = st.builds(Instance, GROUPS, st.integers(0, 30))
 
 SHARES = st.integers(1, 100).map(lambda percent: percent / 100)
 
-LIMITS = st.builds(
-    Limits,
-    keep_macs=SHARES,
-    keep_parameters=st.none() | SHARES,
-    round_to=st.sampled_from([1, 2, 3, 4]),
-    minima=st.fixed_dictionaries({"head": st.integers(0, 1), "neuron": st.integers(0, 1)}),
-)
+
+def limits(**more):
+    return st.builds(
+        Limits,
+        keep_macs=SHARES,
+        keep_parameters=st.none() | SHARES,
+        round_to=st.sampled_from([1, 2, 3, 4]),
+        minima=st.fixed_dictionaries({"head": st.integers(0, 1), "neuron": st.integers(0, 1)}),
+        **more,
+    )
+
+
+LIMITS = limits()
 
 
 def generic(seed=0, kinds=("head", "neuron") * 3):

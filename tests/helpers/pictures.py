@@ -4,7 +4,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from optin_cli.data.images.batches import image_batches
+from optin_cli.data.images.samples import load_image_samples
+from optin_cli.data.spec import DataSpec
+from optin_cli.options.images import ImageOptions
+from optin_cli.progress import SILENT
 
 CLASSES = ("amber", "blue", "coral")
 
@@ -56,3 +63,21 @@ def picture_rows(each=2):
         for i, kind in enumerate(CLASSES)
         for n in range(each)
     ]
+
+
+STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
+
+
+def load_images(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
+    folder = None if folder is None else str(folder)
+    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
+
+
+def tensor(image):
+    """(3, height, width), 0 to 1."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def batches(samples, **options):
+    options = {"input_name": "x", "batch_size": 4} | options
+    return image_batches(samples, options.pop("preprocess", tensor), **options)

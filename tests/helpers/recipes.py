@@ -1,15 +1,21 @@
 """Calibration batches and settings of recipes."""
 
 import torch
-from helpers.models import make_inputs
+from helpers.models import make_inputs, save_checkpoint
 
 from optin_cli.artifacts.base import Source
+from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.recipes.recipe import Setting
 from optin_cli.scoring.calibration import Calibration
 
 OPTIONS = ScoreOptions(probes=1, exact_samples=4, rows=32)
+
+
+def tiny_checkpoint(tmp_path_factory, family="bert", **options):
+    folder = tmp_path_factory.mktemp("recipes") / family
+    return load_checkpoint(save_checkpoint(folder, family, **({"num_labels": 2} | options)), device="cpu")
 
 
 def batches(count=4, rows=6, labelled=True, labels=None):

@@ -97,5 +97,5 @@ def tree(folder: Path):
 
 
 def write_rows(path: Path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from helpers.models import make_inputs, save_checkpoint
-from helpers.recipes import batches, setting_of
+from helpers.models import make_inputs
+from helpers.recipes import batches, setting_of, tiny_checkpoint
 
 from optin_cli.artifacts.mask import GroupMask
-from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import BudgetError, DataError
 from optin_cli.pruning.prune import cut_copy
 from optin_cli.recipes.registry import recipes
@@ -19,11 +18,6 @@ torch.set_num_threads(1)
 NAMES = sorted(recipes())
 
 TUNING = ["kprune", "kwon", "optin", "random"]
-
-
-def load(tmp_path_factory, family="bert", **options):
-    folder = tmp_path_factory.mktemp("recipes") / family
-    return load_checkpoint(save_checkpoint(folder, family, **({"num_labels": 2} | options)), device="cpu")
 
 
 def run(checkpoint, decision):
@@ -129,7 +123,7 @@ def test_labels_are_asked_for_where_needed(tiny, name):
 @pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert"])
 def test_recipes_run_on_other_families(tmp_path_factory, family, name):
     layers = {"n_layers": 2} if family == "distilbert" else {"num_hidden_layers": 2}
-    checkpoint = load(tmp_path_factory, family, **layers)
+    checkpoint = tiny_checkpoint(tmp_path_factory, family, **layers)
     decision = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=0.7))
     model, _ = run(checkpoint, decision)
     with torch.no_grad():
@@ -152,7 +146,7 @@ SMALLEST = {"bert": 0.2, "llama": 0.1315}
 @pytest.mark.parametrize("name", ["kprune", "kwon", "optin"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_survives_groups_that_lose_every_unit_and_have_no_bias(tmp_path_factory, family, name):
-    checkpoint = load(tmp_path_factory, family)
+    checkpoint = tiny_checkpoint(tmp_path_factory, family)
     for group in checkpoint.structure.groups:
         checkpoint.model.get_submodule(group.consumer).bias = None
     outcome = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=SMALLEST[family]))

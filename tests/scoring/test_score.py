@@ -3,19 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from helpers.models import save_checkpoint
 
 import optin_cli
-from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.searching.limits import Limits
 
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("bert") / "bert"))
 
 
 @pytest.mark.parametrize("estimator", ["sketch", "exact", "hybrid"])

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.instances import SHARES, limits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,16 +87,7 @@ INSTANCES = st.builds(
     st.tuples(COUNTS, COUNTS),
 )
 
-SHARES = st.integers(1, 100).map(lambda percent: percent / 100)
-
-LIMITS = st.builds(
-    Limits,
-    keep_macs=SHARES,
-    keep_parameters=st.none() | SHARES,
-    round_to=st.sampled_from([1, 2, 3, 4]),
-    minima=st.fixed_dictionaries({"head": st.integers(0, 1), "neuron": st.integers(0, 1)}),
-    layout=st.just("uniform"),
-)
+LIMITS = limits(layout=st.just("uniform"))
 
 
 @settings(max_examples=200, deadline=None)

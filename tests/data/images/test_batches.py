@@ -2,38 +2,17 @@
 
 import threading
 
-import numpy as np
 import pytest
 import torch
-from helpers.pictures import image_folder, pixels, png
+from helpers.pictures import batches, image_folder, load_images, pixels, png, tensor
 
-from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.decode import decode_image
-from optin_cli.data.images.samples import load_image_samples
-from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.images import ImageOptions
-from optin_cli.progress import SILENT
-
-STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
-
-
-def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
-    folder = None if folder is None else str(folder)
-    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
-
-
-def tensor(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def batches(samples, **options):
-    options = {"input_name": "x", "batch_size": 4} | options
-    return image_batches(samples, options.pop("preprocess", tensor), **options)
 
 
 def test_batches_hold_what_was_asked_for(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 3))
+    samples = load_images(image_folder(tmp_path / "set", 3))
     labels = [label + 5 for label in samples.labels]
     made = batches(samples, labels=labels, input_name="pixel_values")
     assert [b.size for b in made] == [4, 4, 1] and len(made) == 3
@@ -47,7 +26,7 @@ def test_batches_hold_what_was_asked_for(tmp_path):
 
 
 def test_decoding_is_off_the_main_thread_and_not_far_ahead(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2, workers=2))
+    samples = load_images(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2, workers=2))
     threads = set()
 
     def watched(image):
@@ -69,7 +48,7 @@ def test_decoding_is_off_the_main_thread_and_not_far_ahead(tmp_path):
 
 
 def test_prefetch_is_bounded(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2))
+    samples = load_images(image_folder(tmp_path / "set", 20), options=ImageOptions(prefetch=2))
     count = []
     made = batches(samples, preprocess=lambda image: count.append(1) or tensor(image))
     through = iter(made)
@@ -82,12 +61,12 @@ def test_sizes_that_differ_are_refused(tmp_path):
     folder = image_folder(tmp_path / "set", 2)
     (folder / "blue" / "wide.png").write_bytes(png(pixels("blue", 7, 20)))
     with pytest.raises(DataError, match=r"in different sizes: .* as \(3, "):
-        list(batches(load(folder), batch_size=7))
+        list(batches(load_images(folder), batch_size=7))
 
 
 def test_an_image_that_breaks_later_is_named(tmp_path):
     folder = image_folder(tmp_path / "set", 2)
-    samples = load(folder)
+    samples = load_images(folder)
     (folder / "blue" / "1.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"The image blue/1.png cannot be decoded: the file is empty\."):
         list(batches(samples))
@@ -99,7 +78,7 @@ def test_an_image_that_breaks_later_is_named(tmp_path):
 
 
 def test_another_size_than_the_model_takes_is_refused(tmp_path):
-    samples = load(image_folder(tmp_path / "set", 2))
+    samples = load_images(image_folder(tmp_path / "set", 2))
     assert next(iter(batches(samples, shape=(3, 16, 16)))).size == 4
     with pytest.raises(DataError, match=r"leaves images as \(3, 16, 16\) .*, but its model takes \(3, 24, 24\)"):
         next(iter(batches(samples, shape=(3, 24, 24))))

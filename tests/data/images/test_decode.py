@@ -2,22 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers.pictures import encoded
+from helpers.pictures import encoded, load_images
 from PIL import Image
 
 from optin_cli.data.images.decode import decode_image
-from optin_cli.data.images.samples import load_image_samples
-from optin_cli.data.spec import DataSpec
-from optin_cli.options.images import ImageOptions
-from optin_cli.progress import SILENT
-
-STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
-
-
-def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
-    folder = None if folder is None else str(folder)
-    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
-
 
 RED = (200, 40, 10)
 
@@ -54,7 +42,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, content, colour):
     assert image.mode == "RGB" and image.size == (8, 8)
     assert image.getpixel((3, 3)) == colour
     (tmp_path / "a.png").write_bytes(content)
-    assert not load(tmp_path).skipped
+    assert not load_images(tmp_path).skipped
 
 
 def test_cmyk_jpeg_is_close(tmp_path):

@@ -3,55 +3,43 @@
 import shutil
 import zlib
 
-import numpy as np
 import pytest
-import torch
-from helpers.pictures import encoded, image_folder, picture_rows, pixels, png, save_pictures
+from helpers.pictures import (
+    LENIENT,
+    batches,
+    encoded,
+    image_folder,
+    load_images,
+    picture_rows,
+    pixels,
+    png,
+    save_pictures,
+)
 from PIL import Image
 
-from optin_cli.data.images.batches import image_batches
-from optin_cli.data.images.samples import load_image_samples
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.images import ImageOptions
-from optin_cli.progress import SILENT
-
-STRICT, LENIENT = ImageOptions(), ImageOptions(max_unreadable=0.5)
-
-
-def load(folder, *, split="evaluation", task=None, data=None, options=STRICT, progress=SILENT, **more):
-    folder = None if folder is None else str(folder)
-    return load_image_samples(DataSpec(folder, data, known=task, role=split, images=options, **more), progress)
-
-
-def tensor(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def batches(samples, **options):
-    options = {"input_name": "x", "batch_size": 4} | options
-    return image_batches(samples, options.pop("preprocess", tensor), **options)
-
 
 # What is refused
 
 
 def test_tasks_on_images_and_on_texts_do_not_mix(tmp_path):
     with pytest.raises(DataError, match="The task sst2 is one on texts, but the model takes images") as caught:
-        load("sst2")
+        load_images("sst2")
     assert "cifar10, cifar100, imagefolder, imagenet-1k" in caught.value.hint
     with pytest.raises(DataError, match="The task cifar10 is one on images, but the model takes texts"):
         load_samples(DataSpec("cifar10"))
     with pytest.raises(DataError, match="imagefolder has no data of its own"):
-        load("imagefolder")
+        load_images("imagefolder")
     with pytest.raises(DataError, match="neither in the local cache nor reachable") as caught:
-        load("cifar10")
+        load_images("cifar10")
     assert "a folder of images" in caught.value.hint
     with pytest.raises(UsageError, match="No data was named"):
-        load(None, split="calibration")
+        load_images(None, split="calibration")
     with pytest.raises(UsageError, match="number of samples is 0"):
-        load("cifar10", limit=0)
+        load_images("cifar10", limit=0)
 
 
 # Images that do not decode
@@ -90,10 +78,10 @@ def test_a_broken_image_is_skipped_and_named(tmp_path, content, reason):
     folder = image_folder(tmp_path / "set")
     (folder / "blue" / "broken.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"1 of 13 images of set, more than the 5.0% .*blue/broken.jpg \(") as caught:
-        load(folder)
+        load_images(folder)
     assert "--max-unreadable" in caught.value.hint and reason in caught.value.message
     assert "0x" not in caught.value.message, "no addresses"
-    samples = load(folder, options=LENIENT)
+    samples = load_images(folder, options=LENIENT)
     assert len(samples) == 12 and samples.total == 13 and len(samples.skipped) == 1
     assert samples.skipped_note.startswith("Skipped 1 of 13 images of set: blue/broken.jpg (")
     assert len(list(batches(samples))) == 3
@@ -104,19 +92,19 @@ def test_links_to_nowhere_and_rows_without_image_are_skipped(tmp_path):
     (folder / "blue" / "gone.png").symlink_to("nowhere.png")
     # A dangling link is no file; what cannot be opened is.
     (folder / "blue" / "folder.png").mkdir()
-    assert len(load(folder, options=LENIENT)) == 12
+    assert len(load_images(folder, options=LENIENT)) == 12
     save_pictures(tmp_path / "saved", [*picture_rows(), {"image": None, "label": 0}])
-    assert load(tmp_path / "saved", options=LENIENT).skipped == ("row 7 (the row holds no image)",)
+    assert load_images(tmp_path / "saved", options=LENIENT).skipped == ("row 7 (the row holds no image)",)
 
 
 def test_the_next_in_rank_takes_the_place_of_a_broken_one(tmp_path):
     folder = image_folder(tmp_path / "set", 20)
-    whole = load(folder)
+    whole = load_images(folder)
     first = folder / whole.images[0].name
-    taken = load(folder, limit=10)
+    taken = load_images(folder, limit=10)
     assert taken.digests == whole.digests[:10]
     first.write_bytes(first.read_bytes()[:100])
-    again = load(folder, limit=10, options=LENIENT)
+    again = load_images(folder, limit=10, options=LENIENT)
     assert len(again) == 10
     assert set(taken.digests[1:]) <= set(again.digests), "the others stay"
 
@@ -125,7 +113,7 @@ def test_all_broken_is_an_error_at_any_share(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").write_bytes(b"?")
     with pytest.raises(DataError, match="1 of 1 images"):
-        load(tmp_path / "set", options=ImageOptions(max_unreadable=0.99))
+        load_images(tmp_path / "set", options=ImageOptions(max_unreadable=0.99))
 
 
 # Selection and batches
@@ -138,16 +126,16 @@ def test_selection_depends_on_content_and_seed_alone(tmp_path):
         target = other / path.parent.name / f"{number:02}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    one, two = (load(f, limit=9, seed=3) for f in (folder, other))
+    one, two = (load_images(f, limit=9, seed=3) for f in (folder, other))
     assert (one.digests, one.labels, one.sha256) == (two.digests, two.labels, two.sha256)
     assert [b.keys for b in batches(one)] == [b.keys for b in batches(two)]
-    assert load(folder, limit=9, seed=4).digests != one.digests
+    assert load_images(folder, limit=9, seed=4).digests != one.digests
     assert one.head(4).digests == one.digests[:4] and len(one.head(4)) == 4 and one.head(4).sha256 == one.sha256
 
 
 def test_equal_images_have_keys_of_their_own(tmp_path):
     folder = image_folder(tmp_path / "set", 3)
     shutil.copyfile(folder / "amber" / "0.png", folder / "blue" / "again.png")
-    samples = load(folder)
+    samples = load_images(folder)
     keys = [key for batch in batches(samples, labels=samples.labels) for key in batch.keys]
     assert len(set(keys)) == 10

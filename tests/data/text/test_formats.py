@@ -1,30 +1,13 @@
 """Text files of every format hold the same samples; faulty ones are refused by place."""
 
 import json
-from pathlib import Path
 
 import pytest
+from helpers.datasets import PAIR, as_pairs, load_texts
+from helpers.running import write_rows
 
-from optin_cli.data.spec import DataSpec
-from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError
 from optin_cli.tasks.registry import load_task
-
-PAIR = [{"text": "good film", "label": 1}, {"text": "bad film", "label": 0}]
-
-
-def write_lines(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def load(source, *, split="evaluation", task=None, data=None, **options):
-    source = None if source is None else str(source)
-    return load_samples(DataSpec(source, data, known=task, role=split, **options))
-
-
-def as_pairs(samples):
-    return sorted(zip(samples.texts, samples.labels or [None] * len(samples.texts), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -43,25 +26,25 @@ def test_text_formats_hold_the_same_samples(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8", newline="")
     (tmp_path / "dx.jsonl").write_text("what a careless glob would read")
-    samples = load(path)
+    samples = load_texts(path)
     assert as_pairs(samples) == [(("bad film",), 0), (("good film",), 1)]
     assert (samples.name, samples.split, samples.total) == (name, "all", 2)
-    assert samples.sha256 == load(write_lines(tmp_path / "same.jsonl", PAIR)).sha256
+    assert samples.sha256 == load_texts(write_rows(tmp_path / "same.jsonl", PAIR)).sha256
 
 
 def test_plain_text_is_one_sample_a_line(tmp_path):
     path = tmp_path / "d.txt"
     path.write_text("good film\n\n  \n2020-01-01\nNA\n", encoding="utf-8")
-    samples = load(path)
+    samples = load_texts(path)
     assert as_pairs(samples) == [(("2020-01-01",), None), (("NA",), None), (("good film",), None)]
     assert samples.labels is None
-    assert load(path, task=load_task("sst2")).texts == samples.texts
+    assert load_texts(path, task=load_task("sst2")).texts == samples.texts
 
 
 def test_tab_separated_quotes_are_ordinary_characters(tmp_path):
     path = tmp_path / "d.tsv"
     path.write_text('text\tlabel\n"good\t1\n', encoding="utf-8")
-    assert as_pairs(load(path)) == [(('"good',), 1)]
+    assert as_pairs(load_texts(path)) == [(('"good',), 1)]
 
 
 @pytest.mark.parametrize(
@@ -103,4 +86,4 @@ def test_faulty_files_are_refused_by_place(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        load(path)
+        load_texts(path)

@@ -1,25 +1,13 @@
 """Sentence pairs: batches side by side, selection, and labels that are no similarity."""
 
 import pytest
-from helpers.models import save_checkpoint
 from helpers.running import write_rows
 from helpers.similarity import PAIRS, ROWS, TASK, samples_of
 
-from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("encoder") / "base", head="base")
-
-
-@pytest.fixture(scope="module")
-def encoder(folder):
-    return load_checkpoint(folder)
 
 
 def test_calibration_does_not_depend_on_row_order(tmp_path):

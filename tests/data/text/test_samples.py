@@ -1,31 +1,10 @@
 """Text samples: columns, labels, and datasets that declare class names."""
 
-import json
-from pathlib import Path
-
 import pytest
-from helpers.datasets import save_texts
+from helpers.datasets import PAIR, as_pairs, load_texts, save_texts
+from helpers.running import write_rows
 
-from optin_cli.data.spec import DataSpec
-from optin_cli.data.text.samples import load_samples
 from optin_cli.tasks.registry import load_task
-
-PAIR = [{"text": "good film", "label": 1}, {"text": "bad film", "label": 0}]
-
-
-def write_lines(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def load(source, *, split="evaluation", task=None, data=None, **options):
-    source = None if source is None else str(source)
-    return load_samples(DataSpec(source, data, known=task, role=split, **options))
-
-
-def as_pairs(samples):
-    return sorted(zip(samples.texts, samples.labels or [None] * len(samples.texts), strict=True))
-
 
 # Reading
 
@@ -38,10 +17,10 @@ def test_parquet_and_saved_datasets_declare_class_names(tmp_path, monkeypatch):
     parquet = tmp_path / "d[1].parquet"
     datasets.load_from_disk(str(tmp_path / "one")).to_parquet(str(parquet))
     for source, split in [(tmp_path / "one", "all"), (tmp_path / "many", "test"), (parquet, "all")]:
-        samples = load(source)
+        samples = load_texts(source)
         assert as_pairs(samples) == [(("bad film",), 0), (("good film",), 1)]
         assert (samples.split, samples.label_names) == (split, ("bad", "good"))
-    assert load(tmp_path / "many", split="calibration").split == "train"
+    assert load_texts(tmp_path / "many", split="calibration").split == "train"
 
 
 # Columns and sources
@@ -60,13 +39,13 @@ def test_parquet_and_saved_datasets_declare_class_names(tmp_path, monkeypatch):
     ],
 )
 def test_text_columns_are_found_or_named(tmp_path, columns, options, expected):
-    path = write_lines(tmp_path / "d.jsonl", [{c: c for c in columns}])
-    assert load(path, **options).texts == [expected]
+    path = write_rows(tmp_path / "d.jsonl", [{c: c for c in columns}])
+    assert load_texts(path, **options).texts == [expected]
 
 
 def test_data_replaces_the_rows_of_a_task(tmp_path):
-    path = write_lines(tmp_path / "d.jsonl", [{"sentence": "a", "label": 0, "text": "not this"}])
-    assert load("sst2", data=path).texts == [("a",)]
+    path = write_rows(tmp_path / "d.jsonl", [{"sentence": "a", "label": 0, "text": "not this"}])
+    assert load_texts("sst2", data=path).texts == [("a",)]
 
 
 # Labels
@@ -87,7 +66,7 @@ def test_data_replaces_the_rows_of_a_task(tmp_path):
 )
 def test_labels_of_every_type_are_read(tmp_path, labels, split, expected):
     rows = [{"text": str(i), "label": label} for i, label in enumerate(labels)]
-    found = load(write_lines(tmp_path / "d.jsonl", rows), split=split)
+    found = load_texts(write_rows(tmp_path / "d.jsonl", rows), split=split)
     if expected is None:
         assert found.labels is None
     else:

@@ -27,16 +27,6 @@ from optin_cli.scoring.calibration import calibrate
 OPTIONS = EvalOptions(latency_runs=0, batch_size=2, seq_len=8)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("encoder") / "base", head="base")
-
-
-@pytest.fixture(scope="module")
-def encoder(folder):
-    return load_checkpoint(folder)
-
-
 def test_embedding_is_the_mean_of_real_tokens_in_the_samples_order(encoder):
     texts = ["a b c d e f", "good", "h i j", "k l"]
     samples = Samples("d", "all", [(text,) for text in texts], None, None, "0" * 64, 4)
@@ -75,10 +65,20 @@ def test_values_are_those_of_cosines_worked_out_one_by_one(encoder):
     assert result.metrics["pearson"] == pytest.approx(stats.pearsonr(cosines, labels).statistic, abs=1e-5)
 
 
-def test_eval_command_compares_two_encoders(folder, here):
+def test_eval_command_compares_two_encoders(encoder_folder, here):
     data = write_rows(here / "stsb.jsonl", ROWS)
     run = done(
-        "eval", folder, "--task", "stsb-cosine", "--data", data, "--against", folder, "--latency-runs", 0, "--json"
+        "eval",
+        encoder_folder,
+        "--task",
+        "stsb-cosine",
+        "--data",
+        data,
+        "--against",
+        encoder_folder,
+        "--latency-runs",
+        0,
+        "--json",
     )
     result = json.loads(run.out)
     assert result["samples"] == 4
@@ -137,7 +137,7 @@ def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(found[group.name][0, 1]), rel=1e-2, abs=1e-6)
 
 
-def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
+def test_sweeps_calibrate_on_a_file_as_on_the_task(encoder_folder, here):
     data = write_rows(here / "stsb.jsonl", ROWS * 3)
     common = (
         "--task",
@@ -153,17 +153,28 @@ def test_sweeps_calibrate_on_a_file_as_on_the_task(folder, here):
     )
     recipes = ("--recipe", "no-refit,fisher,kwon", "--samples", "8", "--json")
     named, plain = (
-        json.loads(done("sweep", folder, *common, *recipes, *calib, "-o", name).out)
+        json.loads(done("sweep", encoder_folder, *common, *recipes, *calib, "-o", name).out)
         for name, calib in (("named", ("--calib", "stsb-cosine", "--calib-data", data)), ("plain", ("--calib", data)))
     )
     assert named["inputs"]["calibration"] == plain["inputs"]["calibration"]
     assert [p["value"] for p in named["points"]] == [p["value"] for p in plain["points"]]
-    done("score", folder, "--criterion", "fisher", "--calib", "stsb-cosine", "--data", data, "-o", "f.safetensors")
+    done(
+        "score",
+        encoder_folder,
+        "--criterion",
+        "fisher",
+        "--calib",
+        "stsb-cosine",
+        "--data",
+        data,
+        "-o",
+        "f.safetensors",
+    )
 
 
-def test_labels_of_classes_mean_nothing_to_an_encoder(folder, here):
+def test_labels_of_classes_mean_nothing_to_an_encoder(encoder_folder, here):
     data = write_rows(here / "classes.jsonl", [{"sentence": f"a b {n}", "label": n % 2} for n in range(8)])
-    result = call("score", folder, "--criterion", "fisher", "--calib", data)
+    result = call("score", encoder_folder, "--criterion", "fisher", "--calib", data)
     assert result.code == 2 and result.out == ""
     assert "sentence embeddings" in result.err and "--calib stsb-cosine" in result.err
 
@@ -188,9 +199,9 @@ def test_unfit_samples_are_refused(encoder, changes, message):
         evaluate_samples(encoder, Exam(samples_of(PAIRS, **changes), TASK, OPTIONS))
 
 
-def test_missing_column_is_named(folder, here):
+def test_missing_column_is_named(encoder_folder, here):
     data = write_rows(here / "stsb.jsonl", [{"sentence1": "a", "label": 1.0}])
-    run = call("eval", folder, "--task", "stsb-cosine", "--data", data)
+    run = call("eval", encoder_folder, "--task", "stsb-cosine", "--data", data)
     assert run.code == 1
     assert "no column 'sentence2'" in run.err
     assert "--text-columns" in run.err
