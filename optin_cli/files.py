@@ -110,6 +110,13 @@ def _explained(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be written: {error.strerror or error}.")
 
 
+def _allowed(mode: int) -> int:
+    """The permissions that the process gives new files; temporary files start with fewer."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any failure."""
@@ -122,9 +129,7 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(_allowed(0o666))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -142,12 +147,10 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         aside = temporary.with_suffix(".old")
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
+            temporary.chmod(_allowed(0o777))
             for file in temporary.iterdir():  # safetensors makes files that their owner alone can read
                 if file.is_file():
-                    file.chmod(0o666 & ~umask)
+                    file.chmod(_allowed(0o666))
             if path.exists():
                 path.replace(aside)
             temporary.replace(path)
@@ -179,10 +182,8 @@ def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{last}.", suffix=".tmp", dir=folder))
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
             for file in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-                file.chmod(0o666 & ~umask)
+                file.chmod(_allowed(0o666))
                 file.replace(folder / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ import typer
 from optin_cli.cli import interrupts
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.common import SEQ_LEN
-from optin_cli.options.declare import nested, option, part
+from optin_cli.options.declare import nested, offer, option
 from optin_cli.options.images import ImageOptions
 from optin_cli.progress import Progress
 
@@ -89,7 +89,7 @@ class Data:
         None, "--text-columns", "Text column(s) of the data. (default: guessed)", metavar="A[,B]"
     )
     label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
-    images: ImageOptions = nested(ImageOptions(), part())
+    images: ImageOptions = nested(ImageOptions(), offer())
 
     def spec(self) -> DataSpec:
         """The data as the stages take them."""
@@ -98,7 +98,7 @@ class Data:
         return DataSpec(self.source, self.path, self.columns, self.label_column, images=self.images)
 
 
-TASK_DATA = part("path", "columns", "label_column", "images")
+TASK_DATA = offer("path", "columns", "label_column", "images")
 """Data of --task, so that there is no --calib to name it."""
 
 

@@ -10,7 +10,7 @@ from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.exporting.registry import MODULES, target_named
-from optin_cli.options.declare import part
+from optin_cli.options.declare import offer
 from optin_cli.options.export import ExportOptions
 
 
@@ -40,7 +40,7 @@ def export(
     ] = None,
     options: ExportOptions,
     as_json: common.Json = False,
-    opening: Annotated[common.Opening, part("arch", "arch_args", "architecture")],
+    opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture")],
     force: common.Force = False,
 ) -> None:
     """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO. Certified in that runtime."""

@@ -10,13 +10,13 @@ import typer
 
 from optin_cli.cli import completion
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Declared, Part, build, declared
+from optin_cli.options.declare import Declared, Offer, build, declared
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command one parameter for every option of the options classes among its parameters.
 
-    A parameter annotated with an options class, or with `Annotated[class, part(...)]`, becomes the options that the
+    A parameter annotated with an options class, or with `Annotated[class, offer(...)]`, becomes the options that the
     class declares, and the command gets the object that is built from them. Options of several classes with the same
     flag are one option.
     """
@@ -68,11 +68,11 @@ def shares_of(text: str, flag: str) -> tuple[float, ...]:
         raise UsageError(f"{flag} {text!r} is not a number or a comma-separated list of numbers.") from error
 
 
-def _options_class(annotation: Any) -> tuple[type | None, Part | None]:
+def _options_class(annotation: Any) -> tuple[type | None, Offer | None]:
     kind, taken = annotation, None
     if get_origin(annotation) is Annotated:
         kind, *details = get_args(annotation)
-        taken = next((detail for detail in details if isinstance(detail, Part)), None)
+        taken = next((detail for detail in details if isinstance(detail, Offer)), None)
     return (kind, taken) if isinstance(kind, type) and is_dataclass(kind) else (None, None)
 
 

@@ -10,7 +10,7 @@ import typer
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Option, part
+from optin_cli.options.declare import Option, offer
 from optin_cli.options.refit import RefitOptions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def prune(
         str, typer.Option("--mask", metavar="MASK", help="What optin search wrote; - for stdin.", show_default=False)
     ],
     output: common.Output = None,
-    data: Annotated[common.Data, part("path", "columns", "images", source=CALIB)],
+    data: Annotated[common.Data, offer("path", "columns", "images", source=CALIB)],
     refit: Annotated[
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,

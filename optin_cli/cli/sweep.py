@@ -10,13 +10,13 @@ import typer
 from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Option, part
+from optin_cli.options.declare import Option, offer
 from optin_cli.options.sweep import SweepOptions
 
 if TYPE_CHECKING:
     from optin_cli.artifacts.sweep import SweepPoint
 
-CALIBRATION = part(
+CALIBRATION = offer(
     "columns",
     "label_column",
     "images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,3 +55,9 @@ class Batch:
         """The same batch with its tensors on `device`."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels.to(device))
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A generator on the CPU whose draws depend on the parts of a key alone, joined by slashes."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 from optin_cli.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
-OPTION, PART = "option", "part"
+OPTION, OFFER = "option", "offer"
 """Keys of a field's metadata: how it is given, and which fields of a nested options class are."""
 
 
@@ -80,7 +80,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Part:
+class Offer:
     """Which fields of an options class a command offers: all if none is named, with other flags for some.
 
     prefix: of the keys under which artifacts record them.
@@ -102,9 +102,9 @@ class Part:
         return not (self.names or self.others) or name in self.names
 
 
-def part(*names: str, prefix: str = "", **others: Option) -> Part:
+def offer(*names: str, prefix: str = "", **others: Option) -> Offer:
     """The named fields with their own flags, and `others` with the given ones; all fields if there are neither."""
-    return Part(names, others, prefix)
+    return Offer(names, others, prefix)
 
 
 def option(default: T, flag: str | None = None, help: str = "", **details: Any) -> T:
@@ -118,9 +118,9 @@ def shared(default: T, option: Option) -> T:
     return made
 
 
-def nested(default: T, part: Part) -> T:
+def nested(default: T, offered: Offer) -> T:
     """A dataclass field that holds another options class, of which the command line takes a part."""
-    made: T = field(default=default, metadata={PART: part})
+    made: T = field(default=default, metadata={OFFER: offered})
     return made
 
 
@@ -170,13 +170,13 @@ class Declared:
         return self.option.flag or ""
 
 
-def declared(kind: type, taken: Part | None = None) -> Iterator[Declared]:
+def declared(kind: type, taken: Offer | None = None) -> Iterator[Declared]:
     """The options of an options class and those nested in it, in the order of their fields."""
-    taken = taken or part()
+    taken = taken or offer()
     types = get_type_hints(kind)
     for item in _fields(kind):
-        if PART in item.metadata and taken.takes(item.name):
-            for inner in declared(types[item.name], item.metadata[PART]):
+        if OFFER in item.metadata and taken.takes(item.name):
+            for inner in declared(types[item.name], item.metadata[OFFER]):
                 path, key = (item.name, *inner.path), taken.prefix + inner.key
                 yield dataclasses.replace(inner, path=path, key=key)
         elif (given := taken.option_of(item)) is not None:

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Checked, Option, nested, option, part, shared
+from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
 RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "random", "optin-paper", "kwon", "kprune")
 """Names of the recipes, known without importing them."""
-SCORING = part("samples", "batch_size", "max_length", "seed")
-EVALUATION = part(
+SCORING = offer("samples", "batch_size", "max_length", "seed")
+EVALUATION = offer(
     "batch_size",
     "max_length",
     "seq_len",

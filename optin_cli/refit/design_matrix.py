@@ -3,12 +3,13 @@
 A convolution is linear in its unfolded input: each position of its output reads one patch.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from optin_cli.data.batch import keyed_generator
 
 Consumer = nn.Linear | nn.Conv2d
 POSITIONS = 512
@@ -77,8 +78,7 @@ def choose_positions(consumer: nn.Module, keys: Sequence[str], positions: int) -
         return None
     drawn = []
     for key in keys:
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        order = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(positions, generator=keyed_generator(key))
         drawn.append(order[:wanted].sort().values)
     return torch.stack(drawn)
 

@@ -1,14 +1,13 @@
 """Baseline criteria: magnitude, random, Wanda and Fisher."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, keyed_generator
 from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, hooks, mean_hidden
 from optin_cli.model.lookup import tensor_at
@@ -29,9 +28,7 @@ def magnitude(model: nn.Module, group: Group) -> torch.Tensor:
 
 def random_importance(group: Group, seed: int) -> torch.Tensor:
     """Uniform numbers drawn from the seed and the group's name, so that no other group matters: (units,)."""
-    digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(group.units, generator=generator, dtype=torch.float64)
+    return torch.rand(group.units, generator=keyed_generator(seed, group.name), dtype=torch.float64)
 
 
 def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:

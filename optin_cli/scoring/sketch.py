@@ -12,7 +12,6 @@ Fisher quadratic form, of which factor(p, e) is a random square root. Cross term
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.schema import OutputRule
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, keyed_generator
 from optin_cli.model.forward import Trajectory, observe, per_token
 from optin_cli.model.masking import gated
 from optin_cli.model.structure import Structure
@@ -85,11 +84,6 @@ def output_projection(
     return averaged
 
 
-def _generator(seed: int, key: str, probe: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{key}/{probe}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 def _signs(shape: Sequence[int], generators: Sequence[torch.Generator], where: torch.Tensor) -> torch.Tensor:
     """Rademacher (rows, *shape, tokens) where true, zero elsewhere.
 
@@ -108,7 +102,7 @@ def probe_scalar(
 ) -> torch.Tensor:
     """S of every row: (rows,)."""
     device = trajectory.features[0].device
-    generators = [_generator(seed, key, probe) for key in batch.keys]
+    generators = [keyed_generator(seed, key, probe) for key in batch.keys]
     total = torch.zeros(batch.size, device=device)
     if objective.manifold:
         for _, run in itertools.groupby(trajectory.features, key=lambda features: features.shape[1]):

@@ -32,7 +32,8 @@ from optin_cli.refit.refit import refit_model
 from optin_cli.refit.residual_stream import refittable
 from optin_cli.scoring.exact import trajectory_distance
 from optin_cli.scoring.sketch import Objective
-from optin_cli.searching.choose import choose, importance_lost
+from optin_cli.searching.choose import choose
+from optin_cli.searching.costs import importance_lost
 from optin_cli.searching.limits import Limits
 
 JUDGED = 4

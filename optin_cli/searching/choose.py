@@ -17,7 +17,7 @@ from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
 from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.searching.budget import Row, make_latency_row, make_row, out_of_reach
-from optin_cli.searching.costs import Costs
+from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
 from optin_cli.searching.prefix_search import prefix_search
@@ -94,13 +94,6 @@ def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], oth
         least = row.spent({name: steps[0] for name, steps in levels.items()})
         if least > row.limit + 1e-12 * row.total:
             raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total, otherwise)
-
-
-def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector32]) -> float:
-    """Sum of the importances of all units that a mask removes."""
-    return float(
-        sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
-    )
 
 
 def _rows(costs: Costs, limits: Limits) -> list[Row]:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optin_cli.artifacts.base import Totals
+import numpy as np
+
+from optin_cli.artifacts.base import Totals, Vector32
 from optin_cli.artifacts.costs import TOKEN, GroupCost, TokenCosts, merges_at
 from optin_cli.artifacts.mask import Budget
 from optin_cli.artifacts.scores import ScoresHeader
@@ -98,3 +100,10 @@ class Costs:
         if all(math.isclose(recorded.get(name, math.nan), share, rel_tol=ROUNDING) for name, share in reached.items()):
             return budget
         return Budget(asked=budget.asked, reached=reached)
+
+
+def importance_lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector32]) -> float:
+    """Sum of the importances of all units that a mask removes."""
+    return float(
+        sum(v.astype(np.float64).sum() - v.astype(np.float64)[list(kept[n])].sum() for n, v in importance.items())
+    )

@@ -20,7 +20,7 @@ from optin_cli.artifacts.costs import TokenCosts, merges_at
 from optin_cli.artifacts.mask import Kept
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.searching.budget import out_of_reach
-from optin_cli.searching.costs import Costs
+from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.token_costs import block_macs, matching_macs
 
@@ -141,9 +141,11 @@ def choose_with_tokens(solve: Solve, importance: Mapping[str, Vector32], costs: 
     schedules = Schedules(importance, names, costs.tokens, fixed)
     family = schedules.family() if limits.keep_macs is not None else schedules.family()[:1]
     fills = [Fill(costs, limits, schedules.kept(gone), schedules.merging(gone)) for gone in family]
-    ranked = sorted(
-        (_lost(fill.tokens, importance) + fill.least_loss(importance), number) for number, fill in enumerate(fills)
-    )
+
+    def lost_of(kept: Kept) -> float:
+        return importance_lost(kept, {name: importance[name] for name in kept})
+
+    ranked = sorted((lost_of(fill.tokens) + fill.least_loss(importance), number) for number, fill in enumerate(fills))
     best: Kept | None = None
     least = np.inf
     for place, (bound, number) in enumerate(ranked):
@@ -151,7 +153,7 @@ def choose_with_tokens(solve: Solve, importance: Mapping[str, Vector32], costs: 
             break
         with contextlib.suppress(BudgetError):
             kept = fills[number].filled(solve)
-            if (lost := _lost(kept, importance)) < least:
+            if (lost := lost_of(kept)) < least:
                 best, least = kept, lost
     if best is None:
         best = fills[-1].filled_or_refused(solve)
@@ -214,12 +216,3 @@ class Fill:
         order = np.argsort(values / macs, kind="stable")
         saved, lost = np.cumsum(macs[order]), np.cumsum(values[order])
         return float(np.interp(excess, [0.0, *saved], [0.0, *lost])) if excess <= saved[-1] else np.inf
-
-
-def _lost(kept: Mapping[str, Sequence[int]], importance: Mapping[str, Vector32]) -> float:
-    return float(
-        sum(
-            importance[n].astype(np.float64).sum() - importance[n].astype(np.float64)[list(k)].sum()
-            for n, k in kept.items()
-        )
-    )

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from optin_cli.cli.parameters import command, given_flags
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Checked, Option, nested, option, part
+from optin_cli.options.declare import Checked, Option, nested, offer, option
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Kinds(Checked):
 
 @dataclass(frozen=True)
 class Both(Checked):
-    first: Kinds = nested(Kinds(), part("count"))
-    second: Kinds = nested(Kinds(), part("count", path=Option("--second", "Second.")))
+    first: Kinds = nested(Kinds(), offer("count"))
+    second: Kinds = nested(Kinds(), offer("count", path=Option("--second", "Second.")))
 
 
 def run(function, *args):
@@ -52,7 +52,9 @@ def takes_kinds(got):
 
 
 def takes_both(got):
-    def main(*, both: Both, more: Annotated[Kinds, part("on", count=Option("--more", "More.", required=True))]) -> None:
+    def main(
+        *, both: Both, more: Annotated[Kinds, offer("on", count=Option("--more", "More.", required=True))]
+    ) -> None:
         got.update(both=both, more=more)
 
     return main
@@ -104,7 +106,7 @@ def test_one_flag_fills_every_class_that_shares_it():
 def test_errors_name_the_flag_of_the_command():
     app = typer.Typer()
 
-    def main(*, kinds: Annotated[Kinds, part(count=Option("--other", "Other.", low=1))]) -> None:
+    def main(*, kinds: Annotated[Kinds, offer(count=Option("--other", "Other.", low=1))]) -> None:
         del kinds
 
     app.command()(command(main))

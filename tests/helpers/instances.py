@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import GroupCost
-from optin_cli.searching.choose import choose_units, importance_lost
-from optin_cli.searching.costs import Costs
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.limits import Limits
 
 SLACK = 1e-9

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Checked, Option, build, declared, nested, option, part, shared
+from optin_cli.options.declare import Checked, Option, build, declared, nested, offer, option, shared
 from optin_cli.options.evaluation import AnswerOptions, EvalOptions
 from optin_cli.options.export import ExportOptions
 from optin_cli.options.images import ImageOptions
@@ -41,7 +41,7 @@ class Inner(Checked):
 
 @dataclass(frozen=True)
 class Outer(Checked):
-    inner: Inner = nested(Inner(), part("seed", share=Option("--part", "Part."), prefix="inner_"))
+    inner: Inner = nested(Inner(), offer("seed", share=Option("--part", "Part."), prefix="inner_"))
     most: float | None = option(None, "--most", "Most.", above=0, high=1, recorded="largest")
     note: str = option("", "--note", "Note.", recorded="")
 
@@ -103,8 +103,8 @@ def test_nested_classes_list_the_options_that_they_share():
         ("--most", "largest", ("most",)),
         ("--note", "note", ("note",)),
     }
-    assert [one.flag for one in declared(Inner, part("seed"))] == ["--seed"]
-    assert [one.flag for one in declared(Outer, part("note"))] == ["--note"]
+    assert [one.flag for one in declared(Inner, offer("seed"))] == ["--seed"]
+    assert [one.flag for one in declared(Outer, offer("note"))] == ["--note"]
 
 
 def test_values_by_path_build_nested_options():

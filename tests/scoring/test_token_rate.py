@@ -17,7 +17,7 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import token_rate as token_exchange
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.token_rate import reachable
-from optin_cli.searching.choose import importance_lost
+from optin_cli.searching.costs import importance_lost
 from optin_cli.searching.limits import Limits
 
 OPTIONS = ScoreOptions(

@@ -12,8 +12,8 @@ from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import ConfigCounts, GroupCost
 from optin_cli.artifacts.latency import Ladder
 from optin_cli.errors import ArtifactError, BudgetError, UsageError
-from optin_cli.searching.choose import choose_units, importance_lost
-from optin_cli.searching.costs import Costs
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.limits import Limits
 
 

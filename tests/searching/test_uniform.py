@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import ConfigCounts, GroupCost
 from optin_cli.errors import BudgetError, UsageError
-from optin_cli.searching.choose import choose_units, importance_lost
-from optin_cli.searching.costs import Costs
+from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.limits import Limits
 
 
