@@ -60,7 +60,7 @@ class ConfigKeyRule(_Strict):
 class ConfigRule(_Strict):
     """How the library's own config states that all blocks have the same, smaller number of units.
 
-    step: of which counts are multiples, where a ratio must be whole: a number, or an attribute that holds it.
+    step: counts are multiples of it, where a ratio must be whole; a number, or the attribute that holds it.
     """
 
     keys: dict[str, ConfigKeyRule] = Field(min_length=1)

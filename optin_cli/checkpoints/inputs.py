@@ -58,7 +58,7 @@ class BatchOptions:
 class ModelInput(Protocol):
     """What one model takes.
 
-    kind: of its samples. noun: what a row of its input consists of. axes: names of an input's free axes, by number.
+    kind: text or image. noun: what a row of its input consists of. axes: names of an input's free axes, by number.
     unmergeable: why its tokens can never be merged, None where its architecture decides. pairs: whether a label may
     belong to two rows, as in sentence similarity.
     """
@@ -388,7 +388,7 @@ class ImageInput:
 
 
 def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Workload | None = None) -> ModelInput:
-    """What a model takes by its config; `recorded`: see `TextInput`."""
+    """What a model takes by its config. recorded: the shape that an exported model's costs are recorded for."""
     if blueprint.image is None:
         return TextInput(name, blueprint, model, recorded)
     return ImageInput(name, blueprint, model, blueprint.image)

@@ -74,7 +74,7 @@ def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
 
 @dataclass(frozen=True)
 class Exam:
-    """What checkpoints are measured by. samples: None measures size and speed only. options: see `fitted`."""
+    """What checkpoints are measured by. samples: None measures size and speed only. options: as `fitted` returns."""
 
     samples: AnySamples | None
     task: Task | None
@@ -86,7 +86,7 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
     """Predict the samples of an exam and measure the predictions.
 
     Raises:
-        DataError: as of `evaluate`.
+        DataError: as `evaluate` does.
     """
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not (task is not None and samples.labelled):
@@ -189,7 +189,7 @@ def _compare(
     cost: tuple[Totals, Workload],
     latencies: Sequence[Latency],
 ) -> Comparison:
-    """The comparison of two models whose metrics are `metric`; cost: of the first model, and for which input."""
+    """Compare two models by `metric`. cost: what the first model costs, and the input that this is stated for."""
     against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
     value = drop = agreement = kl = None
     if mine.prediction is not None and theirs.prediction is not None:

@@ -36,7 +36,7 @@ class Prediction:
     """What a model makes of samples, and what that is worth.
 
     outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
-    keys: of the N that were fed to it, in order. values: the task's metrics in its order, empty without labels;
+    keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
     error: standard error of the first. constants: what this kind of task was evaluated with.
     """
 
@@ -53,7 +53,7 @@ class Outcome:
 
     outputs: one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
     Distributions over tokens are padded to the longest sample with the lowest finite number.
-    keys: of the samples, in order. labels: of all of them on the CPU, or None.
+    keys: one for each sample, in order. labels: one for each sample on the CPU, or None.
     """
 
     outputs: list[torch.Tensor]

@@ -43,7 +43,7 @@ def load_evaluated(source: str | Path, *, device: str | None = None, **options: 
 
     Args:
         device: where to put a checkpoint; exported files are run on the CPU.
-        options: see `load`.
+        options: passed on to `load`.
     """
     target = target_of(source)
     if target is None or Path(source).is_dir():

@@ -49,7 +49,7 @@ class Traced:
 class Target:
     """A format, and what writes and runs it.
 
-    suffix: of its files. extra: pip extra that brings its packages, None where torch is enough. writes_with,
+    suffix: ending of its files. extra: pip extra that brings its packages, None where torch is enough. writes_with,
     runs_with: packages needed to write, and to run, whose versions are recorded; the first that runs it is its
     runtime. opsets: versions of its operators that may be asked for, fewest and most; None where it has none.
 

@@ -19,7 +19,7 @@ Settings = dict[str, int | float]
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """A key of the config and its value for a number of units in every block: see `schema.ConfigKeyRule`."""
+    """A key of the config and its value for a number of units in every block (`schema.ConfigKeyRule`)."""
 
     key: str
     per_unit: float | None

@@ -141,7 +141,7 @@ class UnitKind(ABC):
         return {}, []
 
     def check(self, kept: Keeping, name: str) -> None:
-        """Refuse a mask that no model can run with (ArtifactError); name: of the mask."""
+        """Refuse a mask that no model can run with (ArtifactError). name: what the message calls the mask."""
         del kept, name
 
     def changes(self, kept: Keeping, group: Group) -> bool:

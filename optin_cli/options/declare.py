@@ -83,7 +83,7 @@ class Option:
 class Offer:
     """Which fields of an options class a command offers: all if none is named, with other flags for some.
 
-    prefix: of the keys under which artifacts record them.
+    prefix: begins the keys under which artifacts record them.
     """
 
     names: tuple[str, ...]

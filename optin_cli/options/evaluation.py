@@ -28,9 +28,10 @@ class AnswerOptions(Checked):
 class EvalOptions(Checked):
     """Options of an evaluation.
 
-    max_length: None for 128 tokens, or what the model holds. seq_len, latency_length: as asked for; an evaluation uses
-    no more than the model holds, and neither where inputs are images. seq_len: None for 128. latency_runs: 0 measures
-    no latency. samples: how many to evaluate on, None for all; seed: of their selection.
+    max_length: most tokens of a text; None means 128, or what the model holds. seq_len: length that costs are stated
+    for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images
+    have neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects
+    them.
     """
 
     batch_size: int = shared(32, BATCH_SIZE)

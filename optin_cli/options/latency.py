@@ -10,7 +10,7 @@ class LatencyOptions(Checked):
     """Options of a latency table.
 
     fractions: shares of a group's units (0 to 1) that are timed, beside the fewest it can have and one unit.
-    seed: of the inputs.
+    seed: makes the random inputs.
     """
 
     batch_size: int = option(32, "--batch", "Samples at once, with --latency.", metavar="N", low=1)

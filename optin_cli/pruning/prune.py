@@ -88,7 +88,7 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model in memory and its plan; difference: of its outputs from those of the masked original."""
+    """A pruned model in memory, its plan, and the difference of its outputs from those of the masked original."""
 
     model: nn.Module
     plan: Plan
@@ -112,8 +112,8 @@ def prune(
     Args:
         output: appears only when everything succeeded.
         refit: unlabelled texts or images to refit the consumers on; None keeps the remaining weights as they are.
-        options: of the refit.
-        name: of the mask, for messages and the manifest.
+        options: how to refit.
+        name: what messages and the manifest call the mask.
 
     Raises:
         ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
@@ -262,7 +262,7 @@ def _manifest(
     refit: dict[str, Refit] | None,
     certificate: Certificate,
 ) -> Manifest:
-    """The record of a pruned folder; cost: of the original and its units, and of the pruned model."""
+    """The record of a pruned folder. cost: the original's costs, and what the pruned model costs."""
     checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
     return Manifest(
         optin_version=__version__,

@@ -126,13 +126,12 @@ def refit_model(
     """Re-solve every consumer of a pruned model in place, from the first one that pruning changes on.
 
     Args:
-        options: of them, the ridge and whether consumers without bias get one, for the mean of their pruned inputs (see
-            `added_biases`).
+        options: only the ridge, and whether consumers without a bias get one for the mean of their pruned inputs.
 
     Returns:
-        by group name, in order of execution: held-out error before and after relative to the mean squared size of the
-        residual stream, and whether the new weights were taken; and, where there are batch norms, the same of the
-        outputs before and after their statistics were measured again, by the name BATCH_NORM.
+        What was done to each consumer, by group name in order of execution: its held-out error before and after,
+        relative to the mean squared size of the residual stream, and whether the new weights were taken. BATCH_NORM
+        names an entry for the model's outputs before and after the statistics of batch norms were measured again.
     """
     original, structure = pruned.original, pruned.structure
     norms = following_norms(original, structure, batches[0])

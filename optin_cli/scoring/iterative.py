@@ -57,8 +57,10 @@ def score_in_rounds(
 ) -> Scores:
     """Score every unit, then at each of `options.rescore` those that pruning to that share leaves.
 
-    Args and errors: as of `score_checkpoint`, and UsageError: kinds were named to be scored exactly that the model
-    lacks. A share that no mask can meet ends the rounds.
+    Arguments and errors are those of `score_checkpoint`. A share that no mask can meet ends the rounds.
+
+    Raises:
+        UsageError: kinds were named to be scored exactly that the model lacks.
     """
     check_exact_kinds(checkpoint.structure, options)
     shares = shares_to_rescore(options, calibration)

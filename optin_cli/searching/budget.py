@@ -61,7 +61,7 @@ class Row:
         return cost
 
     def bound(self, counts: Mapping[str, int], around: Mapping[str, int]) -> float:
-        """No less than `spent`, and equal to it at `around`: see `curvature`."""
+        """An upper bound of `spent` that is exact at `around`, by its `curvature` there."""
         bends = self.curvature(around)
         return sum(self.between(name, 0, n) + bends.get(name, 0.0) * n * n for name, n in counts.items())
 

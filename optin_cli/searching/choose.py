@@ -184,10 +184,10 @@ def _integer_program(
 
 
 def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
-    """Choose units, and where tokens are scored how they merge, by all that a scores file holds.
+    """Choose units by a scores file, and how tokens merge if it has scores of them.
 
     Raises:
-        BudgetError, UsageError: see `choose_units`.
+        BudgetError, UsageError: as `choose_units` does.
     """
 
     def solve(costs: Costs, limits: Limits) -> Kept:
@@ -209,11 +209,11 @@ def make_mask(
     Args:
         scores: from `optin score`.
         scores_source: name and hash of the scores file, recorded as the mask's origin.
-        table_source: the same of the latency table in `limits`.
+        table_source: name and hash of the latency table in `limits`.
 
     Raises:
         ArtifactError: the latency table is of another checkpoint or architecture description.
-        BudgetError, UsageError: see `choose_units`.
+        BudgetError, UsageError: as `choose_units` does.
     """
     header, costs = scores.header, Costs.of(scores.header)
     if limits.latency_table is not None and table_source is not None:

@@ -16,7 +16,7 @@ def search(
 
     Args:
         algorithm: "exact" (integer program), or "optin" for the search of the OPTIN paper.
-        name, table_name: of the files of scores and of `limits.latency_table`, as the mask records them.
+        name, table_name: what the mask calls the scores file and the latency table.
 
     Raises:
         BudgetError: no mask meets the limits; states the smallest reachable share.

@@ -25,7 +25,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
     Args:
         content: a whole file.
-        name: of the image, for messages.
+        name: what messages call the image.
 
     Raises:
         DataError: it does not decode.

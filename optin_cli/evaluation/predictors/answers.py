@@ -60,7 +60,7 @@ def decode_answers(
     """The answer of every sample as its context spells it, "" for none.
 
     Args:
-        batches: of the windows, whose numbers are their rows.
+        batches: the windows in batches, whose rows are the numbers of the windows.
         start, end: (W, tokens), in the order of the batches.
 
     Raises:
