@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from helpers.desk import Desk
 
 
 @pytest.fixture
@@ -12,3 +13,8 @@ def work(here, made):
     for path in (made.train, made.texts):
         shutil.copyfile(path, here / path.name)
     return here
+
+
+@pytest.fixture
+def desk(here, made):
+    return Desk(here, made)
