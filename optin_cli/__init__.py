@@ -3,8 +3,6 @@
 Names are imported on first use, so that importing the package (and `optin --help`) is instant.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

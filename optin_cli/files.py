@@ -3,8 +3,6 @@
 A file or folder is written under a temporary name beside its target and renamed when complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """How long work reports to its caller: steps done, and notes for the user."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -4,8 +4,6 @@ Reads folders of transformers and timm, folders that `optin prune` wrote (withou
 single state-dict files with a config folder or the name of their architecture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Weights files, name and hash of a checkpoint folder. Importing this module does not import torch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

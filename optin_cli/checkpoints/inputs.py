@@ -3,8 +3,6 @@
 `Checkpoint.input` chooses the implementation; the rest of the package does not ask which it is.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

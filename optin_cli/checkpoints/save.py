@@ -1,7 +1,5 @@
 """Save a pruned model as a folder that its library loads without optin."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

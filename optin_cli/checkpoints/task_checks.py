@@ -1,7 +1,5 @@
 """Checks that a task, or calibration by labels, fits a model. They need no samples, so they run before any are read."""
 
-from __future__ import annotations
-
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import no_classes
 from optin_cli.data.spec import require_input

@@ -1,7 +1,5 @@
 """Refuse masks and scoring of tokens where they cannot merge."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 from optin_cli.artifacts.costs import TOKEN

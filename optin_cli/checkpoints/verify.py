@@ -4,8 +4,6 @@ The folder is loaded in a fresh process by its library with its own modelling co
 there: what a user without optin gets.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

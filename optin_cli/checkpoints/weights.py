@@ -3,8 +3,6 @@
 Only tensors are ever read: safetensors, or torch files under `weights_only=True`.
 """
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """Translate the labels of the data into the model's class ids."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Samples of either kind."""
 
-from __future__ import annotations
-
 from optin_cli.data.images.samples import ImageSamples
 from optin_cli.data.text.samples import Samples
 from optin_cli.errors import DataError

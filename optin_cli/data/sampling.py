@@ -3,8 +3,6 @@
 A row's rank is sha256(seed, its digest, its number among rows of the same digest); the lowest ranks are taken.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

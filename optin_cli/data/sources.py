@@ -1,7 +1,5 @@
 """Open Parquet files, saved datasets and datasets of the Hub by the `datasets` library, and find splits."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import logging

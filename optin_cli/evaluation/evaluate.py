@@ -1,7 +1,5 @@
 """Evaluate a checkpoint: its task metric, agreement with another model, size and speed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

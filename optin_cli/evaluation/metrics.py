@@ -3,8 +3,6 @@
 Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Run a checkpoint over samples: what the predictor of every kind of task builds on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ The runtime runs the file in a fresh process where optin cannot be imported, on 
 be those of the model in memory, or nothing is written.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 import inspect

@@ -1,7 +1,5 @@
 """Names of devices, for records of what was measured on them."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

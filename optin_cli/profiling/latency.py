@@ -5,8 +5,6 @@ model when all keep k units, a layer's k units take (T(k) - T(fewest)) / L. The 
 weights compete for the caches as they do in use.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.metadata
 from itertools import chain

@@ -1,7 +1,5 @@
 """Profile what a model and its units cost, in MACs and parameters or in time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from optin_cli.artifacts.costs import Profile

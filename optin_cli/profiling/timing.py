@@ -1,7 +1,5 @@
 """Wall time of callables and models. Several are interleaved, so that noise affects all alike."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

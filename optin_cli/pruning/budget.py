@@ -1,7 +1,5 @@
 """Costs of the original of a mask, against which the shares that the mask reaches are counted."""
 
-from __future__ import annotations
-
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint

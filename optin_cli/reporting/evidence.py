@@ -5,8 +5,6 @@ scores, an evaluation names the checkpoint that it measured, and a sweep or prof
 the user named and that does not match is an error; a file that merely lies in the folder is left out with a note.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The facts of a report as plain records: what was measured, and what was not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Importing this module does not import torch, so that an unknown task is refused before a model is loaded.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import ValidationError

@@ -1,7 +1,5 @@
 """Fetch a model of the hub into the local cache."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from optin_cli.checkpoints.folders import FILE_SUFFIXES

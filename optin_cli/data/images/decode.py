@@ -4,8 +4,6 @@ Grayscale, palette and CMYK images become RGB; transparency is dropped, an anima
 orientation that a camera noted is not applied. 16-bit values become 8-bit ones by their share of the range.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy

@@ -4,8 +4,6 @@ Nothing is decoded or even read here. A folder holds images by class (`class/nam
 unlabelled; either may lie in folders of splits (`train/`, `validation/` or `val/`, `test/`).
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Read the accepted answers of question answering data."""
 
-from __future__ import annotations
-
 from optin_cli.data.text.tables import Table
 from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Role, Task

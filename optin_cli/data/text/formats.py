@@ -4,8 +4,6 @@ These formats are read here rather than by `datasets`, whose readers turn dates 
 types, expand `*` and `[` in file names, leave files in the user's cache, and do not name the faulty line.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

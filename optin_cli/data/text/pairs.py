@@ -1,7 +1,5 @@
 """Batches of labelled pairs of texts in which every text is a row of its own."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from dataclasses import replace

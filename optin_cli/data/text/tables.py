@@ -3,8 +3,6 @@
 Text files are read by `formats`; Parquet files, saved datasets and datasets of the Hub by `datasets`.
 """
 
-from __future__ import annotations
-
 import glob
 import tempfile
 from collections.abc import Sequence

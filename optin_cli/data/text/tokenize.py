@@ -1,7 +1,5 @@
 """Tokenise samples into padded batches, in an order that depends on content only."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

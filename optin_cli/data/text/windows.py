@@ -3,8 +3,6 @@
 Consecutive windows of a context share `stride` tokens, so that an answer cut by one lies whole in the next.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

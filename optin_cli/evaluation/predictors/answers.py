@@ -4,8 +4,6 @@ A window's score for "no answer" is what its logits give to the first token ([CL
 lowest such score exceeds the best span's by more than a threshold (as in BERT's evaluation of SQuAD 2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict

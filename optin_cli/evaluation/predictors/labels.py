@@ -1,7 +1,5 @@
 """Classification and regression: one label per sample, predicted from its image, its text or its pair of texts."""
 
-from __future__ import annotations
-
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import (
     Prediction,

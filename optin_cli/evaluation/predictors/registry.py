@@ -3,8 +3,6 @@
 Each kind of task is one module and one row of the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 

@@ -3,8 +3,6 @@
 A sentence's embedding is the mean of its last hidden states over real tokens, special ones included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

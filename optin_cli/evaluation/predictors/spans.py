@@ -1,7 +1,5 @@
 """Find the best answer span from the logits of its first and last token. Pure tensor functions."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 
