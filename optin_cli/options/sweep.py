@@ -12,8 +12,10 @@ from optin_cli.options.scoring import ScoreOptions
 
 RECIPES = (
     "optin",
-    "one-shot",
+    "sketch",
+    "rounds",
     "no-refit",
+    "slimgpt",
     "magnitude",
     "wanda",
     "fisher",

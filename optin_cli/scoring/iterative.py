@@ -36,7 +36,7 @@ from optin_cli.searching.limits import Limits
 
 
 def shares_to_rescore(options: ScoreOptions, calibration: Calibration | None) -> tuple[float, ...]:
-    """The shares of the MACs at which a run scores anew: none for baselines, or with too few samples to refit."""
+    """The shares of the MACs at which a run scores again: none for baselines, or with too few samples to refit."""
     if CRITERIA[options.criterion].terms is None or calibration is None or not refittable(calibration.batches):
         return ()
     return options.rescore
