@@ -86,6 +86,39 @@ def made(tmp_path_factory):
     return paths
 
 
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """Six short texts without labels."""
+    draw = random.Random(1)
+    rows = [{"text": " ".join(draw.choices("abcdefghijklmnopqrst", k=draw.randint(3, 9)))} for _ in range(6)]
+    return write_rows(tmp_path_factory.mktemp("texts") / "texts.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory):
+    """A folder of images, eight of each class. To be read only."""
+    from helpers.pictures import image_folder
+
+    return image_folder(tmp_path_factory.mktemp("images") / "pets", 8)
+
+
+@pytest.fixture(scope="session")
+def image_checkpoint(tmp_path_factory):
+    """Tiny checkpoints by image family, each written once. To be read only."""
+    from helpers.models import save_images
+
+    from optin_cli.checkpoints.checkpoint import load
+
+    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def of(family):
+        if family not in made:
+            made[family] = load(save_images(root / family, family))
+        return made[family]
+
+    return of
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working directory."""

@@ -150,8 +150,7 @@ def load(
     head = known_heads()[blueprint.auto_class]
     model = model.to(target)
     structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
-    if blueprint.image is not None:
-        structure = structure.measured(model, takes.example(takes.workload()))
+    structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     return Checkpoint(
         name=place.stem if place.is_file() else place.resolve().name if place.is_dir() else name,
         sha256=sha256_of(blueprint.identity, *files),

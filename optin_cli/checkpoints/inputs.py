@@ -59,13 +59,15 @@ class ModelInput(Protocol):
     """What one model takes.
 
     kind: of its samples. noun: what a row of its input consists of. axes: names of an input's free axes, by number.
-    unmergeable: why its tokens can never be merged, None where its architecture decides.
+    unmergeable: why its tokens can never be merged, None where its architecture decides. pairs: whether a label may
+    belong to two rows, as in sentence similarity.
     """
 
     kind: ClassVar[InputKind]
     noun: ClassVar[str]
     axes: ClassVar[Mapping[int, str]]
     unmergeable: ClassVar[str | None]
+    pairs: ClassVar[bool]
 
     @property
     def most(self) -> int | None:
@@ -154,6 +156,7 @@ class TextInput:
     unmergeable: ClassVar[str | None] = (
         "it takes text, whose tokens do not repeat each other as the patches of an image do"
     )
+    pairs: ClassVar[bool] = True
 
     @property
     def _positions(self) -> int:
@@ -261,10 +264,7 @@ class TextInput:
         if options.labelled and task is not None and task.each_alone:
             return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
         if options.labelled and self.blueprint.purpose == "similarity":
-            raise UsageError(
-                f"{self.name} puts out sentence embeddings; the labels of {texts.name} name no classes of it.",
-                hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
-            )
+            raise no_classes(self.name, texts.name)
         labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
         return fit_inputs(self.model, found)
@@ -286,6 +286,7 @@ class ImageInput:
     noun: ClassVar[str] = "pixels"
     axes: ClassVar[Mapping[int, str]] = MappingProxyType({0: "batch"})
     unmergeable: ClassVar[str | None] = None
+    pairs: ClassVar[bool] = False
     most: ClassVar[int | None] = None
     reserved: ClassVar[int] = 0
     vocabulary: ClassVar[int] = 0
@@ -397,6 +398,14 @@ def random_inputs(inputs: Sequence[ModelInput], workload: Workload, *, seed: int
     """The same random inputs of a workload's shape for every model, each on its own device."""
     vocabulary = min(one.vocabulary for one in inputs)
     return [one.random(workload, seed=seed, vocabulary=vocabulary) for one in inputs]
+
+
+def no_classes(name: str, data: str) -> UsageError:
+    """The error for class labels and a model of sentence embeddings."""
+    return UsageError(
+        f"{name} puts out sentence embeddings; the labels of {data} name no classes of it.",
+        hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
+    )
 
 
 def fit_inputs(model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import no_classes
 from optin_cli.data.spec import require_input
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Task
 
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
@@ -43,19 +44,16 @@ def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed
         UsageError: class labels for a model of sentence embeddings.
     """
     blueprint = checkpoint.blueprint
-    purpose, outputs, text = blueprint.purpose, blueprint.num_labels, checkpoint.input.kind == "text"
+    purpose, outputs, pairs = blueprint.purpose, blueprint.num_labels, checkpoint.input.pairs
     if task is not None:
         require_fit(checkpoint, task, hint=hint)
-    elif purpose == "similarity" and text:
-        raise UsageError(
-            f"{checkpoint.name} puts out sentence embeddings; the labels of {data} name no classes of it.",
-            hint="Pass a task whose labels say how alike two sentences are: --calib stsb-cosine --data PATH.",
-        )
+    elif purpose == "similarity" and pairs:
+        raise no_classes(checkpoint.name, data)
     output = checkpoint.structure.outputs[0]
     known = {
         "classification": output.kind == "categorical" and outputs > 1,
         "regression": outputs == 1,
-        "similarity": text,
+        "similarity": pairs,
     }
     if not known.get(purpose, False):
         several = " with several labels per sample" if output.kind == "bernoulli" else ""

@@ -245,8 +245,8 @@ class Merging:
         if (now := self.running()) is not None:
             PASS.set(now.outer)
 
-    def weigh(self, place: int, block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Before a block behind a merge: add log sizes to its attention scores (`place`: of the argument)."""
+    def weigh(self, place: int | None, block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Before a block behind a merge: add log sizes to its attention scores. place: of the argument, if any."""
         hidden = args[0] if args else next(iter(kwargs.values()))
         now = self.running()
         if now is None or now.sizes is None or hidden.shape[1] != now.sizes.shape[1]:
@@ -255,6 +255,8 @@ class Merging:
                 "how many original tokens each one holds is not known"
             )
         now.block = block
+        if place is None:
+            return args, kwargs
         bias = now.sizes.log()[:, None, None, :].to(device=hidden.device, dtype=hidden.dtype)
         if place < len(args):
             return (*args[:place], bias, *args[place + 1 :]), kwargs
@@ -312,7 +314,8 @@ def merge_between(model: Any, blocks: list[Any], counts: list[int], special: int
     ]
     for number, block in enumerate(blocks[first:], start=first):
         if number > first:
-            place = list(inspect.signature(block.forward).parameters).index(argument)
+            taken = list(inspect.signature(block.forward).parameters)
+            place = taken.index(argument) if argument in taken else None
             weigh = functools.partial(merging.weigh, place)
             handles.append(block.register_forward_pre_hook(weigh, with_kwargs=True))
         merge = functools.partial(merging.merge, counts[number], number == first, number == last)

@@ -80,16 +80,26 @@ def sweep(
     Raises:
         OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
     """
-    known, chosen, folder = load_task(task), {name: find_recipe(name) for name in options.recipes}, Path(output)
+    known, folder, needy = load_task(task), Path(output), _needing_labels(options)
     check_folder(folder, resume=resume, force=force)
     opened = as_checkpoint(checkpoint)
     require_fit(opened, known)
     options = replace(options, evaluation=fitted(options.evaluation, opened))
     spec = DataSpec.of(data).evaluating(options.evaluation.samples, options.evaluation.seed, known)
+    calibrating = _calibration_spec(DataSpec.of(calib), spec)
+    calibration_task, _ = calibrating.resolve(opened.input.kind)
+    if needy:
+        require_loss(
+            opened,
+            calibration_task or known,
+            data=str(calibrating.source or calibrating.path),
+            needed_by=f"The recipe {needy[0]}",
+            hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
+        )
     samples = opened.input.load_samples(spec, progress)
     if not samples.labelled:
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
-    calibrations = _calibrations(opened, DataSpec.of(calib), spec, chosen, options, progress)
+    calibrations = _calibrations(opened, DataSpec.of(calib), spec, options, progress)
     workload = opened.input.workload(options.evaluation.seq_len)
     inputs = opened.input.example(workload)
     totals, costs = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
@@ -140,45 +150,39 @@ def sweep(
     return bench.finish()
 
 
+def _needing_labels(options: SweepOptions) -> list[str]:
+    """The recipes that calibrate by labels (UsageError if a recipe does not exist)."""
+    return [name for name in options.recipes if find_recipe(name).needs_labels]
+
+
+def _calibration_spec(spec: DataSpec, evaluated: DataSpec) -> DataSpec:
+    """The calibration data; that of the task that is evaluated lies in the folder that is evaluated on, if any."""
+    local = evaluated.local
+    same_task = evaluated.known is not None and spec.source == evaluated.known.name
+    return replace(spec, path=local) if same_task and spec.path is None and local and local.is_dir() else spec
+
+
 def _calibrations(
-    checkpoint: Checkpoint,
-    spec: DataSpec,
-    evaluated: DataSpec,
-    chosen: Mapping[str, Recipe],
-    options: SweepOptions,
-    progress: Progress,
+    checkpoint: Checkpoint, spec: DataSpec, evaluated: DataSpec, options: SweepOptions, progress: Progress
 ) -> dict[str, Calibration]:
     """Calibration batches by recipe, of the same samples for all.
 
     Args:
-        spec: calibration data; by the task that is evaluated, it lies in the folder that is evaluated on.
-        evaluated: what models are evaluated on.
+        spec: as given; see `_calibration_spec`. evaluated: what models are evaluated on.
     """
-    scoring, task, local = options.scoring, evaluated.task, evaluated.local
-    shared = spec.path is None and task is not None and spec.source == task.name and local is not None
-    shared = shared and local is not None and local.is_dir()
-    spec = replace(spec, path=local) if shared else spec
-    needy = [name for name, recipe in chosen.items() if recipe.needs_labels]
-    if needy:
-        require_loss(
-            checkpoint,
-            spec.task or task,
-            data=str(spec.source or spec.path),
-            needed_by=f"The recipe {needy[0]}",
-            hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
-        )
+    scoring, needy, task = options.scoring, _needing_labels(options), evaluated.known
+    chosen = _calibration_spec(spec, evaluated)
 
     def read(*, labelled: bool) -> AnySamples:
-        return checkpoint.input.load_samples(
-            spec.calibrating(scoring.samples, scoring.seed, labelled=labelled), progress
-        )
+        wanted = chosen.calibrating(scoring.samples, scoring.seed, labelled=labelled)
+        return checkpoint.input.load_samples(wanted, progress)
 
     samples = read(labelled=False)
     # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
     by_labels = read(labelled=True) if needy and task is not None and task.each_alone else samples
-    if shared and samples.split == WHOLE:
+    if chosen is not spec and samples.split == WHOLE:
         raise UsageError(
-            f"{local} has no splits, so the model would be scored on the very samples that it is evaluated on.",
+            f"{chosen.path} has no splits, so the model would be scored on the very samples that it is evaluated on.",
             hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
         )
     if by_labels.labels is None and needy:
@@ -186,21 +190,20 @@ def _calibrations(
             f"The recipe {needy[0]} needs labels, and the calibration data {samples.name} has none.",
             hint="Pass labelled data to --calib, or another --recipe.",
         )
-    source = Source(name=samples.name, sha256=samples.sha256)
     made: dict[bool, Calibration] = {}
     decoded: Sequence[Batch] = ()
-    for labelled in sorted({recipe.needs_labels for recipe in chosen.values()}):
+    for labelled in sorted({name in needy for name in options.recipes}):
         found = calibrate(
             checkpoint,
             by_labels if labelled else samples,
             scoring,
-            task=spec.task or task,
+            task=chosen.task or task,
             labelled=labelled,
             decoded=decoded if by_labels is samples else (),
         )
         decoded = found.batches
-        made[labelled] = replace(found, source=source)
-    return {name: made[recipe.needs_labels] for name, recipe in chosen.items()}
+        made[labelled] = replace(found, source=Source(name=samples.name, sha256=samples.sha256))  # one for all recipes
+    return {name: made[name in needy] for name in options.recipes}
 
 
 def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:

@@ -117,7 +117,7 @@ def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
     mask = make_mask(checkpoint, decoder_0_neuron=[], decoder_1_neuron=[3], decoder_2_neuron=[])
-    manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small", calib=str(texts))
+    manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small", refit=str(texts))
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     assert {"decoder.0.neuron", "decoder.1.neuron", "decoder.2.neuron"} <= set(manifest.refit)
     for name, found in manifest.refit.items():

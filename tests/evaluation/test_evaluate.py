@@ -29,26 +29,31 @@ OPTIONS = EvalOptions(latency_runs=0, batch_size=4, seq_len=8)
 TEXT_TASKS = [task for task in map(load_task, task_names()) if task.input == "text"]
 TASKS = [task for task in TEXT_TASKS if task.kind in ("classification", "regression")]
 
+WORDS = "abcdefghi"
+
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Two models of other weights by number of outputs."""
+    """Two models of other weights by number of outputs, whose classes are about as likely."""
     root = tmp_path_factory.mktemp("checkpoints")
     heads = {1: "regression", 2: "classes", 3: "classes"}
-    return {
+    found = {
         outputs: [
             load_checkpoint(save_checkpoint(root / f"{outputs}-{seed}", head=head, num_labels=outputs, seed=seed))
             for seed in range(2)
         ]
         for outputs, head in heads.items()
     }
+    texts = [(f"{word} film", *more) for word in WORDS for more in ((), ("good film",))]
+    for checkpoint in (*found[2], *found[3]):
+        checkpoint.model.classifier.bias -= torch.from_numpy(logits_of(checkpoint, texts).mean(axis=0))
+    return found
 
 
 def rows_of(task):
     """Nine samples whose labels take every value of the task."""
-    words = "abcdefghi"
     labels = [i / 2 for i in range(9)] if task.label_names is None else [i % len(task.label_names) for i in range(9)]
-    texts = [{c: f"{word} {'good' * (n == 1)} film" for n, c in enumerate(task.text_columns)} for word in words]
+    texts = [{c: f"{word} {'good' * (n == 1)} film" for n, c in enumerate(task.text_columns)} for word in WORDS]
     return [text | {task.label_column: label} for text, label in zip(texts, labels, strict=True)]
 
 
@@ -126,7 +131,7 @@ def test_every_kind_of_head_says_what_it_is_for():
 MODELS = {
     "classes": {"head": "classes", "num_labels": 2},
     "labels": {"head": "labels"},
-    "one-class": {"head": "classes", "num_labels": 1, "problem_type": "single_label_classification"},
+    "one-label": {"head": "labels", "num_labels": 1},
     "regression": {"head": "regression"},
     "two-numbers": {"head": "regression", "num_labels": 2, "problem_type": "regression"},
     "encoder": {"head": "base"},
@@ -179,7 +184,7 @@ def test_a_task_that_does_not_fit_is_refused_before_data_is_read(zoo, unread, na
     checkpoint = zoo[name]
     expected = "nowhere does not exist" if name in ONE_OF_EACH[task] else reason(checkpoint, task)
     for run in (
-        lambda: optin_cli.evaluate(checkpoint, task, data=Path("nowhere"), options=OPTIONS),
+        lambda: optin_cli.evaluate(checkpoint, task, data=Path("nowhere"), options=EvalOptions(latency_runs=0)),
         lambda: optin_cli.sweep(
             checkpoint, task, "broken.jsonl", "out", SweepOptions(keep_flops=(0.5,)), data=Path("nowhere")
         ),
@@ -199,7 +204,7 @@ def test_the_other_model_must_fit_too(zoo, unread, name):
 
 def test_outputs_are_counted_where_the_kind_fits(zoo, unread):
     for name, task, words in (
-        ("one-class", "sst2", "for classification with 1 output."),
+        ("one-label", "sst2", "for classification with 1 output."),
         ("two-numbers", "stsb", "for regression with 2 outputs."),
     ):
         with pytest.raises(DataError) as caught:
@@ -221,7 +226,7 @@ NO_LOSS = "needs the loss of one label per sample, but"
 CALIBRATED = {
     "classes": [("broken.jsonl", None), ("sst2", None), ("stsb", "The task stsb is a regression task")],
     "labels": [("broken.jsonl", NO_LOSS), ("sst2", NO_LOSS)],
-    "one-class": [("broken.jsonl", NO_LOSS), ("sst2", "with 1 output.")],
+    "one-label": [("broken.jsonl", NO_LOSS), ("sst2", "with 1 output.")],
     "regression": [("broken.jsonl", None), ("stsb", None), ("sst2", "The task sst2 is a classification task")],
     "two-numbers": [("broken.jsonl", NO_LOSS), ("stsb", "with 2 outputs.")],
     "encoder": [
@@ -241,7 +246,9 @@ CALIBRATED = {
     ("name", "calib", "words"), [(name, *case) for name, table in CALIBRATED.items() for case in table]
 )
 def test_labels_that_do_not_fit_are_refused_before_data_is_read(zoo, unread, name, calib, words):
-    read = {"broken.jsonl": "broken.jsonl, line 1", "empty": "holds no images"}.get(calib, "nowhere does not exist")
+    read = {"broken.jsonl": "broken.jsonl is not valid JSON", "empty": "holds no images"}.get(
+        calib, "nowhere does not exist"
+    )
     data = None if Path(calib).exists() else "nowhere"
     with pytest.raises((DataError, UsageError)) as caught:
         optin_cli.score(zoo[name], DataSpec(source=calib, path=data), options=ScoreOptions(criterion="fisher"))

@@ -1,6 +1,7 @@
 """Tiny random models of every family and head, and tiny checkpoints that a whole pipeline can run on."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -11,6 +12,7 @@ from transformers import AutoConfig
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.data.batch import Batch
+from optin_cli.model.forward import call_model
 from optin_cli.model.resolve import find_structure
 
 torch.set_num_threads(1)  # models this small run up to ten times slower when threads must share a busy machine
@@ -200,6 +202,21 @@ def make_pixels(model, rows=2, *, seed=0):
 def make_batch(rows=2, tokens=10, *, labels=None, **options):
     inputs = make_inputs(rows, tokens, **options)
     return Batch(inputs, labels, tuple(f"sample {row}" for row in range(rows)))
+
+
+def batch_of(rows=12, seed=0):
+    """Texts whose keys tell batches of different seeds apart."""
+    batch = make_batch(rows, seed=seed)
+    return replace(batch, keys=tuple(f"{seed}.{key}" for key in batch.keys))
+
+
+def logits(model, inputs=None):
+    """The first output, for the fixed inputs of tiny models unless others are given."""
+    if inputs is None:
+        takes_text = getattr(model, "main_input_name", None) == "input_ids"
+        inputs = make_inputs() if takes_text else make_pixels(model)
+    with torch.no_grad():
+        return next(iter(call_model(model, inputs).values()))
 
 
 def pick(batch, rows):

@@ -28,6 +28,16 @@ class Run:
     err: str
 
 
+class Watch:
+    """Progress that hands every report of work to a function."""
+
+    def __init__(self, function):
+        self.update = function
+
+    def note(self, text):
+        pass
+
+
 def call(*args, stdin=b"") -> Run:
     """Run a command in this process: all that `optin` does, less the seconds that importing torch takes."""
     from optin_cli.cli.main import main

@@ -28,7 +28,7 @@ from optin_cli.model.costs import count_macs, count_parameters, measure_costs
 from optin_cli.model.cut import cut
 from optin_cli.model.forward import observe
 from optin_cli.model.masking import masked
-from optin_cli.searching.budget import reached
+from optin_cli.searching.costs import Costs
 
 Tiny = namedtuple("Tiny", "model structure root head inputs")
 CASES = [
@@ -55,7 +55,7 @@ def cut_copy(tiny, *masks):
     """A copy cut by each mask in turn; its structure is found anew before each cut."""
     model = clone(tiny.model)
     for kept in masks:
-        cut(model, structure_of(model, tiny.head), kept, tiny.root)
+        cut(model, structure_of(model, tiny.head), kept)
     return model
 
 
@@ -84,7 +84,7 @@ def compose(structure, first, second):
 class TestEveryFamily:
     def test_masked_equals_cut(self, tiny):
         groups = tiny.structure.groups
-        last = [g for g in groups if g.block_name == groups[-1].block_name]
+        last = [g for g in groups if g.block == groups[-1].block]
         masks = [random_kept(tiny.structure, 1), random_kept(tiny.structure, 2, share=0.8)]
         masks += [empty(groups[:2], "head"), empty(groups[:2], "neuron"), empty(last, "head", "neuron")]
         masks += [empty(groups, "head"), empty(groups, "neuron"), empty(groups, "head", "neuron", "channel")]
@@ -114,7 +114,7 @@ class TestEveryFamily:
                 parameters -= both.parameters * gone[name] * gone[other]
             assert count_macs(model, tiny.inputs)[0] == pytest.approx(totals.macs - macs, rel=1e-12)
             assert count_parameters(model) == totals.parameters - parameters
-            share = reached(kept, costs, totals)
+            share = Costs(costs, totals).remaining(kept)
             assert share["macs"] == pytest.approx(count_macs(model, tiny.inputs)[0] / totals.macs)
 
     def test_cutting_twice_is_cutting_once(self, tiny):
@@ -192,9 +192,12 @@ def test_invalid_descriptions_are_refused_with_all_problems(tmp_path, change, na
         ),
         (lambda _raw, _head, neuron: put(neuron["slices"][1], "axis", 0), ["40", "32", "disagree"]),
         (lambda _raw, _head, neuron: put(neuron["slices"][0], "axis", 1), ["has shape (40,), no axis 1"]),
-        (lambda _raw, _head, neuron: put(neuron, "block", 7), ["length 40, not a multiple of parts x block = 1 x 7"]),
+        (
+            lambda _raw, _head, neuron: put(neuron, "unit_width", 7),
+            ["40, not a multiple of parts x unit width = 1 x 7"],
+        ),
         (lambda _raw, head, _neuron: put(head["slices"][0], "parts", 3), ["length 32, not a multiple", "3 x 8"]),
-        (lambda _raw, head, _neuron: put(head, "block", "attention.self.size"), ["attention.self.size is None"]),
+        (lambda _raw, head, _neuron: put(head, "unit_width", "attention.self.size"), ["attention.self.size is None"]),
         (lambda _raw, head, _neuron: put(head, "consumer", "attention.dense"), ["attention.dense does not exist"]),
         (lambda _raw, head, _neuron: put(head, "mixer", "attention.mix"), ["attention.mix does not exist"]),
         (lambda _raw, head, _neuron: put(head, "set_units", ["attention.self.heads"]), ["attribute", "self.heads"]),

@@ -1,7 +1,9 @@
 """Merging of tokens: its laws, every family that can through the real pipeline, its costs, and what is refused."""
 
 import copy
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from helpers.models import IMAGES, make_pixels, random_kept, save_images
 from helpers.pictures import image_folder
-from helpers.running import call, done
+from helpers.running import Watch, call, done
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,26 +23,29 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.token_checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, ArtifactError, BudgetError
+from optin_cli.exporting.trace import Outputs
 from optin_cli.model.costs import count_macs, measure_costs
-from optin_cli.model.cut import cut
+from optin_cli.model.cut import PrunedModel, cut
 from optin_cli.model.forward import observe
 from optin_cli.model.masking import masked
 from optin_cli.model.modeling_optin import (
-    MERGED,
+    PASS,
+    apply_plan,
     merge_between,
     merge_tokens,
     merging_steps,
     pair_tokens,
-    spread_tokens,
 )
 from optin_cli.model.token_costs import measure_token_costs
-from optin_cli.model.tokens import averaged_as
+from optin_cli.model.tokens import Merged, tokens_of
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.refit.refit import refit_model
+from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.tokens import ladder, per_unit, score_tokens
 from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
-from optin_cli.searching.token_costs import reached, token_saving
+from optin_cli.searching.token_costs import token_saving
 from optin_cli.searching.token_schedule import Schedules, choose_with_tokens
 
 MERGING = [
@@ -79,11 +84,11 @@ def saved(tmp_path_factory):
 
 def tokens_kept(checkpoint, *counts):
     """A mask by which so many tokens merge behind the first blocks."""
-    tokens = checkpoint.structure.tokens
-    kept, left = {}, tokens.units
+    tokens = tokens_of(checkpoint.structure)
+    kept, left = {}, tokens.mergeable
     for (name, _), count in zip(tokens.blocks, counts, strict=False):
-        share = (left - count) * tokens.units // left
-        kept[f"{name}.token"] = list(range(tokens.units - share, tokens.units))
+        share = (left - count) * tokens.mergeable // left
+        kept[f"{name}.token"] = list(range(tokens.mergeable - share, tokens.mergeable))
         left -= count
     assert tokens.counts(kept)[: len(counts)] == list(counts)
     return kept
@@ -180,14 +185,15 @@ def invented(seed, units=5, blocks=3):
         for name in names[:-1]
     }
     importance = {name: np.sort(draw.random(g.units)).astype(np.float32) for name, g in groups.items()}
-    costs = TokenCosts(
+    tokens = TokenCosts(
         length=units + 2,
         special=2,
         width=1,
         blocks={name: BlockCost(macs=macs[name], square=squares[name]) for name in names},
         unit_square={f"{name}.neuron": squares[name] / 12 for name in names},
     )
-    return importance, groups, Totals(macs=int(sum(macs.values())) + 50, parameters=100, bytes=400), costs
+    totals = Totals(macs=int(sum(macs.values())) + 50, parameters=100, bytes=400)
+    return importance, Costs(groups, totals, tokens)
 
 
 def lost_by(kept, importance):
@@ -196,14 +202,15 @@ def lost_by(kept, importance):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_schedules_at_a_price(seed):
-    importance, groups, totals, costs = invented(seed)
-    schedules = Schedules(importance, groups, costs, set())
+    importance, costs = invented(seed)
+    groups, totals = costs.groups, costs.totals
+    schedules = Schedules(importance, costs.token_groups, costs.tokens, set())
     for price in (1e-5, 1e-3, 1e-2, 1.0):
 
         def objective(counts, price=price):
             kept = schedules.kept(counts)
             whole = {name: [*range(group.units)] for name, group in groups.items()}
-            share = reached({**whole, **kept}, groups, totals, costs)["macs"]
+            share = costs.remaining({**whole, **kept})["macs"]
             return lost_by(kept, {n: importance[n] for n in kept}) + price * share * totals.macs
 
         every = [(a, b) for a in range(5) for b in range(5)]
@@ -213,34 +220,34 @@ def test_schedules_at_a_price(seed):
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
 def test_the_joint_search(share):
     """It keeps the budget, loses no more than units alone would, and what is protected stays."""
-    importance, groups, totals, costs = invented(1)
+    importance, costs = invented(1)
+    groups = costs.groups
 
-    def solve(groups, totals, limits):
-        values = {name: importance[name] for name in groups}
-        return choose_units(values, groups, totals, limits, blocks=dict.fromkeys(groups, 1))
+    def solve(costs, limits):
+        return choose_units(importance, costs, limits)
 
-    widths = {name: group for name, group in groups.items() if group.kind == "neuron"}
-    alone = solve(widths, totals, Limits(keep_macs=share))
-    kept = choose_with_tokens(solve, importance, groups, totals, costs, Limits(keep_macs=share))
+    widths = [name for name, group in groups.items() if group.kind == "neuron"]
+    alone = solve(costs.only(widths), Limits(keep_macs=share))
+    kept = choose_with_tokens(solve, importance, costs, Limits(keep_macs=share))
     assert list(kept) == list(groups)
-    assert reached(kept, groups, totals, costs)["macs"] <= share
+    assert costs.remaining(kept)["macs"] <= share
     assert lost_by(kept, importance) <= lost_by(alone, {n: importance[n] for n in alone}) + 1e-6
     limits = Limits(keep_macs=max(share, 0.6), protect=("*.token", "encoder.0.neuron"))
-    kept = choose_with_tokens(solve, importance, groups, totals, costs, limits)
+    kept = choose_with_tokens(solve, importance, costs, limits)
     assert all(kept[name] == [*range(group.units)] for name, group in groups.items() if group.kind == "token")
     assert kept["encoder.0.neuron"] == [*range(6)]
 
 
 def test_budgets_that_tokens_cannot_meet():
-    importance, groups, totals, costs = invented(1)
+    importance, costs = invented(1)
 
-    def solve(groups, totals, limits):
-        return choose_units(importance, groups, totals, limits, blocks=dict.fromkeys(groups, 1))
+    def solve(costs, limits):
+        return choose_units(importance, costs, limits)
 
     with pytest.raises(
         BudgetError, match=r"0\.05 of the macs cannot be met: the smallest reachable share is 0\.\d{4}\."
     ):
-        choose_with_tokens(solve, importance, groups, totals, costs, Limits(keep_macs=0.05))
+        choose_with_tokens(solve, importance, costs, Limits(keep_macs=0.05))
 
 
 # Models
@@ -253,7 +260,7 @@ def test_every_family(saved, pictures, tmp_path, family):
     tokens = require_tokens(checkpoint)
     scores = optin_cli.score(checkpoint, str(pictures), options=QUICK)
     named = {name for name, group in scores.header.groups.items() if group.kind == "token"}
-    assert named == {"encoder.0.token", "encoder.1.token"} == set(tokens.groups)
+    assert named == {"encoder.0.token", "encoder.1.token"} == set(tokens.units)
     assert all((scores.importance[name] >= 0).all() for name in named)
     for share in (0.75, 0.5):
         mask = optin_cli.search(scores, Limits(keep_macs=share))
@@ -267,8 +274,7 @@ def test_every_family(saved, pictures, tmp_path, family):
     groups = {name: merging.groups[name] if name in named else group for name, group in mask.groups.items()}
     assert sum(group.units - len(group.kept) for name, group in groups.items() if name in named) > 0
     assert sum(group.units - len(group.kept) for name, group in groups.items() if name not in named) > 0
-    header = scores.header
-    now = reached({n: g.kept for n, g in groups.items()}, header.groups, header.totals, header.tokens)
+    now = Costs.of(scores.header).remaining({n: g.kept for n, g in groups.items()})
     mask = mask.model_copy(update={"groups": groups, "budget": Budget(asked={}, reached=now)})
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
@@ -287,32 +293,32 @@ def test_every_family(saved, pictures, tmp_path, family):
 
 @pytest.mark.parametrize(("family", "special"), [("timm-dinov2", 5), ("deit", 2), ("timm-deit", 2), ("vit", 1)])
 def test_special_tokens(saved, family, special):
-    assert saved(family).structure.tokens.special == special
+    assert tokens_of(saved(family).structure).special == special
 
 
 @pytest.mark.parametrize("family", ["timm-dinov2", "vit"])
 def test_promised_costs_are_measured(saved, family):
     checkpoint = saved(family)
-    structure, tokens, inputs = checkpoint.structure, checkpoint.structure.tokens, make_pixels(checkpoint.model, 1)
+    structure, tokens, inputs = checkpoint.structure, tokens_of(checkpoint.structure), make_pixels(checkpoint.model, 1)
     totals, groups = measure_costs(checkpoint.model, structure, inputs, 0)
     costs = measure_token_costs(checkpoint.model, structure, tokens, inputs)
     sequences = {
-        name: GroupCost(kind="token", block=block, units=tokens.units, unit_macs=0.0, unit_parameters=0)
-        for name, block in tokens.groups.items()
+        name: GroupCost(kind="token", block=block, units=tokens.mergeable, unit_macs=0.0, unit_parameters=0)
+        for name, block in tokens.block_of.items()
     }
 
     def measure(kept):
         model = copy.deepcopy(checkpoint.model)
-        cut(model, structure, kept, checkpoint.root)
+        cut(model, structure, kept)
         return count_macs(model, inputs)[0]
 
     whole = {group.name: list(range(group.units)) for group in structure.groups}
     for counts in [(0, 0), (3, 1), (8, 0), (0, 8), (5, 3)]:
         for others in (random_kept(structure, 3), {"encoder.1.head": []}):
             kept = {**whole, **others, **tokens_kept(checkpoint, *counts)}
-            promised = reached(kept, {**groups, **sequences}, totals, costs)["macs"] * totals.macs
+            promised = Costs({**groups, **sequences}, totals, costs).remaining(kept)["macs"] * totals.macs
             assert measure(kept) == pytest.approx(promised, rel=1e-9)
-    for number, block in enumerate(tokens.groups.values()):
+    for number, block in enumerate(tokens.block_of.values()):
         one = tokens_kept(checkpoint, *([0] * number), 1)
         assert totals.macs - measure(one) == pytest.approx(token_saving(costs, block), rel=1e-9)
 
@@ -324,10 +330,10 @@ def test_refit_of_a_merged_model(saved):
     keys = [tuple(f"{batch}.{row}" for row in range(16)) for batch in range(4)]
     batches = [Batch(make_pixels(checkpoint.model, 16, seed=n), None, k) for n, k in enumerate(keys)]
     model = copy.deepcopy(checkpoint.model)
-    cut(model, checkpoint.structure, kept, checkpoint.root)
+    cut(model, checkpoint.structure, kept)
     inputs = make_pixels(checkpoint.model, 16, seed=9)
     target, before = logits(checkpoint.model, inputs), logits(model, inputs)
-    report = refit_model(checkpoint.model, model, checkpoint.structure, kept, batches)
+    report = refit_model(PrunedModel(checkpoint.model, model, checkpoint.structure, kept), batches)
     assert set(report) == {group.name for group in checkpoint.structure.groups}
     assert all(part.after < part.before for part in report.values())
     assert (logits(model, inputs) - target).square().mean() < 0.5 * (before - target).square().mean()
@@ -348,36 +354,175 @@ def test_what_merges_nothing_loses_nothing(saved):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_passes_keep_nothing(saved):
-    """Copies, interrupted passes and passes in between do not mix; what loses the sizes on the way is an error."""
-    checkpoint = saved("timm-dinov2")
-    model, inputs = copy.deepcopy(checkpoint.model), make_pixels(checkpoint.model, 2)
-    cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2), checkpoint.root)
-    expected = logits(model, inputs)
-    twin = copy.deepcopy(model)
+@pytest.fixture(scope="module", params=["vit", "timm-dinov2"])
+def merging(request, saved):
+    """A model whose tokens merge, whose base model is a part of it (vit) or all of it; and its blocks."""
+    checkpoint = saved(request.param)
+    model = copy.deepcopy(checkpoint.model)
+    cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2))
+    return model, [model.get_submodule(block.path) for block in checkpoint.structure.blocks]
+
+
+@pytest.fixture
+def inputs(merging):
+    return make_pixels(merging[0], 2)
+
+
+def test_passes_of_other_models_and_threads_do_not_mix(merging, inputs):
+    model, blocks = merging
+    expected, twin, more = logits(model, inputs), copy.deepcopy(model), make_pixels(model, 3, seed=1)
+    other = logits(twin, more)
+    found = []
 
     def inside(_module, _inputs):
-        assert torch.equal(logits(twin, make_pixels(twin, 3, seed=1)), other)
+        handle.remove()
+        found.extend([logits(twin, more), logits(model, more)])
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(logits, model, more).result())
 
-    other = logits(twin, make_pixels(twin, 3, seed=1))
-    handle = model.blocks[2].register_forward_pre_hook(inside)
+    handle = blocks[2].register_forward_pre_hook(inside)
     assert torch.equal(logits(model, inputs), expected)
-    handle.remove()
+    assert len(found) == 3 and all(torch.equal(each, other) for each in found)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(each, expected) for each in pool.map(lambda _: logits(model, inputs), range(8)))
     with torch.inference_mode():
-        assert torch.equal(model(**inputs), expected)
-    handle = model.blocks[1].register_forward_hook(lambda _module, _inputs, output: output.clone())
-    with pytest.raises(RuntimeError, match="sizes are lost"):
+        assert torch.equal(logits(model, inputs), expected)
+    pickled = io.BytesIO()
+    torch.save(twin, pickled)
+    pickled.seek(0)
+    assert torch.equal(logits(torch.load(pickled, weights_only=False), more), other)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_interrupted_passes_leave_nothing(merging, inputs, error):
+    model, blocks = merging
+    expected, twin, before = logits(model, inputs), copy.deepcopy(model), PASS.get()
+
+    def fail(_module, _inputs):
+        raise error
+
+    handle = blocks[2].register_forward_pre_hook(fail)
+
+    def inside(_module, _inputs):
+        with pytest.raises(error):
+            logits(model, make_pixels(model, 3, seed=1))
+
+    with pytest.raises(error):
+        logits(model, inputs)
+    around = dict(twin.named_modules())[next(n for n, m in model.named_modules() if m is blocks[1])]
+    around.register_forward_pre_hook(inside)
+    assert torch.equal(logits(twin, inputs), expected)
+    handle.remove()
+    assert torch.equal(logits(model, inputs), expected)
+    assert error is KeyboardInterrupt or PASS.get() is before, "torch calls no hook after that one"
+
+
+@pytest.mark.parametrize("change", ["clone", "wrapper", "autocast"])
+def test_what_stands_between_blocks_loses_no_sizes(merging, inputs, change):
+    model, blocks = merging[0], merging[1]
+    expected = logits(model, inputs)
+    if change == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(logits(model, inputs).float(), expected, rtol=0.2, atol=0.2)
+        return
+    if change == "clone":
+        handles = [block.register_forward_hook(lambda _m, _i, output: copied(output)) for block in blocks]
+    else:
+        handles = [block.register_forward_pre_hook(moved, with_kwargs=True, prepend=True) for block in blocks]
+    assert torch.equal(logits(model, inputs), expected)
+    for handle in handles:
+        handle.remove()
+
+
+def copied(output):
+    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+
+
+def moved(_module, args, kwargs):
+    """As accelerate's hooks do when they bring inputs to a block's device."""
+    return tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args), dict(kwargs)
+
+
+@pytest.mark.parametrize("what", ["model", "blocks"])
+def test_compiled(merging, inputs, what):
+    model, blocks = copy.deepcopy(merging[0]), merging[1]
+    expected = logits(model, inputs)
+    torch._dynamo.reset()
+    if what == "model":
+        model = torch.compile(model, backend="eager")
+    else:
+        names = {id(block) for block in blocks}
+        for name in [name for name, module in merging[0].named_modules() if id(module) in names]:
+            model.get_submodule(name).compile(backend="eager")
+    for rows in (2, 2, 5):
+        inputs = make_pixels(merging[0], rows, seed=rows)
+        torch.testing.assert_close(logits(model, inputs), logits(merging[0], inputs))
+    assert expected.shape == (2, 3)
+
+
+def test_parts_of_a_model(merging, inputs, saved):
+    """Blocks run without their base model, as by timm's forward_features; a block alone is refused."""
+    model, blocks = merging
+    hidden, before = torch.randn(2, 7, 32), PASS.get()
+    if hasattr(model, "forward_features"):
+        expected = logits(model, inputs)
+        with torch.no_grad():
+            for _ in range(2):
+                assert torch.equal(model.forward_head(model.forward_features(**inputs)), expected)
+        assert PASS.get() is before
+    with pytest.raises(RuntimeError, match="run apart from its model"):
+        blocks[2](hidden)
+
+
+def test_something_that_drops_tokens_between_blocks_is_refused(merging, inputs):
+    model, blocks = merging
+    handle = blocks[1].register_forward_pre_hook(lambda _module, args: (args[0][:, 1:], *args[1:]), prepend=True)
+    with pytest.raises(RuntimeError, match="changed the number of tokens"):
         logits(model, inputs)
     handle.remove()
-    assert torch.equal(logits(model, inputs), expected)
 
 
-def test_exported(saved):
+def test_plans_of_earlier_folders(saved):
+    """The plan of a folder that an earlier optin wrote: what merges is the same, by the same keys."""
     checkpoint = saved("vit")
     model, inputs = copy.deepcopy(checkpoint.model), make_pixels(checkpoint.model, 2)
-    cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2), checkpoint.root)
-    program = torch.export.export(model, (), inputs)
-    torch.testing.assert_close(program.module()(**inputs).logits, logits(model, inputs))
+    plan = {
+        "root": "vit",
+        "parameters": {},
+        "attributes": {},
+        "select": [],
+        "attend": [],
+        "empty": [],
+        "merge": {
+            "blocks": ["vit.layers.0", "vit.layers.1", "vit.layers.2"],
+            "counts": [4, 2, 0],
+            "special": 1,
+            "argument": "attention_mask",
+        },
+    }
+    now = cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2))
+    assert now.model_dump() == plan
+    older, base = copy.deepcopy(checkpoint.model), copy.deepcopy(checkpoint.model.vit)
+    apply_plan(older, plan)
+    assert torch.equal(logits(older, inputs), logits(model, inputs))
+    apply_plan(base, {**plan, "merge": plan["merge"]})
+    with torch.no_grad():
+        hidden = base(**inputs).last_hidden_state
+        assert torch.equal(older.classifier(hidden[:, 0]), logits(model, inputs))
+    apply_plan(copy.deepcopy(checkpoint.model), {k: v for k, v in plan.items() if k not in ("attend", "merge")})
+
+
+def test_exported(merging, inputs):
+    """As `exporting/trace.py` does, with a free batch size."""
+    model, name = merging[0], next(iter(inputs))
+    module = Outputs(model, [name], ["logits"])
+    with torch.no_grad():
+        program = torch.export.export(
+            module, (), kwargs=inputs, dynamic_shapes={name: {0: torch.export.Dim("batch")}}
+        ).module()
+    for rows in (2, 3):
+        more = make_pixels(model, rows, seed=1)
+        torch.testing.assert_close(program(**more)["logits"], logits(model, more))
 
 
 def test_averages(saved):
@@ -386,17 +531,17 @@ def test_averages(saved):
     hidden, other = torch.randn(2, 10, 4), torch.randn(2, 7, 4)
     source = torch.tensor([[0, 1, 1, 2, 3, 4, 4, 4, 5, 6]] * 2)
     sizes = torch.tensor([[1.0, 2, 1, 1, 3, 1, 1]] * 2)
-    assert averaged_as(hidden, other) is hidden
-    setattr(other, MERGED, (sizes, source))
-    found = averaged_as(hidden, other)
+    merged = Merged(sizes, source)
+    found = merged.average(hidden)
     torch.testing.assert_close(found[:, 1], hidden[:, 1:3].mean(1))
     torch.testing.assert_close(found[:, 4], hidden[:, 5:8].mean(1))
     torch.testing.assert_close(found[:, 0], hidden[:, 0])
-    assert torch.equal(spread_tokens(other)[:, 7], other[:, 4])
+    assert torch.equal(merged.spread(other)[:, 7], other[:, 4])
     with pytest.raises(ValueError, match="cannot merge into others"):
-        merge_between(list(checkpoint.model.blocks)[:1], [9], 1, "attn_mask")
+        handles = merge_between(checkpoint.model, list(checkpoint.model.blocks)[:1], [9], 1, "attn_mask")
         checkpoint.model.blocks[0](hidden.repeat(1, 1, 8))
-    checkpoint.model.blocks[0]._forward_hooks.clear()
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("changed", ["batches", "workload", "inputs", "options", "version"])
@@ -406,15 +551,16 @@ def test_a_state_is_taken_up_by_the_same_run_alone(saved, pictures, tmp_path, mo
     one, other = (Batch(make_pixels(checkpoint.model, 2, seed=seed), None, ("a", "b")) for seed in (0, 1))
     state = tmp_path / "state.tokens"
 
-    def score(head=scores.header, batch=one, **rest):
-        return score_tokens(replace(scores, header=head), checkpoint, [batch], QUICK, state=state, **rest)
+    def score(head=scores.header, batch=one, resume=False, **rest):
+        saved = SavedState(state, resume)
+        return score_tokens(replace(scores, header=head), checkpoint, [batch], QUICK, state=saved, **rest)
 
     def stop(done, _total, _what):
         if done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(progress=stop)
+        score(progress=Watch(stop))
     head = scores.header
     changes = {
         "batches": {"batch": other},
@@ -442,14 +588,14 @@ def test_models_whose_tokens_cannot_merge(saved, pictures, family):
 
 def test_dense_outputs(saved):
     checkpoint = saved("vit")
-    tokens = replace(checkpoint.structure.tokens, dense=("last_hidden_state",))
+    tokens = replace(tokens_of(checkpoint.structure), dense=("last_hidden_state",))
     with pytest.raises(ArchitectureError, match="last_hidden_state says something of every token"):
-        require_tokens(replace(checkpoint, structure=replace(checkpoint.structure, tokens=tokens)))
+        require_tokens(replace(checkpoint, structure=replace(checkpoint.structure, kinds=(tokens,))))
 
 
 def whole_mask(checkpoint, **changed):
-    tokens = checkpoint.structure.tokens
-    units = {g.name: g.units for g in checkpoint.structure.groups} | dict.fromkeys(tokens.groups, tokens.units)
+    tokens = tokens_of(checkpoint.structure)
+    units = {g.name: g.units for g in checkpoint.structure.groups} | tokens.units
     groups = {name: GroupMask(units=n, kept=changed.pop(name, [*range(n)])) for name, n in units.items()}
     return Mask(
         optin_version="0",
@@ -484,7 +630,7 @@ def test_edited_masks(saved, tmp_path):
     with pytest.raises(ArtifactError, match="its config has no key for tokens that merge"):
         optin_cli.prune(checkpoint, uniform, tmp_path / "small")
     all_but_one = whole_mask(checkpoint, **{"encoder.0.token": [4]})
-    assert checkpoint.structure.tokens.counts({"encoder.0.token": [4]}) == [8, 0, 0]
+    assert tokens_of(checkpoint.structure).counts({"encoder.0.token": [4]}) == [8, 0, 0]
     assert optin_cli.prune(checkpoint, all_but_one, tmp_path / "small").certificate.reloaded == 0
 
 
@@ -535,13 +681,14 @@ def test_command_line(saved, pictures, here, reload_server):
     ],
 )
 def test_units_that_are_refused(saved, pictures, units, code, message):
-    folder = saved("timm-vit").folder
+    folder = saved("timm-vit").blueprint.folder
     result = call("score", folder, "--calib", pictures, "--samples", "8", "--units", units, "-o", "-")
     assert result.code == code and message in result.err
 
 
 def test_criteria_that_cannot_judge_tokens(saved):
-    result = call("score", saved("timm-vit").folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
+    folder = saved("timm-vit").blueprint.folder
+    result = call("score", folder, "--criterion", "magnitude", "--units", "heads,tokens", "-o", "-")
     assert result.code == 2 and "tokens have none" in result.err
 
 

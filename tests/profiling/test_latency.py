@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import optin_cli
 from optin_cli.artifacts.base import Source, Totals, Workload, parse, timed_on
-from optin_cli.artifacts.costs import GroupCost, StockCounts
+from optin_cli.artifacts.costs import ConfigCounts, GroupCost
 from optin_cli.artifacts.evaluation import Evaluation, Latency
 from optin_cli.artifacts.latency import MOST_LEVELS, Ladder, LatencyTable, coarser, isotonic
 from optin_cli.artifacts.mask import Mask
@@ -22,8 +22,8 @@ from optin_cli.errors import ArtifactError, BudgetError, UsageError
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling import latency
 from optin_cli.profiling.devices import describe_device, other_device
-from optin_cli.searching.budget import reached
 from optin_cli.searching.choose import choose_units, importance_lost
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 
 SOURCE = Source(name="tiny", sha256="a" * 64)
@@ -50,7 +50,7 @@ class Timed:
         for number, (kind, values, macs, times) in enumerate(groups):
             name = f"encoder.{number}.{kind}"
             units = len(values)
-            cost = {"unit_macs": macs, "unit_parameters": macs, "stock": StockCounts()}
+            cost = {"unit_macs": macs, "unit_parameters": macs, "config": ConfigCounts()}
             self.groups[name] = GroupCost(kind=kind, block=f"encoder.{number}", units=units, **cost)
             self.importance[name] = np.array(values, np.float32)
             counts = sorted({0, 1, units // 2, units})
@@ -60,13 +60,12 @@ class Timed:
         self.table = make_table(ladders, rest)
 
     def choose(self, **limits):
-        blocks = dict.fromkeys(self.groups, 1)
         found = Limits(latency_table=self.table, **limits)
-        return choose_units(self.importance, self.groups, self.totals, found, blocks=blocks)
+        return choose_units(self.importance, Costs(self.groups, self.totals), found)
 
     def shares(self, kept):
         time = self.table.reached({name: len(units) for name, units in kept.items()})
-        return reached(kept, self.groups, self.totals) | {"latency": time}
+        return Costs(self.groups, self.totals).remaining(kept) | {"latency": time}
 
     def best(self, keep_latency, keep_macs):
         """Least importance that any mask within both budgets loses, None where there is none."""
@@ -154,10 +153,8 @@ def test_a_budget_needs_its_table_and_its_units():
     with pytest.raises(UsageError, match="needs measured times"):
         choose_units(
             instance.importance,
-            instance.groups,
-            instance.totals,
+            Costs(instance.groups, instance.totals),
             Limits(keep_latency=0.5),
-            blocks={"encoder.0.head": 1},
         )
     instance.table = make_table({"encoder.0.head": Ladder(units=[0, 1, 3], ms=[0, 1, 2])})
     with pytest.raises(ArtifactError, match="has 3 units; it has 2"):

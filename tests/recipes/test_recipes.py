@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import make_inputs, save_checkpoint
+from helpers.running import Watch
 
 from optin_cli.artifacts.base import Source, Workload
 from optin_cli.artifacts.mask import GroupMask
@@ -23,11 +24,12 @@ from optin_cli.recipes.recipe import Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.refit.residual_stream import consumer_calls, gather
 from optin_cli.refit.ridge import Normal
+from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.baselines import fisher_batch, unit_energies, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.one_shot import score_checkpoint
-from optin_cli.searching.budget import reached
 from optin_cli.searching.choose import choose_units
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 
 torch.set_num_threads(1)
@@ -72,10 +74,10 @@ def prepared(tiny):
     return {name: recipe.prepare(setting_of(tiny)) for name, recipe in recipes().items()}
 
 
-def run(checkpoint, outcome):
-    """The cut model after the outcome's adjustment, and what the adjustment told."""
-    model, _ = cut_copy(checkpoint, outcome.kept)
-    return model, outcome.adjust(model) if outcome.adjust else {}
+def run(checkpoint, decision):
+    """The cut model after the decision's adjustment, and what the adjustment told."""
+    model, _ = cut_copy(checkpoint, decision.kept)
+    return model, decision.adjust(model) if decision.adjust else {}
 
 
 def errors(original, model, structure, data):
@@ -84,7 +86,7 @@ def errors(original, model, structure, data):
     for group, calls in consumer_calls(original, structure, data[0]).items():
         total = 0.0
         for batch in data:
-            mine, theirs = (gather(m, group, batch, calls)[2] for m in (model, original))
+            mine, theirs = ([c.total for c in gather(m, structure, group, batch, calls)] for m in (model, original))
             pairs = zip(mine, theirs, strict=True)
             total += sum(float((a - b).detach()[batch.token_mask].double().square().sum()) for a, b in pairs)
         found[group.name] = total
@@ -98,12 +100,12 @@ def errors(original, model, structure, data):
 @pytest.mark.parametrize("share", [0.85, 0.6])
 def test_meets_the_budget_with_a_valid_mask(tiny, costs, prepared, name, share):
     totals, groups = costs
-    outcome = prepared[name](Limits(keep_macs=share))
-    assert list(outcome.kept) == list(groups)
-    for group, kept in outcome.kept.items():
+    decision = prepared[name](Limits(keep_macs=share))
+    assert list(decision.kept) == list(groups)
+    for group, kept in decision.kept.items():
         GroupMask(units=groups[group].units, kept=kept)
-    assert share - 0.1 < reached(outcome.kept, groups, totals)["macs"] <= share
-    model, report = run(tiny, outcome)
+    assert share - 0.1 < Costs(groups, totals).remaining(decision.kept)["macs"] <= share
+    model, report = run(tiny, decision)
     assert set(report) <= set(groups)
     with torch.no_grad():
         assert model(**make_inputs()).logits.isfinite().all()
@@ -114,7 +116,7 @@ def test_respects_minima_rounding_and_protected_groups(costs, prepared, name):
     totals, groups = costs
     limits = Limits(keep_macs=0.8, round_to=8, minima={"head": 1, "neuron": 8}, protect=["encoder.0.*"])
     kept = prepared[name](limits).kept
-    assert reached(kept, groups, totals)["macs"] <= 0.8
+    assert Costs(groups, totals).remaining(kept)["macs"] <= 0.8
     for group, units in kept.items():
         assert units and len(units) * groups[group].unit_width % 8 == 0
         assert len(units) == groups[group].units or not group.startswith("encoder.0.")
@@ -130,9 +132,9 @@ def test_an_unreachable_budget_is_refused(prepared, name):
 def test_is_deterministic(tiny, prepared, name):
     """A second preparation, after others ran, decides and adjusts to the same bits."""
     limits = Limits(keep_macs=0.6)
-    outcomes = [prepared[name](limits), recipes()[name].prepare(setting_of(tiny))(limits)]
-    (one, report), (two, again) = (run(tiny, outcome) for outcome in outcomes)
-    assert outcomes[0].kept == outcomes[1].kept
+    decisions = [prepared[name](limits), recipes()[name].prepare(setting_of(tiny))(limits)]
+    (one, report), (two, again) = (run(tiny, decision) for decision in decisions)
+    assert decisions[0].kept == decisions[1].kept
     assert report == again
     for key, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[key]), key
@@ -141,9 +143,9 @@ def test_is_deterministic(tiny, prepared, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_leaves_the_original_and_all_shapes_alone(tiny, prepared, name):
     before = {key: tensor.clone() for key, tensor in tiny.model.state_dict().items()}
-    outcome = prepared[name](Limits(keep_macs=0.6))
-    fresh, _ = cut_copy(tiny, outcome.kept)
-    adjusted, _ = run(tiny, outcome)
+    decision = prepared[name](Limits(keep_macs=0.6))
+    fresh, _ = cut_copy(tiny, decision.kept)
+    adjusted, _ = run(tiny, decision)
     assert {k: t.shape for k, t in adjusted.state_dict().items()} == {k: t.shape for k, t in fresh.state_dict().items()}
     assert all(torch.equal(tensor, before[key]) for key, tensor in tiny.model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.model.modules())
@@ -152,9 +154,9 @@ def test_leaves_the_original_and_all_shapes_alone(tiny, prepared, name):
 @pytest.mark.parametrize("name", TUNING)
 def test_adjusting_does_not_raise_the_reconstruction_error(tiny, prepared, name):
     """The first consumer adjusted gets the same inputs either way, so it must not lose; nor must all together."""
-    outcome = prepared[name](Limits(keep_macs=0.6))
-    fresh, _ = cut_copy(tiny, outcome.kept)
-    adjusted, report = run(tiny, outcome)
+    decision = prepared[name](Limits(keep_macs=0.6))
+    fresh, _ = cut_copy(tiny, decision.kept)
+    adjusted, report = run(tiny, decision)
     assert report
     plain, tuned = (errors(tiny.model, model, tiny.structure, batches()) for model in (fresh, adjusted))
     assert tuned[next(iter(report))] <= plain[next(iter(report))] * (1 + 1e-6)
@@ -176,17 +178,17 @@ def test_labels_are_asked_for_where_needed(tiny, name):
 def test_runs_on_other_families(tmp_path_factory, family, name):
     layers = {"n_layers": 2} if family == "distilbert" else {"num_hidden_layers": 2}
     checkpoint = load(tmp_path_factory, family, **layers)
-    outcome = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=0.7))
-    model, _ = run(checkpoint, outcome)
+    decision = recipes()[name].prepare(setting_of(checkpoint))(Limits(keep_macs=0.7))
+    model, _ = run(checkpoint, decision)
     with torch.no_grad():
         assert model(**make_inputs()).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["kprune", "kwon", "optin"])
 def test_survives_groups_that_lose_every_unit(tiny, prepared, name):
-    outcome = prepared[name](Limits(keep_macs=0.1))
-    assert any(not units for units in outcome.kept.values())
-    model, _ = run(tiny, outcome)
+    decision = prepared[name](Limits(keep_macs=0.1))
+    assert any(not units for units in decision.kept.values())
+    model, _ = run(tiny, decision)
     with torch.no_grad():
         assert model(**make_inputs()).logits.isfinite().all()
 
@@ -232,15 +234,16 @@ def test_wanda_streams_and_resumes(tiny, tmp_path):
     calibration = setting_of(tiny, labelled=False).calibration
     options = replace(OPTIONS, criterion="wanda")
     assert not CRITERIA["wanda"].needs_labels
-    whole = score_checkpoint(tiny, calibration, options, seq_len=16, state=tmp_path / "whole")
+    whole = score_checkpoint(tiny, calibration, options, seq_len=16, state=SavedState(tmp_path / "whole"))
 
     def stop(done, total, _what):
         if done > total / 2:
             raise KeyboardInterrupt
 
+    half = SavedState(tmp_path / "half", resume=True)
     with pytest.raises(KeyboardInterrupt):
-        score_checkpoint(tiny, calibration, options, seq_len=16, state=tmp_path / "half", progress=stop)
-    resumed = score_checkpoint(tiny, calibration, options, seq_len=16, state=tmp_path / "half", resume=True)
+        score_checkpoint(tiny, calibration, options, seq_len=16, state=half, progress=Watch(stop))
+    resumed = score_checkpoint(tiny, calibration, options, seq_len=16, state=half)
     for name, values in whole.importance.items():
         assert np.array_equal(values, resumed.importance[name])
     assert {group.estimator for group in whole.header.groups.values()} == {"wanda"}
@@ -292,8 +295,7 @@ def test_rearranged_masks_keep_their_sizes(tiny, costs, prepared):
     gradients = mask_gradients(setting_of(tiny))
     totals, groups = costs
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
-    widths = {name: group.unit_width for name, group in groups.items()}
-    start = choose_units(importance, groups, totals, Limits(keep_macs=0.6), blocks=widths, algorithm="optin")
+    start = choose_units(importance, Costs(groups, totals), Limits(keep_macs=0.6), algorithm="optin")
     found = rearrange_all(start, gradients)
     assert {name: len(kept) for name, kept in found.items()} == {name: len(kept) for name, kept in start.items()}
     assert found == prepared["kwon"](Limits(keep_macs=0.6)).kept
@@ -354,12 +356,12 @@ def test_representational_knowledge_is_the_change_of_the_output(tiny):
     with torch.no_grad(), unit_energies(tiny.model, structure.groups, batch, mixed=True) as found:
         tiny.model(**batch.inputs)
     for group in structure.groups[:2]:
-        _, (whole,), _ = gather(tiny.model, group, batch, 1)
+        whole = gather(tiny.model, tiny.structure, group, batch, 1)[0].out
         for unit in (0, group.units - 1):
             gate = torch.ones(group.units)
             gate[unit] = 0.0
             with gated(tiny.model, {group: gate}):
-                _, (without,), _ = gather(tiny.model, group, batch, 1)
+                without = gather(tiny.model, tiny.structure, group, batch, 1)[0].out
             change = ((whole - without) * batch.token_mask[..., None]).double().square().sum(dim=(1, 2))
             torch.testing.assert_close(found[group.name][:, unit], change, rtol=1e-4, atol=1e-7)
 
@@ -368,10 +370,10 @@ def test_the_search_above_spends_what_is_left(tiny, costs):
     totals, groups = costs
     importance = measure_knowledge(setting_of(tiny), tiny.model, tiny.structure.groups)
     for limits in (Limits(keep_macs=0.5), Limits(keep_macs=0.6, keep_parameters=0.7)):
-        whole = search_rest(importance, groups, totals, limits, {})
+        whole = search_rest(importance, Costs(groups, totals), limits, {})
         done = {}
         for name in groups:
-            found = search_rest(importance, groups, totals, limits, done)
+            found = search_rest(importance, Costs(groups, totals), limits, done)
             assert list(found) == [n for n in groups if n not in done]
             assert found == {n: whole[n] for n in found}
             done[name] = found[name]
@@ -381,16 +383,16 @@ def test_what_the_first_sublayers_free_goes_to_the_later_ones(tiny, costs):
     totals, groups = costs
     importance = measure_knowledge(setting_of(tiny), tiny.model, tiny.structure.groups)
     first = {name: [] for name in list(groups)[:2]}
-    more = search_rest(importance, groups, totals, Limits(keep_macs=0.5), first)
-    less = search_rest(importance, groups, totals, Limits(keep_macs=0.5), {})
+    more = search_rest(importance, Costs(groups, totals), Limits(keep_macs=0.5), first)
+    less = search_rest(importance, Costs(groups, totals), Limits(keep_macs=0.5), {})
     assert sum(len(more[n]) for n in more) > sum(len(less[n]) for n in more)
-    assert reached(first | more, groups, totals)["macs"] <= 0.5
+    assert Costs(groups, totals).remaining(first | more)["macs"] <= 0.5
 
 
 def test_a_whole_budget_changes_nothing(tiny, costs):
     totals, groups = costs
     setting = setting_of(tiny)
     importance = measure_knowledge(setting, tiny.model, tiny.structure.groups)
-    kept, report, tuned = prune_upward(setting, importance, groups, totals, Limits(keep_macs=1.0))
+    kept, report, tuned = prune_upward(setting, importance, Costs(groups, totals), Limits(keep_macs=1.0))
     assert all(len(units) == groups[name].units for name, units in kept.items())
     assert report == tuned == {}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.cut import cut
+from optin_cli.model.cut import PrunedModel, cut
 from optin_cli.refit import batch_norm as batch_norms
 from optin_cli.refit import design_matrix as consumers
 from optin_cli.refit import refit
@@ -85,17 +85,18 @@ def test_the_wanted_output_gives_the_wanted_sum(family):
     model = build(family)
     structure, batch = structure_of(model), batch_of(model, rows=2)
     for group in structure.groups:
-        _, (out,), (total,) = residuals.gather(model, group, batch, 1)
+        (call,) = residuals.gather(model, structure, group, batch, 1)
+        out, total = call.out, call.total
         target = total.detach() + torch.randn(total.shape, generator=torch.Generator().manual_seed(1))
         wanted, scale, _ = residuals.wanted_output(group, out, total, target)
         assert (scale != 0).any()
         handle = model.get_submodule(group.consumer).register_forward_hook(lambda *_, wanted=wanted: wanted)
         try:
-            _, _, (reached,) = residuals.gather(model, group, batch, 1)
+            (again,) = residuals.gather(model, structure, group, batch, 1)
         finally:
             handle.remove()
         if group.residual:
-            torch.testing.assert_close(reached, target, rtol=1e-3, atol=1e-3 * float(target.abs().max()))
+            torch.testing.assert_close(again.total, target, rtol=1e-3, atol=1e-3 * float(target.abs().max()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,7 +108,7 @@ def test_the_residual_stream_comes_closer(family):
     cut(model, structure, kept)
     before = copy.deepcopy(model.state_dict())
     batches = [batch_of(original, seed) for seed in range(4)]
-    report = refit.refit_model(original, model, structure, kept, batches)
+    report = refit.refit_model(PrunedModel(original, model, structure, kept), batches)
     measured = report.pop(refit.BATCH_NORM, None)
     assert (measured is not None) == bool(batch_norms.batch_norms(model))
     assert set(report) == set(kept) and any(r.kept for r in report.values())
@@ -126,7 +127,8 @@ def test_consumers_that_cannot_be_solved_are_recorded(monkeypatch):
     kept = random_kept(structure, 1)
     model = copy.deepcopy(original)
     cut(model, structure, kept)
-    report = refit.refit_model(original, model, structure, kept, [batch_of(original, seed) for seed in range(2)])
+    batches = [batch_of(original, seed) for seed in range(2)]
+    report = refit.refit_model(PrunedModel(original, model, structure, kept), batches)
     report.pop(refit.BATCH_NORM)
     assert all(not r.kept and "columns" in r.reason and r.before == r.after > 0 for r in report.values())
 
@@ -155,7 +157,7 @@ def test_statistics_are_measured_only_if_that_helps():
     structure = structure_of(original)
     batches = [batch_of(original, seed, rows=16) for seed in range(3)]
     same = copy.deepcopy(original)
-    found = batch_norms.reestimate(original, same, structure, batches)
+    found = batch_norms.reestimate(PrunedModel(original, same, structure, {}), batches)
     assert found.before == 0 and not found.kept
     assert all(
         torch.equal(a, b) for a, b in zip(same.state_dict().values(), original.state_dict().values(), strict=True)
@@ -163,7 +165,7 @@ def test_statistics_are_measured_only_if_that_helps():
     measured = copy.deepcopy(original)
     for norm in batch_norms.batch_norms(measured).values():
         norm.running_var.mul_(50)
-    found = batch_norms.reestimate(original, measured, structure, batches)
+    found = batch_norms.reestimate(PrunedModel(original, measured, structure, {}), batches)
     assert found.kept == (found.after < found.before)
     assert not any(module.training for module in measured.modules())
     assert F.mse_loss(measured.bn1.running_var, original.bn1.running_var) > 0

@@ -13,7 +13,7 @@ from helpers.running import done
 
 from optin_cli.data.batch import Batch
 from optin_cli.errors import DataError, UsageError
-from optin_cli.model.cut import cut
+from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.forward import call_model
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.options.refit import RefitOptions
@@ -138,7 +138,8 @@ def test_every_allowed_count_of_units_can_be_refitted(family):
         pruned = {group.name: model.get_submodule(group.consumer) for group in structure.groups}
         solvable = {name: consumers.why_not(module, biased=True) is None for name, module in pruned.items()}
         batch = inputs_of(original, family)
-        report = refit.refit_model(original, model, structure, kept, [batch], add_bias=BIASES[biases])
+        options = RefitOptions(add_bias=BIASES[biases])
+        report = refit.refit_model(PrunedModel(original, model, structure, kept), [batch], options)
         report.pop(refit.BATCH_NORM, None)
         norms = following_norms(original, structure, batch)
         order = list(residuals.consumer_calls(original, structure, batch))
@@ -176,7 +177,7 @@ class TestEveryFamily:
     def test_the_residual_stream_comes_closer(self, family):
         original, model, structure, kept, batches = self.cut(family, lambda g: list(range(0, g.units, 2)))
         before = {name: p.clone() for name, p in model.named_parameters()}
-        report = refit.refit_model(original, model, structure, kept, batches)
+        report = refit.refit_model(PrunedModel(original, model, structure, kept), batches)
         assert set(report) == set(kept)
         assert any(r.kept for r in report.values())
         assert all(r.after < r.before for r in report.values() if r.kept)
@@ -187,18 +188,18 @@ class TestEveryFamily:
         original, model, structure, kept, batches = self.cut(
             family, lambda g: [] if g.kind == "head" else list(range(g.units))
         )
-        report = refit.refit_model(original, model, structure, kept, batches)
+        report = refit.refit_model(PrunedModel(original, model, structure, kept), batches)
         assert all(r.after < r.before for r in report.values() if r.kept)
 
     def test_nothing_cut_is_nothing_changed(self, family):
         original, model, structure, kept, batches = self.cut(family, lambda g: list(range(g.units)))
-        assert refit.refit_model(original, model, structure, kept, batches) == {}
+        assert refit.refit_model(PrunedModel(original, model, structure, kept), batches) == {}
 
 
 def test_hooks_are_gone_afterwards():
     original = build("bert")
     structure = structure_of(original, "classes")
-    residuals.gather(original, structure.groups[0], batch_of(), 1)
+    residuals.gather(original, structure, structure.groups[0], batch_of(), 1)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in original.modules())
 
 
@@ -207,7 +208,7 @@ def test_too_few_samples_are_refused():
     structure = structure_of(original, "classes")
     batch = batch_of(rows=1)
     with pytest.raises(DataError, match="Too few calibration samples"):
-        refit.refit_model(original, original, structure, {structure.groups[0].name: []}, [batch])
+        refit.refit_model(PrunedModel(original, original, structure, {structure.groups[0].name: []}), [batch])
 
 
 @pytest.mark.parametrize(("values", "words"), [({"ridge": 0.0}, "ridge"), ({"samples": 2}, "too few")])
@@ -237,8 +238,9 @@ def test_layers_without_bias_get_one_only_when_asked(add):
     kept = {g.name: list(range(0, g.units, 2)) for g in structure.groups}
     model = copy.deepcopy(original)
     plan = cut(model, structure, kept)
-    report = refit.refit_model(original, model, structure, kept, [batch_of(16)], add_bias=add)
-    added = refit.added_biases(original, model, structure, "")
+    pruned = PrunedModel(original, model, structure, kept)
+    report = refit.refit_model(pruned, [batch_of(16)], RefitOptions(add_bias=add))
+    added = added_biases(original, model, structure)
     taken = {f"{structure.group(name).consumer}.bias" for name, r in report.items() if r.kept and "neuron" in name}
     assert set(added.parameters) == (taken if add else set())
     assert taken

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import build, make_batch, random_kept, save_checkpoint, structure_of
+from helpers.running import Watch
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import ArtifactError, UsageError
-from optin_cli.model.cut import cut
+from optin_cli.model.cut import PrunedModel, cut, prune_copy
 from optin_cli.model.forward import call_model
 from optin_cli.model.replay import Prefixes
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.refit import refit
 from optin_cli.scoring import iterative as rescoring
+from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.iterative import remaining, score_in_rounds
 from optin_cli.scoring.one_shot import score_checkpoint
-from optin_cli.searching.budget import reached
 from optin_cli.searching.costs import Costs
 
 LANGUAGE = ["bert", "albert", "distilbert"]
@@ -55,12 +56,11 @@ def test_units_left_by_a_cut_have_the_score_they_have_in_the_refitted_model(tiny
     once = scores(tiny, calibration, score_checkpoint, rescore=())
     twice = scores(tiny, calibration, rescore=(0.6,))
     everything = {g.name: list(range(g.units)) for g in tiny.structure.groups}
-    kept = rescoring.choose_among(everything, once.importance, once.header.groups, once.header.totals, 0.6)
-    assert reached(kept, once.header.groups, once.header.totals)["macs"] <= 0.6
-    model = copy.deepcopy(tiny.model)
-    cut(model, tiny.structure, kept, tiny.root)
-    refit.refit_model(tiny.model, model, tiny.structure, kept, calibration.batches)
-    smaller = replace(tiny, model=model, structure=remaining(tiny.structure, kept))
+    kept = rescoring.choose_among(everything, once.importance, Costs.of(once.header), 0.6)
+    assert Costs(once.header.groups, once.header.totals).remaining(kept)["macs"] <= 0.6
+    pruned = prune_copy(tiny.model, tiny.structure, kept)
+    refit.refit_model(pruned, calibration.batches)
+    smaller = replace(tiny, model=pruned.model, structure=remaining(tiny.structure, kept))
     again = scores(smaller, calibration, score_checkpoint, rescore=())
     for group in tiny.structure.groups:
         gone = sorted(set(range(group.units)) - set(kept[group.name]))
@@ -73,7 +73,7 @@ def test_units_left_by_a_cut_have_the_score_they_have_in_the_refitted_model(tiny
 def test_units_that_went_do_not_come_back_in_later_rounds(tiny):
     once = scores(tiny, calibration_of(batch_of()), score_checkpoint, rescore=())
     alive = {g.name: [0] for g in tiny.structure.groups}
-    found = rescoring.choose_among(alive, once.importance, once.header.groups, once.header.totals, 0.9)
+    found = rescoring.choose_among(alive, once.importance, Costs.of(once.header), 0.9)
     assert all(set(units) <= {0} for units in found.values())
 
 
@@ -96,12 +96,12 @@ def interrupted(tiny, state, *, seq_len, rounds):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resumed(tiny, state, seq_len=seq_len, resume=False, progress=stop)
+        resumed(tiny, state, seq_len=seq_len, resume=False, progress=Watch(stop))
 
 
 def resumed(tiny, state, *, seq_len=60, resume=True, **options):
     calibration, once = calibration_of(batch_of(), batch_of(seed=1)), ScoreOptions(probes=1, rescore=(0.5,))
-    return score_in_rounds(tiny, calibration, once, seq_len=seq_len, state=state, resume=resume, **options)
+    return score_in_rounds(tiny, calibration, once, seq_len=seq_len, state=SavedState(state, resume), **options)
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
@@ -179,19 +179,19 @@ def test_passes_behind_known_blocks_give_the_same_and_leave_those_out(family):
     model = build(family)
     structure = structure_of(model)
     batches = [batch_of(3, seed=seed) for seed in range(2)]
-    order = [*dict.fromkeys(group.block_name for group in structure.groups)]
+    order = [*dict.fromkeys(group.block for group in structure.groups)]
     ran = set()
     for group in structure.groups:
         model.get_submodule(group.consumer).register_forward_hook(lambda *_, name=group.name: ran.add(name))
     with Prefixes(model, structure, batches) as known, torch.no_grad():
         for group in structure.groups:
             known.advance(group)
-            later = order[order.index(group.block_name) :]
+            later = order[order.index(group.block) :]
             for number, batch in enumerate(batches):
                 ran.clear()
                 with known.skipping(number):
                     mine = call_model(model, batch.inputs)
-                assert ran == {each.name for each in structure.groups if each.block_name in later}
+                assert ran == {each.name for each in structure.groups if each.block in later}
                 theirs = call_model(model, batch.inputs)
                 assert mine.keys() == theirs.keys() and torch.equal(mine["logits"], theirs["logits"])
 
@@ -207,7 +207,7 @@ def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
         cut(model, structure, kept)
         if not skip:
             monkeypatch.setattr(Prefixes, "advance", lambda *_: None)
-        refit.refit_model(original, model, structure, kept, [batch_of(16)])
+        refit.refit_model(PrunedModel(original, model, structure, kept), [batch_of(16)])
         models.append(model.state_dict())
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name])

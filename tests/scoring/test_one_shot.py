@@ -17,6 +17,7 @@ from helpers.models import (
     save_checkpoint,
     structure_of,
 )
+from helpers.running import Watch
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
@@ -27,7 +28,7 @@ from optin_cli.model.forward import observe
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.scoring.accumulate import Accumulator
+from optin_cli.scoring.accumulate import Accumulator, SavedState
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.distances import manifold_distance, output_distance
@@ -39,11 +40,11 @@ BOTH = Objective(1.0, 1.0, 1.0)
 
 
 def exact(model, structure, batch, objective=BOTH, **options):
-    return exact_batch(model, structure, structure.groups, batch, objective, **({"rows": 64} | options))
+    return exact_batch(model, structure, batch, objective, **({"rows": 64} | options))
 
 
 def sketch(model, structure, batch, objective=BOTH, *, probes=3, seed=0):
-    return sketch_batch(model, structure, structure.groups, batch, objective, probes=probes, seed=seed)
+    return sketch_batch(model, structure, batch, objective, probes=probes, seed=seed)
 
 
 def assert_close(mine, theirs, tolerance=1e-4):
@@ -64,7 +65,7 @@ def test_replay_changes_nothing(family, head):
     structure, batch = structure_of(model, head), make_batch(rows=2, tokens=6, padding=2)
     units = {g.name: range(0, g.units, 1 if g.kind == "head" else 10) for g in structure.groups}
     with_replay = exact(model, structure, batch, units=units)
-    assert_close(with_replay, exact(model, structure, batch, units=units, replay=False))
+    assert_close(with_replay, exact(model, structure, batch, units=units, rows=None))
     assert all((values > 0).any() for values in with_replay.values())
 
 
@@ -77,7 +78,7 @@ def test_exact_is_the_distance_to_the_model_really_cut(head):
     scores = exact(model, structure, batch, objective)
     for name, unit in [("encoder.0.head", 1), ("encoder.0.neuron", 5), ("encoder.1.head", 2), ("encoder.1.neuron", 0)]:
         small = clone(model)
-        cut(small, structure, {name: [u for u in range(structure.group(name).units) if u != unit]}, root_of(model))
+        cut(small, structure, {name: [u for u in range(structure.group(name).units) if u != unit]})
         mine = observe(small, structure, batch)
         first = int(name.split(".")[1])
         manifold = sum(
@@ -96,7 +97,7 @@ def test_a_unit_that_nothing_reads_has_no_importance():
     model = build("bert")
     structure, batch = structure_of(model), make_batch()
     for group in structure.groups:
-        tensor_at(model, f"{group.consumer}.weight")[:, : group.block] = 0
+        tensor_at(model, f"{group.consumer}.weight")[:, : group.unit_width] = 0
     for scores in (exact(model, structure, batch), sketch(model, structure, batch)):
         for values in scores.values():
             assert values[:, 0].abs().max() < 1e-9
@@ -197,7 +198,7 @@ def test_magnitude_is_the_squared_norm_of_what_a_cut_removes():
         scores = magnitude(model, group)
         for unit in (0, group.units - 1):
             small = clone(model)
-            cut(small, structure, {group.name: [u for u in range(group.units) if u != unit]}, root_of(model))
+            cut(small, structure, {group.name: [u for u in range(group.units) if u != unit]})
             total = [sum(float(p.double().square().sum()) for p in m.parameters()) for m in (model, small)]
             assert scores[unit].item() == pytest.approx(total[0] - total[1], rel=1e-9)
 
@@ -294,7 +295,7 @@ class Interrupt:
     def __init__(self, after):
         self.left = after
 
-    def __call__(self, done, total, _what):
+    def update(self, done, total, _what):
         assert 0 <= done <= total
         self.left -= 1
         if self.left < 0:
@@ -305,13 +306,14 @@ class Interrupt:
 def test_resumed_run_ends_in_the_same_bits(checkpoint, tmp_path, after):
     state = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, state=state, progress=Interrupt(after))
+        run(checkpoint, state=SavedState(state), progress=Interrupt(after))
     assert state.exists() == (after > 0)
     if after:
         with pytest.raises(ArtifactError, match="other options, data or checkpoint"):
-            run(checkpoint, options=ScoreOptions(estimator="hybrid", probes=3), state=state, resume=True)
+            run(checkpoint, options=ScoreOptions(estimator="hybrid", probes=3), state=SavedState(state, resume=True))
     asked = []
-    resumed = run(checkpoint, state=state, resume=True, progress=lambda _done, _total, what: asked.append(what))
+    watch = Watch(lambda _done, _total, what: asked.append(what))
+    resumed = run(checkpoint, state=SavedState(state, resume=True), progress=watch)
     assert resumed.content() == run(checkpoint).content()
     assert len(asked) == 3 + 2 + 1 - after
     assert list(tmp_path.iterdir()) == [state]
@@ -328,7 +330,7 @@ def shorter(tensors):
 
 
 def fewer_groups(checkpoint):
-    return replace(checkpoint, structure=replace(checkpoint.structure, groups=checkpoint.structure.groups[:-1]))
+    return replace(checkpoint, structure=checkpoint.structure.with_groups(checkpoint.structure.groups[:-1]))
 
 
 OTHER = Source(name="other", sha256="b" * 64)
@@ -353,8 +355,9 @@ def test_a_state_is_taken_up_by_the_same_run_alone(checkpoint, tmp_path, monkeyp
     """Whatever decides scores is part of the fingerprint: a run in which any of it differs refuses the state."""
     state = tmp_path / "state"
 
-    def score(*, checkpoint, data, options, **rest):
-        return score_checkpoint(checkpoint, data, options, state=state, **rest)
+    def score(*, checkpoint, data, options, resume=False, kept=None, **rest):
+        saved = SavedState(state, resume, kept)
+        return score_checkpoint(checkpoint, data, options, state=saved, **rest)
 
     options = ScoreOptions(estimator="hybrid", probes=1)
     arguments = {"checkpoint": checkpoint, "data": calibration(), "options": options, "seq_len": 16}

@@ -14,8 +14,8 @@ from optin_cli.artifacts.costs import GroupCost, SharedCost
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.searching import knapsack
-from optin_cli.searching.budget import reached
 from optin_cli.searching.choose import choose_units, importance_lost, make_mask
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits
 
@@ -38,10 +38,10 @@ class Instance:
         self.totals = Totals(macs=int(macs), parameters=parameters, bytes=0)
 
     def choose(self, limits, **options):
-        return choose_units(self.importance, self.groups, self.totals, limits, blocks=self.blocks, **options)
+        return choose_units(self.importance, Costs(self.groups, self.totals), limits, **options)
 
     def reached(self, kept):
-        return reached(kept, self.groups, self.totals)
+        return Costs(self.groups, self.totals).remaining(kept)
 
     def lost(self, kept):
         return importance_lost(kept, self.importance)
@@ -330,10 +330,9 @@ def cost_of(counts):
 def test_shared_weights_against_brute_force(share, seed):
     widths = (6, 4, 5)
     importance, groups, totals = chain(widths, seed)
-    blocks = dict.fromkeys(groups, 1)
-    kept = choose_units(importance, groups, totals, Limits(keep_macs=share), blocks=blocks)
+    kept = choose_units(importance, Costs(groups, totals), Limits(keep_macs=share))
     counts = [len(units) for units in kept.values()]
-    assert reached(kept, groups, totals)["macs"] == pytest.approx(cost_of(counts) / totals.macs)
+    assert Costs(groups, totals).remaining(kept)["macs"] == pytest.approx(cost_of(counts) / totals.macs)
     assert cost_of(counts) <= share * totals.macs and min(counts) >= 1
     ranked = [np.sort(values.astype(np.float64))[::-1] for values in importance.values()]
     gains = {
@@ -347,16 +346,15 @@ def test_shared_weights_against_brute_force(share, seed):
 @pytest.mark.parametrize("algorithm", ["exact", "optin"])
 def test_shared_weights_within_every_budget(algorithm):
     importance, groups, totals = chain((16, 24, 8, 12))
-    blocks = dict.fromkeys(groups, 1)
     for share in (0.2, 0.35, 0.6, 0.95):
-        kept = choose_units(importance, groups, totals, Limits(keep_macs=share), blocks=blocks, algorithm=algorithm)
-        now = reached(kept, groups, totals)["macs"]
+        kept = choose_units(importance, Costs(groups, totals), Limits(keep_macs=share), algorithm=algorithm)
+        now = Costs(groups, totals).remaining(kept)["macs"]
         assert now <= share
         assert algorithm == "optin" or now > share - 0.06
     least = cost_of([1] * 4) / totals.macs
     with pytest.raises(BudgetError, match="cannot be met"):
-        choose_units(importance, groups, totals, Limits(keep_macs=least - 0.001), blocks=blocks)
-    kept = choose_units(importance, groups, totals, Limits(keep_macs=least + 1e-6), blocks=blocks)
+        choose_units(importance, Costs(groups, totals), Limits(keep_macs=least - 0.001))
+    kept = choose_units(importance, Costs(groups, totals), Limits(keep_macs=least + 1e-6))
     assert [len(units) for units in kept.values()] == [1] * 4
 
 

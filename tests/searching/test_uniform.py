@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 
 import optin_cli
 from optin_cli.artifacts.base import Totals, Workload, parse
-from optin_cli.artifacts.costs import GroupCost, StockCounts
+from optin_cli.artifacts.costs import ConfigCounts, GroupCost
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask, Mask
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.save import save_cut
 from optin_cli.errors import BudgetError, UsageError
 from optin_cli.options.scoring import ScoreOptions
-from optin_cli.pruning.config import stock_settings
+from optin_cli.pruning.config import config_settings
 from optin_cli.pruning.prune import cut_copy
-from optin_cli.searching.budget import reached
 from optin_cli.searching.choose import choose_units, importance_lost
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 
 WEIGHTS_ALONE = ScoreOptions(criterion="magnitude")
@@ -64,14 +64,13 @@ class Layers:
         self.totals = Totals(macs=int(macs), parameters=parameters, bytes=0)
 
     def choose(self, limits, **options):
-        blocks = {name: group.unit_width for name, group in self.groups.items()}
-        return choose_units(self.importance, self.groups, self.totals, limits, blocks=blocks, **options)
+        return choose_units(self.importance, Costs(self.groups, self.totals), limits, **options)
 
     def allowed(self, kind, limits):
         group = next(g for g in self.groups.values() if g.kind == kind)
         least = (limits.minima or {}).get(kind, 0)
         for count in range(max(1, least), group.units + 1):
-            fits = count * group.unit_width % limits.round_to == 0 and group.stock and group.stock.allows(count)
+            fits = count * group.unit_width % limits.round_to == 0 and group.config and group.config.allows(count)
             if fits or count == group.units:
                 yield count
 
@@ -83,7 +82,7 @@ class Layers:
             for name, values in self.importance.items():
                 order = np.argsort(-values, kind="stable")
                 kept[name] = order[: heads if self.groups[name].kind == "head" else neurons].tolist()
-            now = reached(kept, self.groups, self.totals)
+            now = Costs(self.groups, self.totals).remaining(kept)
             if all(now[name] <= share + 1e-9 for name, share in limits.asked().items()):
                 lost = importance_lost(kept, self.importance)
                 found = lost if found is None else min(found, lost)
@@ -99,7 +98,7 @@ def layers_of(units):
 
 
 COST = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2, 4]))
-COUNTS = st.none() | st.builds(StockCounts, step=st.sampled_from([1, 2]), divisor_of=st.sampled_from([None, 12]))
+COUNTS = st.none() | st.builds(ConfigCounts, step=st.sampled_from([1, 2]), divisor_of=st.sampled_from([None, 12]))
 INSTANCES = st.builds(
     Layers,
     st.integers(1, 5).flatmap(layers_of),
@@ -128,7 +127,7 @@ def test_choice_is_the_best_of_all_pairs_of_counts(instance, limits):
             instance.choose(limits)
         return
     kept = instance.choose(limits)
-    now = reached(kept, instance.groups, instance.totals)
+    now = Costs(instance.groups, instance.totals).remaining(kept)
     assert all(now[name] <= share + 1e-9 for name, share in limits.asked().items())
     assert importance_lost(kept, instance.importance) == pytest.approx(best, abs=1e-4)
     for kind in ("head", "neuron"):
@@ -152,7 +151,7 @@ def test_uniformity_never_gains(instance, share):
 
 def layers():
     rng = np.random.default_rng(0)
-    stock = (StockCounts(), StockCounts())
+    stock = (ConfigCounts(), ConfigCounts())
     return Layers(rng.random((3, 4)), rng.random((3, 12)), ((40, 40, 4), (9, 9, 1)), 50, stock)
 
 
@@ -185,8 +184,8 @@ def test_layers_of_different_sizes():
     instance.totals = Totals(macs=instance.totals.macs - 40, parameters=1, bytes=0)
     kept = instance.choose(Limits(keep_macs=0.9, layout="uniform"))
     assert len({len(units) for name, units in kept.items() if name.endswith("head")}) == 1
-    assert reached(kept, instance.groups, instance.totals)["macs"] <= 0.9
-    instance.groups = {n: g.model_copy(update={"stock": None}) for n, g in instance.groups.items()}
+    assert Costs(instance.groups, instance.totals).remaining(kept)["macs"] <= 0.9
+    instance.groups = {n: g.model_copy(update={"config": None}) for n, g in instance.groups.items()}
     with pytest.raises(BudgetError, match="they have 3, 4 units and must stay whole"):
         instance.choose(Limits(keep_macs=0.9, layout="uniform"))
 
@@ -209,7 +208,7 @@ def every_count(checkpoint):
     """A mask in which all groups keep fewer units (their last ones), where the stock config states fewer at all."""
     kept = {}
     for group in checkpoint.structure.groups:
-        fewer = [k for k in range(1, group.units) if group.stock and group.stock.counts().allows(k)]
+        fewer = [k for k in range(1, group.units) if group.config and group.config.counts().allows(k)]
         kept[group.name] = list(range(group.units - max(fewer, default=group.units), group.units))
     return Mask(
         optin_version="0",
@@ -246,7 +245,7 @@ def test_every_stock_class_loads_what_its_config_states(tmp_path, reload_server)
     for family in STOCK:
         checkpoint = load_checkpoint(save_tiny(tmp_path / f"{family}-whole", family))
         mask = every_count(checkpoint)
-        stated = stock_settings(checkpoint, mask, "mask")
+        stated = config_settings(checkpoint, mask, "mask")
         model, plan = cut_copy(checkpoint, {name: group.kept for name, group in mask.groups.items()})
         folder = tmp_path / family
         folder.mkdir()

@@ -157,7 +157,7 @@ def test_the_loss_of_pairs_is_the_squared_error_of_their_cosine(encoder):
     for group in groups:
         assert found[group.name].shape == (1, group.units)
         weight = checkpoint.model.get_submodule(group.consumer).weight
-        columns = weight.data[:, group.block : 2 * group.block]
+        columns = weight.data[:, group.unit_width : 2 * group.unit_width]
         values, step = [], 1e-2
         for scale in (1 + step, (1 - step) / (1 + step), 1 / (1 - step)):
             columns.mul_(scale)
