@@ -43,3 +43,20 @@ class Part:
     def note(self, text: str) -> None:
         """Pass it on."""
         self.whole.note(text)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Longer work from one share of it to another, both from 0 to 1."""
+
+    whole: Progress
+    start: float
+    end: float
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Report the share of the whole that is finished."""
+        self.whole.update(self.start + (self.end - self.start) * done / total, 1, what)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.whole.note(text)

@@ -21,7 +21,11 @@ from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
 
 
 class GroupScores(GroupCost):
-    """A scored group: its costs and how its importance was estimated."""
+    """A scored group: its costs and how its importance was estimated.
+
+    estimator: "obs" (see `scoring/curves.py`), "sketch", "exact", or the criterion of a baseline. samples: how many the
+    mean is over.
+    """
 
     estimator: str
     samples: int
@@ -52,7 +56,12 @@ ERROR = "standard_error."
 
 @dataclass(frozen=True)
 class Scores:
-    """Importance of every unit: vectors (units,) by group name; larger is more important, never negative."""
+    """Importance of every unit: vectors (units,) by group name; larger is more important, never negative.
+
+    standard_error: over samples, of importances that are means over samples. Those of the estimator obs and of slimgpt
+    are not: there it is the standard error of each unit's own sensitivity, the loss without it if nothing makes up
+    for that.
+    """
 
     header: ScoresHeader
     importance: Mapping[str, Vector32]

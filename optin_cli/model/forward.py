@@ -102,6 +102,8 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
 
             def record(module: nn.Module, _inputs: object, output: object, layout: Layout = block.layout) -> None:
                 whole = structure.positions(module).spread(first_tensor(output))
+                if layout == "BCHW":  # the activation behind a convolution may work in place
+                    whole = whole.clone()
                 features.append(as_tokens(whole, layout, rows))
 
             hook.after(model.get_submodule(block.path), record)

@@ -9,7 +9,7 @@ from optin_cli.errors import UsageError
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
 from optin_cli.options.declare import Checked, option, shared
 
-Estimator = Literal["sketch", "exact", "hybrid"]
+Estimator = Literal["obs", "sketch", "exact", "hybrid"]
 UNITS: Mapping[str, str] = {"heads": "head", "neurons": "neuron", "channels": "channel", "tokens": "token"}
 """What can be scored, and the kind of the groups that hold it."""
 REMOVABLE: Mapping[str, str] = {name: kind for name, kind in UNITS.items() if name != "tokens"}
@@ -36,6 +36,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "output": Criterion(terms=(0.0, 1.0)),
     "fisher": Criterion(needs_labels=True),
     "wanda": Criterion(),
+    "slimgpt": Criterion(),
     "magnitude": Criterion(needs_data=False),
     "random": Criterion(needs_data=False),
 }
@@ -45,10 +46,12 @@ CRITERIA: Mapping[str, Criterion] = {
 class ScoreOptions(Checked):
     """Options of scoring.
 
-    units: kinds that a model lacks are passed over unless they were asked for. estimator: "hybrid" is exact for the
-    kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE; None for heads, which a
-    model may lack. rescore: for trajectory criteria, falling shares of the MACs; at
-    each the model is pruned to that share and refitted, and its remaining units are scored again. output_weight,
+    units: kinds that a model lacks are passed over unless they were asked for. estimator: of trajectory criteria;
+    "obs" is the loss of a layer whose remaining columns are re-solved, and sketches groups whose layer cannot be;
+    "hybrid" is exact for the kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE;
+    None for heads, which a model may lack. rescore: for trajectory criteria with another estimator than "obs", falling
+    shares of the MACs; at each the model is pruned to that share and refitted, and its remaining units are scored
+    again. output_weight,
     temperature: lambda and tau of the paper. samples, exact_samples: calibration samples that each estimator uses.
     rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what the
     model holds. token_exchange: where tokens are scored, the share of the MACs to which units and tokens are each
@@ -65,15 +68,17 @@ class ScoreOptions(Checked):
         choices=UNITS,
     )
     estimator: str = option(
-        "sketch",
+        "obs",
         "--estimator",
-        "sketch: all units in a few backward passes; exact: remove each; hybrid: both.",
+        "obs: what a layer loses once its other columns are re-solved; sketch: each unit alone, all in a few backward "
+        "passes; exact: remove each; hybrid: sketch and exact.",
         choices=get_args(Estimator),
     )
     rescore: tuple[float, ...] = option(
-        (0.8, 0.6),
+        (),
         "--rescore",
-        "Shares of the MACs at which, cut and refitted, the model's remaining units are scored anew; none: score once.",
+        "Shares of the MACs, such as 0.8,0.6, at which the model is pruned and refitted and its remaining units are "
+        "scored again; not for the estimator obs. (default: none)",
         metavar="SHARES|none",
         none=True,
     )
@@ -111,6 +116,11 @@ class ScoreOptions(Checked):
         if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
             raise UsageError(
                 f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
+            )
+        if self.rescore and self.estimator == "obs" and CRITERIA[self.criterion].terms is not None:
+            raise UsageError(
+                f"rescore is {', '.join(map(str, self.rescore))}, but the estimator obs scores once for every budget.",
+                hint="Leave out --rescore, or pass --estimator sketch.",
             )
 
     @property

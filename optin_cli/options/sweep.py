@@ -8,7 +8,20 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
-RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "random", "optin-paper", "kwon", "kprune")
+RECIPES = (
+    "optin",
+    "sketch",
+    "rounds",
+    "no-refit",
+    "slimgpt",
+    "magnitude",
+    "wanda",
+    "fisher",
+    "random",
+    "optin-paper",
+    "kwon",
+    "kprune",
+)
 """Names of the recipes, known without importing them."""
 SCORING = offer("samples", "batch_size", "max_length", "seed")
 EVALUATION = offer(

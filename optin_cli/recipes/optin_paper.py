@@ -26,10 +26,8 @@ TEMPERATURE = 4.0
 
 def prepare_optin_paper(setting: Setting) -> Prepared:
     """Score once; each budget then searches as the paper does."""
-    options = replace(setting.options, estimator="hybrid", output_weight=OUTPUT_WEIGHT, temperature=TEMPERATURE)
-    return prepare_scored(
-        replace(setting, options=options), criterion="trajectory", algorithm="optin", refit=False, rounds=False
-    )
+    options = replace(setting.options, output_weight=OUTPUT_WEIGHT, temperature=TEMPERATURE)
+    return prepare_scored(replace(setting, options=options), estimator="hybrid", algorithm="optin", refit=False)
 
 
 OPTIN_PAPER = Recipe("optin-paper", "OPTIN as published (arXiv 2403.17921)", prepare_optin_paper)

@@ -1,4 +1,4 @@
-"""Recipes that score every unit, search a mask under the budget, and refit or not; without refit they score once."""
+"""Recipes that score every unit, search a mask under the budget, and refit or not."""
 
 import functools
 from collections.abc import Sequence
@@ -31,11 +31,21 @@ def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust
     return adjust
 
 
-def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, refit: bool, rounds: bool) -> Prepared:
+ROUNDS = (0.8, 0.6)
+"""Shares of the MACs at which the recipe `rounds` scores again."""
+
+
+def prepare_scored(
+    setting: Setting,
+    *,
+    criterion: str = "trajectory",
+    estimator: str = "obs",
+    rescore: tuple[float, ...] = (),
+    algorithm: Algorithm = "exact",
+    refit: bool = True,
+) -> Prepared:
     """Score by a criterion; each budget then searches and, with `refit`, re-solves the consumers."""
-    options = replace(setting.options, criterion=criterion)
-    if not rounds:
-        options = replace(options, rescore=())
+    options = replace(setting.options, criterion=criterion, estimator=estimator, rescore=rescore)
     scores = score_in_rounds(
         setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.progress
     )
@@ -48,21 +58,24 @@ def prepare_scored(setting: Setting, *, criterion: str, algorithm: Algorithm, re
     return decide
 
 
-def _scored(
-    name: str, source: str, criterion: str, *, refit: bool, labels: bool = False, rounds: bool | None = None
-) -> Recipe:
-    prepare = functools.partial(
-        prepare_scored, criterion=criterion, algorithm="exact", refit=refit, rounds=refit if rounds is None else rounds
-    )
-    return Recipe(name, source, prepare, needs_labels=labels)
-
+SKETCH = functools.partial(prepare_scored, estimator="sketch")
+REPEATED = functools.partial(prepare_scored, estimator="sketch", rescore=ROUNDS)
+ALONE = functools.partial(prepare_scored, refit=False)
 
 SCORED: tuple[Recipe, ...] = (
-    _scored("optin", "this project: scored in rounds, exact search, refit", "trajectory", refit=True),
-    _scored("one-shot", "this project, scored once, with refit", "trajectory", refit=True, rounds=False),
-    _scored("no-refit", "this project, scored once, without refit", "trajectory", refit=False),
-    _scored("magnitude", "squared weights, no refit", "magnitude", refit=False),
-    _scored("wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", "wanda", refit=False),
-    _scored("fisher", "diagonal Fisher, no refit", "fisher", refit=False, labels=True),
-    _scored("random", "random units, with refit", "random", refit=True),
+    Recipe("optin", "this project: loss of re-solved layers, exact search, refit", prepare_scored),
+    Recipe("sketch", "this project, units scored one by one, with refit", SKETCH),
+    Recipe("rounds", "the same, scored again in smaller, refitted models", REPEATED),
+    Recipe("no-refit", "this project, units scored one by one, no refit", functools.partial(SKETCH, refit=False)),
+    Recipe(
+        "slimgpt",
+        "SlimGPT (arXiv 2412.18110): error of re-solved layers, exact search, refit",
+        functools.partial(prepare_scored, criterion="slimgpt"),
+    ),
+    Recipe("magnitude", "squared weights, no refit", functools.partial(ALONE, criterion="magnitude")),
+    Recipe(
+        "wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", functools.partial(ALONE, criterion="wanda")
+    ),
+    Recipe("fisher", "diagonal Fisher, no refit", functools.partial(ALONE, criterion="fisher"), needs_labels=True),
+    Recipe("random", "random units, with refit", functools.partial(prepare_scored, criterion="random")),
 )

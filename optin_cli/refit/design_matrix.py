@@ -91,19 +91,23 @@ def take(rows: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
 
 
 def input_rows(consumer: Consumer, x: torch.Tensor, rows: int, positions: torch.Tensor | None) -> torch.Tensor:
-    """What the weights multiply: (rows, chosen, columns), with a last column of ones if there is a bias.
+    """What weights and bias multiply: `input_columns`, with a last column of ones if there is a bias."""
+    found = input_columns(consumer, x, rows, positions)
+    if consumer.bias is None:
+        return found
+    return torch.cat([found, found.new_ones(*found.shape[:-1], 1)], dim=-1)
+
+
+def input_columns(consumer: Consumer, x: torch.Tensor, rows: int, positions: torch.Tensor | None) -> torch.Tensor:
+    """What the weights multiply: (rows, chosen, columns).
 
     Args:
         x: the consumer's input, (rows or rows x windows, ..., columns), or (rows, channels, height, width).
         positions: from `choose_positions`.
     """
     if isinstance(consumer, nn.Conv2d):
-        found = patches(consumer, x, positions)
-    else:
-        found = take(output_rows(x, -1, rows), positions)
-    if consumer.bias is None:
-        return found
-    return torch.cat([found, found.new_ones(*found.shape[:-1], 1)], dim=-1)
+        return patches(consumer, x, positions)
+    return take(output_rows(x, -1, rows), positions)
 
 
 def patches(consumer: nn.Conv2d, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

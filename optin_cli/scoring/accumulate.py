@@ -1,13 +1,14 @@
 """Running sums of per-sample importances, and the state from which an interrupted run is resumed.
 
 Sums are float64 and taken in the order of the jobs, so an interrupted and resumed run ends in the same bits as an
-uninterrupted one.
+uninterrupted one. Beside them a run may sum tensors of its own, such as second moments, which are saved with the state.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,14 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.units import Keeping
 from optin_cli.progress import Progress
 from optin_cli.version import __version__
+
+SMALL_STATE = 1 << 20
+"""Bytes of a state that is saved after every job."""
+SAVE_EVERY = 5.0
+"""Least seconds between two savings of a larger one."""
+SAVE_SHARE = 0.05
+"""Most of the time that may go into saving it."""
+EXTRA = "extra"
 
 
 @dataclass(frozen=True)
@@ -94,38 +103,60 @@ class SavedState:
         return replace(self, path=path, kept=kept)
 
 
-def run_jobs(jobs: Sequence[Job], identity: RunIdentity, state: SavedState, progress: Progress) -> Accumulator:
-    """Add up the importances of all jobs, saving the state after each.
+def run_jobs(
+    jobs: Sequence[Job],
+    identity: RunIdentity,
+    state: SavedState,
+    progress: Progress,
+    extra: Mapping[str, torch.Tensor] | None = None,
+) -> Accumulator:
+    """Add up the importances of all jobs, saving the state after each, or every few seconds where it is large.
+
+    Args:
+        extra: tensors that the jobs add to in place, saved and resumed with the sums.
 
     Raises:
         ArtifactError: another run left the state that is to be resumed.
     """
-    totals, fingerprint = Accumulator(), ""
+    totals, fingerprint = Accumulator(extra), ""
     if state.path is not None:
         fingerprint = identity.fingerprint(state.kept)
         if state.resume and state.path.exists():
-            totals = Accumulator.load(state.path, fingerprint)
+            totals = Accumulator.load(state.path, fingerprint, extra)
     whole = sum(job.weight for job in jobs)
     finished = sum(job.weight for job in jobs[: totals.done])
+    due = 0.0
     for job in jobs[totals.done :]:
         progress.update(finished, whole, job.what)
         totals.add(job.run())
         finished += job.weight
-        if state.path is not None:
+        if state.path is not None and (time.monotonic() >= due or totals.done == len(jobs)):
+            start = time.monotonic()
             totals.save(state.path, fingerprint)
+            if totals.size > SMALL_STATE:
+                due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - start) / SAVE_SHARE)
     if jobs:
         progress.update(whole, whole, "done")
     return totals
 
 
 class Accumulator:
-    """Sum, sum of squares and count of per-sample importances, by group."""
+    """Sum, sum of squares and count of per-sample importances, by group.
 
-    def __init__(self) -> None:
+    extra: tensors that jobs sum on their own, by name.
+    """
+
+    def __init__(self, extra: Mapping[str, torch.Tensor] | None = None) -> None:
         self.done = 0
         self.sums: dict[str, torch.Tensor] = {}
         self.squares: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.extra = extra or {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all sums."""
+        return sum(tensor.nbytes for part in (self.sums, self.squares, self.extra) for tensor in part.values())
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Take in one job's (rows, units) importances by group name."""
@@ -148,19 +179,20 @@ class Accumulator:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the state; `fingerprint` (of `RunIdentity`) binds it to the run."""
-        tensors = {f"sum.{k}": v for k, v in self.sums.items()} | {f"square.{k}": v for k, v in self.squares.items()}
+        parts = {"sum": self.sums, "square": self.squares, EXTRA: self.extra}
+        tensors = {f"{role}.{name}": tensor for role, part in parts.items() for name, tensor in part.items()}
         metadata = {"fingerprint": fingerprint, "done": str(self.done), "counts": json.dumps(self.counts)}
         with atomic_file(path, force=True) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str) -> Accumulator:
-        """Read a state.
+    def load(cls, path: Path, fingerprint: str, extra: Mapping[str, torch.Tensor] | None = None) -> Accumulator:
+        """Read a state, and set the tensors of `extra` to what they had come to.
 
         Raises:
             ArtifactError: it is unreadable, or of another run.
         """
-        state = cls()
+        state = cls(extra)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -176,5 +208,8 @@ class Accumulator:
             )
         for key, tensor in tensors.items():
             role, _, name = key.partition(".")
-            (state.sums if role == "sum" else state.squares)[name] = tensor
+            if role == EXTRA:
+                state.extra[name].copy_(tensor)
+            else:
+                (state.sums if role == "sum" else state.squares)[name] = tensor
         return state

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from optin_cli.artifacts.base import Options
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
@@ -14,12 +15,21 @@ from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
-from optin_cli.progress import SILENT, Progress
+from optin_cli.progress import SILENT, Progress, Stretch
 from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.kinds import KIND_ESTIMATORS
+from optin_cli.scoring.moments import (
+    Moments,
+    empty_moments,
+    energy_batch,
+    is_solvable,
+    removal_importance,
+    sensitivity_batch,
+    with_intercept,
+)
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.version import __version__
 
@@ -27,13 +37,23 @@ MEASURED = {"fisher": fisher_batch, "wanda": wanda_batch}
 """Baselines that see data: per-sample importances of a batch, by criterion."""
 
 
-def estimator_of(group: Group, options: ScoreOptions) -> str:
-    """Which estimator scores a group: "sketch", "exact", or the criterion's own name for a baseline."""
+CURVES = 0.2
+"""About the share of a run that removal curves take, for progress."""
+
+
+def estimator_of(group: Group, options: ScoreOptions, model: nn.Module) -> str:
+    """Which estimator scores a group: "obs", "sketch", "exact", or the criterion's own name for a baseline."""
     if CRITERIA[options.criterion].terms is None:
         return options.criterion
     if options.estimator == "hybrid":
         return "exact" if group.kind in options.removed_kinds else "sketch"
-    return options.estimator
+    return "sketch" if options.estimator == "obs" and not is_solvable(model, group) else options.estimator
+
+
+def curved_groups(checkpoint: Checkpoint, options: ScoreOptions) -> list[Group]:
+    """Groups whose importance is read off removal curves."""
+    by_curve = options.criterion == "slimgpt" or (CRITERIA[options.criterion].terms and options.estimator == "obs")
+    return [g for g in checkpoint.structure.groups if by_curve and g.units and is_solvable(checkpoint.model, g)]
 
 
 def only_units(structure: Structure, options: ScoreOptions) -> Structure:
@@ -89,7 +109,9 @@ def score_checkpoint(
         CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
-    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options)
+    curved = curved_groups(checkpoint, options)
+    moments = empty_moments(checkpoint.model, curved)
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, moments)
     inputs = checkpoint.sources
     if calibration is not None:
         inputs["calibration"] = calibration.source
@@ -97,9 +119,13 @@ def score_checkpoint(
     workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
-    totals = run_jobs(jobs, identity, state, progress)
+    extra = {f"{name}.{path}": t for path, found in moments.items() for name, t in found.tensors().items()}
+    totals = run_jobs(jobs, identity, state, Stretch(progress, 0, 1 - CURVES) if curved else progress, extra)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
-    _require_finite(importance)
+    _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
+    if calibration is not None and curved:
+        batch = calibration.batches[0].to(checkpoint.device)
+        importance |= _by_curves(checkpoint, curved, moments, batch, Stretch(progress, 1 - CURVES, 1))
     inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
@@ -114,7 +140,7 @@ def score_checkpoint(
         groups={
             g.name: GroupScores(
                 **group_costs[g.name].model_dump(),
-                estimator=estimator_of(g, options),
+                estimator=estimator_of(g, options, checkpoint.model),
                 samples=totals.counts.get(g.name, 0),
             )
             for g in groups
@@ -132,11 +158,32 @@ def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, optio
     return totals.mean(group.name)
 
 
-def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions) -> list[Job]:
+def _by_curves(
+    checkpoint: Checkpoint, groups: Sequence[Group], moments: Mapping[str, Moments], batch: Batch, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Importances (units,) by group name, from removal curves."""
+    centred = with_intercept(checkpoint.model, checkpoint.structure.with_groups(groups), batch)
+    found = {}
+    for number, group in enumerate(groups):
+        progress.update(number, len(groups), f"order of {group.name}")
+        own = moments[group.consumer]
+        found[group.name] = removal_importance(checkpoint.model, group, own, centred=group.consumer in centred)
+    progress.update(1, 1, "done")
+    return found
+
+
+def _jobs(
+    checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions, moments: Mapping[str, Moments]
+) -> list[Job]:
     model, structure = checkpoint.model, checkpoint.structure
     criterion = CRITERIA[options.criterion]
     if not criterion.needs_data:
         return []
+    if options.criterion == "slimgpt":
+        return [
+            Job(options.criterion, batch.size, functools.partial(energy_batch, model, structure, moments, batch))
+            for batch in _on(calibration.batches, checkpoint)
+        ]
     if criterion.terms is None:
         measure = MEASURED[options.criterion]
         return [
@@ -144,8 +191,18 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
             for batch in _on(calibration.batches, checkpoint)
         ]
     objective = Objective.of(options)
+    how = {"probes": options.probes, "seed": options.seed}
+    if options.estimator == "obs":
+        return [
+            Job(
+                "obs",
+                batch.size * (1 + 1.5 * options.probes),
+                functools.partial(sensitivity_batch, model, structure, moments, batch, objective, **how),
+            )
+            for batch in _on(calibration.batches, checkpoint)
+        ]
     sketched, exact = (
-        structure.with_groups(g for g in structure.groups if estimator_of(g, options) == name)
+        structure.with_groups(g for g in structure.groups if estimator_of(g, options, model) == name)
         for name in ("sketch", "exact")
     )
     jobs: list[Job] = []
@@ -154,9 +211,7 @@ def _jobs(checkpoint: Checkpoint, calibration: Calibration, options: ScoreOption
             Job(
                 "sketch",
                 batch.size * (1 + 1.5 * options.probes),
-                functools.partial(
-                    sketch_batch, model, sketched, batch, objective, probes=options.probes, seed=options.seed
-                ),
+                functools.partial(sketch_batch, model, sketched, batch, objective, **how),
             )
             for batch in _on(calibration.batches, checkpoint)
         ]

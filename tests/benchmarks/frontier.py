@@ -29,7 +29,19 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.sweep import SweepOptions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-RECIPES = ("optin", "one-shot", "no-refit", "magnitude", "wanda", "fisher", "kwon", "kprune", "optin-paper")
+RECIPES = (
+    "optin",
+    "sketch",
+    "rounds",
+    "no-refit",
+    "slimgpt",
+    "magnitude",
+    "wanda",
+    "fisher",
+    "kwon",
+    "kprune",
+    "optin-paper",
+)
 
 
 @dataclass(frozen=True)

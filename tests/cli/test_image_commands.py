@@ -181,7 +181,7 @@ def test_evaluating_decodes_each_image_once(trained, decoded):
 
 
 @pytest.mark.parametrize("exact_samples", [5, 24, 128])
-@pytest.mark.parametrize("estimator", ["sketch", "hybrid"])
+@pytest.mark.parametrize("estimator", ["obs", "sketch", "hybrid"])
 def test_scoring_decodes_each_image_once(trained, decoded, estimator, exact_samples):
     options = ScoreOptions(
         samples=24, probes=1, batch_size=7, estimator=estimator, exact_samples=exact_samples, rescore=()

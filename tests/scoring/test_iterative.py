@@ -30,8 +30,8 @@ def tiny(tmp_path_factory):
     return load_checkpoint(save_checkpoint(tmp_path_factory.mktemp("tiny") / "bert"))
 
 
-def scores(tiny, calibration, score=score_in_rounds, **options):
-    return score(tiny, calibration, ScoreOptions(probes=1, **options), seq_len=16)
+def scores(tiny, calibration, score=score_in_rounds, *, estimator="sketch", **options):
+    return score(tiny, calibration, ScoreOptions(probes=1, estimator=estimator, **options), seq_len=16)
 
 
 def test_without_shares_scores_are_one_shot(tiny):
@@ -71,7 +71,7 @@ def test_units_that_went_do_not_come_back_in_later_rounds(tiny):
     [({"criterion": "magnitude"}, 12), ({"criterion": "wanda"}, 12), ({"criterion": "trajectory"}, 4)],
 )
 def test_baselines_and_too_few_samples_are_scored_once_and_say_so(tiny, options, rows):
-    assert scores(tiny, calibration_of(batch_of(rows)), **options).header.options["rescore"] == []
+    assert scores(tiny, calibration_of(batch_of(rows)), rescore=(0.8, 0.6), **options).header.options["rescore"] == []
 
 
 def interrupted(tiny, state, *, seq_len, rounds):
@@ -89,7 +89,10 @@ def interrupted(tiny, state, *, seq_len, rounds):
 
 
 def resumed(tiny, state, *, seq_len=60, resume=True, **options):
-    calibration, once = calibration_of(batch_of(), batch_of(seed=1)), ScoreOptions(probes=1, rescore=(0.5,))
+    calibration, once = (
+        calibration_of(batch_of(), batch_of(seed=1)),
+        ScoreOptions(probes=1, estimator="sketch", rescore=(0.5,)),
+    )
     return score_in_rounds(tiny, calibration, once, seq_len=seq_len, state=SavedState(state, resume), **options)
 
 
@@ -155,6 +158,19 @@ def test_kinds_to_score_exactly_that_a_model_lacks(tiny, kinds):
     headless = replace(tiny, structure=tiny.structure.with_groups(neurons))
     found = scores(headless, calibration_of(batch_of()), **options)
     assert {group.estimator for group in found.header.groups.values()} == {"sketch"}
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.8), (1.0,), (0.0,), (0.5, 0.5)])
+def test_shares_must_fall(shares):
+    with pytest.raises(UsageError, match="rescore"):
+        ScoreOptions(estimator="sketch", rescore=shares)
+
+
+def test_no_rounds_where_one_pass_serves_every_budget():
+    with pytest.raises(UsageError, match=r"rescore is 0\.8, but the estimator obs scores once") as caught:
+        ScoreOptions(rescore=(0.8,))
+    assert "--estimator sketch" in caught.value.hint
+    assert ScoreOptions(criterion="magnitude", rescore=(0.8,)).rescore == (0.8,)
 
 
 def test_rounds_go_on_where_layers_without_bias_lose_all_their_units(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.estimators import BOTH, assert_close, exact, sketch
@@ -22,6 +23,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.model.lookup import tensor_at
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.scoring import moments
 from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.one_shot import score_checkpoint
@@ -100,6 +102,42 @@ def test_resumed_run_ends_in_the_same_bits(checkpoint, tmp_path, after):
     assert resumed.content() == run(checkpoint).content()
     assert len(asked) == 3 + 2 + 1 - after
     assert list(tmp_path.iterdir()) == [state]
+
+
+@pytest.mark.parametrize("criterion", ["trajectory", "slimgpt"])
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+def test_moments_are_resumed_too(checkpoint, tmp_path, monkeypatch, criterion, after):
+    """Whatever the state's size: a large one is not saved after every job, but always after the last."""
+    options, state = ScoreOptions(criterion=criterion, probes=1), tmp_path / "state"
+    whole = run(checkpoint, options=options).content()
+    for small, saved in ((1 << 20, min(after, 3)), (0, 3 if after >= 3 else 1)):
+        monkeypatch.setattr("optin_cli.scoring.accumulate.SMALL_STATE", small)
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, options=options, state=SavedState(state), progress=Interrupt(after))
+        asked = []
+        watch = Watch(lambda _done, _total, what, asked=asked: asked.append(what))
+        resumed = run(checkpoint, options=options, state=SavedState(state, resume=True), progress=watch)
+        assert resumed.content() == whole
+        assert sum(what in ("obs", "slimgpt") for what in asked) == 3 - saved
+        state.unlink()
+
+
+def test_layers_that_cannot_be_solved_again_are_sketched(checkpoint, monkeypatch):
+    """Their importance is the mean of what the standard error is of."""
+    options = ScoreOptions(probes=2)
+    alone = run(checkpoint, options=replace(options, estimator="sketch"))
+    whole = run(checkpoint, options=options)
+    assert {(g.estimator, g.samples) for g in whole.header.groups.values()} == {("obs", 6)}
+    consumer = checkpoint.structure.group("encoder.0.neuron").consumer
+    monkeypatch.setattr(
+        moments, "why_not", lambda module: "odd" * (module is checkpoint.model.get_submodule(consumer)) or None
+    )
+    found = run(checkpoint, options=options)
+    for name, group in found.header.groups.items():
+        odd = name == "encoder.0.neuron"
+        assert group.estimator == ("sketch" if odd else "obs")
+        np.testing.assert_allclose(found.importance[name], (alone if odd else whole).importance[name], rtol=1e-3)
+        np.testing.assert_allclose(found.standard_error[name], alone.standard_error[name], rtol=1e-3, atol=1e-9)
 
 
 def alike(data, **changes):
@@ -185,7 +223,7 @@ def test_kinds_to_score_exactly_go_by_the_words_of_units_too(checkpoint, words, 
     assert scores.header.options["exact_kinds"] == kinds
 
 
-@pytest.mark.parametrize("criterion", ["manifold", "output", "fisher", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", ["trajectory", "manifold", "output", "slimgpt", "fisher", "magnitude", "random"])
 def test_every_criterion_scores_every_unit(checkpoint, criterion):
     needs_data = criterion not in ("magnitude", "random")
     options = ScoreOptions(criterion=criterion, probes=1)

@@ -11,13 +11,13 @@ from optin_cli.searching.limits import Limits
 OPTIONS = ScoreOptions(samples=4, probes=1, batch_size=4, max_length=24)
 
 
-@pytest.mark.parametrize("estimator", ["sketch", "exact", "hybrid"])
+@pytest.mark.parametrize("estimator", ["obs", "sketch", "exact", "hybrid"])
 def test_estimators_and_their_records(bert, texts, estimator):
     options = replace(OPTIONS, estimator=estimator, exact_samples=2, rows=64)
     scores = optin_cli.score(bert, str(texts), options=options)
     used = {name: (group.estimator, group.samples) for name, group in scores.header.groups.items()}
-    expected = {"head": ("sketch", 4) if estimator == "sketch" else ("exact", 2)}
-    expected["neuron"] = ("exact", 2) if estimator == "exact" else ("sketch", 4)
+    expected = {"head": (estimator, 4) if estimator in ("obs", "sketch") else ("exact", 2)}
+    expected["neuron"] = ("exact", 2) if estimator == "exact" else ("obs" if estimator == "obs" else "sketch", 4)
     assert used == {g.name: expected[g.kind] for g in bert.structure.groups}
     assert set(scores.standard_error) == set(scores.importance)
     assert all((values >= 0).all() and values.any() for values in scores.importance.values())

@@ -1,0 +1,295 @@
+"""Second moments of a layer's inputs and of the gradients at its output, streamed over calibration batches.
+
+For every consumer y = W x and the sketch's random scalar S of a sample (`sketch.py`): sums over real tokens, or over
+positions of a convolution's output, of x x^T, x and g g^T with g = dS/dy. One forward pass and one backward pass per
+probe serve all consumers of a model together. The same backward passes give every unit's own squared sensitivity
+(dS/dm_u)^2, as the sketch does. Products are in the model's precision, sums in float64; they take 8 (k^2 + d^2) bytes
+per consumer with k columns and d outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import nn
+
+from optin_cli.data.batch import Batch
+from optin_cli.model.forward import Hooks, call_model, hooks, observe
+from optin_cli.model.structure import Structure
+from optin_cli.model.units import Group
+from optin_cli.refit.batch_norm import following_norms
+from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
+from optin_cli.scoring.baselines import unit_energies
+from optin_cli.scoring.curves import curve_importance, removal_curve
+from optin_cli.scoring.sketch import Objective, probe_scalar
+
+STRIP = 256
+"""Columns of a Gram matrix that are computed together; everything left of their block on the diagonal is skipped."""
+COUNTS = ("tokens", "gradients", "positions", "samples")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the tokens of all calls of one consumer, which are added to in place.
+
+    square: of x x^T (k, k), above the diagonal only until `mirrored`. total: of x (k,). curvature: of g g^T (d, d),
+    over probes too. counts: int64 numbers of tokens; of gradients, one per token and probe; of positions, the tokens
+    that S depends on before some are drawn from them; and of samples.
+    """
+
+    square: torch.Tensor
+    total: torch.Tensor
+    curvature: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def zeros(cls, columns: int, outputs: int, device: torch.device | str = "cpu") -> Self:
+        """No tokens yet."""
+        total = torch.zeros(columns, dtype=torch.float64, device=device)
+        counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+        return cls(total.new_zeros(columns, columns), total, total.new_zeros(outputs, outputs), counts)
+
+    def add_inputs(self, x: torch.Tensor) -> None:
+        """Add inputs (n, k)."""
+        add_gram(self.square, x)
+        self.total.add_(x.sum(dim=0, dtype=torch.float64))
+        self.count(tokens=len(x))
+
+    def count(self, **more: int) -> None:
+        """Raise counts, by their names."""
+        for name, number in more.items():
+            self.counts[COUNTS.index(name)] += number
+
+    def number(self, name: str) -> int:
+        """A count by its name."""
+        return int(self.counts[COUNTS.index(name)])
+
+    def input_moment(self, *, centred: bool) -> torch.Tensor:
+        """E[x x^T], or with `centred` the covariance: (k, k)."""
+        count = max(self.number("tokens"), 1)
+        moment = mirrored(self.square) / count
+        if centred:
+            mean = self.total / count
+            moment -= torch.outer(mean, mean)
+        return moment
+
+    def output_curvature(self) -> torch.Tensor:
+        """E[g g^T] times the positions of a sample, (d, d); without any gradients the identity takes its place.
+
+        If the errors of different tokens are independent, tr(G D H D^T) of a change D of the weights is E[(dS)^2].
+        """
+        gradients = self.number("gradients")
+        mean = mirrored(self.curvature) / gradients if gradients else torch.eye(len(self.curvature)).to(self.curvature)
+        return mean * (self.number("positions") / max(self.number("samples"), 1))
+
+    def diagonals(self) -> torch.Tensor:
+        """Sums of squares of inputs and of gradients, which are finite if everything is: (k + d,)."""
+        return torch.cat([self.square.diagonal(), self.curvature.diagonal()])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that is summed, by name."""
+        return {"square": self.square, "total": self.total, "curvature": self.curvature, "counts": self.counts}
+
+
+def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add rows^T rows to the upper triangle of `total` (k, k), strip by strip; `mirrored` gives the whole."""
+    for start in range(0, rows.shape[1], STRIP):
+        strip = slice(start, start + STRIP)
+        total[strip, start:] += rows[:, strip].T @ rows[:, start:]
+
+
+def mirrored(total: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of which `add_gram` filled the upper triangle."""
+    upper = total.triu()
+    return upper + upper.T - torch.diag(total.diagonal())
+
+
+def is_solvable(model: nn.Module, group: Group) -> bool:
+    """Whether a group's consumer can be re-solved by least squares, as removal curves take for granted."""
+    return why_not(model.get_submodule(group.consumer)) is None
+
+
+def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moments]:
+    """Moments without tokens of the consumers of groups, by path. Groups that share a consumer share its moments."""
+    found = {}
+    for group in groups:
+        weight = model.get_submodule(group.consumer).get_parameter("weight")
+        found[group.consumer] = Moments.zeros(weight[0].numel(), len(weight), weight.device)
+    return found
+
+
+@dataclass
+class Call:
+    """One call of a consumer.
+
+    x: its input. read: positions of its output that S depends on, as far as gradients have shown, and all real ones
+    where there are no gradients: (rows, positions). chosen: positions that are taken, None for all.
+    """
+
+    path: str
+    x: torch.Tensor
+    read: torch.Tensor
+    chosen: torch.Tensor | None
+
+
+@dataclass
+class Pass:
+    """What hooks collect in one forward pass and the backward passes through it.
+
+    leaves: tensors that depend on no unit, at which backward passes end. slopes: dS/dm_u of the current probe,
+    (rows, units) by group.
+    """
+
+    model: nn.Module
+    batch: Batch
+    moments: Mapping[str, Moments]
+    leaves: list[torch.Tensor] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    slopes: dict[Group, torch.Tensor] = field(default_factory=dict)
+
+    def watch_units(self, hook: Hooks, group: Group) -> None:
+        """Collect slopes of a group's units: dS/dm_u is the sum over tokens and columns of x dS/dx."""
+
+        def enter(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x = arguments[0]
+            if x.requires_grad:
+                seen = x.view_as(x)  # so that other readers of x do not count
+            else:
+                seen = x.detach().requires_grad_()
+                self.leaves.append(seen)
+            values = x.detach()
+
+            def collect(gradient: torch.Tensor) -> None:
+                product = (values * gradient).movedim(group.axis, -1)
+                slope = product.reshape(self.batch.size, -1, group.units, group.unit_width).sum(dim=(1, 3))
+                self.slopes[group] = self.slopes.get(group, 0.0) + slope
+
+            seen.register_hook(collect)  # type: ignore[no-untyped-call]
+            return (seen, *arguments[1:])
+
+        hook.before(self.model.get_submodule(group.gate), enter)
+
+    def watch_consumers(self, hook: Hooks, groups: Sequence[Group]) -> None:
+        """Collect moments of the consumers of groups, those that have any."""
+        for group in {group.consumer: group for group in groups if group.consumer in self.moments}.values():
+            self.watch_consumer(hook, group)
+
+    def watch_consumer(self, hook: Hooks, group: Group) -> None:
+        """Note the inputs of a group's consumer, and add the gradients at its outputs to the moments."""
+        moments, axis = self.moments[group.consumer], 1 if group.axis == 1 else -1
+
+        def leave(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            laid = output_rows(output.detach(), axis, self.batch.size)
+            real = self.batch.mask_for(laid)
+            chosen = choose_positions(module, self.batch.keys, laid.shape[1])
+            call = Call(group.consumer, arguments[0].detach(), real, chosen)
+            self.calls.append(call)
+            if not output.requires_grad:
+                return
+            call.read = torch.zeros_like(real)
+
+            def collect(gradient: torch.Tensor) -> None:
+                laid = output_rows(gradient.detach(), axis, self.batch.size)
+                read = (laid != 0).any(dim=-1) & real
+                call.read |= read
+                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]])
+
+            output.register_hook(collect)  # type: ignore[no-untyped-call]
+
+        hook.after(self.model.get_submodule(group.consumer), leave)
+
+    def add_inputs(self, probes: int) -> None:
+        """Add the inputs at the positions that are read, once all backward passes are done."""
+        for call in self.calls:
+            moments, consumer = self.moments[call.path], self.model.get_submodule(call.path)
+            assert isinstance(consumer, Consumer)
+            taken = take(call.read[..., None], call.chosen)[..., 0]
+            rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
+            moments.add_inputs(rows)
+            moments.count(gradients=probes * len(rows), positions=int(call.read.sum()))
+        for path in {call.path for call in self.calls}:
+            self.moments[path].count(samples=self.batch.size)
+
+
+def sensitivity_batch(
+    model: nn.Module,
+    structure: Structure,
+    moments: Mapping[str, Moments],
+    batch: Batch,
+    objective: Objective,
+    *,
+    probes: int,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Add a batch to the moments, and measure the squared sensitivities of all units of a structure.
+
+    Args:
+        moments: by path of the consumer, from `empty_moments`; groups with other consumers are left out of them.
+        probes: backward passes.
+
+    Returns:
+        (rows, units) float64 means of (dS/dm_u)^2 over probes, by group name.
+    """
+    sums = {g: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in structure.groups}
+    run = Pass(model, batch, moments)
+    with torch.enable_grad(), hooks() as hook:
+        for group in structure.groups:
+            run.watch_units(hook, group)
+        run.watch_consumers(hook, structure.groups)
+        trajectory = observe(model, structure, batch)
+        for probe in range(probes):
+            run.slopes.clear()
+            scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
+            torch.autograd.grad(scalar, run.leaves, retain_graph=probe + 1 < probes, allow_unused=True)
+            for group, slope in run.slopes.items():
+                sums[group] += slope.double().square().cpu()
+    with torch.no_grad():
+        run.add_inputs(probes)
+    return {group.name: total / probes for group, total in sums.items()}
+
+
+@torch.no_grad()
+def energy_batch(
+    model: nn.Module, structure: Structure, moments: Mapping[str, Moments], batch: Batch
+) -> dict[str, torch.Tensor]:
+    """Add the inputs of a batch to the moments, and measure what each unit alone puts into its consumer's output.
+
+    Returns:
+        (rows, units) float64 squared norms, by group name.
+    """
+    run = Pass(model, batch, moments)
+    with hooks() as hook, unit_energies(model, structure.groups, batch, mixed=True) as energies:
+        run.watch_consumers(hook, structure.groups)
+        call_model(model, batch.inputs)
+    run.add_inputs(probes=0)
+    return energies
+
+
+def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> frozenset[str]:
+    """Consumers whose intercept is re-solved too, by path: with a bias, or a batch norm behind them that holds it.
+
+    Args:
+        batch: any, to see what the batch norms read.
+    """
+    biased = {
+        g.consumer for g in structure.groups if getattr(model.get_submodule(g.consumer), "bias", None) is not None
+    }
+    return frozenset(biased | following_norms(model, structure, batch).keys())
+
+
+@torch.no_grad()
+def removal_importance(model: nn.Module, group: Group, moments: Moments, *, centred: bool) -> torch.Tensor:
+    """What the removal of each unit adds to the loss of its layer, re-solved, in the best order: (units,) float32.
+
+    Args:
+        centred: the intercept is re-solved too.
+    """
+    weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
+    curve = removal_curve(
+        moments.input_moment(centred=centred),
+        moments.output_curvature(),
+        weight,
+        width=weight.shape[1] // group.units,
+    )
+    return curve_importance(curve)
