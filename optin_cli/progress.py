@@ -29,33 +29,16 @@ SILENT: Progress = Silent()
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` (from 0) of `parts` equal parts of longer work; `label` is put before what runs."""
+    """The part of longer work from one share of it to another, both from 0 to 1; `label` is put before what runs."""
 
     whole: Progress
-    number: int = 0
-    parts: int = 1
+    start: float = 0.0
+    end: float = 1.0
     label: str = ""
 
     def update(self, done: float, total: float, what: str) -> None:
         """Report the share of the whole that is finished."""
-        self.whole.update((self.number + done / total) / self.parts, 1, f"{self.label}{what}")
-
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self.whole.note(text)
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Longer work from one share of it to another, both from 0 to 1."""
-
-    whole: Progress
-    start: float
-    end: float
-
-    def update(self, done: float, total: float, what: str) -> None:
-        """Report the share of the whole that is finished."""
-        self.whole.update(self.start + (self.end - self.start) * done / total, 1, what)
+        self.whole.update(self.start + (self.end - self.start) * done / total, 1, f"{self.label}{what}")
 
     def note(self, text: str) -> None:
         """Pass it on."""

@@ -37,5 +37,5 @@ def score(
             opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress
         )
     write_scores(target, result, force=force)
-    forget(state, options)
+    forget(state)
     common.print_result(result.header.dump(), target, as_json=as_json)

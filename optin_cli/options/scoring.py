@@ -1,6 +1,5 @@
 """Options of scoring, and the criteria and unit kinds to choose from."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -49,13 +48,12 @@ class ScoreOptions(Checked):
     units: kinds that a model lacks are passed over unless they were asked for. estimator: of trajectory criteria;
     "obs" is the loss of a layer whose remaining columns are re-solved, and sketches groups whose layer cannot be;
     "hybrid" is exact for the kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE;
-    None for heads, which a model may lack. rescore: for trajectory criteria with another estimator than "obs", falling
-    shares of the MACs; at each the model is pruned to that share and refitted, and its remaining units are scored
-    again. output_weight,
-    temperature: lambda and tau of the paper. samples, exact_samples: calibration samples that each estimator uses.
-    rows: candidates x samples that an exact forward pass runs at once. max_length: None for 128 tokens, or what the
-    model holds. token_exchange: where tokens are scored, the share of the MACs to which units and tokens are each
-    pruned and refitted, to weigh the importance of one against that of the other; None leaves them as scored.
+    None for heads, which a model may lack. damping: of "obs", and of the criterion slimgpt: mu relative to the mean
+    diagonal of the inputs' second moment. output_weight, temperature: lambda and tau of the paper. samples,
+    exact_samples: calibration samples that each estimator uses. rows: candidates x samples that an exact forward pass
+    runs at once. max_length: None for 128 tokens, or what the model holds.
+    token_exchange: where tokens are scored, the share of the MACs to which units and tokens are each pruned and
+    refitted, to weigh the importance of one against that of the other; None leaves them as scored.
     """
 
     criterion: str = option(
@@ -74,13 +72,8 @@ class ScoreOptions(Checked):
         "passes; exact: remove each; hybrid: sketch and exact.",
         choices=get_args(Estimator),
     )
-    rescore: tuple[float, ...] = option(
-        (),
-        "--rescore",
-        "Shares of the MACs, such as 0.8,0.6, at which the model is pruned and refitted and its remaining units are "
-        "scored again; not for the estimator obs. (default: none)",
-        metavar="SHARES|none",
-        none=True,
+    damping: float = option(
+        0.01, "--damping", "Ridge of obs, relative to the mean square of a layer's inputs.", above=0
     )
     output_weight: float = option(10.0, "--lambda", "Weight of the output term.", low=0)
     temperature: float = option(4.0, "--tau", "Temperature of the output term.", above=0)
@@ -113,15 +106,6 @@ class ScoreOptions(Checked):
         super().__post_init__()
         if len(set(self.units)) < len(self.units) or not self.units:
             raise UsageError(f"The units {', '.join(self.units) or '(none)'} are not a list of different ones.")
-        if any(not 0 < low < high for high, low in itertools.pairwise((1.0, *self.rescore))):
-            raise UsageError(
-                f"rescore is {', '.join(map(str, self.rescore))}; expected falling shares below 1, such as 0.8,0.6."
-            )
-        if self.rescore and self.estimator == "obs" and CRITERIA[self.criterion].terms is not None:
-            raise UsageError(
-                f"rescore is {', '.join(map(str, self.rescore))}, but the estimator obs scores once for every budget.",
-                hint="Leave out --rescore, or pass --estimator sketch.",
-            )
 
     @property
     def removed_kinds(self) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from optin_cli.options.scoring import ScoreOptions
 RECIPES = (
     "optin",
     "sketch",
-    "rounds",
     "no-refit",
     "slimgpt",
     "magnitude",

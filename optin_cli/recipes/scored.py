@@ -14,7 +14,7 @@ from optin_cli.options.refit import RefitOptions
 from optin_cli.options.search import Algorithm
 from optin_cli.recipes.recipe import Adjust, Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
-from optin_cli.scoring.iterative import score_in_rounds
+from optin_cli.scoring.one_shot import score_checkpoint
 from optin_cli.searching.choose import choose_units
 from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
@@ -31,22 +31,17 @@ def refit_with(setting: Setting, kept: Kept, batches: Sequence[Batch]) -> Adjust
     return adjust
 
 
-ROUNDS = (0.8, 0.6)
-"""Shares of the MACs at which the recipe `rounds` scores again."""
-
-
 def prepare_scored(
     setting: Setting,
     *,
     criterion: str = "trajectory",
     estimator: str = "obs",
-    rescore: tuple[float, ...] = (),
     algorithm: Algorithm = "exact",
     refit: bool = True,
 ) -> Prepared:
     """Score by a criterion; each budget then searches and, with `refit`, re-solves the consumers."""
-    options = replace(setting.options, criterion=criterion, estimator=estimator, rescore=rescore)
-    scores = score_in_rounds(
+    options = replace(setting.options, criterion=criterion, estimator=estimator)
+    scores = score_checkpoint(
         setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.progress
     )
     costs = Costs.of(scores.header)
@@ -59,13 +54,11 @@ def prepare_scored(
 
 
 SKETCH = functools.partial(prepare_scored, estimator="sketch")
-REPEATED = functools.partial(prepare_scored, estimator="sketch", rescore=ROUNDS)
 ALONE = functools.partial(prepare_scored, refit=False)
 
 SCORED: tuple[Recipe, ...] = (
     Recipe("optin", "this project: loss of re-solved layers, exact search, refit", prepare_scored),
     Recipe("sketch", "this project, units scored one by one, with refit", SKETCH),
-    Recipe("rounds", "the same, scored again in smaller, refitted models", REPEATED),
     Recipe("no-refit", "this project, units scored one by one, no refit", functools.partial(SKETCH, refit=False)),
     Recipe(
         "slimgpt",

@@ -22,7 +22,6 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError
 from optin_cli.files import atomic_file
 from optin_cli.model.structure import Structure
-from optin_cli.model.units import Keeping
 from optin_cli.progress import Progress
 from optin_cli.version import __version__
 
@@ -50,8 +49,8 @@ class RunIdentity:
 
     what: which of several states of the same run this is. structure: of the model that is scored: its groups, as the
     architecture description places them. inputs: checkpoint, calibration data and, where it is an own one, the
-    architecture description. workload: decides costs, and so what is pruned between rounds. batches: all calibration
-    batches, since the hash of the data does not cover the tokenizer and the preprocessing.
+    architecture description. workload: what the recorded costs are of. batches: all calibration batches, since the hash
+    of the data does not cover the tokenizer and the preprocessing.
     """
 
     what: str
@@ -61,8 +60,8 @@ class RunIdentity:
     workload: Workload
     batches: Sequence[Batch]
 
-    def fingerprint(self, kept: Keeping | None) -> str:
-        """Hash of it, of optin's version, and of the mask by which the model was pruned, if it was."""
+    def fingerprint(self) -> str:
+        """Hash of it and of the version of optin."""
         parts = {
             "what": self.what,
             "version": __version__,
@@ -71,7 +70,6 @@ class RunIdentity:
             "inputs": {role: source.model_dump() for role, source in self.inputs.items()},
             "workload": self.workload.model_dump(),
             "batches": [_digest(batch) for batch in self.batches],
-            "kept": None if kept is None else {name: list(units) for name, units in kept.items()},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -88,19 +86,15 @@ def _digest(batch: Batch) -> str:
 
 @dataclass(frozen=True)
 class SavedState:
-    """The file in which an interrupted run leaves its sums, and whether to resume from it. No path: nothing is kept.
-
-    kept: the mask by which the scored model was pruned, if it was; only a run that kept the same resumes.
-    """
+    """The file in which an interrupted run leaves its sums, and whether to resume from it. No path: nothing is kept."""
 
     path: Path | None = None
     resume: bool = False
-    kept: Keeping | None = None
 
-    def part(self, name: str, kept: Keeping | None = None) -> SavedState:
+    def part(self, name: str) -> SavedState:
         """The state of a part of the run, in a file beside this one."""
         path = None if self.path is None else self.path.with_name(f"{self.path.name}.{name}")
-        return replace(self, path=path, kept=kept)
+        return replace(self, path=path)
 
 
 def run_jobs(
@@ -120,7 +114,7 @@ def run_jobs(
     """
     totals, fingerprint = Accumulator(extra), ""
     if state.path is not None:
-        fingerprint = identity.fingerprint(state.kept)
+        fingerprint = identity.fingerprint()
         if state.resume and state.path.exists():
             totals = Accumulator.load(state.path, fingerprint, extra)
     whole = sum(job.weight for job in jobs)

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-RIDGE = 0.01
-"""mu relative to the mean diagonal of H."""
 PANEL = 64
 """Columns whose removal is written back to the matrices at once: a matrix product instead of many outer products."""
 
@@ -35,15 +33,15 @@ class Curve:
     losses: torch.Tensor
 
 
-def ridge_inverse(moment: torch.Tensor, ridge: float) -> torch.Tensor:
-    """(H + mu I)^-1 with mu = ridge x mean diagonal of H, which may be singular: (k, k).
+def ridge_inverse(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """(H + mu I)^-1 with mu = damping x mean diagonal of H, which may be singular: (k, k).
 
     Columns that are always zero leave a zero matrix its scale, so that the inverse exists even then.
     """
     if not moment.shape[0]:
         return moment.clone()
     mean = float(moment.diagonal().mean())
-    shift = ridge * mean if mean > 0 else 1.0
+    shift = damping * mean if mean > 0 else 1.0
     factor = torch.linalg.cholesky(moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
     return torch.cholesky_inverse(factor)
 
@@ -54,7 +52,7 @@ def removal_curve(
     weight: torch.Tensor,
     *,
     width: int = 1,
-    ridge: float = RIDGE,
+    damping: float,
     panel: int = PANEL,
 ) -> Curve:
     """Order the units of a layer by what their removal costs when those that are left make up for it.
@@ -67,10 +65,10 @@ def removal_curve(
         curvature: G of the gradients at its output (d, d).
         weight: W (d, k), the columns of unit u being u * width to (u + 1) * width.
         width: columns of a unit.
-        ridge: mu relative to the mean diagonal of H, above 0.
+        damping: mu relative to the mean diagonal of H, above 0.
         panel: columns that are removed between two write-backs.
     """
-    inverse = ridge_inverse(moment.double(), ridge)
+    inverse = ridge_inverse(moment.double(), damping)
     columns = weight.double()
     coupling = columns.T @ curvature.double() @ columns
     coupling = (coupling + coupling.T) / 2

@@ -279,11 +279,13 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
 
 
 @torch.no_grad()
-def removal_importance(model: nn.Module, group: Group, moments: Moments, *, centred: bool) -> torch.Tensor:
+def removal_importance(
+    model: nn.Module, group: Group, moments: Moments, *, centred: bool, damping: float
+) -> torch.Tensor:
     """What the removal of each unit adds to the loss of its layer, re-solved, in the best order: (units,) float32.
 
     Args:
-        centred: the intercept is re-solved too.
+        centred: the intercept is re-solved too. damping: see `ridge_inverse`.
     """
     weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
     curve = removal_curve(
@@ -291,5 +293,6 @@ def removal_importance(model: nn.Module, group: Group, moments: Moments, *, cent
         moments.output_curvature(),
         weight,
         width=weight.shape[1] // group.units,
+        damping=damping,
     )
     return curve_importance(curve)

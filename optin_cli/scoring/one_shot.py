@@ -15,7 +15,7 @@ from optin_cli.model.costs import measure_costs
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
-from optin_cli.progress import SILENT, Progress, Stretch
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
@@ -120,12 +120,12 @@ def score_checkpoint(
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
     extra = {f"{name}.{path}": t for path, found in moments.items() for name, t in found.tensors().items()}
-    totals = run_jobs(jobs, identity, state, Stretch(progress, 0, 1 - CURVES) if curved else progress, extra)
+    totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
         batch = calibration.batches[0].to(checkpoint.device)
-        importance |= _by_curves(checkpoint, curved, moments, batch, Stretch(progress, 1 - CURVES, 1))
+        importance |= _by_curves(checkpoint, curved, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
     inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
@@ -159,7 +159,12 @@ def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, optio
 
 
 def _by_curves(
-    checkpoint: Checkpoint, groups: Sequence[Group], moments: Mapping[str, Moments], batch: Batch, progress: Progress
+    checkpoint: Checkpoint,
+    groups: Sequence[Group],
+    moments: Mapping[str, Moments],
+    batch: Batch,
+    damping: float,
+    progress: Progress,
 ) -> dict[str, torch.Tensor]:
     """Importances (units,) by group name, from removal curves."""
     centred = with_intercept(checkpoint.model, checkpoint.structure.with_groups(groups), batch)
@@ -167,7 +172,9 @@ def _by_curves(
     for number, group in enumerate(groups):
         progress.update(number, len(groups), f"order of {group.name}")
         own = moments[group.consumer]
-        found[group.name] = removal_importance(checkpoint.model, group, own, centred=group.consumer in centred)
+        found[group.name] = removal_importance(
+            checkpoint.model, group, own, centred=group.consumer in centred, damping=damping
+        )
     progress.update(1, 1, "done")
     return found
 

@@ -12,9 +12,8 @@ from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration, calibrate
-from optin_cli.scoring.iterative import score_in_rounds, state_files
-from optin_cli.scoring.kinds import estimators_of
-from optin_cli.scoring.one_shot import only_units
+from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
+from optin_cli.scoring.one_shot import only_units, score_checkpoint
 
 
 def score(
@@ -57,7 +56,7 @@ def score(
     calibration = _calibration(checkpoint, spec, options, progress)
     saved = SavedState(state, resume)
     length = checkpoint.input.length(seq_len)
-    scores = score_in_rounds(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+    scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
     if calibration is None:
         return scores
     for name, estimator in extra.items():
@@ -77,7 +76,8 @@ def _calibration(
     return calibrate(checkpoint, samples, options, task=spec.task, labelled=criterion.needs_labels)
 
 
-def forget(state: Path | None, options: ScoreOptions) -> None:
+def forget(state: Path | None) -> None:
     """Remove what `score` left in `state`, once its result is safe."""
-    for path in [] if state is None else state_files(state, options):
-        path.unlink(missing_ok=True)
+    for saved in (SavedState(state), *map(SavedState(state).part, KIND_ESTIMATORS)):
+        if saved.path is not None:
+            saved.path.unlink(missing_ok=True)

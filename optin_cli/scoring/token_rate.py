@@ -71,7 +71,7 @@ def exchange_tokens(
         kept = choose(scores, Limits(keep_macs=share, protect=tuple(names[not merging])))
         lost[merging] = importance_lost(kept, scores.importance)
         pruned = prune_copy(checkpoint.model, checkpoint.structure, kept)
-        refit_model(pruned, fitting, progress=Part(progress, number, 2, label="comparing with tokens, "))
+        refit_model(pruned, fitting, progress=Part(progress, number / 2, (number + 1) / 2, "comparing with tokens, "))
         distance[merging] = refitted_distance(checkpoint, pruned.model, tokens, judged, options)
     if min(*lost.values(), *distance.values()) <= 0:
         return scores

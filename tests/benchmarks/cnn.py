@@ -41,9 +41,7 @@ def say(message: str) -> None:
 
 def measure(folder: Path, task: str, calibration: Path, validation: Path, output: Path, args) -> list[dict]:
     """One row a share: what is kept, top-1 before and after, and speed."""
-    rescore = tuple(float(share) for share in args.rescore.split(",")) if args.rescore != "none" else ()
-    estimator = "sketch" if rescore else ScoreOptions.estimator
-    scoring = ScoreOptions(estimator=estimator, samples=args.samples, probes=args.probes, rescore=rescore)
+    scoring = ScoreOptions(estimator=args.estimator, samples=args.samples, probes=args.probes)
     checkpoint = load_checkpoint(folder)
     scores = optin_cli.score(checkpoint, str(calibration), options=scoring)
     rows = []
@@ -132,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("resnet", "vgg"), help="one of those trained")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--probes", type=int, default=4)
-    parser.add_argument("--rescore", default="none", help="shares at which the sketch scores again (0.8,0.6), or none")
+    parser.add_argument("--estimator", default=ScoreOptions.estimator, help="as of `optin score`")
     parser.add_argument("--runs", type=int, default=20, help="timed passes; 0 times nothing")
     parser.add_argument("--round-to", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=30)

@@ -32,7 +32,6 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 RECIPES = (
     "optin",
     "sketch",
-    "rounds",
     "no-refit",
     "slimgpt",
     "magnitude",

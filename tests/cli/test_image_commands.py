@@ -183,9 +183,7 @@ def test_evaluating_decodes_each_image_once(trained, decoded):
 @pytest.mark.parametrize("exact_samples", [5, 24, 128])
 @pytest.mark.parametrize("estimator", ["obs", "sketch", "hybrid"])
 def test_scoring_decodes_each_image_once(trained, decoded, estimator, exact_samples):
-    options = ScoreOptions(
-        samples=24, probes=1, batch_size=7, estimator=estimator, exact_samples=exact_samples, rescore=()
-    )
+    options = ScoreOptions(samples=24, probes=1, batch_size=7, estimator=estimator, exact_samples=exact_samples)
     optin_cli.score(trained / "vit", str(trained / "pets"), options=options)
     assert len(decoded) == len(set(decoded)) == 24
 
@@ -253,7 +251,7 @@ def test_hybrid_scores_models_and_units_without_heads(work):
     for name, kind in (("r", "channel"), ("v", "neuron")):
         groups = read_scores(name).header.groups.values()
         assert {(group.kind, group.estimator) for group in groups} == {(kind, "sketch")}
-    done("score", "resnet", *hybrid, "--exact-kinds", "channels", "--rescore", "none", "-o", "c")
+    done("score", "resnet", *hybrid, "--exact-kinds", "channels", "-o", "c")
     assert {group.estimator for group in read_scores("c").header.groups.values()} == {"exact"}
     for args in (["resnet", *hybrid, "--exact-kinds", "heads"], ["vit", *hybrid, *NEURONS, "--exact-kinds", "head"]):
         result = call("score", *args, "-o", "x")

@@ -89,21 +89,6 @@ def test_resumed_scores_are_those_of_one_run(work, extra):
         assert not partial.exists()
 
 
-def test_resumed_rounds_are_those_of_one_run(work):
-    rounds = ("--estimator", "sketch", "--rescore", "0.8,0.6")
-    args = ["score", "bert", "--calib", "train.jsonl", *QUICK, "--batch-size", "2", *rounds, "-o"]
-    with watched() as told:
-        done(*args, "whole.safetensors")
-    assert any(what.endswith("neuron") for _, _, what in told), "no refit between rounds"
-    for stop in (2, len(told) // 2, len(told) - 2):
-        output = f"after-{stop}.safetensors"
-        with watched(stop):
-            assert call(*args, output).code == 130
-        done(*args, output, "--resume")
-        assert Path(output).read_bytes() == Path("whole.safetensors").read_bytes()
-        assert not list(work.glob("*.partial*"))
-
-
 def test_resume_with_nothing_to_resume(work):
     assert scores("--resume") == scores()
 

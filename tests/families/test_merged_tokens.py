@@ -31,9 +31,7 @@ MERGING = [
     if "mobilevit" not in family
 ]
 
-TOKENS_TOO = ScoreOptions(
-    samples=8, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
-)
+TOKENS_TOO = ScoreOptions(samples=8, probes=1, batch_size=4, exact_samples=4, units=("heads", "neurons", "tokens"))
 
 
 @pytest.mark.parametrize("family", MERGING)
@@ -119,9 +117,9 @@ def test_tokens_go_through_every_command(image_checkpoint, pets, here, reload_se
     image_checkpoint("timm-vit")
     checkpoint = save_images(here / "vit", "timm-vit")
     options = ("--calib", pets, "--samples", "12", "--exact-samples", "4", "--batch-size", "6", "--probes", "1")
-    result = done("score", checkpoint, *options, "--rescore", "none", "--units", "heads,neurons,tokens", "-o", "s")
+    result = done("score", checkpoint, *options, "--units", "heads,neurons,tokens", "-o", "s")
     assert result.out.strip() == "s" and sorted(p.name for p in here.iterdir()) == ["s", "vit"]
-    done("score", checkpoint, *options, "--rescore", "none", "--units", "heads,neurons,tokens", "-o", "again")
+    done("score", checkpoint, *options, "--units", "heads,neurons,tokens", "-o", "again")
     assert (here / "s").read_bytes() == (here / "again").read_bytes()
     found = done("search", "s", "--keep-flops", "0.5", "--protect", "encoder.1.token", "-o", "m")
     assert "token" in found.err
@@ -138,7 +136,7 @@ def test_tokens_go_through_every_command(image_checkpoint, pets, here, reload_se
     ran = reload_server.python(f"{code}; print(tuple(m.load_model()(torch.zeros(2, 3, 24, 24)).shape))", cwd=here)
     assert ran.stdout.strip() == "(2, 3)", ran.stderr
     assert "certified by onnxruntime" in done("export", "small", "--to", "onnx", "-o", "exported").err
-    again = done("score", "small", *options, "--rescore", "none", "-o", "s2")
+    again = done("score", "small", *options, "-o", "s2")
     assert again.out.strip() == "s2"
     done("search", "s2", "--keep-flops", "0.8", "-o", "m2")
     done("prune", "small", "--mask", "m2", "--calib", pets, "--samples", "24", "-o", "smaller")

@@ -111,7 +111,7 @@ def test_the_same_weights_get_the_same_mask(tmp_path, family, mine):
     save_images(tmp_path / "timm", mine, **overrides)
     one = load_checkpoint(tmp_path / "timm")
     other = load_checkpoint(transformers_twin(model, family, SIDE, tmp_path / "transformers"))
-    options = ScoreOptions(samples=12, probes=2, batch_size=6, estimator="hybrid", exact_samples=4, rescore=())
+    options = ScoreOptions(samples=12, probes=2, batch_size=6, estimator="hybrid", exact_samples=4)
     assert_same_pruning(one, other, tmp_path / "images", options, 0.7)
 
 
@@ -125,5 +125,5 @@ def test_the_same_trained_weights_get_the_same_mask(tmp_path):
         Image.open(path).convert("RGB").resize((112, 112), Image.Resampling.BICUBIC).save(target)
     model = timm.create_model(f"local-dir:{CHECKPOINT}", pretrained=True).eval()
     other = load_checkpoint(transformers_twin(model, "dinov2", 112, tmp_path / "transformers"))
-    options = ScoreOptions(samples=len(images), probes=1, batch_size=4, rescore=())
+    options = ScoreOptions(samples=len(images), probes=1, batch_size=4)
     assert_same_pruning(load_checkpoint(CHECKPOINT), other, tmp_path / "images", options, 0.7)

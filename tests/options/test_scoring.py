@@ -21,9 +21,3 @@ from optin_cli.options.scoring import ScoreOptions
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         ScoreOptions(**options)
-
-
-@pytest.mark.parametrize("shares", [(0.6, 0.8), (1.0,), (0.0,), (0.5, 0.5)])
-def test_shares_of_rounds_must_fall(shares):
-    with pytest.raises(UsageError, match="rescore"):
-        ScoreOptions(rescore=shares)

@@ -81,7 +81,7 @@ def test_merged_tokens_count(here):
     pets.mkdir()
     for number in range(8):
         Image.effect_noise((32, 32), 20 * number + 10).convert("RGB").save(pets / f"{number}.png")
-    units = ("--units", "heads,neurons,tokens", "--rescore", "none")
+    units = ("--units", "heads,neurons,tokens")
     done("score", folder, "--calib", pets, *QUICK, *units, "-o", "s.safetensors")
     done("search", "s.safetensors", "--keep-flops", 0.7, "-o", "m.json")
     manifest, _ = pruned(folder, "m.json")
@@ -96,7 +96,7 @@ def test_a_block_keeps_as_many_units_as_it_needs(here, family):
     folder = save_checkpoint(here / "decoder", family, "next")
     texts = here / "texts.txt"
     texts.write_text("a b c\nd e f\ng h\ni j k\n")
-    done("score", folder, "--calib", texts, *QUICK, "--rescore", "none", "-o", "s.safetensors")
+    done("score", folder, "--calib", texts, *QUICK, "-o", "s.safetensors")
     done("search", "s.safetensors", "--keep-flops", 0.9, "-o", "m.json")
     edited = edit(here / "m.json", decoder_1_head=[])
     result = call("prune", folder, "--mask", edited, "-o", "small")

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from optin_cli.scoring.curves import curve_importance, pooled, removal_curve, ridge_inverse
+from optin_cli.scoring import curves
+from optin_cli.scoring.curves import curve_importance, pooled, ridge_inverse
+
+DAMPING = 0.01
+
+
+def removal_curve(*matrices, damping=DAMPING, **options):
+    return curves.removal_curve(*matrices, damping=damping, **options)
 
 
 def problem(columns=8, outputs=5, rows=60, seed=0, rank=None):
@@ -41,7 +48,7 @@ def columns_of(units, width):
 @pytest.mark.parametrize("panel", [1, 4, 64])
 def test_running_sums_are_the_losses_of_least_squares(width, panel):
     H, G, W = problem(12)
-    curve = removal_curve(H, G, W, width=width, ridge=0.02, panel=panel)
+    curve = removal_curve(H, G, W, width=width, damping=0.02, panel=panel)
     assert sorted(curve.order.tolist()) == list(range(12 // width))
     for count in range(1, 12 // width + 1):
         gone = columns_of(curve.order[:count].tolist(), width)
@@ -81,7 +88,7 @@ def test_a_copy_of_a_column_goes_for_the_price_of_the_ridge():
     H, G, W = problem(6, seed=3)
     source = [0, 1, 2, 3, 4, 5, 2]
     H, W = H[source][:, source], W[:, source]
-    curve = removal_curve(H, G, W, ridge=1e-6)
+    curve = removal_curve(H, G, W, damping=1e-6)
     assert int(curve.order[0]) in (2, 6)
     assert float(curve.losses[0]) < 1e-5 * float(curve.losses.sum())
     assert float(curve.losses[1]) > 100 * float(curve.losses[0])
@@ -90,7 +97,7 @@ def test_a_copy_of_a_column_goes_for_the_price_of_the_ridge():
 def test_without_correlation_the_loss_is_what_the_unit_puts_out():
     _, G, W = problem(6, seed=4)
     energies = torch.arange(1, 7, dtype=torch.float64)
-    curve = removal_curve(torch.diag(energies), G, W, ridge=1e-9)
+    curve = removal_curve(torch.diag(energies), G, W, damping=1e-9)
     alone = energies * (W.T @ G @ W).diagonal()
     assert curve.order.tolist() == alone.argsort().tolist()
     torch.testing.assert_close(curve.losses, alone.sort().values, rtol=1e-6, atol=0)
@@ -129,8 +136,8 @@ def test_an_intercept_is_a_column_that_stays():
     fitted = torch.linalg.lstsq(ones[:, [1, 2, 3, 4]], y).solution
     error = y - ones[:, [1, 2, 3, 4]] @ fitted
     covariance = torch.cov(x.T, correction=0)
-    curve = removal_curve(covariance, G, W, ridge=1e-10)
-    alone = [removal_curve(covariance[[u]][:, [u]], G, W[:, [u]], ridge=1e-10) for u in range(4)]
+    curve = removal_curve(covariance, G, W, damping=1e-10)
+    alone = [removal_curve(covariance[[u]][:, [u]], G, W[:, [u]], damping=1e-10) for u in range(4)]
     assert float(alone[0].losses.sum()) > 0
     first = int(curve.order[0])
     if first != 0:

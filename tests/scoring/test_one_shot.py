@@ -20,13 +20,13 @@ from helpers.running import Watch
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
-from optin_cli.errors import ArtifactError, CheckpointError
+from optin_cli.errors import ArtifactError, CheckpointError, UsageError
 from optin_cli.model.lookup import tensor_at
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import moments
 from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.one_shot import score_checkpoint
+from optin_cli.scoring.one_shot import only_units, score_checkpoint
 from optin_cli.scoring.sketch import Objective
 
 # Sketch
@@ -167,7 +167,6 @@ CHANGES = {
     "length of texts": lambda run: {"data": alike(run["data"], inputs=shorter(run["data"].batches[0].inputs))},
     "labels": lambda run: {"data": alike(run["data"], labels=torch.tensor([1, 1]))},
     "exact samples": lambda run: {"data": replace(run["data"], exact_batches=run["data"].batches[1:2])},
-    "earlier cuts": lambda _run: {"kept": {"encoder.0.head": [0, 2]}},
 }
 """What another run has that is otherwise as `run`."""
 
@@ -177,9 +176,8 @@ def test_a_state_is_taken_up_by_the_same_run_alone(checkpoint, tmp_path, monkeyp
     """Whatever decides scores is part of the fingerprint: a run in which any of it differs refuses the state."""
     state = tmp_path / "state"
 
-    def score(*, checkpoint, data, options, resume=False, kept=None, **rest):
-        saved = SavedState(state, resume, kept)
-        return score_checkpoint(checkpoint, data, options, state=saved, **rest)
+    def score(*, checkpoint, data, options, resume=False, **rest):
+        return score_checkpoint(checkpoint, data, options, state=SavedState(state, resume), **rest)
 
     options = ScoreOptions(estimator="hybrid", probes=1)
     arguments = {"checkpoint": checkpoint, "data": calibration(), "options": options, "seq_len": 16}
@@ -221,6 +219,17 @@ def test_kinds_to_score_exactly_go_by_the_words_of_units_too(checkpoint, words, 
     groups = scores.header.groups.values()
     assert {group.kind for group in groups if group.estimator == "exact"} == set(kinds)
     assert scores.header.options["exact_kinds"] == kinds
+
+
+@pytest.mark.parametrize("kinds", [("channels",), ("heads", "channel")])
+def test_kinds_to_score_exactly_that_a_model_lacks(checkpoint, kinds):
+    """Named, they are refused before any work; heads, the default, may be missing."""
+    options = ScoreOptions(estimator="hybrid", probes=1)
+    with pytest.raises(UsageError, match="no units of kind 'channel' to score exactly; what is scored is head, neuron"):
+        only_units(checkpoint.structure, replace(options, exact_kinds=kinds))
+    neurons = checkpoint.structure.with_groups(g for g in checkpoint.structure.groups if g.kind == "neuron")
+    found = run(replace(checkpoint, structure=only_units(neurons, options)), options=options)
+    assert {group.estimator for group in found.header.groups.values()} == {"sketch"}
 
 
 @pytest.mark.parametrize("criterion", ["trajectory", "manifold", "output", "slimgpt", "fisher", "magnitude", "random"])

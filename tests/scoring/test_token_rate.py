@@ -20,10 +20,8 @@ from optin_cli.scoring.token_rate import reachable
 from optin_cli.searching.costs import importance_lost
 from optin_cli.searching.limits import Limits
 
-OPTIONS = ScoreOptions(
-    samples=24, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
-)
-ARGUMENTS = "--samples 24 --probes 1 --batch-size 4 --exact-samples 4 --rescore none --units heads,neurons,tokens"
+OPTIONS = ScoreOptions(samples=24, probes=1, batch_size=4, exact_samples=4, units=("heads", "neurons", "tokens"))
+ARGUMENTS = "--samples 24 --probes 1 --batch-size 4 --exact-samples 4 --units heads,neurons,tokens"
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,7 @@ from optin_cli.scoring.tokens import ladder, per_unit, score_tokens
 
 OTHERS = ["swin", "timm-swin", "beit", "timm-beit", "convnext", "mobilevit", "timm-resnet"]
 
-TOKENS_TOO = ScoreOptions(
-    samples=8, probes=1, batch_size=4, exact_samples=4, rescore=(), units=("heads", "neurons", "tokens")
-)
+TOKENS_TOO = ScoreOptions(samples=8, probes=1, batch_size=4, exact_samples=4, units=("heads", "neurons", "tokens"))
 
 
 def test_counts_of_merged_tokens_by_hand():
