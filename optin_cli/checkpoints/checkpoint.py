@@ -15,13 +15,13 @@ from torch import nn
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
-from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
+from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, weight_files
 from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
-from optin_cli.checkpoints.libraries.hub import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
+    LIBRARIES,
     Blueprint,
-    library_of,
+    library_named,
     read_folder,
     split_prefix,
 )
@@ -173,7 +173,7 @@ def read_description(path: Path) -> tuple[Architecture, Source]:
 
 def _fetch(source: str) -> Path:
     prefix, name = split_prefix(source)
-    return download(source if prefix is None else library_of(prefix).repository(name))
+    return download(source if prefix is None else library_named(LIBRARIES[prefix]).repository(name))
 
 
 def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
@@ -184,7 +184,7 @@ def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], archit
         )
     if arch is not None:
         prefix, name = split_prefix(arch)
-        return library_of(prefix or "hf").describe(name, arguments, architecture)
+        return library_named(LIBRARIES[prefix or "hf"]).describe(name, arguments, architecture)
     if arguments:
         raise UsageError("--arch-args need the model's name.", hint="Pass --arch timm:NAME beside them.")
     if (path.parent / CONFIG).is_file():

@@ -9,8 +9,8 @@ import torch
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.checks import require_fit
 from optin_cli.checkpoints.inputs import random_inputs
-from optin_cli.checkpoints.task_checks import require_fit
 from optin_cli.data.load import AnySamples
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError

@@ -16,10 +16,10 @@ from optin_cli.artifacts.base import Options, Source, Totals, require_descriptio
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Kept, Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
-from optin_cli.checkpoints.token_checks import require_kinds
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, run_probe_fresh, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from optin_cli.checkpoints.task_checks import require_loss
+from optin_cli.checkpoints.checks import require_loss
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions

@@ -22,7 +22,7 @@ from optin_cli.artifacts.base import Vector32, Vector64
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.artifacts.scores import GroupScores, Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.checkpoints.checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
 from optin_cli.model.forward import observe

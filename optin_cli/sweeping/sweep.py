@@ -16,8 +16,8 @@ from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.checks import require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
-from optin_cli.checkpoints.task_checks import require_fit, require_loss
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.data.sources import WHOLE

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads
-from optin_cli.checkpoints.libraries.hub import download
+from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     MODELING,

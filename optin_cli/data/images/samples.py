@@ -30,11 +30,10 @@ Item = TypeVar("Item")
 class ImageSamples:
     """Images, unread, and their labels, in an order that depends on content and seed only.
 
-    name: task or folder name, for display. split: the split read, "all" where there is none.
-    labels: class numbers of the data, or None where it has none; label_names: names of classes 0, 1, ….
-    sha256: over the files' contents and labels, independent of order. total: images before limiting.
-    skipped: those passed over since they do not decode, each "name (reason)". digests: sha256 of each file.
-    options: how they are read, now and later.
+    name: task or folder name, for display. split: the split read, "all" where there is none. labels: class numbers of
+    the data, or None where it has none; label_names: names of classes 0, 1, …. sha256: over the files' contents and
+    labels, independent of order. total: images before limiting. skipped: those passed over since they do not decode,
+    each "name (reason)". digests: sha256 of each file. options: how they are read, now and later.
     """
 
     name: str

@@ -6,7 +6,7 @@ Each kind of task is one module and one row of the table.
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from optin_cli.checkpoints.task_checks import require_fit
+from optin_cli.checkpoints.checks import require_fit
 from optin_cli.evaluation.predict import Prediction, Trial, predict_plain
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
