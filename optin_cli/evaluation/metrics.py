@@ -6,6 +6,7 @@ Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -47,12 +48,7 @@ class AnswerMetric(Metric):
 
 
 def score_metrics(
-    names: Sequence[str],
-    predictions: torch.Tensor,
-    labels: torch.Tensor,
-    num_labels: int,
-    *,
-    positive: int = 1,
+    names: Sequence[str], predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, *, positive: int = 1
 ) -> dict[str, float]:
     """Every named metric that is defined for that number of classes, in the order of `names`.
 
@@ -188,19 +184,12 @@ def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor,
     return metric.compute(predictions, labels, positive)
 
 
-def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int, *, top: int = 1) -> float:
+    """Share of samples whose label is among the `top` largest logits."""
     from torchmetrics.functional.classification import multiclass_accuracy
 
     classes = predictions.shape[-1]
-    return float(multiclass_accuracy(_classes(predictions), labels, num_classes=classes, average="micro"))
-
-
-def _top5(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
-    """Share of samples whose label is among the five largest logits."""
-    from torchmetrics.functional.classification import multiclass_accuracy
-
-    classes = predictions.shape[-1]
-    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=5))
+    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=top))
 
 
 def _f1(predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
@@ -282,7 +271,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         metric.name: metric
         for metric in (
             ValueMetric("accuracy", True, _accuracy),
-            ValueMetric("top5", True, _top5, fewest=6),
+            ValueMetric("top5", True, partial(_accuracy, top=5), fewest=6),
             ValueMetric("f1", True, _f1),
             ValueMetric("matthews", True, _matthews, spread=True),
             ValueMetric("pearson", True, _pearson, spread=True),
