@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from typing import overload
 import torch
 from PIL.Image import Image
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, cut_order, unique_keys
 from optin_cli.data.images.decode import decode_image
 from optin_cli.data.images.samples import ImageSamples, reading_threads
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 
 Preprocess = Callable[[Image], torch.Tensor]
 
@@ -46,19 +46,12 @@ def image_batches(
         UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not
             decode any more, or comes out in another size than the others.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
     # Labels break ties between equal images, whose order would otherwise be that of the files.
     order = sorted(range(len(samples)), key=lambda i: (samples.digests[i], labels[i] if labels else 0))
-    seen: Counter[str] = Counter()
-    keys = {}
-    for i in order:
-        short = samples.digests[i][:32]
-        keys[i] = f"{short}.{seen[short]}"
-        seen[short] += 1
+    keys = unique_keys(order, [digest[:32] for digest in samples.digests])
     plans = tuple(
         _Plan(tuple(rows), tuple(keys[i] for i in rows), None if labels is None else tuple(labels[i] for i in rows))
-        for rows in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        for rows in cut_order(order, batch_size)
     )
     return ImageBatches(samples, preprocess, input_name, plans, shape)
 

@@ -89,16 +89,20 @@ class Gallery:
     label_names: tuple[str, ...] | None
 
 
-def read_gallery(path: Path, task: Task | None, role: Role, label_column: str | None = None) -> Gallery:
+def read_gallery(path: Path | None, task: Task | None, role: Role, label_column: str | None = None) -> Gallery:
     """Images of a folder, of a folder saved by `datasets`, or of Parquet files as the Hub keeps them.
 
     Args:
+        path: any of those; None for the dataset of `task`, from the local Hugging Face cache or the Hub.
         role: calibration takes split "train"; evaluation takes "validation", else "test"; that of `task` before.
-        label_column: of a dataset, instead of the task's or "label".
+        label_column: of a local dataset, instead of the task's or "label".
 
     Raises:
         DataError: missing, no folder of images, empty, without the wanted split, or labelled in part.
     """
+    if path is None:
+        assert task is not None
+        return _from_rows(task.name, *open_dataset(task, role), task, role, None)
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
     name = path.resolve().name
@@ -115,15 +119,6 @@ def read_gallery(path: Path, task: Task | None, role: Role, label_column: str | 
         )
     split, folder = _split_folder(path, wanted, role)
     return _from_folder(name, split, folder, role)
-
-
-def read_task_gallery(task: Task, role: Role) -> Gallery:
-    """Images of a task's dataset, from the local Hugging Face cache or the Hub.
-
-    Raises:
-        DataError: it is neither in the cache nor reachable.
-    """
-    return _from_rows(task.name, *open_dataset(task, role), task, role, None)
 
 
 def _split_folder(path: Path, wanted: Sequence[str], role: Role) -> tuple[str, Path]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from optin_cli.artifacts.base import Options
 from optin_cli.data.images.decode import find_fault
-from optin_cli.data.images.folders import Gallery, Picture, listed, read_gallery, read_task_gallery
+from optin_cli.data.images.folders import Gallery, Picture, listed, read_gallery
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError
@@ -83,11 +83,7 @@ def load_image_samples(spec: DataSpec, progress: Progress = SILENT) -> ImageSamp
     """
     options = spec.images
     task, path = spec.resolve("image")
-    if path is not None:
-        gallery = read_gallery(path, task, spec.role, spec.label_column)
-    else:
-        assert task is not None
-        gallery = read_task_gallery(task, spec.role)
+    gallery = read_gallery(path, task, spec.role, spec.label_column)
     with ThreadPoolExecutor(reading_threads(options)) as pool, warnings.catch_warnings():
         # Of what Pillow warns about in a file that it decodes all the same, a user can change nothing.
         warnings.filterwarnings("ignore", module="PIL")

@@ -7,21 +7,14 @@ types, expand `*` and `[` in file names, leave files in the user's cache, and do
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optin_cli.errors import DataError, first_line
 
 Row = dict[str, Any]
-
-
-class _Lines(Protocol):
-    """What `csv.reader` returns: rows of fields, and the line reached."""
-
-    line_num: int
-
-    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 def read_text_file(path: Path) -> list[Row]:
@@ -76,18 +69,9 @@ def _object(row: object, place: str) -> Row:
     return row
 
 
-def _read_csv(text: str, path: Path) -> list[Row]:
-    return _read_delimited(text, path, csv.reader(io.StringIO(text, newline=""), strict=True))
-
-
-def _read_tsv(text: str, path: Path) -> list[Row]:
-    # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
-    lines = io.StringIO(text, newline="")
-    return _read_delimited(text, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _read_delimited(text: str, path: Path, reader: _Lines) -> list[Row]:
+def _read_delimited(text: str, path: Path, **dialect: Any) -> list[Row]:
     """Rows under a header line; blank lines are passed over."""
+    reader = csv.reader(io.StringIO(text, newline=""), **dialect)
     header: list[str] = []
     rows: list[Row] = []
     # A long text is no error: the csv module's limit on a field guards against unclosed quotes only.
@@ -121,7 +105,8 @@ def _read_text(text: str, path: Path) -> list[Row]:
 TEXT_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     ".jsonl": _read_lines,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_delimited, strict=True),
+    # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
+    ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
     ".txt": _read_text,
 }

@@ -1,13 +1,12 @@
 """Tokenise samples into padded batches, in an order that depends on content only."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, cut_order, unique_keys
 from optin_cli.data.text.samples import Label, Samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.common import DEFAULT_LENGTH
@@ -79,21 +78,14 @@ def cut_batches(
         UsageError: `batch_size` below 1.
         DataError: padding is needed and the tokenizer has no padding token.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
     fields = [name for name in INPUTS if name in encoded]
     ids = encoded["input_ids"]
     hashes = [hashlib.sha256(repr(row).encode()).hexdigest()[:32] for row in ids]
     # Labels break ties between samples of equal ids, whose order would otherwise be that of the file.
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), hashes[i], labels[i] if labels else 0))
-    seen: Counter[str] = Counter()
-    keys = {}
-    for i in order:
-        keys[i] = f"{hashes[i]}.{seen[hashes[i]]}"
-        seen[hashes[i]] += 1
+    keys = unique_keys(order, hashes)
     batches = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in cut_order(order, batch_size):
         inputs = {name: pad_rows([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
         targets = None if labels is None else torch.tensor([labels[i] for i in rows])
         batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows), tuple(rows)))
