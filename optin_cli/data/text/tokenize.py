@@ -93,18 +93,12 @@ def cut_batches(
 
 
 def usable_length(
-    tokenizer: Any,
-    config: Any,
-    asked: int | None,
-    model: torch.nn.Module | None = None,
-    *,
-    default: int = DEFAULT_LENGTH,
+    tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module, *, default: int = DEFAULT_LENGTH
 ) -> int:
     """Tokens per sample: `asked`, else `default` or fewer if the model holds fewer.
 
-    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer
-    positions than the configuration says. With `model` this is read off the table itself. Without it, the
-    tokenizer's own limit is taken if it has one, and else the reserve is assumed.
+    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer positions
+    than the configuration says.
 
     Raises:
         UsageError: `asked` is below 1 or more than the model and tokenizer allow.
@@ -112,10 +106,7 @@ def usable_length(
     rows = getattr(config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(rows, int) and rows > 0:
-        if model is not None:
-            limits.append(rows - reserved_positions(model, rows))
-        elif tokenizer.model_max_length > rows:
-            limits.append(rows - 1 - (getattr(config, "pad_token_id", None) or 0))
+        limits.append(rows - reserved_positions(model, rows))
     most = min(limits)
     if asked is None:
         return min(default, most)
