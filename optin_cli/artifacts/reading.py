@@ -77,12 +77,9 @@ def holds_scores(path: Path) -> bool:
 
 def artifacts_in(folder: Path) -> Iterator[Read]:
     """Yield the valid artifacts in a folder, by name; other files are skipped."""
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        named = (path.suffix == ".json" and path.stat().st_size <= MOST_BYTES) or (
-            path.suffix == ".safetensors" and holds_scores(path)
-        )
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        small = path.stat().st_size <= MOST_BYTES
+        named = (path.suffix == ".json" and small) or (path.suffix == ".safetensors" and holds_scores(path))
         if named:
             try:
                 yield read_artifact(path)

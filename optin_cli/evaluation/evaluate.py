@@ -217,8 +217,7 @@ def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
             f"The two models put out different things: {len(mine)} and {len(theirs)} distributions a sample.",
             hint="Compare checkpoints of the same task.",
         )
-    pairs = [(metrics.agreement(a, b), metrics.mean_kl(a, b)) for a, b in zip(mine, theirs, strict=True)]
-    found = [(s, k) for s, k in pairs if s is not None and k is not None]
+    found = list(filter(None, map(metrics.distances, mine, theirs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)
