@@ -137,10 +137,8 @@ def load(
         raise UsageError(f"--arch names the config of a single weights file, but {name} is not a file.")
     else:
         folder = place if place.is_dir() else _fetch(name)
-        blueprint, files = read_folder(folder, architecture), []
+        blueprint, files = read_folder(folder, architecture), weight_files(folder)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
-    if blueprint.folder is not None and not files:
-        files = weight_files(blueprint.folder)
     state = read_state(files)
     model, root = blueprint.builder.build(blueprint, state, name)
     takes = model_input(name, blueprint, model)

@@ -116,11 +116,7 @@ def reading_threads(options: ImageOptions) -> int:
 def _choose(
     pool: ThreadPoolExecutor, gallery: Gallery, ranked: Sequence[int], spec: DataSpec, progress: Progress
 ) -> tuple[list[int], tuple[str, ...]]:
-    """The first `spec.limit` images by rank that decode, and those skipped on the way to them.
-
-    Raises:
-        DataError: more was skipped than the options allow, or nothing is left.
-    """
+    """The first `spec.limit` images by rank that decode, and those skipped on the way (DataError if too many were)."""
     options = spec.images
     wanted = len(ranked) if spec.limit is None else min(spec.limit, len(ranked))
     chosen: list[int] = []
