@@ -230,7 +230,7 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         UsageError: nothing was compared.
     """
     comparison = evaluation.against
-    if comparison is None or comparison.drop is None or evaluation.metric is None:
+    if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(
             "--max-drop needs a metric of both models, and one is missing.",
             hint="Pass --against CHECKPOINT and --task NAME with labelled data.",
@@ -239,6 +239,5 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         return None
     return (
         f"{evaluation.metric.name} fell by {comparison.drop:.4f} "
-        f"(from {comparison.metric.value if comparison.metric else float('nan'):.4f} "
-        f"to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
+        f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
     )

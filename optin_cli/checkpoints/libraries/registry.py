@@ -134,8 +134,7 @@ class Library(Protocol):
     def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
 
-        Args:
-            plain: whether the library's own class takes its weights.
+        plain: whether the library's own class takes its weights.
         """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optin_cli.data.images.decode import SUFFIXES
 from optin_cli.data.sources import FALLBACKS, PARQUET, WHOLE, is_saved, open_dataset, open_parquet, open_saved
@@ -27,26 +27,15 @@ NAMED = 5
 UNLABELLED = -1
 
 
-class Picture(Protocol):
-    """An image that is read when it is needed."""
-
-    @property
-    def name(self) -> str:
-        """For messages: the path within its folder, or the row."""
-
-    def read(self) -> bytes:
-        """The whole file (OSError, or DataError where there is none)."""
-
-
 @dataclass(frozen=True)
 class FilePicture:
-    """An image file."""
+    """An image file; `name`, for messages, is its path within its folder."""
 
     path: Path
     name: str
 
     def read(self) -> bytes:
-        """Content of the file."""
+        """The whole file (OSError where it cannot be read)."""
         return self.path.read_bytes()
 
 
@@ -64,7 +53,7 @@ class RowPicture:
         return f"row {self.number + 1}"
 
     def read(self) -> bytes:
-        """Bytes held by the row, or of the file that it names."""
+        """The whole file, held by the row or named by it (OSError, or DataError where there is none)."""
         value = self.rows[self.number][self.column]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -73,6 +62,10 @@ class RowPicture:
         if not isinstance(value, bytes):
             raise DataError("the row holds no image")
         return value
+
+
+Picture = FilePicture | RowPicture
+"""An image that is read when it is needed."""
 
 
 @dataclass(frozen=True)

@@ -33,33 +33,28 @@ def read_text_file(path: Path) -> list[Row]:
     return TEXT_READERS[path.suffix.lower()](text, path)
 
 
+def _decoded(text: str, problem: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{problem}: {first_line(error)}", hint=hint) from error
+
+
 def _read_lines(text: str, path: Path) -> list[Row]:
     rows = []
     # Split at line feeds only: str.splitlines would also cut inside JSON strings, at U+2028 for one.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(
-                f"{path} is not valid JSON at line {number}: {first_line(error)}",
-                hint="Expected one JSON object per line.",
-            ) from error
-        rows.append(_object(row, f"{path}, line {number}:"))
+        if line.strip():
+            problem = f"{path} is not valid JSON at line {number}"
+            row = _decoded(line, problem, "Expected one JSON object per line.")
+            rows.append(_object(row, f"{path}, line {number}:"))
     return rows
 
 
 def _read_json(text: str, path: Path) -> list[Row]:
     if not text.lstrip().startswith("["):
         return _read_lines(text, path)
-    try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not valid JSON: {first_line(error)}",
-            hint="Expected a list of objects, or one JSON object per line.",
-        ) from error
+    rows = _decoded(text, f"{path} is not valid JSON", "Expected a list of objects, or one JSON object per line.")
     return [_object(row, f"{path}, row {number}:") for number, row in enumerate(rows, start=1)]
 
 

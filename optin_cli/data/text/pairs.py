@@ -17,11 +17,9 @@ from optin_cli.tasks.schema import Task
 def pair_batches(samples: Samples, task: Task, tokenizer: Any, *, batch_size: int, max_length: int) -> list[Batch]:
     """Tokenise each text alone; a batch has the first texts of its pairs, then the second ones.
 
-    Labels become the cosines that they stand for: the lowest 0, the highest 1.
+    Labels become the cosines that they stand for: the lowest of the task's range 0, the highest 1.
 
     Args:
-        samples: two texts each.
-        task: gives the range of labels.
         batch_size: texts per batch, of whole pairs.
         max_length: tokens per text, special ones included; longer texts are truncated.
 

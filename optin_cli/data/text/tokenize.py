@@ -68,15 +68,11 @@ def cut_batches(
     batch_size: int,
     labels: Sequence[int | float] | None = None,
 ) -> list[Batch]:
-    """Sort encoded rows by length and content, and cut them into padded batches.
+    """Sort encoded rows by length and content, and cut them into padded batches; errors as of `make_batches`.
 
     Args:
         encoded: rows of token ids, masks and types by input name; other names are passed over.
         labels: one per row.
-
-    Raises:
-        UsageError: `batch_size` below 1.
-        DataError: padding is needed and the tokenizer has no padding token.
     """
     fields = [name for name in INPUTS if name in encoded]
     ids = encoded["input_ids"]

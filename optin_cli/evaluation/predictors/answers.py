@@ -16,7 +16,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.data.text.windows import Windows, cut_windows
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, distributions, require_pairs, run_model
 from optin_cli.options.evaluation import DEFAULT_WINDOW, AnswerOptions
@@ -26,8 +26,7 @@ def predict_answers(trial: Trial) -> Prediction:
     """Answer every question; with accepted answers, measure those given."""
     checkpoint, samples, task = trial.checkpoint, require_texts(trial.samples), trial.task
     chosen = trial.options.answers
-    if task is None:
-        raise UsageError("Questions are answered for a task.")
+    assert task is not None
     require_pairs(trial, task)
     config, tokenizer = checkpoint.blueprint.config, checkpoint.input.tokenizer()
     length = usable_length(tokenizer, config, trial.options.max_length, checkpoint.model, default=DEFAULT_WINDOW)
