@@ -335,10 +335,10 @@ def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Wor
     return ImageInput(name, blueprint, model, blueprint.image)
 
 
-def random_inputs(inputs: Sequence[ModelInput], workload: Workload, *, seed: int = 0) -> list[Inputs]:
+def random_inputs(inputs: Sequence[ModelInput], workload: Workload) -> list[Inputs]:
     """The same random inputs of a workload's shape for every model, each on its own device."""
     vocabulary = min(one.vocabulary for one in inputs)
-    return [one.random(workload, seed=seed, vocabulary=vocabulary) for one in inputs]
+    return [one.random(workload, vocabulary=vocabulary) for one in inputs]
 
 
 def no_classes(name: str, data: str) -> UsageError:
