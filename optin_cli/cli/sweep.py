@@ -77,7 +77,7 @@ def sweep(
             progress=progress,
             report=lambda point: common.say(_line(point)),
         )
-    common.stderr().print(sweep_table(result))
+    common.console(error=True).print(sweep_table(result))
     common.say(draw_text(result))
     if not (folder / PICTURES[0]).exists():
         common.say("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")

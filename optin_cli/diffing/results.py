@@ -45,10 +45,7 @@ def diff_sweeps(a: Side, b: Side) -> Difference:
     here, there = ({f"{p.recipe} at {p.asked:g}": p for p in sweep.points} for sweep in (mine, theirs))
     for key in dict.fromkeys([*here, *there]):
         if key not in here or key not in there:
-            points[key] = {
-                "a": here[key].value if key in here else None,
-                "b": there[key].value if key in there else None,
-            }
+            points[key] = {side: own[key].value if key in own else None for side, own in (("a", here), ("b", there))}
             continue
         raws = (point.model_dump(mode="json", exclude={"recipe", "asked"}) for point in (here[key], there[key]))
         differs, timed = _split(diff_values(*({f"{key}: {k}": v for k, v in flatten(raw).items()} for raw in raws)))

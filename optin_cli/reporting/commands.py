@@ -32,7 +32,7 @@ def commands_for(evidence: Evidence) -> list[str]:
     lines: list[str] = []
     if (profile := evidence.profile) is not None:
         lines.append(_line("profile", [evidence.original.name, "-o", profile.name], profile.content))
-    if (scores := evidence.scores) is not None:
+    if (scores := evidence.scores) is not None and isinstance(scores.content, Scores):
         lines.append(_score(scores.content, scores.name))
     if (mask := evidence.mask) is not None and "scores" in mask.content.inputs:
         lines.append(_search(mask.content, mask.name))
@@ -98,11 +98,8 @@ def _score(scores: Scores, name: str) -> str:
     calibration = header.inputs.get("calibration")
     words = [header.inputs["checkpoint"].name]
     words += [] if calibration is None else ["--calib", calibration.name]
-    return _line(
-        "score",
-        [*words, *words_of(ScoreOptions, header.options, header, ScoreOptions().recorded()), "-o", name],
-        header,
-    )
+    words += words_of(ScoreOptions, header.options, header, ScoreOptions().recorded())
+    return _line("score", [*words, "-o", name], header)
 
 
 def _search(mask: Mask, name: str) -> str:

@@ -33,14 +33,14 @@ class Evidence:
     """The artifacts of a report; None or empty where nothing was found.
 
     original: the checkpoint that everything was made from. pruned: the pruned folder, by the hash that evaluations
-    record.
+    record. scores: the file, or its header alone, which says only what units cost.
     """
 
     original: Source
     pruned: Source | None = None
     manifest: Read[Manifest] | None = None
     mask: Read[Mask] | None = None
-    scores: Read[Scores] | None = None
+    scores: Read[Scores | ScoresHeader] | None = None
     profile: Read[Profile] | None = None
     evaluations: tuple[Read[Evaluation], ...] = ()
     sweeps: tuple[Read[Sweep], ...] = ()
@@ -54,8 +54,8 @@ class Evidence:
     @property
     def costs(self) -> list[ScoresHeader | Profile]:
         """What states the costs of the original's groups: the scores, then a profile."""
-        scores = [] if self.scores is None else [self.scores.content.header]
-        return [*scores, *([] if self.profile is None else [self.profile.content])]
+        heads: list[Any] = [read.head for read in (self.scores, self.profile) if read is not None]
+        return heads
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, pr
     if cut is None:
         evidence = Evidence(original=_anchor(found, folder))
     else:
-        manifest: Read[Any] = read_artifact(cut / MANIFEST)
+        manifest = _read_as("manifest", cut / MANIFEST)
         original = manifest.head.inputs["checkpoint"]
         evidence = Evidence(original=original, pruned=folder_source(cut), manifest=manifest)
     for add in (_add_mask, _add_scores, _add_profile, _add_evaluations, _add_sweeps):
@@ -198,14 +198,17 @@ def _add_mask(evidence: Evidence, found: Sequence[Found], progress: Progress) ->
 
 def _add_scores(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     mask = evidence.mask
+    maskings: list[Read[Any]] = [read for read in (mask, evidence.manifest) if read is not None]
 
-    def check(read: Read[Scores]) -> None:
+    def check(read: Read[Scores | ScoresHeader]) -> None:
         _require_original(evidence, read)
         if mask is not None and "scores" in mask.content.inputs:
             require_source(mask.content, mask.name, "scores", Source(name=read.name, sha256=read.sha256))
         _require_description(evidence, read)
+        if not isinstance(read.content, Scores):
+            return
         scored = read.content.header.groups
-        for masked in (read for read in (mask, evidence.manifest) if read is not None):
+        for masked in maskings:
             for name, group in masked.content.groups.items():
                 units = scored[name].units if name in scored else 0
                 if units != group.units:

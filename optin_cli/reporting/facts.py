@@ -85,9 +85,10 @@ class Report:
 def make_report(evidence: Evidence) -> Report:
     """Assemble the facts; nothing is estimated that was not measured."""
     manifest = None if evidence.manifest is None else evidence.manifest.content
-    scores = None if evidence.scores is None else evidence.scores.content
+    scores = evidence.scores.content if evidence.scores and isinstance(evidence.scores.content, Scores) else None
     source = manifest or (None if evidence.mask is None else evidence.mask.content)
-    costs: Mapping[str, GroupCost] = next((record.groups for record in evidence.costs), {})
+    priced = scores.header if scores else evidence.profile and evidence.profile.content
+    costs: Mapping[str, GroupCost] = priced.groups if priced else {}
     return Report(
         title=(evidence.pruned or evidence.original).name,
         original=evidence.original.name,
