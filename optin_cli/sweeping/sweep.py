@@ -14,7 +14,7 @@ from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.costs import GroupCost
-from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
+from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
@@ -47,7 +47,6 @@ from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
-RESULT = "sweep.json"
 PARTIAL = "sweep.partial.json"
 MODEL = "model"
 MASK = "mask.json"
