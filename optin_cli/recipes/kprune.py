@@ -13,10 +13,9 @@
        min_W ||X W - Q||_F^2,   Q = original's (sublayer output + its input) - pruned model's sublayer input
 
 Simplifications: the gradients are taken of a random square root of the Hessian of KL (the sketch), because the
-gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which
-keeping by a threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of
-TINY_RIDGE against singular inputs; lambda and mu are those of the authors' published command, where the paper
-searches a few values per task.
+gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which keeping by a
+threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of TINY_RIDGE against singular
+inputs; lambda and mu are those of the authors' published command, where the paper searches a few values per task.
 """
 
 import contextlib
