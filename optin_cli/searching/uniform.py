@@ -115,7 +115,8 @@ def uniform_levels(
             counts &= sizes
         if not counts:
             raise BudgetError(
-                f"No number of units of {name} is allowed in every layer: they have {_listed(sizes)}"
+                f"No number of units of {name} is allowed in every layer: "
+                f"they have {', '.join(map(str, sorted(sizes)))} units"
                 + (f", and the stock config states {config.words}" if config else " and must stay whole")
                 + ".",
                 hint=f"Lower --round-to, --min-heads or --min-neurons. {REMEDY}",
@@ -127,7 +128,3 @@ def uniform_levels(
 def spread(counts: Mapping[str, int], groups: Mapping[str, GroupCost]) -> dict[str, int]:
     """Counts by group, from those by class."""
     return {name: counts[layout_class(name, group.block)] for name, group in groups.items()}
-
-
-def _listed(sizes: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(sizes))) + " units"
