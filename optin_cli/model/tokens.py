@@ -81,8 +81,9 @@ class Tokens(UnitKind):
 
     def counts(self, kept: Keeping) -> list[int]:
         """How many tokens merge behind each block; none where a group is not named."""
-        whole = range(self.mergeable)
-        return merges_at([len(kept.get(f"{name}.{TOKEN}", whole)) for name, _ in self.blocks], self.mergeable)
+        names = [f"{name}.{TOKEN}" for name, _ in self.blocks]
+        whole = self.mergeable
+        return merges_at([len(kept[name]) if name in kept else whole for name in names], whole)
 
     @contextlib.contextmanager
     def masked(self, model: nn.Module, kept: Keeping) -> Iterator[None]:
