@@ -65,13 +65,10 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
 def wanda_batch(
     model: nn.Module, _structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Squared norm of a column's input times that of its weights, summed over each unit's columns.
+    """Squared norm of a column's input times that of its weights, summed over each unit's columns: (rows, units).
 
     Wanda (Sun et al. 2023, eq. 1) judges a weight by |W| ||x||; squared, it adds up over the weights of a column,
     the columns of a unit, and samples.
-
-    Returns:
-        (rows, units) float64 by group name.
     """
     with torch.no_grad(), unit_energies(model, groups, batch) as energies:
         call_model(model, batch.inputs)
@@ -88,12 +85,9 @@ def fisher_batch(
 def loss_gradients(
     model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Gradient of each sample's task loss by each unit's gate.
+    """Gradient of each sample's task loss by each unit's gate: (rows, units), or (pairs, units), float64 by group name.
 
-    Of pairs that is the squared error of the cosine of their mean hidden states.
-
-    Returns:
-        (rows, units), or (pairs, units), float64 by group name.
+    The loss of a pair is the squared error of the cosine of the mean hidden states.
 
     Raises:
         DataError: the samples have no labels.

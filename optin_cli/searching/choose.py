@@ -195,11 +195,7 @@ def _prefix_search(
 
 
 def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
-    """Choose units by a scores file, and how tokens merge if it has scores of them.
-
-    Raises:
-        BudgetError, UsageError: as `choose_units` does.
-    """
+    """Choose units by a scores file, and how tokens merge if it scores them; errors are those of `choose_units`."""
 
     def solve(costs: Costs, limits: Limits) -> Kept:
         return choose_units(scores.importance, costs, limits, algorithm=algorithm)

@@ -42,11 +42,7 @@ def whole_words(groups: Mapping[str, GroupCost]) -> str:
 
 
 def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> None:
-    """Refuse a model whose config can state no mask at all.
-
-    Raises:
-        UsageError: with the reason.
-    """
+    """Refuse a model whose config can state no mask at all (UsageError, with the reason)."""
     if not any("config" in group.model_fields_set for group in groups.values()):
         raise UsageError(
             f"The scores of this {model_class} do not say what its config can state: an earlier optin wrote them.",

@@ -118,8 +118,7 @@ def sweep(
         )
         for name, found in calibrations.items()
     }
-    known_points = [] if earlier is None else earlier.points
-    bench = Bench(settings, exam, original, record, known_points, folder, report)
+    bench = Bench(settings, exam, original, record, [] if earlier is None else earlier.points, folder, report)
     if options.max_drop is not None:
         _bisect(bench, options, smallest)
     for recipe in options.recipes:
@@ -352,14 +351,9 @@ def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, totals: Tot
     ]
     roles = dict.fromkeys([*now.inputs, *earlier.inputs])
     pairs += [(role, earlier.inputs.get(role), now.inputs.get(role)) for role in roles]
-    pairs += [
-        ("optin version", earlier.optin_version, now.optin_version),
-        ("task", earlier.task, now.task),
-        ("split", earlier.split, now.split),
-        ("metric", earlier.metric, now.metric),
-        ("workload", earlier.workload, now.workload),
-        ("size of the original", earlier.baseline.totals, totals),
-    ]
+    alike = ("optin_version", "task", "split", "metric", "workload")
+    pairs += [(name.replace("_", " "), getattr(earlier, name), getattr(now, name)) for name in alike]
+    pairs.append(("size of the original", earlier.baseline.totals, totals))
     other = list(dict.fromkeys(name for name, old, new in pairs if old != new))
     if other:
         raise ArtifactError(
