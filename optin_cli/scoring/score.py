@@ -11,7 +11,7 @@ from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import SavedState
-from optin_cli.scoring.calibration import Calibration, calibrate
+from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.iterative import score_in_rounds, state_files
 from optin_cli.scoring.kinds import estimators_of
 from optin_cli.scoring.one_shot import only_units
@@ -38,13 +38,14 @@ def score(
         OptinError: bad data, an unfit checkpoint, or options that contradict each other.
     """
     options, spec = options or ScoreOptions(), DataSpec.of(data)
-    if CRITERIA[options.criterion].needs_data and not spec.is_named:
+    criterion = CRITERIA[options.criterion]
+    if criterion.needs_data and not spec.is_named:
         raise UsageError(
             f"The criterion {options.criterion} needs calibration data.",
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
-    if CRITERIA[options.criterion].needs_labels:
+    if criterion.needs_labels:
         require_loss(
             checkpoint,
             spec.resolve(checkpoint.input.kind)[0],
@@ -54,7 +55,11 @@ def score(
         )
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
-    calibration = _calibration(checkpoint, spec, options, progress)
+    calibration = None
+    if criterion.needs_data:
+        wanted = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
+        samples = checkpoint.input.load_samples(wanted, progress)
+        calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
     length = checkpoint.input.length(seq_len)
     scores = score_in_rounds(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
@@ -63,18 +68,6 @@ def score(
     for name, estimator in extra.items():
         scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
     return scores
-
-
-def _calibration(
-    checkpoint: Checkpoint, spec: DataSpec, options: ScoreOptions, progress: Progress
-) -> Calibration | None:
-    """The calibration batches; None for criteria that need no data."""
-    criterion = CRITERIA[options.criterion]
-    if not criterion.needs_data:
-        return None
-    spec = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
-    samples = checkpoint.input.load_samples(spec, progress)
-    return calibrate(checkpoint, samples, options, task=spec.task, labelled=criterion.needs_labels)
 
 
 def forget(state: Path | None, options: ScoreOptions) -> None:
