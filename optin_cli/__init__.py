@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optin_cli.options.refit import RefitOptions as RefitOptions
     from optin_cli.options.scoring import ScoreOptions as ScoreOptions
     from optin_cli.options.sweep import SweepOptions as SweepOptions
+    from optin_cli.profiling.latency import profile_latency as profile_latency
     from optin_cli.profiling.profile import profile as profile
-    from optin_cli.profiling.profile import profile_latency as profile_latency
     from optin_cli.pruning.model_card import write_measured as write_measured
     from optin_cli.pruning.prune import prune as prune
     from optin_cli.reporting.report import report as report
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _API = {
     "load": "checkpoints.checkpoint",
     "profile": "profiling.profile",
-    "profile_latency": "profiling.profile",
+    "profile_latency": "profiling.latency",
     "score": "scoring.score",
     "search": "searching.search",
     "prune": "pruning.prune",

@@ -39,11 +39,7 @@ def sha256_of(*contents: Path | bytes) -> str:
 
 
 def read_bytes(path: str | Path, what: str) -> bytes:
-    """Read a file, or standard input for "-".
-
-    Raises:
-        ArtifactError: the file is missing, is a folder, or cannot be read.
-    """
+    """Read a file, or standard input for "-" (ArtifactError if it is missing, is a folder, or cannot be read)."""
     if str(path) == STDIO:
         content = sys.stdin.buffer.read()
         if not content:

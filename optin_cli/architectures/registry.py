@@ -44,11 +44,7 @@ def known_architectures(library: str = "transformers") -> dict[str, Architecture
 
 
 def find_architecture(model_type: str, library: str = "transformers") -> Architecture:
-    """The description of a library's model type.
-
-    Raises:
-        ArchitectureError: no shipped file describes it; names the closest and how to describe one.
-    """
+    """The description of a library's model type (ArchitectureError, naming the closest, if no shipped file has it)."""
     known = known_architectures(library)
     if model_type not in known:
         raise ArchitectureError(

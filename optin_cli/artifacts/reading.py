@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from optin_cli.artifacts.base import Artifact, validate
 from optin_cli.artifacts.costs import Profile
@@ -19,22 +20,24 @@ from optin_cli.files import read_bytes, sha256_of
 
 KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export, LatencyTable)
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
+Content = TypeVar("Content", bound=Artifact | Scores)
 MOST_BYTES = 1 << 26
 """No JSON artifact is larger than this; a folder's larger files are passed over."""
 
 
 @dataclass(frozen=True)
-class Read:
+class Read(Generic[Content]):
     """An artifact with the name of its file and the sha256 that other artifacts record."""
 
     name: str
     sha256: str
-    content: Artifact | Scores
+    content: Content
 
     @property
     def head(self) -> Artifact:
         """The common fields of the artifact."""
-        return self.content.header if isinstance(self.content, Scores) else self.content
+        content: Artifact | Scores = self.content
+        return content.header if isinstance(content, Scores) else content
 
     @property
     def kind(self) -> str:
@@ -42,7 +45,7 @@ class Read:
         return self.head.kind
 
 
-def read_artifact(path: str | Path) -> Read:
+def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
     """Read a scores file (.safetensors) or any JSON artifact ("-" for standard input).
 
     Raises:
@@ -75,14 +78,11 @@ def holds_scores(path: Path) -> bool:
             return False
 
 
-def artifacts_in(folder: Path) -> Iterator[Read]:
+def artifacts_in(folder: Path) -> Iterator[Read[Artifact | Scores]]:
     """Yield the valid artifacts in a folder, by name; other files are skipped."""
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        named = (path.suffix == ".json" and path.stat().st_size <= MOST_BYTES) or (
-            path.suffix == ".safetensors" and holds_scores(path)
-        )
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        small = path.stat().st_size <= MOST_BYTES
+        named = (path.suffix == ".json" and small) or (path.suffix == ".safetensors" and holds_scores(path))
         if named:
             try:
                 yield read_artifact(path)

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
 from optin_cli.artifacts.evaluation import Latency
 
+RESULT = "sweep.json"
+"""The file in the folder of a sweep."""
+
 
 class SweepBaseline(Frozen):
     """The original model, measured as the sweep measures."""

@@ -15,13 +15,13 @@ from torch import nn
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
-from optin_cli.checkpoints.folders import FILE_SUFFIXES, weight_files
+from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, weight_files
 from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
-from optin_cli.checkpoints.libraries.hub import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
+    LIBRARIES,
     Blueprint,
-    library_of,
+    library_named,
     read_folder,
     split_prefix,
 )
@@ -137,10 +137,8 @@ def load(
         raise UsageError(f"--arch names the config of a single weights file, but {name} is not a file.")
     else:
         folder = place if place.is_dir() else _fetch(name)
-        blueprint, files = read_folder(folder, architecture), []
+        blueprint, files = read_folder(folder, architecture), weight_files(folder)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
-    if blueprint.folder is not None and not files:
-        files = weight_files(blueprint.folder)
     state = read_state(files)
     model, root = blueprint.builder.build(blueprint, state, name)
     takes = model_input(name, blueprint, model)
@@ -173,7 +171,7 @@ def read_description(path: Path) -> tuple[Architecture, Source]:
 
 def _fetch(source: str) -> Path:
     prefix, name = split_prefix(source)
-    return download(source if prefix is None else library_of(prefix).repository(name))
+    return download(source if prefix is None else library_named(LIBRARIES[prefix]).repository(name))
 
 
 def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
@@ -184,7 +182,7 @@ def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], archit
         )
     if arch is not None:
         prefix, name = split_prefix(arch)
-        return library_of(prefix or "hf").describe(name, arguments, architecture)
+        return library_named(LIBRARIES[prefix or "hf"]).describe(name, arguments, architecture)
     if arguments:
         raise UsageError("--arch-args need the model's name.", hint="Pass --arch timm:NAME beside them.")
     if (path.parent / CONFIG).is_file():

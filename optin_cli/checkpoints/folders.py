@@ -1,4 +1,4 @@
-"""Weights files, name and hash of a checkpoint folder. Importing this module does not import torch."""
+"""Checkpoint folders: their weights files, name and hash, and fetching one of the hub. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ CARD = "README.md"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -48,3 +49,24 @@ def folder_source(folder: Path) -> Source:
     if gone := [path.name for path in parts if not path.is_file()]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
     return Source(name=folder.resolve().name, sha256=sha256_of(*parts))
+
+
+def download(name: str) -> Path:
+    """Fetch config, tokenizer and weights of a model of the hub into the local cache.
+
+    Raises:
+        CheckpointError: there is no such model, or no hub within reach.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in FILE_SUFFIXES:
+        raise CheckpointError(f"{name} does not exist.", hint="Expected a checkpoint folder or a state-dict file.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{name} does not exist here, and no model hub could supply it.",
+            hint="Expected a checkpoint folder, a state-dict file, or the id of a model on a reachable hub "
+            "(or in its local cache).",
+        ) from error

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -53,90 +53,6 @@ class BatchOptions:
     labelled: bool = False
 
 
-class ModelInput(Protocol):
-    """What one model takes.
-
-    kind: text or image. noun: what a row of its input consists of. axes: names of an input's free axes, by number.
-    unmergeable: why its tokens can never be merged, None where its architecture decides. pairs: whether a label may
-    belong to two rows, as in sentence similarity.
-    """
-
-    kind: ClassVar[InputKind]
-    noun: ClassVar[str]
-    axes: ClassVar[Mapping[int, str]]
-    unmergeable: ClassVar[str | None]
-    pairs: ClassVar[bool]
-
-    @property
-    def most(self) -> int | None:
-        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
-
-    @property
-    def reserved(self) -> int:
-        """Rows of the position table that no token uses."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids that the model knows, 0 for images."""
-
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors that an exported file takes."""
-
-    def check(self) -> None:
-        """Refuse a model that does not take what its own preprocessing makes (CheckpointError)."""
-
-    def length(self, asked: int | None) -> int | None:
-        """Sequence length that costs are stated for: `asked`, or 128, within what the model holds; None for images.
-
-        Raises:
-            UsageError: more than the model holds, or any length for images.
-        """
-
-    def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
-        """The shape that costs are stated for: `seq_len` tokens of text, or an image of the model's size."""
-
-    def example(self, workload: Workload) -> Inputs:
-        """Equal rows of a workload's shape without padding, on the model's device."""
-
-    def random(self, workload: Workload, *, seed: int = 0, vocabulary: int | None = None) -> Inputs:
-        """Random rows of a workload's shape, on the model's device; ids lie below `vocabulary`, or the model's own."""
-
-    def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
-        """Fixed random inputs on the CPU; later rows of text are padded more.
-
-        Args:
-            most: most tokens that a row of text may have. tokens: those of the longest row.
-        """
-
-    def tokenizer(self) -> Any:
-        """Load the tokenizer (CheckpointError where there is none)."""
-
-    def preprocess(self) -> Preprocess:
-        """What turns an image into what the model was trained to see, (channels, height, width).
-
-        Raises:
-            CheckpointError: the checkpoint does not say.
-        """
-
-    def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
-        """Read and select texts or images.
-
-        Raises:
-            UsageError: options that contradict each other. DataError: bad data.
-        """
-
-    def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
-        """Batches on the model's device. Texts are tokenised at once, images decoded each time they are gone through.
-
-        Raises:
-            UsageError: a size out of range, or a maximum length for images.
-            DataError: labels that the model has no classes for.
-        """
-
-    def positive_class(self, samples: AnySamples, task: Task) -> int:
-        """The model's id of the class that F1 of two classes counts."""
-
-
 @dataclass(frozen=True)
 class TextInput:
     """Token ids with their mask, `input_ids` and `attention_mask`, (rows, tokens).
@@ -173,11 +89,11 @@ class TextInput:
 
     @property
     def vocabulary(self) -> int:
-        """Token ids that the model knows."""
+        """Number of token ids that the model knows."""
         return int(self.blueprint.config.vocab_size)
 
     def names(self) -> tuple[str, ...]:
-        """What the tokenizer gives of what the model takes."""
+        """Names of the tensors that an exported file takes: what the tokenizer gives of what the model takes."""
         try:
             given = set(self.tokenizer().model_input_names)
         except CheckpointError:
@@ -189,7 +105,11 @@ class TextInput:
         """Nothing to check: texts have any length."""
 
     def length(self, asked: int | None) -> int | None:
-        """`asked`, or 128 (of an exported model, the recorded length), within what the model's positions hold."""
+        """Sequence length that costs are stated for: `asked`, or 128 (of an exported model, the recorded length).
+
+        Raises:
+            UsageError: more than the model's positions hold.
+        """
         most = self.most or DEFAULT_SEQ_LEN
         if asked is None:
             return min(DEFAULT_SEQ_LEN, most) if self.recorded is None else self.recorded.seq_len
@@ -198,16 +118,16 @@ class TextInput:
         return asked
 
     def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
-        """`batch_size` sequences of `seq_len` tokens."""
+        """The shape that costs are stated for: `batch_size` sequences of `seq_len` tokens."""
         return Workload(batch_size=batch_size, seq_len=seq_len)
 
     def example(self, workload: Workload) -> Inputs:
-        """One id throughout, which is not that of padding."""
+        """Equal rows of a workload's shape on the model's device: one id throughout, which is not that of padding."""
         fill = 1 if self.blueprint.config.pad_token_id == 0 else 0
         return self._unpadded(torch.full((workload.batch_size, workload.seq_len or 1), fill))
 
     def random(self, workload: Workload, *, seed: int = 0, vocabulary: int | None = None) -> Inputs:
-        """Random ids without padding."""
+        """Random ids below `vocabulary` (or the model's own) without padding, on the model's device."""
         shape = (workload.batch_size, workload.seq_len or 1)
         return self._unpadded(torch.randint(vocabulary or self.vocabulary, shape, generator=_generator(seed)))
 
@@ -216,7 +136,11 @@ class TextInput:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
-        """Random ids, each row padded by more positions than the one before."""
+        """Fixed random ids on the CPU, each row padded by more positions than the one before.
+
+        Args:
+            most: most tokens that a row may have. tokens: those of the longest row.
+        """
         tokens = min(tokens, most or tokens)
         least = min(5, self.vocabulary - 1)
         ids = torch.randint(least, self.vocabulary, (rows, tokens), generator=_generator(0))
@@ -227,7 +151,7 @@ class TextInput:
         return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
 
     def tokenizer(self) -> Any:
-        """The tokenizer beside the config."""
+        """The tokenizer beside the config (CheckpointError where there is none)."""
         from transformers import AutoTokenizer
 
         folder = self.blueprint.folder
@@ -245,7 +169,7 @@ class TextInput:
         raise CheckpointError(f"{self.name} takes text, so it has no image preprocessing.")
 
     def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
-        """Texts of a file, folder or task.
+        """Read and select texts of a file, folder or task; errors as of `optin_cli.data.text.samples.load_samples`.
 
         A model of sentence embeddings reads texts one at a time, so that calibration data of two texts per row has
         one sample per text, unless it is of a named task that makes one sequence of both.
@@ -254,7 +178,12 @@ class TextInput:
         return load_samples(spec, alone=self.blueprint.purpose == "similarity")
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
-        """Padded batches of token ids, of two texts as one sequence or, for similarity by labels, each alone."""
+        """Padded batches on the model's device, of two texts as one sequence or, for similarity by labels, each alone.
+
+        Raises:
+            UsageError: a size out of range, or class labels and a model of sentence embeddings.
+            DataError: labels that the model has no classes for.
+        """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer()
         length = usable_length(tokenizer, self.blueprint.config, options.max_length, self.model)
@@ -268,7 +197,7 @@ class TextInput:
         return fit_inputs(self.model, found)
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
-        """What the model calls the data's class 1."""
+        """The model's id of the class that F1 of two classes counts: the data's class 1."""
         return int((label_ids(require_texts(samples), task, self.blueprint.config) or {}).get(1, 1))
 
 
@@ -295,7 +224,7 @@ class ImageInput:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Run the model once on an image of the size that its own preprocessing makes."""
+        """Refuse a model that does not take images of the size that its own preprocessing makes (CheckpointError)."""
         image = self.image
         try:
             self.model(**self.example(self.workload()))
@@ -308,7 +237,7 @@ class ImageInput:
             ) from error
 
     def length(self, asked: int | None) -> int | None:
-        """None: images have one size."""
+        """None, since images have one size (UsageError where a length is asked)."""
         if asked is None:
             return None
         raise UsageError(
@@ -349,7 +278,7 @@ class ImageInput:
         )
 
     def preprocess(self) -> Preprocess:
-        """The library's evaluation transform."""
+        """The library's evaluation transform (CheckpointError where the checkpoint does not say it)."""
         return self.blueprint.builder.preprocess(self.blueprint)
 
     def load_samples(self, spec: DataSpec, progress: Progress = SILENT) -> AnySamples:
@@ -364,7 +293,12 @@ class ImageInput:
         return samples
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
-        """Batches that decode whenever they are gone through; `list` keeps them."""
+        """Batches on the model's device that decode whenever they are gone through; `list` keeps them.
+
+        Raises:
+            UsageError: a size out of range, or a maximum length.
+            DataError: labels that the model has no classes for.
+        """
         if options.max_length is not None:
             raise UsageError(f"--max-length counts tokens, but {self.name} takes images.", hint="Leave it out.")
         blueprint, labels = self.blueprint, None
@@ -385,6 +319,15 @@ class ImageInput:
         return 1
 
 
+ModelInput = TextInput | ImageInput
+"""What one model takes; both kinds have the same attributes and methods.
+
+noun: what a row of its input consists of. axes: names of an input's free axes, by number. unmergeable: why its tokens
+can never be merged, None where its architecture decides. pairs: whether a label may belong to two rows, as in sentence
+similarity.
+"""
+
+
 def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Workload | None = None) -> ModelInput:
     """What a model takes by its config. recorded: the shape that an exported model's costs are recorded for."""
     if blueprint.image is None:
@@ -392,10 +335,10 @@ def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Wor
     return ImageInput(name, blueprint, model, blueprint.image)
 
 
-def random_inputs(inputs: Sequence[ModelInput], workload: Workload, *, seed: int = 0) -> list[Inputs]:
+def random_inputs(inputs: Sequence[ModelInput], workload: Workload) -> list[Inputs]:
     """The same random inputs of a workload's shape for every model, each on its own device."""
     vocabulary = min(one.vocabulary for one in inputs)
-    return [one.random(workload, seed=seed, vocabulary=vocabulary) for one in inputs]
+    return [one.random(workload, vocabulary=vocabulary) for one in inputs]
 
 
 def no_classes(name: str, data: str) -> UsageError:

@@ -46,10 +46,7 @@ def run_probe(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Seque
 def run_probe_fresh(
     folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Load `folder` in a fresh process without optin and run the probe there.
-
-    Args:
-        loading: code that turns the variable `folder` into `model`.
+    """Run the probe in a fresh process without optin, where `loading` is code that turns `folder` into `model`.
 
     Raises:
         CertificateError: the process failed; carries the last lines it printed.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from optin_cli import files
 from optin_cli.cli import interrupts
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.common import SEQ_LEN
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from optin_cli.data.spec import DataSpec
 
 
-STDIO = "-"
+STDIO = files.STDIO
 PIPE_WIDTH = 160
 CheckpointArgument = Annotated[
     str,
@@ -112,21 +113,13 @@ def run(command: Any, arguments: list[str] | None = None) -> Any:
 
 def stem_of(source: str) -> str:
     """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors."""
+    from optin_cli.checkpoints.folders import FILE_SUFFIXES
+
     if source == STDIO:
         return "optin"
     path = Path(source)
     name = path.resolve().name if path.is_dir() else path.name
-    for suffix in (
-        ".scores.safetensors",
-        ".mask.json",
-        ".latency.json",
-        ".json",
-        ".safetensors",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".bin",
-    ):
+    for suffix in (".scores.safetensors", ".mask.json", ".latency.json", ".json", *FILE_SUFFIXES):
         if name.endswith(suffix) and name != suffix and not path.is_dir():
             return name.removesuffix(suffix)
     return name
@@ -148,18 +141,8 @@ def use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def stderr() -> Console:
-    """Console for talk."""
-    return _console(error=True)
-
-
-def stdout() -> Console:
-    """Console for tables that are the command's data."""
-    return _console(error=False)
-
-
-def _console(*, error: bool) -> Console:
-    """Console that prints names as they are, and cuts none short in files and pipes, which have no width."""
+def console(*, error: bool = False) -> Console:
+    """Console for data, or for talk on stderr: it prints names as they are, and cuts none short in files and pipes."""
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
@@ -203,7 +186,7 @@ def progress(title: str) -> Iterator[Progress]:
     from rich import progress as rich_progress
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    console = stderr()
+    talk = console(error=True)
     columns = (
         TextColumn("{task.fields[title]}"),
         BarColumn(),
@@ -211,7 +194,7 @@ def progress(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", style="dim", markup=False),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with rich_progress.Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
         yield Bar(bar, title)
 
 
@@ -228,10 +211,8 @@ def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
 
 def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before any time is spent."""
-    from optin_cli.files import check_output
-
     if str(path) != STDIO:
-        check_output(Path(path), force=force, folder=folder)
+        files.check_output(Path(path), force=force, folder=folder)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 def targets(incomplete: str) -> list[str]:
     """Export targets."""
-    from optin_cli.exporting.registry import MODULES
+    from optin_cli.exporting.registry import TARGETS
 
-    return starting(incomplete, MODULES)
+    return starting(incomplete, TARGETS)
 
 
 def tasks(incomplete: str) -> list[str]:

@@ -92,4 +92,4 @@ def _print_result(path: Path) -> None:
             f"{speed:.1f}",
             f"{other.latency_ratio:.3f}",
         )
-    common.stdout().print(table)
+    common.console().print(table)

@@ -50,7 +50,7 @@ def diff(
 
 
 def _print(found: Difference) -> None:
-    console = common.stdout()
+    console = common.console()
     console.print(f"a: {found.a.name} ({found.kind}, sha256 {found.a.sha256[:12]})")
     console.print(f"b: {found.b.name} ({found.kind}, sha256 {found.b.sha256[:12]})")
     for key, value in found.summary.items():

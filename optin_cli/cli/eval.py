@@ -52,9 +52,9 @@ def evaluate(
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
     common.require_free(target, force=force)
-    if card:
-        from optin_cli.pruning.model_card import require_card
+    from optin_cli.pruning.model_card import require_card, write_measured
 
+    if card:
         require_card(Path(checkpoint))
     if max_drop is not None and (against is None or task is None):
         raise UsageError(
@@ -82,10 +82,8 @@ def evaluate(
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)
     if card:
-        from optin_cli.pruning.model_card import write_measured
-
         write_measured(Path(checkpoint), result)
-    common.stderr().print(evaluation_table(result))
+    common.console(error=True).print(evaluation_table(result))
     common.print_result(result.dump(), target, as_json=as_json)
     if problem is not None:
         common.say(f"gate not met: {problem}")

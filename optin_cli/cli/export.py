@@ -9,7 +9,7 @@ import typer
 from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
-from optin_cli.exporting.registry import MODULES, target_named
+from optin_cli.exporting.registry import TARGETS, check_place, place_of, target_named
 from optin_cli.options.declare import offer
 from optin_cli.options.export import ExportOptions
 
@@ -23,7 +23,7 @@ def export(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help=f"Format to write: {', '.join(MODULES)}.",
+            help=f"Format to write: {', '.join(TARGETS)}.",
             show_default=False,
             autocompletion=completion.targets,
         ),
@@ -47,10 +47,7 @@ def export(
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
     target = target_named(to)
-    target.check_opset(options.opset)
-    target.require((*target.writes_with, *target.runs_with))
-    from optin_cli.exporting.paths import check_place, place_of
-
+    target.require_writing(options.opset)
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
     place = place_of(beside if output is None else Path(output), target)
     check_place(place, force=force)

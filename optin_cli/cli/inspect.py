@@ -48,7 +48,7 @@ def inspect(
 
 
 def _print(artifact: Artifact, table: Table) -> None:
-    console = common.stdout()
+    console = common.console()
     schema = type(artifact).model_fields["schema_"].default
     console.print(f"{schema}, written by optin {artifact.optin_version}", style="bold")
     for role, source in artifact.inputs.items():

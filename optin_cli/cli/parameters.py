@@ -55,11 +55,6 @@ def given_flags(context: typer.Context, kind: type) -> list[str]:
     return [flag for flag, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
-def columns_of(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of names."""
-    return tuple(part.strip() for part in text.split(","))
-
-
 def shares_of(text: str, flag: str) -> tuple[float, ...]:
     """Split a comma-separated list of numbers."""
     try:
@@ -131,7 +126,7 @@ def _value(one: Declared, given: Any) -> Any:
     if one.option.none and given == "none":
         return None if item is None else ()
     if item is str:
-        return columns_of(given)
+        return tuple(part.strip() for part in given.split(","))
     shares = shares_of(given, one.flag)
     if item is None and len(shares) > 1:
         raise UsageError(f"{one.flag} is {given}; expected one number, or none.")

@@ -39,8 +39,8 @@ def profile(
     common.use_threads(threads)
     from optin_cli.cli.tables import latency_table, profile_table
     from optin_cli.files import write_text
+    from optin_cli.profiling.latency import profile_latency
     from optin_cli.profiling.profile import profile as measure_costs
-    from optin_cli.profiling.profile import profile_latency
 
     opened = opening.load(checkpoint)
     if latency:
@@ -53,8 +53,8 @@ def profile(
     if output is not None:
         write_text(output, made, force=force)
     if latency:
-        common.stderr().print(table)
+        common.console(error=True).print(table)
     if output is None and not as_json:
-        common.stdout().print(table)
+        common.console().print(table)
     else:
         common.print_result(made, output or "", as_json=as_json)

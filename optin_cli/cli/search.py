@@ -83,7 +83,7 @@ def search(
         folder.mkdir(exist_ok=True)
     for mask, target in zip(masks, targets, strict=True):
         write_text(target, mask.dump(), force=force)
-        common.stderr().print(
+        common.console(error=True).print(
             picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
         )
         for line in uniform_notes(mask, read.header):
@@ -136,10 +136,7 @@ def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[d
 def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
     """Kept units by block: one sign a unit for groups of up to SIGNS units, a bar for larger ones.
 
-    Of tokens, those that leave the block of the ones that may merge.
-
-    Args:
-        groups: (block, kind) by group name.
+    Of tokens, those that leave the block of the ones that may merge. groups: (block, kind) by group name.
     """
     reached = ", ".join(f"{share:.4f} of the {name}" for name, share in mask.budget.reached.items())
     lines = [f"keeps {reached}"]

@@ -53,9 +53,10 @@ def sweep(
     if output == common.STDIO:
         raise UsageError("A sweep writes a folder, which cannot go to stdout.", hint="Pass -o FOLDER, and --json.")
     folder = Path(output or f"{common.stem_of(checkpoint)}-sweep")
+    from optin_cli.artifacts.sweep import RESULT
     from optin_cli.cli.tables import sweep_table
     from optin_cli.sweeping.plots import PICTURES, draw_text
-    from optin_cli.sweeping.sweep import MODEL, PARTIAL, RESULT, check_folder, require_chosen
+    from optin_cli.sweeping.sweep import MODEL, PARTIAL, check_folder, require_chosen
     from optin_cli.sweeping.sweep import sweep as sweep_checkpoint
     from optin_cli.tasks.registry import load_task
 
@@ -76,7 +77,7 @@ def sweep(
             progress=progress,
             report=lambda point: common.say(_line(point)),
         )
-    common.stderr().print(sweep_table(result))
+    common.console(error=True).print(sweep_table(result))
     common.say(draw_text(result))
     if not (folder / PICTURES[0]).exists():
         common.say("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")

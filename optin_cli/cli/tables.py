@@ -105,9 +105,8 @@ def mask_table(artifact: Mask | Manifest) -> Table:
     proof = f"; certified within {certificate.reloaded:.2g}" if certificate else ""
     table = Table(title=f"keeps {reached}{proof}")
     table.add_column("group", no_wrap=True)
-    table.add_column("kept", justify="right")
-    table.add_column("of", justify="right")
-    table.add_column("share", justify="right")
+    for heading in ("kept", "of", "share"):
+        table.add_column(heading, justify="right")
     for name, group in artifact.groups.items():
         table.add_row(name, f"{len(group.kept):,}", f"{group.units:,}", f"{len(group.kept) / group.units:.0%}")
     return table
@@ -125,11 +124,9 @@ def evaluation_table(result: Evaluation) -> Table:
         table.add_column("ratio", justify="right")
     rows: list[tuple[str, str, str, str]] = []
     for name, value in result.metrics.items():
-        spread = ""
-        if result.metric is not None and name == result.metric.name and result.standard_error is not None:
-            spread = f" ± {result.standard_error:.4f}"
+        first = result.metric is not None and name == result.metric.name
         theirs = f"{other.metric.value:.4f}" if other and other.metric and other.metric.name == name else ""
-        rows.append((name, f"{value:.4f}{spread}", theirs, ""))
+        rows.append((name, _spread(value, result.standard_error if first else None), theirs, ""))
     if other is not None and other.agreement is not None:
         rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
     if other is not None and other.kl is not None:
@@ -143,14 +140,8 @@ def evaluation_table(result: Evaluation) -> Table:
         rows.append((name, f"{mine:,}", f"{mine / ratio:,.0f}" if ratio else "", f"{ratio:.3f}" if ratio else ""))
     if (latency := result.latency) is not None:
         ratio = other.latency_ratio if other is not None else None
-        rows.append(
-            (
-                f"ms, batch {latency.batch_size}, {latency.shape}",
-                f"{latency.median_ms:.1f}",
-                f"{latency.median_ms / ratio:.1f}" if ratio else "",
-                f"{ratio:.3f}" if ratio else "",
-            )
-        )
+        theirs, shown = (f"{latency.median_ms / ratio:.1f}", f"{ratio:.3f}") if ratio else ("", "")
+        rows.append((f"ms, batch {latency.batch_size}, {latency.shape}", f"{latency.median_ms:.1f}", theirs, shown))
         rows.append(("samples/s", f"{latency.samples_per_second:,.0f}", "", ""))
         runtimes = (latency.runtime, "" if other is None else other.runtime)
         if any(name not in ("", "torch") for name in runtimes):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+
+from optin_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,23 @@ class Batch:
         """The same batch with its tensors on `device`."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels.to(device))
+
+
+def unique_keys(order: Sequence[int], hashes: Sequence[str]) -> dict[int, str]:
+    """A key for every row: its hash, and its number among rows of the same hash in that order."""
+    seen: Counter[str] = Counter()
+    keys = {}
+    for row in order:
+        keys[row] = f"{hashes[row]}.{seen[hashes[row]]}"
+        seen[hashes[row]] += 1
+    return keys
+
+
+def cut_order(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """The rows of every batch, in order; the last may be smaller (UsageError where the size is below 1)."""
+    if batch_size < 1:
+        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def keyed_generator(*key: object) -> torch.Generator:

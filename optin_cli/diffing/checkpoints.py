@@ -12,7 +12,17 @@ from optin_cli.checkpoints.folders import MANIFEST, weight_files
 from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY
 from optin_cli.checkpoints.weights import State, read_state
 from optin_cli.diffing.masks import diff_groups
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, diff_heads, diff_values, difference, flatten
+from optin_cli.diffing.tables import (
+    Difference,
+    Row,
+    Section,
+    Side,
+    diff_bodies,
+    diff_heads,
+    diff_values,
+    difference,
+    flatten,
+)
 from optin_cli.errors import CheckpointError
 
 
@@ -36,7 +46,7 @@ def diff_checkpoints(a: Side, b: Side) -> Difference:
     records = [_manifest(side.path) for side in (a, b)]
     if records[0] is not None and records[1] is not None:
         groups = diff_groups(records[0].groups, records[1].groups)[1]
-        record = diff_values(body(records[0], "groups"), body(records[1], "groups"))
+        record = diff_bodies(records[0], records[1], "groups")
         sections |= {"groups": groups, "record": record, **diff_heads(records[0], records[1])}
     return difference(a, b, counts, sections)
 

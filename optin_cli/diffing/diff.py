@@ -3,40 +3,46 @@
 Each kind has one comparison function, named in the table below. Only the comparison of weights imports torch.
 """
 
-import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
 
 from optin_cli.artifacts.base import Source
 from optin_cli.artifacts.reading import holds_scores, read_artifact
+from optin_cli.artifacts.sweep import RESULT
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, TORCH_SUFFIXES, folder_source
 from optin_cli.checkpoints.libraries.registry import CONFIG
+from optin_cli.diffing.masks import diff_masks
+from optin_cli.diffing.results import diff_evaluations, diff_exports, diff_latencies, diff_profiles, diff_sweeps
+from optin_cli.diffing.scores import diff_scores
 from optin_cli.diffing.tables import Difference, Side
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import STDIO, sha256_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-SWEEP = "sweep.json"
 CHECKPOINT = "checkpoint"
-COMPARISONS: Mapping[str, str] = MappingProxyType(
+
+
+def diff_weights(a: Side, b: Side) -> Difference:
+    """Compare checkpoints (torch is imported only now)."""
+    from optin_cli.diffing.checkpoints import diff_checkpoints
+
+    return diff_checkpoints(a, b)
+
+
+COMPARISONS: Mapping[str, Callable[[Side, Side], Difference]] = MappingProxyType(
     {
-        "mask": "masks:diff_masks",
-        "scores": "scores:diff_scores",
-        "manifest": "masks:diff_manifests",
-        "eval": "results:diff_evaluations",
-        "sweep": "results:diff_sweeps",
-        "profile": "results:diff_profiles",
-        "latency": "results:diff_latencies",
-        "export": "results:diff_exports",
-        CHECKPOINT: "checkpoints:diff_checkpoints",
+        "mask": diff_masks,
+        "scores": diff_scores,
+        "manifest": diff_masks,
+        "eval": diff_evaluations,
+        "sweep": diff_sweeps,
+        "profile": diff_profiles,
+        "latency": diff_latencies,
+        "export": diff_exports,
+        CHECKPOINT: diff_weights,
     }
 )
-"""module:function by kind: every kind of artifact, and checkpoints."""
+"""By kind: every kind of artifact, and checkpoints."""
 
 
 def diff(a: str | Path, b: str | Path) -> Difference:
@@ -49,18 +55,13 @@ def diff(a: str | Path, b: str | Path) -> Difference:
         UsageError: they are of different kinds.
         OptinError: one is missing or invalid.
     """
-    sides = _open(a), _open(b)
-    kinds = [side.kind for side in sides]
-    if kinds[0] != kinds[1]:
+    mine, theirs = _open(a), _open(b)
+    if mine.kind != theirs.kind:
         raise UsageError(
-            f"{a} is a {kinds[0]} and {b} is a {kinds[1]}; only two of one kind can be compared.",
+            f"{a} is a {mine.kind} and {b} is a {theirs.kind}; only two of one kind can be compared.",
             hint=f"Kinds: {', '.join(COMPARISONS)}.",
         )
-    module, _, function = COMPARISONS[kinds[0]].partition(":")
-    compare = cast(
-        "Callable[[Side, Side], Difference]", getattr(importlib.import_module(f"optin_cli.diffing.{module}"), function)
-    )
-    return compare(*sides)
+    return COMPARISONS[mine.kind](mine, theirs)
 
 
 def _open(path: str | Path) -> Side:
@@ -68,12 +69,12 @@ def _open(path: str | Path) -> Side:
     if place.is_dir():
         if (place / CONFIG).is_file():
             return Side(CHECKPOINT, folder_source(place), place, None)
-        if not (place / SWEEP).is_file():
+        if not (place / RESULT).is_file():
             raise UsageError(
-                f"{path} holds neither {CONFIG} nor {SWEEP}; expected a checkpoint or what optin sweep wrote.",
+                f"{path} holds neither {CONFIG} nor {RESULT}; expected a checkpoint or what optin sweep wrote.",
                 hint="Pass the file itself.",
             )
-        place = place / SWEEP
+        place = place / RESULT
     elif str(path) != STDIO and not place.exists():
         raise ArtifactError(f"{path} does not exist.")
     elif place.suffix in TORCH_SUFFIXES or (place.suffix in FILE_SUFFIXES and not holds_scores(place)):

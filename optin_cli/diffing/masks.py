@@ -4,24 +4,16 @@ from collections.abc import Mapping
 
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import GroupMask, Mask
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, contents, diff_heads, diff_values, difference
+from optin_cli.diffing.tables import Difference, Row, Section, Side, contents, diff_bodies, diff_heads, difference
 
 
 def diff_masks(a: Side, b: Side) -> Difference:
-    """Compare kept units, then budgets, options and inputs."""
-    return _diff(*contents(Mask, a, b), a, b, rest="budget")
-
-
-def diff_manifests(a: Side, b: Side) -> Difference:
-    """Compare kept units, then everything measured on the pruned models."""
-    return _diff(*contents(Manifest, a, b), a, b, rest="record")
-
-
-def _diff(mine: Mask | Manifest, theirs: Mask | Manifest, a: Side, b: Side, *, rest: str) -> Difference:
-    """Compare kept units, then all else in a section named `rest`."""
+    """Compare kept units, then budgets, options and inputs; of pruned models, everything measured on them."""
+    kind: type[Mask | Manifest] = Mask if a.kind == Mask.kind else Manifest
+    mine, theirs = contents(kind, a, b)
     summary, groups = diff_groups(mine.groups, theirs.groups)
-    values = diff_values(body(mine, "groups"), body(theirs, "groups"))
-    return difference(a, b, summary, {"groups": groups, rest: values, **diff_heads(mine, theirs)})
+    rest = {"budget" if kind is Mask else "record": diff_bodies(mine, theirs, "groups")}
+    return difference(a, b, summary, {"groups": groups, **rest, **diff_heads(mine, theirs)})
 
 
 def diff_groups(a: Mapping[str, GroupMask], b: Mapping[str, GroupMask]) -> tuple[Row, Section]:
@@ -32,27 +24,17 @@ def diff_groups(a: Mapping[str, GroupMask], b: Mapping[str, GroupMask]) -> tuple
     rows: Section = {}
     both = either = 0
     for name in dict.fromkeys([*a, *b]):
-        if name not in a or name not in b:
-            there = a[name] if name in a else b[name]
-            rows[name] = {
-                "kept a": len(there.kept) if name in a else None,
-                "kept b": len(there.kept) if name in b else None,
-                "of": there.units,
-                "jaccard": None,
-                "only a": list(there.kept) if name in a else [],
-                "only b": list(there.kept) if name in b else [],
-            }
-            either += len(there.kept)
-            continue
-        mine, theirs = set(a[name].kept), set(b[name].kept)
+        found = [masks[name] for masks in (a, b) if name in masks]
+        mine, theirs = (set(masks[name].kept if name in masks else ()) for masks in (a, b))
         both, either = both + len(mine & theirs), either + len(mine | theirs)
-        if mine != theirs or a[name].units != b[name].units:
-            same_size = a[name].units == b[name].units
+        units = [*dict.fromkeys(group.units for group in found)]
+        if len(found) == 1 or mine != theirs or len(units) > 1:
+            share = len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0
             rows[name] = {
-                "kept a": len(mine),
-                "kept b": len(theirs),
-                "of": a[name].units if same_size else f"{a[name].units} / {b[name].units}",
-                "jaccard": len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0,
+                "kept a": len(mine) if name in a else None,
+                "kept b": len(theirs) if name in b else None,
+                "of": units[0] if len(units) == 1 else " / ".join(map(str, units)),
+                "jaccard": share if len(found) == 2 else None,
                 "only a": [*sorted(mine - theirs)],
                 "only b": [*sorted(theirs - mine)],
             }

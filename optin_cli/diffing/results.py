@@ -6,14 +6,14 @@ from optin_cli.artifacts.costs import Profile
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import Ladder, LatencyTable
-from optin_cli.artifacts.sweep import Sweep, SweepPoint
+from optin_cli.artifacts.sweep import Sweep
 from optin_cli.diffing.tables import (
     Difference,
     Row,
     Section,
     Side,
-    body,
     contents,
+    diff_bodies,
     diff_heads,
     diff_values,
     difference,
@@ -33,7 +33,7 @@ def _split(rows: Section) -> tuple[Section, Section]:
 def diff_evaluations(a: Side, b: Side) -> Difference:
     """Compare metrics, sizes and ratios, then options and inputs."""
     mine, theirs = contents(Evaluation, a, b)
-    measures, timings = _split(diff_values(body(mine), body(theirs)))
+    measures, timings = _split(diff_bodies(mine, theirs))
     return difference(a, b, {}, {"measures": measures, **diff_heads(mine, theirs)}, timings)
 
 
@@ -42,36 +42,26 @@ def diff_sweeps(a: Side, b: Side) -> Difference:
     mine, theirs = contents(Sweep, a, b)
     points: Section = {}
     timings: Section = {}
-    here, there = ({_key(point): point for point in sweep.points} for sweep in (mine, theirs))
+    here, there = ({f"{p.recipe} at {p.asked:g}": p for p in sweep.points} for sweep in (mine, theirs))
     for key in dict.fromkeys([*here, *there]):
         if key not in here or key not in there:
-            value = (here.get(key) or there[key]).value
-            points[key] = {"a": value if key in here else None, "b": value if key in there else None}
+            points[key] = {side: own[key].value if key in own else None for side, own in (("a", here), ("b", there))}
             continue
-        pair = ({f"{key}: {k}": v for k, v in _plain(point).items()} for point in (here[key], there[key]))
-        differs, timed = _split(diff_values(*pair))
+        raws = (point.model_dump(mode="json", exclude={"recipe", "asked"}) for point in (here[key], there[key]))
+        differs, timed = _split(diff_values(*({f"{key}: {k}": v for k, v in flatten(raw).items()} for raw in raws)))
         points |= differs
         timings |= timed
-    rest, timed = _split(diff_values(body(mine, "points"), body(theirs, "points")))
+    rest, timed = _split(diff_bodies(mine, theirs, "points"))
     shared = sum(key in there for key in here)
     summary = {"points in both": shared, "only in a": len(here) - shared, "only in b": len(there) - shared}
     sections = {"points": points, "record": rest, **diff_heads(mine, theirs)}
     return difference(a, b, {**summary}, sections, timed | timings)
 
 
-def _key(point: SweepPoint) -> str:
-    return f"{point.recipe} at {point.asked:g}"
-
-
-def _plain(point: SweepPoint) -> dict[str, JsonValue]:
-    raw = point.model_dump(mode="json")
-    return {**flatten({k: v for k, v in raw.items() if k not in ("recipe", "asked")})}
-
-
 def diff_profiles(a: Side, b: Side) -> Difference:
     """Compare totals and the costs of each group."""
     mine, theirs = contents(Profile, a, b)
-    return difference(a, b, {}, {"costs": diff_values(body(mine), body(theirs)), **diff_heads(mine, theirs)})
+    return difference(a, b, {}, {"costs": diff_bodies(mine, theirs), **diff_heads(mine, theirs)})
 
 
 def diff_latencies(a: Side, b: Side) -> Difference:
@@ -80,19 +70,16 @@ def diff_latencies(a: Side, b: Side) -> Difference:
     A group's row holds the time that all its units add, and the largest difference over the counts that both timed.
     """
     mine, theirs = contents(LatencyTable, a, b)
-    counts = diff_values(_counts(mine), _counts(theirs))
+    units: list[dict[str, JsonValue]] = [{n: [*ladder.units] for n, ladder in t.groups.items()} for t in (mine, theirs)]
+    counts = diff_values(*units)
     timings = diff_values({"total_ms": mine.total_ms}, {"total_ms": theirs.total_ms})
     shared = [name for name in mine.groups if name in theirs.groups]
     for name in shared:
         if (row := _diff_ladders(mine.groups[name], theirs.groups[name])) is not None:
             timings[f"{name}.ms"] = row
-    measured = diff_values(body(mine, "groups", "total_ms"), body(theirs, "groups", "total_ms"))
+    measured = diff_bodies(mine, theirs, "groups", "total_ms")
     sections = {"measured with": measured, "kept units that were timed": counts, **diff_heads(mine, theirs)}
     return difference(a, b, {"groups in both": len(shared)}, sections, timings)
-
-
-def _counts(table: LatencyTable) -> dict[str, JsonValue]:
-    return {name: [*ladder.units] for name, ladder in table.groups.items()}
 
 
 def _diff_ladders(a: Ladder, b: Ladder) -> Row | None:
@@ -114,7 +101,7 @@ def diff_exports(a: Side, b: Side) -> Difference:
         "files": diff_values(*({n: f"sha256 {sha[:12]}" for n, sha in side.files.items()} for side in (mine, theirs))),
         "tensors": diff_values(_tensors(mine), _tensors(theirs)),
         "certificate": diff_values(_proof(mine), _proof(theirs)),
-        "record": diff_values(body(mine, *parts), body(theirs, *parts)),
+        "record": diff_bodies(mine, theirs, *parts),
         **diff_heads(mine, theirs),
     }
     return difference(a, b, {"file a": next(iter(mine.files)), "file b": next(iter(theirs.files))}, sections)
@@ -130,10 +117,9 @@ def _tensors(record: Export) -> dict[str, JsonValue]:
 
 def _proof(record: Export) -> dict[str, JsonValue]:
     """The certificate, with the difference of each probe by its number and shape."""
-    raw = record.certificate.model_dump(mode="json")
-    probes: dict[str, JsonValue] = {}
+    proof: dict[str, JsonValue] = record.certificate.model_dump(mode="json", exclude={"probes"})
     for number, probe in enumerate(record.certificate.probes):
         length = "" if probe.seq_len is None else f", {probe.seq_len} tokens"
         padded = ", padded" if probe.padded else ""
-        probes[f"probe {number}: batch {probe.batch_size}{length}{padded}"] = probe.difference
-    return {**{key: value for key, value in raw.items() if key != "probes"}, **probes}
+        proof[f"probe {number}: batch {probe.batch_size}{length}{padded}"] = probe.difference
+    return proof

@@ -4,13 +4,13 @@ import numpy as np
 
 from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.scores import Scores
-from optin_cli.diffing.tables import Difference, Row, Section, Side, body, contents, diff_heads, diff_values, difference
+from optin_cli.diffing.tables import Difference, Row, Section, Side, contents, diff_bodies, diff_heads, difference
 
 
 def diff_scores(a: Side, b: Side) -> Difference:
     """Compare rankings by kind of unit and by group, then costs, options and inputs."""
     mine, theirs = contents(Scores, a, b)
-    shared = [name for name in mine.importance if _alike(mine, theirs, name)]
+    shared = [name for name, vector in mine.importance.items() if _units(theirs, name) == len(vector)]
     kinds: Section = {}
     for kind in dict.fromkeys(mine.header.groups[name].kind for name in shared):
         names = [name for name in shared if mine.header.groups[name].kind == kind]
@@ -22,11 +22,12 @@ def diff_scores(a: Side, b: Side) -> Difference:
         for name in shared
         if not np.array_equal(mine.importance[name], theirs.importance[name])
     }
-    only: Section = {}
-    for name in dict.fromkeys([*mine.importance, *theirs.importance]):
-        if name not in shared:
-            only[name] = {"units a": _units(mine, name), "units b": _units(theirs, name)}
-    rest = diff_values(body(mine.header), body(theirs.header))
+    only: Section = {
+        name: {"units a": _units(mine, name), "units b": _units(theirs, name)}
+        for name in dict.fromkeys([*mine.importance, *theirs.importance])
+        if name not in shared
+    }
+    rest = diff_bodies(mine.header, theirs.header)
     summary: Row = {"groups in both": len(shared), "groups whose scores differ": len(groups)}
     sections = {"importance by kind": kinds, "importance by group": groups, "groups that do not match": only}
     return difference(a, b, summary, {**sections, "record": rest, **diff_heads(mine.header, theirs.header)})
@@ -34,10 +35,6 @@ def diff_scores(a: Side, b: Side) -> Difference:
 
 def _units(scores: Scores, name: str) -> int | None:
     return scores.header.groups[name].units if name in scores.header.groups else None
-
-
-def _alike(a: Scores, b: Scores, name: str) -> bool:
-    return name in b.importance and a.importance[name].shape == b.importance[name].shape
 
 
 def _row(a: Vector32, b: Vector32) -> Row:

@@ -18,7 +18,7 @@ from optin_cli.artifacts.scores import Scores
 T = TypeVar("T", bound=Artifact | Scores)
 Row = dict[str, JsonValue]
 Section = dict[str, Row]
-HEAD = ("optin_version", "options", "inputs", "schema")
+HEAD = ("optin_version", "options", "inputs", "schema_")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Difference:
             "b": self.b.model_dump(),
             "same": self.same,
             "summary": self.summary,
-            "sections": {title: section for title, section in self.sections.items() if section},
+            "sections": self.sections,
             "timings": self.timings,
         }
 
@@ -122,7 +122,7 @@ def _shown(source: Source) -> str:
     return f"{source.name} (sha256 {source.sha256[:12]})"
 
 
-def body(artifact: Artifact, *less: str) -> dict[str, JsonValue]:
-    """The fields of an artifact without its head and without the fields named in `less`."""
-    raw = artifact.model_dump(mode="json", by_alias=True)
-    return flatten({key: value for key, value in raw.items() if key not in (*HEAD, *less)})
+def diff_bodies(a: Artifact, b: Artifact, *less: str) -> Section:
+    """Compare the fields of two artifacts without their heads and without the fields named in `less`."""
+    raws = (artifact.model_dump(mode="json", by_alias=True, exclude={*HEAD, *less}) for artifact in (a, b))
+    return diff_values(*map(flatten, raws))

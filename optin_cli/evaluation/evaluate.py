@@ -9,8 +9,8 @@ import torch
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.checks import require_fit
 from optin_cli.checkpoints.inputs import random_inputs
-from optin_cli.checkpoints.task_checks import require_fit
 from optin_cli.data.load import AnySamples
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
@@ -98,16 +98,16 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
 
 @dataclass(frozen=True)
 class Predicted:
-    """A checkpoint and what it predicts in an exam, None where that has no samples."""
+    """A checkpoint and what it predicts in an exam, nothing where that has no samples."""
 
     checkpoint: Checkpoint
-    prediction: Prediction | None
+    prediction: Prediction
 
 
 def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
     if exam.samples is None:
-        return Predicted(checkpoint, None)
+        return Predicted(checkpoint, Prediction([], []))
     return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, exam.options, exam.progress)))
 
 
@@ -125,7 +125,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
     if against is not None:
         inputs["against"] = against.checkpoint.source
     latencies = _latencies([one.checkpoint for one in (mine, against) if one is not None], exam.options)
-    values = prediction.values if prediction is not None else {}
+    values = prediction.values
     first = task.metrics[0] if task is not None and values else None
     totals = _totals(checkpoint, workload)
     return Evaluation(
@@ -134,7 +134,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
             "batch_size": exam.options.batch_size,
             "max_length": exam.options.max_length,
             "latency_warmup": exam.options.latency_warmup,
-            **(prediction.constants if prediction is not None else {}),
+            **prediction.constants,
         },
         inputs=inputs,
         task=task.name if task is not None else None,
@@ -142,7 +142,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         samples=len(samples) if samples is not None else 0,
         metric=Measure(name=first, value=values[first]) if first else None,
         metrics=values,
-        standard_error=prediction.error if prediction is not None else None,
+        standard_error=prediction.error,
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
@@ -181,26 +181,21 @@ def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[
 
 
 def _compare(
-    mine: Predicted,
-    theirs: Predicted,
-    metric: str | None,
-    cost: tuple[Totals, Workload],
-    latencies: Sequence[Latency],
+    mine: Predicted, theirs: Predicted, metric: str | None, cost: tuple[Totals, Workload], latencies: Sequence[Latency]
 ) -> Comparison:
     """Compare two models by `metric`. cost: what the first model costs, and the input that this is stated for."""
     against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
-    value = drop = agreement = kl = None
-    if mine.prediction is not None and theirs.prediction is not None:
-        if mine.prediction.keys != theirs.prediction.keys:
-            raise DataError(
-                f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
-                hint="Compare checkpoints that share a tokenizer.",
-            )
-        agreement, kl = _distances(mine.prediction.outputs, theirs.prediction.outputs)
-        if metric is not None:
-            value = Measure(name=metric, value=theirs.prediction.values[metric])
-            sign = 1 if metrics.find_metric(metric).higher_is_better else -1
-            drop = sign * (value.value - mine.prediction.values[metric])
+    value = drop = None
+    if mine.prediction.keys != theirs.prediction.keys:
+        raise DataError(
+            f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
+            hint="Compare checkpoints that share a tokenizer.",
+        )
+    agreement, kl = _distances(mine.prediction.outputs, theirs.prediction.outputs)
+    if metric is not None:
+        value = Measure(name=metric, value=theirs.prediction.values[metric])
+        sign = 1 if metrics.find_metric(metric).higher_is_better else -1
+        drop = sign * (value.value - mine.prediction.values[metric])
     return Comparison(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
@@ -222,9 +217,7 @@ def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
             f"The two models put out different things: {len(mine)} and {len(theirs)} distributions a sample.",
             hint="Compare checkpoints of the same task.",
         )
-    shares = [metrics.agreement(a, b) for a, b in zip(mine, theirs, strict=True)]
-    divergences = [metrics.mean_kl(a, b) for a, b in zip(mine, theirs, strict=True)]
-    found = [(s, k) for s, k in zip(shares, divergences, strict=True) if s is not None and k is not None]
+    found = list(filter(None, map(metrics.distances, mine, theirs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)
@@ -237,7 +230,7 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         UsageError: nothing was compared.
     """
     comparison = evaluation.against
-    if comparison is None or comparison.drop is None or evaluation.metric is None:
+    if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(
             "--max-drop needs a metric of both models, and one is missing.",
             hint="Pass --against CHECKPOINT and --task NAME with labelled data.",
@@ -246,6 +239,5 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         return None
     return (
         f"{evaluation.metric.name} fell by {comparison.drop:.4f} "
-        f"(from {comparison.metric.value if comparison.metric else float('nan'):.4f} "
-        f"to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
+        f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
     )

@@ -6,6 +6,7 @@ Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -47,17 +48,11 @@ class AnswerMetric(Metric):
 
 
 def score_metrics(
-    names: Sequence[str],
-    predictions: torch.Tensor,
-    labels: torch.Tensor,
-    num_labels: int,
-    *,
-    positive: int = 1,
+    names: Sequence[str], predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, *, positive: int = 1
 ) -> dict[str, float]:
     """Every named metric that is defined for that number of classes, in the order of `names`.
 
     Args:
-        names: of `METRICS`.
         predictions: (N, num_labels) logits, or (N,) or (N, 1) values.
         labels: (N,), class ids or values.
         num_labels: outputs of the model.
@@ -124,30 +119,26 @@ def standard_error(
     return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
 
 
-def agreement(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
-    """Share of samples (0 to 1) whose largest logit is the same class in both; None for regression.
+def distances(logits: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
+    """How far the outputs of a model are from a reference: agreement, and mean KL divergence; None for regression.
+
+    Agreement is the share of samples (0 to 1) whose largest logit is the same class in both. The divergence is
+    KL(reference || model) of the class distributions, in nats.
 
     Raises:
         DataError: the two differ in shape.
     """
-    _check_pair(logits, reference)
-    if _is_regression(logits):
-        return None
-    return float((logits.argmax(-1) == reference.argmax(-1)).double().mean())
-
-
-def mean_kl(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
-    """Mean over samples of KL(reference || model) of the class distributions, in nats; None for regression.
-
-    Raises:
-        DataError: the two differ in shape.
-    """
-    _check_pair(logits, reference)
-    if _is_regression(logits):
+    if logits.shape != reference.shape:
+        raise DataError(
+            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and {tuple(reference.shape)}.",
+            hint="Compare checkpoints of the same task.",
+        )
+    if logits.dim() == 1 or logits.shape[-1] == 1:
         return None
     p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference, logits))
+    divergence = float((p.exp() * (p - q)).sum(-1).mean())
     # Rounding can leave a sum a little below zero, which no divergence is.
-    return max(float((p.exp() * (p - q)).sum(-1).mean()), 0.0)
+    return float((_classes(logits) == _classes(reference)).double().mean()), max(divergence, 0.0)
 
 
 def find_metric(name: str) -> Metric:
@@ -188,19 +179,12 @@ def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor,
     return metric.compute(predictions, labels, positive)
 
 
-def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+def _accuracy(predictions: torch.Tensor, labels: torch.Tensor, _: int, *, top: int = 1) -> float:
+    """Share of samples whose label is among the `top` largest logits."""
     from torchmetrics.functional.classification import multiclass_accuracy
 
     classes = predictions.shape[-1]
-    return float(multiclass_accuracy(_classes(predictions), labels, num_classes=classes, average="micro"))
-
-
-def _top5(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
-    """Share of samples whose label is among the five largest logits."""
-    from torchmetrics.functional.classification import multiclass_accuracy
-
-    classes = predictions.shape[-1]
-    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=5))
+    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=top))
 
 
 def _f1(predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
@@ -250,10 +234,6 @@ def _constant(values: torch.Tensor) -> bool:
     return bool(values.min() == values.max())
 
 
-def _is_regression(predictions: torch.Tensor) -> bool:
-    return predictions.dim() == 1 or predictions.shape[-1] == 1
-
-
 def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> None:
     shapes = [(len(labels), num_labels)] + ([(len(labels),)] if num_labels == 1 else [])
     if tuple(predictions.shape) not in shapes or not len(labels):
@@ -269,20 +249,12 @@ def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> 
         )
 
 
-def _check_pair(logits: torch.Tensor, reference: torch.Tensor) -> None:
-    if logits.shape != reference.shape:
-        raise DataError(
-            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and {tuple(reference.shape)}.",
-            hint="Compare checkpoints of the same task.",
-        )
-
-
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
         for metric in (
             ValueMetric("accuracy", True, _accuracy),
-            ValueMetric("top5", True, _top5, fewest=6),
+            ValueMetric("top5", True, partial(_accuracy, top=5), fewest=6),
             ValueMetric("f1", True, _f1),
             ValueMetric("matthews", True, _matthews, spread=True),
             ValueMetric("pearson", True, _pearson, spread=True),

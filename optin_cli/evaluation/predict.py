@@ -59,11 +59,6 @@ class Outcome:
     labels: torch.Tensor | None
 
 
-def predict(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> list[torch.Tensor]:
-    """Every final output over all samples, as in `Outcome`."""
-    return run_model(checkpoint, batches, progress).outputs
-
-
 @torch.inference_mode()
 def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> Outcome:
     """Go through the batches once."""
@@ -88,27 +83,16 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
     return Outcome(merged, keys, torch.cat(labels) if labels else None)
 
 
-def predict_plain(trial: Trial) -> Prediction:
-    """Run the model on the samples, which nothing is measured by."""
-    outcome = run_model(trial.checkpoint, encoded(trial, labelled=False), trial.progress)
-    return Prediction(distributions(trial, outcome.outputs), outcome.keys, constants=trial.samples.constants)
-
-
 def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
     """The samples as batches, each one sequence or image."""
     how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled)
     return trial.checkpoint.input.batches(trial.samples, how)
 
 
-def distributions(trial: Trial, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def distributions(trial: Trial, outcome: Outcome) -> list[torch.Tensor]:
     """Those of the model's outputs that are distributions over classes or tokens."""
     rules = trial.checkpoint.structure.outputs
-    return [output for output, rule in zip(outputs, rules, strict=True) if rule.kind == "categorical"]
-
-
-def keys_of(batches: Sequence[Batch]) -> list[str]:
-    """The keys of all batches, in order."""
-    return [key for batch in batches for key in batch.keys]
+    return [output for output, rule in zip(outcome.outputs, rules, strict=True) if rule.kind == "categorical"]
 
 
 def require_pairs(trial: Trial, task: Task) -> None:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,8 +25,7 @@ from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carried_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_fresh, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
-from optin_cli.exporting.paths import check_place, place_of, record_of
-from optin_cli.exporting.registry import Target, Traced, target_named
+from optin_cli.exporting.registry import Target, Traced, check_place, place_of, record_of, target_named
 from optin_cli.exporting.trace import export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_macs, count_parameters
@@ -79,8 +78,7 @@ def export(
         UsageError: the target has no such opset.
     """
     target, options = target_named(to), options or ExportOptions()
-    target.check_opset(options.opset)
-    target.require((*target.writes_with, *target.runs_with))
+    target.require_writing(options.opset)
     beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
     opened = as_checkpoint(checkpoint, "cpu")
     path = place_of(Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}"), target)
@@ -96,31 +94,28 @@ def export(
         with silenced():
             traced = trace(opened, takes, probes[0])
             progress.update(1, 3, f"writing {target.name}")
-            used = target.write(traced, folder / path.name, options.opset)
+            opset = target.write(traced, folder / path.name, options.opset)
         progress.update(2, 3, "certifying in a fresh process")
         certificate = certify_export(opened, target, folder / path.name, traced, probes)
-        written = Written(target, traced, probes[0], folder / path.name, used)
-        record = _record(opened, written, certificate, options)
+        record = _record(opened, target, traced, probes[0], folder / path.name, opset, certificate, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
         _copy_sidecar_files(opened, path.parent, folder)
     return record
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file that a target wrote from a traced model; example: the inputs that were traced."""
-
-    target: Target
-    traced: Traced
-    example: Inputs
-    path: Path
-    opset: int | None
-
-
-def _record(checkpoint: Checkpoint, written: Written, certificate: ExportCertificate, options: ExportOptions) -> Export:
-    """The record of a file, which is alone with its weights in its folder."""
-    target, traced, takes, blueprint = written.target, written.traced, checkpoint.input, checkpoint.blueprint
-    files = sorted(written.path.parent.iterdir(), key=lambda file: (file.name != written.path.name, file.name))
+def _record(
+    checkpoint: Checkpoint,
+    target: Target,
+    traced: Traced,
+    example: Inputs,
+    path: Path,
+    opset: int | None,
+    certificate: ExportCertificate,
+    options: ExportOptions,
+) -> Export:
+    """The record of a file, which is alone with its weights in its folder. example: the inputs that were traced."""
+    takes, blueprint = checkpoint.input, checkpoint.blueprint
+    files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
     packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with})
     return Export(
@@ -132,10 +127,10 @@ def _record(checkpoint: Checkpoint, written: Written, certificate: ExportCertifi
         family=checkpoint.structure.family,
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
-        takes=_input_rules(traced, written.example),
-        gives=_output_rules(traced, run_probe(checkpoint.model, written.example, traced.gives)),
+        takes=_input_rules(traced, example),
+        gives=_output_rules(traced, run_probe(checkpoint.model, example, traced.gives)),
         reserved_positions=takes.reserved,
-        opset=written.opset,
+        opset=opset,
         workload=workload,
         totals=Totals(
             macs=count_macs(checkpoint.model, takes.example(workload))[0],
@@ -202,12 +197,12 @@ def _input_rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[st
 def _output_rules(traced: Traced, outputs: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
     """Rows come first; the program's own symbols show whether a second axis is the sequence or a width."""
     inner = [*traced.program.graph.nodes][-1].args[0]
-    free: dict[str, TensorRule] = {}
+    rules: dict[str, TensorRule] = {}
     for name, node in zip(traced.gives, inner, strict=True):
         lengths = node.meta["val"].shape
         shape = [n if isinstance(n, int) else ("batch", "length")[axis] for axis, n in enumerate(lengths)]
-        free[name] = TensorRule(dtype=_dtype(outputs[name]), shape=shape)
-    return free
+        rules[name] = TensorRule(dtype=_dtype(outputs[name]), shape=shape)
+    return rules
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -14,8 +14,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_de
 from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError
-from optin_cli.exporting.paths import record_of
-from optin_cli.exporting.registry import ExportError, Run, Target, target_of
+from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
 from optin_cli.model.resolve import resolve_outputs

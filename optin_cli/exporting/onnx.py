@@ -32,16 +32,13 @@ def write(traced: Traced, path: Path, opset: int | None) -> int:
         ) from error
     if found is None:
         raise ExportError("torch.onnx.export gave nothing back.")
-    found.rename_axes(_axis_names(found.model, traced))
-    _forget_machine(found.model)
-    weights = sum(value.const_value.nbytes for value in found.model.graph.initializers.values() if value.const_value)
+    model: Any = found.model
+    names = {value.shape[axis]: name for value in model.graph.inputs for axis, name in traced.axes[value.name].items()}
+    found.rename_axes(names)
+    _forget_machine(model)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     found.save(path, external_data=weights > MOST_BYTES)
-    return int(found.model.opset_imports[""])
-
-
-def _axis_names(model: Any, traced: Traced) -> dict[Any, str]:
-    """What the exporter's symbols of the inputs' free axes are to be called."""
-    return {value.shape[axis]: name for value in model.graph.inputs for axis, name in traced.axes[value.name].items()}
+    return int(model.opset_imports[""])
 
 
 def _cause(error: BaseException) -> str:

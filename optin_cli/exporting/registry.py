@@ -1,7 +1,6 @@
-"""Export targets: file formats, and what writes and runs them.
+"""Export targets: file formats, what writes and runs them, and where their files lie.
 
-A target is one module here and one row of the table below. Nothing here imports torch or a runtime, so that names
-and suffixes are known at once.
+Nothing here imports torch or a runtime, so that names and suffixes are known at once.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from optin_cli.errors import OptinError, UsageError, did_you_mean
+from optin_cli.files import check_output
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+STEM = "model"
 RECORD = ".optin.json"
 """What an exported file's name is followed by in the name of its record."""
 Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
@@ -74,12 +74,22 @@ class Target:
         """The package that runs its files."""
         return self.runs_with[0]
 
-    def require(self, packages: tuple[str, ...]) -> None:
-        """Refuse to go on without its packages.
+    def require_writing(self, opset: int | None) -> None:
+        """Refuse to write without its packages, which are needed to certify too, or in an opset that it lacks.
 
         Raises:
-            ExportError: one is missing; names the pip extra that brings it.
+            ExportError: a package is missing. UsageError: it has no opsets, or not that one.
         """
+        if opset is not None:
+            if self.opsets is None:
+                raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")
+            least, most = self.opsets
+            if not least <= opset <= most:
+                raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
+        self.require((*self.writes_with, *self.runs_with))
+
+    def require(self, packages: tuple[str, ...]) -> None:
+        """Refuse to go on without its packages (ExportError with the pip extra that brings them)."""
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
             raise ExportError(
@@ -87,42 +97,38 @@ class Target:
                 hint=f'pip install "optin-cli[{self.extra}]"',
             )
 
-    def check_opset(self, opset: int | None) -> None:
-        """Refuse a version of operators that the target does not have.
 
-        Raises:
-            UsageError: it has none, or not that one.
-        """
-        if opset is None:
-            return
-        if self.opsets is None:
-            raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")
-        least, most = self.opsets
-        if not least <= opset <= most:
-            raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
-
-
-MODULES: Mapping[str, str] = MappingProxyType(
-    {
-        "onnx": "optin_cli.exporting.onnx",
-        "torch-export": "optin_cli.exporting.torch_export",
-        "openvino": "optin_cli.exporting.openvino",
-    }
-)
+TARGETS = ("onnx", "torch-export", "openvino")
+"""Names of the targets, each of which is a module here."""
 
 
 def target_named(name: str) -> Target:
-    """The target of that name.
-
-    Raises:
-        UsageError: there is none; names the nearest.
-    """
-    if name not in MODULES:
-        raise UsageError(f"There is no export target {name!r}.", hint=did_you_mean(name, MODULES))
-    target: Target = importlib.import_module(MODULES[name]).TARGET
+    """The target of that name (UsageError with the nearest names if there is none)."""
+    if name not in TARGETS:
+        raise UsageError(f"There is no export target {name!r}.", hint=did_you_mean(name, TARGETS))
+    target: Target = importlib.import_module(f"optin_cli.exporting.{name.replace('-', '_')}").TARGET
     return target
 
 
 def target_of(path: str | Path) -> Target | None:
     """The target whose suffix a file's name has; None where no target's files are called so."""
-    return next((target for target in map(target_named, MODULES) if target.suffix == Path(path).suffix), None)
+    return next((target for target in map(target_named, TARGETS) if target.suffix == Path(path).suffix), None)
+
+
+def place_of(output: Path, target: Target) -> Path:
+    """The file to write: `output` itself where it has the target's suffix, else model.SUFFIX in that folder."""
+    return output if output.suffix == target.suffix and not output.is_dir() else output / f"{STEM}{target.suffix}"
+
+
+def record_of(path: Path) -> Path:
+    """The record of an exported file."""
+    return path.with_name(path.name + RECORD)
+
+
+def check_place(path: Path, *, force: bool) -> None:
+    """Refuse a file that exists or cannot be written, before any time is spent."""
+    if path.parent.exists():
+        for each in (path, record_of(path)):
+            check_output(each, force=force)
+    else:
+        check_output(path.parent, force=force, folder=True)

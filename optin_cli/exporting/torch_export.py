@@ -29,12 +29,9 @@ def write(traced: Traced, path: Path, _opset: int | None) -> None:
 
 
 def check(path: Path) -> None:
-    """Refuse an archive of which torch.export.load would unpickle more than tensors, and so run code in it.
+    """Refuse what is no archive, or one in which torch.export.load would unpickle, and so run, code (ExportError).
 
     The graph itself is still read by torch's own loader, which is not made for files of unknown origin.
-
-    Raises:
-        ExportError: it holds such parts, or is no archive.
     """
     import io
     import pickle

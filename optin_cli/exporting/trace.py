@@ -74,11 +74,7 @@ def export_probes(checkpoint: Checkpoint, takes: Sequence[str]) -> list[Inputs]:
 
 
 def trace(checkpoint: Checkpoint, takes: Sequence[str], example: Inputs) -> Traced:
-    """The model (on the CPU) as a program of torch whose batch size, and length of text, are free.
-
-    Raises:
-        ExportError: the model's code cannot be traced so.
-    """
+    """The model (on the CPU) as a program of torch with free batch size and length (ExportError if it has none)."""
     gives = tuple(rule.name for rule in checkpoint.structure.outputs)
     axes = dict.fromkeys(takes, checkpoint.input.axes)
     free = {"batch": torch.export.Dim("batch"), LENGTH: torch.export.Dim(LENGTH, max=checkpoint.input.most)}

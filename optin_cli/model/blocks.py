@@ -1,7 +1,7 @@
 """Find the blocks of a stack in a model, and where the paths of their rules lead."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,26 +34,24 @@ class FoundStack:
 
 def find_stack(model: nn.Module, rule: StackRule, root: str) -> FoundStack:
     """Match a stack's pattern against a model; a block's name is that of the stack and the indices matched by *."""
-    return FoundStack(rule, dict(_match(model, rule, root)))
-
-
-def _match(model: nn.Module, stack: StackRule, root: str) -> Iterator[tuple[str, Place]]:
     prefix = f"{root}." if root else ""
-    expression = re.compile(re.escape(prefix + stack.blocks).replace(r"\*", r"(\d+)") + r"\Z")
+    expression = re.compile(re.escape(prefix + rule.blocks).replace(r"\*", r"(\d+)") + r"\Z")
     modules = [(path, type(module).__name__) for path, module in model.named_modules()]
     found = [
         (number, path, list(match.groups()))
         for number, (path, kind) in enumerate(modules)
-        if (match := expression.match(path)) and (not stack.types or kind in stack.types)
+        if (match := expression.match(path)) and (not rule.types or kind in rule.types)
     ]
+    places = {}
     for place, (number, path, indices) in enumerate(found):
         others = {}
         end = len(modules)
         if place + 1 < len(found):
             end, others["@next"], _ = found[place + 1]
-        elif stack.after_last is not None:
-            others["@next"] = prefix + stack.after_last
-        for name, kinds in stack.between.items():
+        elif rule.after_last is not None:
+            others["@next"] = prefix + rule.after_last
+        for name, kinds in rule.between.items():
             between = [p for p, kind in modules[number + 1 : end] if kind in kinds and not p.startswith(f"{path}.")]
             others |= {f"@{name}": p for p in between[:1]}
-        yield ".".join([stack.name, *indices]), Place(path, others)
+        places[".".join([rule.name, *indices])] = Place(path, others)
+    return FoundStack(rule, places)

@@ -63,24 +63,16 @@ class ConfigCount:
 def resolve_config(
     model: nn.Module, rule: ConfigRule | None, place: Callable[[str], str], owner: str, problems: list[str]
 ) -> ConfigCount | None:
-    """Look up the attributes that a rule names.
-
-    Args:
-        place: full path of one that the rule gives. owner: group that `problems` name.
-    """
+    """Look up the attributes that a rule names by paths that `place` completes. owner: group that `problems` name."""
     if rule is None:
         return None
 
     def number(value: str | None) -> int | None:
         return None if value is None else number_at(model, place(value), owner, problems)
 
-    keys = (
-        ConfigKey(
-            key,
-            number(said.per_unit) if isinstance(said.per_unit, str) else said.per_unit,
-            *map(number, (said.over, said.fixed, said.divides)),
-        )
-        for key, said in rule.keys.items()
-    )
+    keys = []
+    for key, said in rule.keys.items():
+        per_unit = number(said.per_unit) if isinstance(said.per_unit, str) else said.per_unit
+        keys.append(ConfigKey(key, per_unit, number(said.over), number(said.fixed), number(said.divides)))
     step = place(rule.step) if isinstance(rule.step, str) else rule.step
     return ConfigCount(tuple(keys), number_at(model, step, owner, problems))

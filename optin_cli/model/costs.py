@@ -3,9 +3,8 @@
 MACs are the multiply-accumulates of matrix products, convolutions and attention, counted by fvcore (which
 counts one per multiply-accumulate). Element-wise work and normalisation are not MACs and count nothing.
 
-A unit's cost is measured, not assumed: all MACs of the modules whose weights the group slices, and the
-products inside its mixer (scores and values of attention), each less those of modules inside it, grow in proportion
-to its units.
+A unit's cost is measured, not assumed: all MACs of the modules whose weights the group slices, and the products inside
+its mixer (scores and values of attention), each less those of modules inside it, grow in proportion to its units.
 """
 
 import logging
@@ -50,24 +49,14 @@ def matmul_macs(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
-def addmm_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """MACs of bias + matrix product."""
-    return matmul_macs(inputs[1:], outputs)
-
-
-def no_macs(_inputs: list[Any], _outputs: list[Any]) -> int:
-    """Operators that fvcore counts but that multiply-accumulate nothing worth counting."""
-    return 0
-
-
 HANDLERS: Mapping[str, Handler] = {
     "aten::scaled_dot_product_attention": attention_macs,
     "aten::matmul": matmul_macs,
     "aten::mm": matmul_macs,
     "aten::bmm": matmul_macs,
     "aten::linear": matmul_macs,
-    "aten::addmm": addmm_macs,
-    **{f"aten::{name}": no_macs for name in (*NORMALISATIONS, *RESAMPLING)},
+    "aten::addmm": lambda inputs, outputs: matmul_macs(inputs[1:], outputs),
+    **{f"aten::{name}": lambda _inputs, _outputs: 0 for name in (*NORMALISATIONS, *RESAMPLING)},
 }
 
 
@@ -85,14 +74,11 @@ class _LogitsOnly(nn.Module):
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
-    """Count MACs of one forward pass.
+    """Count MACs of one forward pass: in all, and by module path those of the module with everything inside it.
 
-    Returns:
-        the total, and by module path the MACs of the module with everything inside it. A module that runs
-        several times counts each time.
+    A module that runs several times counts each time.
     """
-    names = tuple(inputs)
-    analysis = FlopCountAnalysis(_LogitsOnly(model, names), tuple(inputs[name] for name in names))
+    analysis = FlopCountAnalysis(_LogitsOnly(model, tuple(inputs)), tuple(inputs.values()))
     analysis.set_op_handle(**HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     noisy = logging.getLogger("fvcore.nn.jit_analysis")
@@ -115,10 +101,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def unit_parameters(model: nn.Module, group: Group) -> int:
     """Parameters that one unit of a group holds."""
+    tensors = ((piece, tensor_at(model, piece.parameter)) for piece in group.slices)
     return sum(
-        tensor_at(model, s.parameter).numel() // tensor_at(model, s.parameter).shape[s.axis] * s.parts * s.unit_width
-        for s in group.slices
-        if isinstance(tensor_at(model, s.parameter), nn.Parameter)
+        tensor.numel() // tensor.shape[piece.axis] * piece.parts * piece.unit_width
+        for piece, tensor in tensors
+        if isinstance(tensor, nn.Parameter)
     )
 
 
@@ -176,11 +163,7 @@ def group_costs(model: nn.Module, groups: Sequence[Group], by_module: Mapping[st
 def measure_costs(
     model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], weight_bytes: int
 ) -> tuple[Totals, dict[str, GroupCost]]:
-    """Cost of the whole model and of each group's units for one input.
-
-    Args:
-        weight_bytes: size of the stored weights, which the model in memory does not have.
-    """
+    """Cost of the whole model, whose stored weights have that size, and of each group's units for one input."""
     total, by_module = count_macs(model, inputs)
     groups = {name: cost for kind in structure.kinds for name, cost in kind.costs(model, by_module).items()}
     return Totals(macs=total, parameters=count_parameters(model), bytes=weight_bytes), groups

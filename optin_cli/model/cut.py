@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from optin_cli.model.lookup import tensor_at
+from optin_cli.model.lookup import attribute_at, tensor_at
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import Structure
@@ -31,11 +31,7 @@ def prune_copy(model: nn.Module, structure: Structure, kept: Keeping) -> PrunedM
 
 
 def cut(model: nn.Module, structure: Structure, kept: Keeping) -> Plan:
-    """Prune a model in place to the kept units of every kind.
-
-    Returns:
-        the plan that gives a freshly built model the same shapes.
-    """
+    """Prune a model in place to the kept units, and return the plan that gives a freshly built one the same shapes."""
     plan = Plan(root=structure.root)
     left: dict[str, torch.Tensor] = {}
     for kind in structure.kinds:
@@ -51,8 +47,7 @@ def cut(model: nn.Module, structure: Structure, kept: Keeping) -> Plan:
 def added_biases(original: nn.Module, model: nn.Module, structure: Structure) -> Plan:
     """The plan that gives a freshly built model the biases that refit added to consumers."""
     shapes = {}
-    for consumer in {group.consumer: None for group in structure.groups}:
-        had, has = original.get_submodule(consumer), model.get_submodule(consumer)
-        if getattr(had, "bias", None) is None and isinstance(bias := getattr(has, "bias", None), torch.Tensor):
-            shapes[f"{consumer}.bias"] = list(bias.shape)
+    for path in dict.fromkeys(f"{group.consumer}.bias" for group in structure.groups):
+        if attribute_at(original, path) is None and isinstance(bias := attribute_at(model, path), torch.Tensor):
+            shapes[path] = list(bias.shape)
     return Plan(root=structure.root, parameters=shapes)

@@ -20,8 +20,7 @@ def attribute_at(model: nn.Module, path: str) -> object:
 
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:
     """The parameter or buffer at a full path."""
-    owner_path, _, leaf = path.rpartition(".")
-    tensor = getattr(model.get_submodule(owner_path), leaf)
+    tensor = attribute_at(model, path)
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{path} is not a tensor")
     return tensor

@@ -5,7 +5,8 @@ before. Gates may differ per row of the batch and may require gradients.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +14,6 @@ from torch import nn
 from optin_cli.model.forward import hooks
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Keeping
-
-Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int = -1) -> torch.Tensor:
@@ -36,19 +35,16 @@ def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int 
     return x * gates.reshape(shape)
 
 
-def _hook(group: Group, gates: torch.Tensor) -> Hook:
-    def scale(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (gate_units(inputs[0], gates, group.unit_width, group.axis), *inputs[1:])
-
-    return scale
-
-
 @contextlib.contextmanager
 def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[None]:
     """Scale the units of `groups` by their gates, on the way into the consumers."""
     with hooks() as hook:
-        for group, gates in groups.items():
-            hook.before(model.get_submodule(group.gate), _hook(group, gates))
+        for gated_group, its_gates in groups.items():
+
+            def scale(_: nn.Module, inputs: Any, group: Group = gated_group, gates: torch.Tensor = its_gates) -> Any:
+                return (gate_units(inputs[0], gates, group.unit_width, group.axis), *inputs[1:])
+
+            hook.before(model.get_submodule(gated_group.gate), scale)
         yield
 
 

@@ -7,7 +7,6 @@ import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -78,16 +77,13 @@ class Prefixes:
         self._stored = 0
         with captured(model, structure) as calls, torch.no_grad():
             call_model(model, batches[0].inputs)
-        paths = {block.name: block.path for block in structure.blocks}
         order = [path for path, _ in calls]
-        self._first = {name: order.index(path) for name, path in paths.items() if path in order}
+        self._first = {block.name: order.index(block.path) for block in structure.blocks if block.path in order}
 
     def __enter__(self) -> Prefixes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._scratch.cleanup()
 
     def advance(self, group: Group) -> None:
@@ -122,9 +118,8 @@ class Prefixes:
             if seen == depth:
                 raise StopForward
 
-        paths = dict.fromkeys(block.path for block in self.structure.blocks)
         with hooks() as hook, self.skipping(number):
-            for path in paths:
+            for path in dict.fromkeys(block.path for block in self.structure.blocks):
                 hook.after(self.model.get_submodule(path), collect, prepend=True)
             run_until_stopped(self.model, batch.inputs)
         return found

@@ -26,7 +26,6 @@ def find_structure(
     """Resolve a description against a model.
 
     Args:
-        model: the whole model.
         architecture: the family's description; its block paths are relative to `root`.
         head: what this model's head puts out.
         root: path of the base model inside `model` ("" when it is the base model itself).

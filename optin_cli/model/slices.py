@@ -144,16 +144,9 @@ def find_slices(model: nn.Module, stacks: Sequence[FoundStack], _root: str, prob
 def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, problems: list[str]) -> Group | None:
     name = f"{block}.{rule.name or rule.kind}"
     before = len(problems)
-    if rule.count is not None:
-        unit_width = _width_of_count(model, rule, place, name, problems)
-        if unit_width < 1:
-            return None
-    else:
-        factors = rule.unit_width if isinstance(rule.unit_width, list) else [rule.unit_width]
-        paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
-        unit_width = math.prod(number_at(model, path, name, problems) for path in paths)
-        if unit_width < 1:
-            return None
+    unit_width = _unit_width(model, rule, place, name, problems)
+    if unit_width < 1:
+        return None
     config = resolve_config(model, rule.config, place, name, problems)
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, unit_width, place, name, problems)]
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
@@ -204,13 +197,17 @@ def _applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     return all(type(module_at(model, place(path))).__name__ in kinds for path, kinds in needed.items())
 
 
-def _width_of_count(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:
-    """Columns of a unit, from the number of units that an attribute holds; 0 where it holds none or no unit is left."""
-    count = attribute_at(model, place(str(rule.count)))
+def _unit_width(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:
+    """Columns of a unit; 0 where they are not known, or no unit is left of those that an attribute counts."""
+    if rule.count is None:
+        factors = rule.unit_width if isinstance(rule.unit_width, list) else [rule.unit_width]
+        paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
+        return math.prod(number_at(model, path, name, problems) for path in paths)
+    count = attribute_at(model, place(rule.count))
     first = rule.slices[0]
     tensor = attribute_at(model, place(first.parameters[0]))
     if not isinstance(count, int) or not isinstance(tensor, torch.Tensor) or tensor.dim() <= first.axis:
-        problems.append(f"{name}: attribute {place(str(rule.count))} is {count!r}, expected the number of units")
+        problems.append(f"{name}: attribute {place(rule.count)} is {count!r}, expected the number of units")
         return 0
     return tensor.shape[first.axis] // (first.parts * count) if count else 0
 
@@ -237,15 +234,13 @@ def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: lis
         tensor = tensor_at(model, piece.parameter)
         if tensor.dim() <= piece.axis:
             problems.append(f"{name}: {piece.parameter} has shape {tuple(tensor.shape)}, no axis {piece.axis}")
-            continue
-        length = tensor.shape[piece.axis]
-        if length % (piece.parts * piece.unit_width):
+        elif (length := tensor.shape[piece.axis]) % (each := piece.parts * piece.unit_width):
             problems.append(
                 f"{name}: axis {piece.axis} of {piece.parameter} has length {length}, "
                 f"not a multiple of parts x unit width = {piece.parts} x {piece.unit_width}"
             )
-            continue
-        counts.setdefault(length // (piece.parts * piece.unit_width), piece.parameter)
+        else:
+            counts.setdefault(length // each, piece.parameter)
     if len(counts) > 1:
         stated = ", ".join(f"{parameter} says {units}" for units, parameter in counts.items())
         problems.append(f"{name}: its parameters disagree on the number of units: {stated}")

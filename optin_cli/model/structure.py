@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.schema import Layout, OutputRule
-from optin_cli.model.units import Group, Keeping, Positions, SamePositions, UnitKind
+from optin_cli.model.units import Group, Keeping, Positions, UnitKind
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Structure:
     def positions(self, block: nn.Module) -> Positions:
         """Positions of the whole sequence in the running pass at a block (see `UnitKind.positions`)."""
         found = (kind.positions(block) for kind in self.kinds)
-        return next((positions for positions in found if positions is not None), SamePositions())
+        return next((positions for positions in found if positions is not None), Positions())
 
     @contextlib.contextmanager
     def choices(self, model: nn.Module) -> Iterator[list[torch.Tensor]]:

@@ -34,16 +34,14 @@ def measure_token_costs(
         """MACs that grow with the square, of `long` for the whole sequence and `less` for the shorter one."""
         return float(round((long * share - less) / (share - share**2)))
 
-    blocks = {}
-    for number, (name, path) in enumerate(tokens.blocks):
+    first, blocks, units = tokens.blocks[0][0], {}, {}
+    for name, path in tokens.blocks:
         macs = whole.get(path, 0.0)
-        blocks[name] = BlockCost(macs=macs, square=square(macs, short.get(path, 0.0)) if number else 0.0)
-    units = {}
+        blocks[name] = BlockCost(macs=macs, square=0.0 if name == first else square(macs, short.get(path, 0.0)))
     for group in structure.groups:
         if group.block in blocks:
             long, less = (unit_macs(model, group, counted) * group.units for counted in (whole, short))
-            first = group.block == tokens.blocks[0][0]
-            units[group.name] = 0.0 if first else square(long, less) / group.units
+            units[group.name] = 0.0 if group.block == first else square(long, less) / group.units
     return TokenCosts(
         length=tokens.length, special=tokens.special, width=tokens.width, blocks=blocks, unit_square=units
     )

@@ -23,11 +23,11 @@ from optin_cli.model.lookup import attribute_at
 from optin_cli.model.modeling_optin import merge_between, merged_at, spread_tokens
 from optin_cli.model.plan import Merge, Plan
 from optin_cli.model.structure import Structure
-from optin_cli.model.units import Group, Keeping, UnitKind
+from optin_cli.model.units import Group, Keeping, Positions, UnitKind
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Positions):
     """Where tokens are once some have merged.
 
     sizes: (rows, tokens), original tokens in each. source: (rows, original tokens), where each is among `tokens`.
@@ -100,9 +100,8 @@ class Tokens(UnitKind):
         if not any(counts := self.counts(kept)):
             return Plan(root=root), {}
         paths = [path for _, path in self.blocks]
-        return Plan(
-            root=root, merge=Merge(blocks=paths, counts=counts, special=self.special, argument=self.argument)
-        ), {}
+        merge = Merge(blocks=paths, counts=counts, special=self.special, argument=self.argument)
+        return Plan(root=root, merge=merge), {}
 
     def settings(self, kept: Keeping) -> tuple[dict[str, int | float], list[str]]:
         """No config states that tokens merge."""
@@ -187,8 +186,5 @@ def cluster_means(hidden: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         hidden: (rows, tokens, width). place: (rows, tokens).
     """
     index = place[:, :, None].expand_as(hidden)
-    sizes = torch.zeros_like(place, dtype=hidden.dtype).scatter_add(
-        1, place, torch.ones_like(place, dtype=hidden.dtype)
-    )
-    total = torch.zeros_like(hidden).scatter_add(1, index, hidden)
-    return (total / sizes.clamp(min=1.0)[:, :, None]).gather(1, index)
+    means = torch.zeros_like(hidden).scatter_reduce(1, index, hidden, "mean", include_self=False)
+    return means.gather(1, index)

@@ -10,7 +10,6 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -77,25 +76,15 @@ class Group:
         return self.units * self.unit_width
 
 
-class Positions(Protocol):
-    """Where the positions of the whole sequence are among those that a pass still has at some block."""
+class Positions:
+    """Where the positions of the whole sequence are among those that a pass still has at some block: here, all are."""
 
     def spread(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (rows, positions left, width) copied to every position of the whole sequence."""
-
-    def average(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the whole sequence, averaged over those that share a position."""
-
-
-class SamePositions:
-    """Every position is its own."""
-
-    def spread(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As they are."""
         return hidden
 
     def average(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As they are."""
+        """Hidden states of the whole sequence, averaged over those that share a position."""
         return hidden
 
 

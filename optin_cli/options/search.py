@@ -55,8 +55,7 @@ class BudgetOptions:
     def each(self) -> list[dict[str, float]]:
         """The budgets of each mask by name; a single share goes with every share of the longer lists.
 
-        Raises:
-            UsageError: there is no budget, or the lists have different lengths.
+        UsageError if there is no budget, or the lists have different lengths.
         """
         given = {item.name: (item.metadata[OPTION].flag, getattr(self, item.name)) for item in fields(self)}
         given = {name: (flag, shares) for name, (flag, shares) in given.items() if shares is not None}

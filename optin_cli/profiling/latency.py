@@ -8,14 +8,14 @@ weights compete for the caches as they do in use.
 import copy
 import importlib.metadata
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from optin_cli.artifacts.base import Options, Workload
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.mask import layout_class
-from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.model.cut import cut
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.structure import Structure
@@ -27,18 +27,19 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
 
-def measure_table(
-    checkpoint: Checkpoint,
-    workload: Workload,
-    options: LatencyOptions,
+def profile_latency(
+    checkpoint: Checkpoint | str | Path,
     *,
+    seq_len: int | None = None,
+    options: LatencyOptions | None = None,
     progress: Progress = SILENT,
 ) -> LatencyTable:
-    """Time the model whole and with each kind of group pruned to a few sizes; the runs of all are interleaved.
+    """What the whole model and each group's units cost in time on the checkpoint's device, for `search`.
 
-    Args:
-        workload: shape of the inputs.
+    The model is timed whole and with each kind of group pruned to a few sizes; the runs of all are interleaved.
     """
+    checkpoint, options = as_checkpoint(checkpoint), options or LatencyOptions()
+    workload = checkpoint.input.workload(checkpoint.input.length(seq_len), options.batch_size)
     model, structure = checkpoint.model, checkpoint.structure
     alike = alike_groups(model, structure)
     sizes = [ladder_sizes(groups[0], options.fractions) for groups in alike]
@@ -59,15 +60,9 @@ def measure_table(
         totals = [*(next(rest) for _ in counts[:-1]), whole]
         ladder = Ladder(units=counts, ms=[(total - totals[0]) / len(groups) for total in totals])
         ladders |= dict.fromkeys((group.name for group in groups), ladder)
-    recorded: Options = {
-        "runs": options.runs,
-        "warmup": options.warmup,
-        "fractions": list(options.fractions),
-        "seed": options.seed,
-    }
     return LatencyTable(
         optin_version=__version__,
-        options=recorded,
+        options=options.recorded(),
         inputs=checkpoint.sources,
         workload=workload,
         device=describe_device(checkpoint.device),

@@ -1,14 +1,10 @@
-"""Profile what a model and its units cost, in MACs and parameters or in time."""
+"""Profile what a model and its units cost, in MACs and parameters."""
 
 from pathlib import Path
 
 from optin_cli.artifacts.costs import Profile
-from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.model.costs import measure_costs
-from optin_cli.options.latency import LatencyOptions
-from optin_cli.profiling.latency import measure_table
-from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
 
@@ -34,16 +30,3 @@ def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) 
         totals=totals,
         groups=groups,
     )
-
-
-def profile_latency(
-    checkpoint: Checkpoint | str | Path,
-    *,
-    seq_len: int | None = None,
-    options: LatencyOptions | None = None,
-    progress: Progress = SILENT,
-) -> LatencyTable:
-    """What the whole model and each group's units cost in time on the checkpoint's device, for `search`."""
-    opened, options = as_checkpoint(checkpoint), options or LatencyOptions()
-    workload = opened.input.workload(opened.input.length(seq_len), options.batch_size)
-    return measure_table(opened, workload, options, progress=progress)

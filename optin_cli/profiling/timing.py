@@ -53,8 +53,7 @@ def forward_latency(
         models: on the device of `inputs`; put into evaluation mode for the measurement only.
         inputs: keyword arguments of each model, of the same content.
         workload: their shape.
-        runs: timed passes of each.
-        warmup: passes of each before, untimed.
+        runs, warmup: as for `measure_latency`.
     """
     device = next(iter(inputs[0].values())).device
     with torch.inference_mode(), contextlib.ExitStack() as stack:

@@ -15,11 +15,6 @@ SHOWN = 4
 """Reasons that a refusal lists."""
 
 
-def layout_of(mask: Mask) -> str:
-    """The layout that a mask was asked for."""
-    return str(mask.options.get("layout", "ragged"))
-
-
 def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | None:
     """Keys of the library's own config that state a mask of uniform layout; None for a ragged one.
 
@@ -28,7 +23,7 @@ def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings |
     Raises:
         ArtifactError: the config cannot state it; says why.
     """
-    if layout_of(mask) != "uniform":
+    if mask.options.get("layout") != "uniform":
         return None
     kept = {group: part.kept for group, part in mask.groups.items()}
     settings: Settings = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.artifacts.base import require_source
-from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency
+from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask
 from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
@@ -31,9 +31,9 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 
 | | before | after | ratio |
 |---|---|---|---|
-| MACs (batch {batch}, {shape}) | {macs_before:,} | {macs_after:,} | {macs_ratio:.3f} |
-| parameters | {parameters_before:,} | {parameters_after:,} | {parameters_ratio:.3f} |
-| bytes of weights | {bytes_before:,} | {bytes_after:,} | {bytes_ratio:.3f} |
+| MACs (batch {work.batch_size}, {work.shape}) | {before.macs:,} | {after.macs:,} | {macs_ratio:.3f} |
+| parameters | {before.parameters:,} | {after.parameters:,} | {parameters_ratio:.3f} |
+| bytes of weights | {before.bytes:,} | {after.bytes:,} | {bytes_ratio:.3f} |
 
 {begin}
 {measured}
@@ -47,8 +47,8 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 
 ## Certificate
 
-Reloaded by {loader}: outputs ({outputs}) differ from the cut model's by at most {reloaded:.3g}{masked}
-(tolerance {tolerance:.3g}). `optin.json` holds the whole record.
+Reloaded by {proof.loader}: outputs ({outputs}) differ from the cut model's by at most {proof.reloaded:.3g}{masked}
+(tolerance {proof.tolerance:.3g}). `optin.json` holds the whole record.
 
 ## Limits
 
@@ -82,6 +82,13 @@ HOW = {"ragged": RAGGED, "uniform": UNIFORM}
 UNMEASURED = """## Metric and latency
 
 Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
+MEASURED = """## Metric and latency
+
+By `optin eval` {version}{task}.{timed} Behind ± is the standard error; a cell without a number was not measured.
+
+| | on | before | after | change |
+|---|---|---|---|---|
+{rows}"""
 CARRIED = ("license", "license_name", "license_link", "language", "datasets", "base_model", "pipeline_tag")
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
@@ -125,29 +132,22 @@ def write_card(
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
+        work=manifest.workload,
         how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
         budget=_budget(manifest.budget),
-        batch=manifest.workload.batch_size,
-        shape=manifest.workload.shape,
-        macs_before=before.macs,
-        macs_after=after.macs,
+        before=before,
+        after=after,
         macs_ratio=after.macs / before.macs,
-        parameters_before=before.parameters,
-        parameters_after=after.parameters,
         parameters_ratio=after.parameters / before.parameters,
-        bytes_before=before.bytes,
-        bytes_after=after.bytes,
         bytes_ratio=after.bytes / before.bytes,
         begin=BEGIN,
         measured=UNMEASURED,
         end=END,
         recipe=_recipe(manifest),
         groups=_groups(manifest.groups),
-        loader=certificate.loader,
+        proof=certificate,
         outputs=", ".join(certificate.outputs),
-        reloaded=certificate.reloaded,
         masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
-        tolerance=certificate.tolerance,
         licence=_licence(front or {}, licence_files),
     )
 
@@ -216,11 +216,8 @@ def _recipe(manifest: Manifest) -> str:
     """What decided, and on which data, as far as the manifest says."""
     options = {key: value for key, value in manifest.options.items() if key not in INNER_OPTIONS or value}
     recipe, criterion = options.pop("recipe", None), options.pop("criterion", None)
-    lines = []
-    if recipe is not None:
-        lines.append(f"Recipe: `{recipe}`.")
-    if criterion is not None:
-        lines.append(f"Importance of units: criterion `{criterion}`.")
+    lines = [] if recipe is None else [f"Recipe: `{recipe}`."]
+    lines += [] if criterion is None else [f"Importance of units: criterion `{criterion}`."]
     sources = (("architecture", "Units as described by"), ("scoring", "Scored on"), ("calibration", "Refitted on"))
     for role, what in sources:
         if role in manifest.inputs:
@@ -272,29 +269,12 @@ def _measured(evaluation: Evaluation) -> str:
     if other is not None and other.agreement is not None:
         rows.append(("agreement of both", conditions, "", f"{other.agreement:.4f}", ""))
     if evaluation.latency is not None:
-        rows.append(_latency(evaluation.latency, other))
+        latency, ratio = evaluation.latency, other.latency_ratio if other is not None else None
+        speed = f"batch {latency.batch_size}, {latency.shape}, median of {latency.runs} runs"
+        before_ms, change = (f"{latency.median_ms / ratio:.4g}", f"ratio {ratio:.3f}") if ratio else ("", "")
+        rows.append(("latency, ms", speed, before_ms, f"{latency.median_ms:.4g}", change))
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
-    lines = [
-        "## Metric and latency",
-        "",
-        f"By `optin eval` {evaluation.optin_version}{task}.{timed} Behind ± is the standard error; "
-        "a cell without a number was not measured.",
-        "",
-        "| | on | before | after | change |",
-        "|---|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def _latency(latency: Latency, other: Comparison | None) -> tuple[str, str, str, str, str]:
-    ratio = other.latency_ratio if other is not None else None
-    return (
-        "latency, ms",
-        f"batch {latency.batch_size}, {latency.shape}, median of {latency.runs} runs",
-        f"{latency.median_ms / ratio:.4g}" if ratio else "",
-        f"{latency.median_ms:.4g}",
-        f"ratio {ratio:.3f}" if ratio else "",
-    )
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return MEASURED.format(version=evaluation.optin_version, task=task, timed=timed, rows="\n".join(lines))

@@ -13,27 +13,29 @@ from torch import nn
 
 from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
+from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Kept, Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
-from optin_cli.checkpoints.token_checks import require_kinds
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, run_probe_fresh, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
 from optin_cli.model.config_counts import Settings
-from optin_cli.model.costs import count_macs, count_parameters
+from optin_cli.model.costs import count_macs, count_parameters, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import alike_rows
+from optin_cli.model.token_costs import measure_token_costs
+from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning import model_card as card
-from optin_cli.pruning.budget import measure_original
 from optin_cli.pruning.config import config_settings
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
@@ -130,33 +132,24 @@ def prune(
 
 def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     """Check a mask against a checkpoint; source: name and hash of the mask (ArtifactError if it does not fit)."""
-    check_mask(checkpoint, mask, source.name)
-    return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
-
-
-def check_mask(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
-    """Refuse a mask of another checkpoint or architecture description, or whose groups are not those of the model.
-
-    Raises:
-        ArtifactError: with the first group that does not fit.
-    """
-    require_source(mask, name, "checkpoint", checkpoint.source)
-    require_description(mask, name, checkpoint.description, f"{checkpoint.name} was opened")
+    require_source(mask, source.name, "checkpoint", checkpoint.source)
+    require_description(mask, source.name, checkpoint.description, f"{checkpoint.name} was opened")
     require_kinds(checkpoint, mask.groups)
     groups = checkpoint.structure.units
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
             raise ArtifactError(
-                f"{name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
+                f"{source.name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
                 hint=did_you_mean(group_name, groups),
             )
         if kept.units != groups[group_name]:
             raise ArtifactError(
-                f"{name} says that {group_name} has {kept.units} units; "
+                f"{source.name} says that {group_name} has {kept.units} units; "
                 f"in {checkpoint.name} it has {groups[group_name]}."
             )
     for kind in checkpoint.structure.kinds:
-        kind.check({n: group.kept for n, group in mask.groups.items()}, name)
+        kind.check({name: group.kept for name, group in mask.groups.items()}, source.name)
+    return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
 
 
 def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
@@ -205,6 +198,23 @@ def write_pruned(
     return manifest
 
 
+def measure_original(checkpoint: Checkpoint, mask: Mask) -> Costs:
+    """Costs of the original, and of the units of the groups that a mask names, at the mask's workload."""
+    model, structure, inputs = checkpoint.model, checkpoint.structure, checkpoint.input.example(mask.workload)
+    totals, groups = measure_costs(model, structure, inputs, checkpoint.weight_bytes)
+    groups = {name: cost for name, cost in groups.items() if name in mask.groups}
+    tokens = tokens_of(structure)
+    if tokens is None or not tokens.units.keys() & mask.groups.keys():
+        return Costs(groups, totals)
+    # Only the number of merging tokens is asked of these groups; what they save follows from the costs of blocks.
+    nothing = {"unit_macs": 0.0, "unit_parameters": 0}
+    groups |= {
+        name: GroupCost(kind=TOKEN, block=block, units=tokens.mergeable, **nothing)
+        for name, block in tokens.block_of.items()
+    }
+    return Costs(groups, totals, measure_token_costs(model, structure, tokens, inputs))
+
+
 def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
     """A pruned copy of the checkpoint's model, and the plan that gives the library's own model its shapes."""
     model = copy.deepcopy(checkpoint.model)
@@ -213,11 +223,7 @@ def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.
 
 
 def cut_and_compare(planned: Pruning) -> Pruned:
-    """Prune a copy of the model and compare it with the masked original.
-
-    Raises:
-        CertificateError: their outputs differ.
-    """
+    """Prune a copy of the model and compare it with the masked original (CertificateError if outputs differ)."""
     original, structure, probe = planned.checkpoint.model, planned.checkpoint.structure, planned.probe
     with masked(original, structure, planned.kept), structure.choices(original) as theirs:
         expected = run_probe(original, probe, planned.outputs)
@@ -235,11 +241,7 @@ def cut_and_compare(planned: Pruning) -> Pruned:
 
 
 def _certify(planned: Pruning, pruned: Pruned, folder: Path) -> Certificate:
-    """Reload the folder in a fresh process without optin and compare it with the model in memory.
-
-    Raises:
-        CertificateError: it does not load, or their outputs differ.
-    """
+    """Reload the folder in a fresh process without optin and compare it with the model in memory."""
     blueprint, probe, names = planned.checkpoint.blueprint, planned.probe, planned.outputs
     loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None)
     expected = run_probe(pruned.model, probe, names)
@@ -278,7 +280,7 @@ def _manifest(
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
         workload=mask.workload,
-        budget=cost[0].recount(mask.budget, {name: group.kept for name, group in mask.groups.items()}),
+        budget=cost[0].recount(mask.budget, planned.kept),
         before=cost[0].totals,
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",

@@ -13,10 +13,9 @@
        min_W ||X W - Q||_F^2,   Q = original's (sublayer output + its input) - pruned model's sublayer input
 
 Simplifications: the gradients are taken of a random square root of the Hessian of KL (the sketch), because the
-gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which
-keeping by a threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of
-TINY_RIDGE against singular inputs; lambda and mu are those of the authors' published command, where the paper
-searches a few values per task.
+gradient of KL itself vanishes where nothing is pruned yet; the mask search is an exact knapsack, of which keeping by a
+threshold on S per FLOP is the relaxation; least squares includes the bias, and a ridge of TINY_RIDGE against singular
+inputs; lambda and mu are those of the authors' published command, where the paper searches a few values per task.
 """
 
 import contextlib
@@ -30,12 +29,11 @@ from torch import nn
 from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
-from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import cut, prune_copy
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
-from optin_cli.refit.design_matrix import nothing_left
+from optin_cli.refit.design_matrix import nothing_left, set_weight_matrix, weight_matrix
 from optin_cli.refit.refit import linear, normal_equations, unsolved
 from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import solve_ridge
@@ -59,28 +57,18 @@ TINY_RIDGE = 1e-6
 def measure_knowledge(
     setting: Setting, model: nn.Module, groups: Sequence[Group], prefixes: Prefixes | None = None
 ) -> dict[str, Vector32]:
-    """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name.
-
-    Args:
-        prefixes: outputs of the blocks before.
-    """
+    """S of every unit of `groups`, none of which is pruned yet in `model`: (units,) by group name."""
     checkpoint = setting.checkpoint
     columns = [replace(group, units=group.width, unit_width=1) for group in groups]
     structure = checkpoint.structure.with_groups(columns)
     predicted = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
     represented = {name: zeros.clone() for name, zeros in predicted.items()}
+    objective = Objective(manifold=0.0, output=1.0, temperature=GAMMA)
     samples = tokens = 0
     for number, batch in enumerate(b.to(checkpoint.device) for b in setting.calibration.batches):
         skipping = contextlib.nullcontext() if prefixes is None else prefixes.skipping(number)
-        with skipping, unit_energies(model, columns, batch, mixed=False) as energies:
-            gradients = sketch_batch(
-                model,
-                structure,
-                batch,
-                Objective(manifold=0.0, output=1.0, temperature=GAMMA),
-                probes=1,
-                seed=setting.options.seed,
-            )
+        with skipping, unit_energies(model, columns, batch) as energies:
+            gradients = sketch_batch(model, structure, batch, objective, probes=1, seed=setting.options.seed)
         for name in predicted:
             predicted[name] += gradients[name].sum(dim=0)
             represented[name] += energies[name].sum(dim=0)
@@ -122,36 +110,22 @@ def search_rest(importance: Mapping[str, Vector32], costs: Costs, limits: Limits
 
 
 def tune_consumer(setting: Setting, run: RefitRun, group: Group) -> Refit:
-    """Solve one consumer's weights and bias in place, on all samples.
-
-    Returns:
-        held-out errors before, and after a solution on the other samples alone.
-    """
+    """Solve one consumer in place on all samples; report held-out errors of a solution on the others alone."""
     consumer = linear(run.pruned.model, group)
     if (reason := nothing_left(consumer)) is not None:
         return unsolved(run, group, reason)
-    bias = consumer.bias is not None
-    ridge = setting.ridge or TINY_RIDGE
+    bias, ridge = consumer.bias is not None, setting.ridge or TINY_RIDGE
     fitted, judged, size = normal_equations(run, group)
-    start = consumer.weight.detach().double().T
-    if consumer.bias is not None:
-        start = torch.cat([start, consumer.bias.detach().double()[None]])
-    solution = solve_ridge(fitted.plus(judged), start, ridge, bias=bias).to(consumer.weight.dtype)
-    with torch.no_grad():
-        consumer.weight.copy_((solution[:-1] if bias else solution).T)
-        if consumer.bias is not None:
-            consumer.bias.copy_(solution[-1])
+    start = weight_matrix(consumer)
+    set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, ridge, bias=bias))
     after = judged.error(solve_ridge(fitted, start, ridge, bias=bias))
     return Refit(before=judged.error(start) / size, after=after / size, ridge=ridge, kept=True)
 
 
 def prune_upward(
-    setting: Setting, first: Mapping[str, Vector32], costs: Costs, limits: Limits
+    setting: Setting, first: Mapping[str, Vector32], limits: Limits
 ) -> tuple[Kept, dict[str, Refit], dict[str, torch.Tensor]]:
-    """Search, prune and tune sublayer by sublayer.
-
-    Args:
-        first: S of every unit while nothing is pruned.
+    """Search, prune and tune sublayer by sublayer. first: S of every unit while nothing is pruned.
 
     Returns:
         (kept units, results of tuning, the tuned consumers' weights and biases by full path)
@@ -160,8 +134,7 @@ def prune_upward(
     done: Kept = {}
     report: dict[str, Refit] = {}
     tuned: dict[str, torch.Tensor] = {}
-    changed = False
-    importance = first
+    changed, importance = False, first
     pruned = prune_copy(setting.checkpoint.model, structure, done)
     with refitting(pruned, setting.calibration.batches) as run:
         order = list(run.calls)
@@ -170,25 +143,22 @@ def prune_upward(
             run.advance(group)
             if changed:
                 importance = measure_knowledge(setting, pruned.model, order[number:], run.prefixes)
-            done[group.name] = search_rest(importance, costs, limits, done)[group.name]
+            done[group.name] = search_rest(importance, setting.costs, limits, done)[group.name]
             cut(pruned.model, structure, {group.name: done[group.name]})
             changed = changed or len(done[group.name]) < group.units
             if changed:
                 report[group.name] = tune_consumer(setting, run, group)
                 state = pruned.model.get_submodule(group.consumer).state_dict()
                 tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
-    return {name: done[name] for name in costs.groups}, report, tuned
+    return {name: done[name] for name in setting.costs.groups}, report, tuned
 
 
 def prepare_kprune(setting: Setting) -> Prepared:
     """Measure the knowledge of the whole model; each budget then prunes from the bottom up."""
-    checkpoint = setting.checkpoint
-    inputs = checkpoint.input.example(checkpoint.input.workload(setting.seq_len))
-    totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
-    first = measure_knowledge(setting, checkpoint.model, checkpoint.structure.groups)
+    first = measure_knowledge(setting, setting.checkpoint.model, setting.checkpoint.structure.groups)
 
     def decide(limits: Limits) -> Decision:
-        kept, report, tuned = prune_upward(setting, first, Costs(groups, totals), limits)
+        kept, report, tuned = prune_upward(setting, first, limits)
 
         def adjust(model: nn.Module) -> dict[str, Refit]:
             model.load_state_dict(tuned, strict=False)

@@ -29,7 +29,6 @@ from torch import nn
 from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
-from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
@@ -38,7 +37,6 @@ from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.searching.choose import choose_units
-from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 
 DAMP = 1.0
@@ -50,29 +48,18 @@ BOUND = 10.0
 def mask_gradients(setting: Setting) -> dict[str, Vector64]:
     """Gradients of every calibration sample's loss by the masks: (samples, units) by group name."""
     checkpoint = setting.checkpoint
-    parts: dict[str, list[Vector64]] = {group.name: [] for group in checkpoint.structure.groups}
-    batches = setting.calibration.batches
+    model, structure, batches = checkpoint.model, checkpoint.structure, setting.calibration.batches
+    parts = []
     for number, batch in enumerate(batches):
         setting.progress.update(number, len(batches), "fisher")
-        on_device = batch.to(checkpoint.device)
-        found = loss_gradients(checkpoint.model, checkpoint.structure, checkpoint.structure.groups, on_device)
-        for name, rows in found.items():
-            parts[name].append(rows.numpy())
-    return {name: np.concatenate(rows) for name, rows in parts.items()}
-
-
-def objective(fisher: Vector64, pruned: Sequence[int]) -> float:
-    """Second-order cost of pruning these units: 1/2 (1 - m)^T I (1 - m)."""
-    return 0.5 * float(fisher[np.ix_(list(pruned), list(pruned))].sum())
+        parts.append(loss_gradients(model, structure, structure.groups, batch.to(checkpoint.device)))
+    return {group.name: torch.cat([rows[group.name] for rows in parts]).numpy() for group in structure.groups}
 
 
 def rearrange(fisher: Vector64, pruned: Sequence[int]) -> list[int]:
-    """Swap pruned with kept units as long as a swap lowers `objective`; returns the pruned units, ascending.
+    """Swap pruned with kept units as long as a swap lowers 1/2 (1 - m)^T I (1 - m), with I of shape (units, units).
 
-    No single swap betters the result; it need not be the best of all sets.
-
-    Args:
-        fisher: (units, units), symmetric.
+    Returns the pruned units, ascending. No single swap betters the result; it need not be the best of all sets.
     """
     gone = np.zeros(len(fisher), dtype=bool)
     gone[list(pruned)] = True
@@ -129,10 +116,10 @@ def solve_masks(
 
 
 def tune_consumer(run: RefitRun, group: Group) -> Refit:
-    """Fold tuned masks into one consumer, unless one of them is out of bounds.
+    """Fold masks of all samples into one consumer, if none is out of bounds.
 
     Returns:
-        held-out errors of masks that the other samples gave; the folded ones are of all samples.
+        held-out errors of masks that the other samples gave.
     """
     consumer = linear(run.pruned.model, group)
     fitted, judged, size = normal_equations(run, group)
@@ -175,15 +162,11 @@ def tune_masks(setting: Setting, model: nn.Module, kept: Kept) -> dict[str, Refi
 
 def prepare_kwon(setting: Setting) -> Prepared:
     """Measure the Fisher matrices; each budget then searches, rearranges and tunes."""
-    checkpoint = setting.checkpoint
     gradients = mask_gradients(setting)
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
-    inputs = checkpoint.input.example(checkpoint.input.workload(setting.seq_len))
-    totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
-    costs = Costs(groups, totals)
 
     def decide(limits: Limits) -> Decision:
-        found = choose_units(importance, costs, limits, algorithm="optin")
+        found = choose_units(importance, setting.costs, limits, algorithm="optin")
         kept = rearrange_all(found, gradients)
         return Decision(kept, lambda model: tune_masks(setting, model, kept))
 

@@ -15,6 +15,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.calibration import Calibration
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 
 Adjust = Callable[[nn.Module], dict[str, Refit]]
@@ -31,13 +32,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Setting:
-    """Input of every recipe: calibration batches and the constants that it may use.
+    """Input of every recipe: calibration batches, the costs of units and the constants that it may use.
 
     ridge: for those that refit; None chooses it by held-out error.
     """
 
     checkpoint: Checkpoint
     calibration: Calibration
+    costs: Costs
     options: ScoreOptions
     seq_len: int | None
     ridge: float | None = None

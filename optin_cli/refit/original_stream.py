@@ -4,6 +4,7 @@ A refit asks for the original's residual stream behind every consumer in turn. A
 answered from one pass through that block, whose results wait in temporary files, not in memory.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,13 +19,7 @@ from optin_cli.model.units import Group
 
 
 def at_residual_sum(hook: Hooks, model: nn.Module, group: Group, arrive: Callable[[torch.Tensor], None]) -> None:
-    """Call `arrive` with every sum of the consumer's output and its residual stream.
-
-    Without a residual stream, with the consumer's own output.
-    """
-
-    def on_input(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        arrive(arguments[0])
+    """Call `arrive` with every sum of a consumer's output and residual stream; without one, with its own output."""
 
     def on_output(_module: nn.Module, _arguments: Any, output: Any) -> None:
         arrive(first_tensor(output))
@@ -32,7 +27,7 @@ def at_residual_sum(hook: Hooks, model: nn.Module, group: Group, arrive: Callabl
     if not group.residual:
         hook.after(model.get_submodule(group.consumer), on_output)
     elif group.residual_sum is not None:
-        hook.before(model.get_submodule(group.residual_sum), on_input)
+        hook.before(model.get_submodule(group.residual_sum), lambda _module, arguments: arrive(arguments[0]))
     else:  # before what merges tokens behind a block
         hook.after(model.get_submodule(group.block_path), on_output, prepend=True)
 
@@ -54,10 +49,9 @@ class Targets(Prefixes):
             return
         super().advance(group)
         self._block = group.block
-        paths = {block.name: block.path for block in self.structure.blocks}
         members = {other: n for other, n in self._calls.items() if other.block == group.block}
         for number, batch in enumerate(self.batches):
-            sums, output = self._through(number, batch, paths[group.block], members)
+            sums, output = self._through(number, batch, group.block_path, members)
             for member, tensors in sums.items():
                 torch.save(tensors, self._sums_file(number, member))
             torch.save(output, self._file(number, self._depth))
@@ -84,17 +78,14 @@ class Targets(Prefixes):
             outputs.append(output)
             stop_if_done()
 
-        def arriving(group: Group) -> Callable[[torch.Tensor], None]:
-            def arrive(total: torch.Tensor) -> None:
-                # A copy, because the next module may work in place.
-                sums[group].append(self.structure.positions(block).spread(total.clone()))
-                stop_if_done()
-
-            return arrive
+        def arrive(group: Group, total: torch.Tensor) -> None:
+            # A copy, because the next module may work in place.
+            sums[group].append(self.structure.positions(block).spread(total.clone()))
+            stop_if_done()
 
         with hooks() as hook, self.skipping(number):
             for group in members:
-                at_residual_sum(hook, self.model, group, arriving(group))
+                at_residual_sum(hook, self.model, group, functools.partial(arrive, group))
             hook.after(block, collect, prepend=True)
             run_until_stopped(self.model, batch.inputs)
         return sums, outputs[0]

@@ -32,11 +32,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def linear(model: nn.Module, group: Group) -> nn.Linear:
-    """The consumer of a group, for what re-solves linear layers only.
-
-    Raises:
-        ArchitectureError: it is another module.
-    """
+    """The consumer of a group, for what re-solves linear layers only (ArchitectureError if it is another module)."""
     consumer = model.get_submodule(group.consumer)
     if not isinstance(consumer, nn.Linear):
         raise ArchitectureError(

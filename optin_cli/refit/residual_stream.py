@@ -180,22 +180,17 @@ class Rows:
 
 
 def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator[tuple[Rows, torch.Tensor]]:
-    """The rows that a consumer is judged by, call by call, with which samples are held out.
-
-    Args:
-        inputs: whether x is wanted.
-    """
+    """The rows that a consumer is judged by, call by call, with which samples are held out. inputs: ask for x too."""
     model, outputs = run.pruned.model, run.kept_outputs(group)
     consumer = model.get_submodule(group.consumer)
-    axis = 1 if group.axis == 1 else -1
     for number, batch in enumerate(run.batches):
         with run.prefixes.skipping(number):
             found = gather(model, run.pruned.structure, group, batch, run.calls[group])
         for call, whole in zip(found, run.targets.sums(number, group), strict=True):
             target = call.positions.average(whole)
-            aim = target if outputs is None else target.index_select(axis, outputs.to(target.device))
+            aim = target if outputs is None else target.index_select(group.axis, outputs.to(target.device))
             laid = [
-                output_rows(t, axis, batch.size)
+                output_rows(t, group.axis, batch.size)
                 for t in (*wanted_output(group, call.out, call.total, aim), call.out.detach())
             ]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])

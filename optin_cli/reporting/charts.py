@@ -162,39 +162,28 @@ def _summary(kind: str, groups: Sequence[GroupFacts]) -> str:
 def draw_plots(sweep: Sweep, this: tuple[float, float | None, float] | None) -> list[Plot]:
     """Plot the metric against the share of MACs and, if every point was timed, against the share of latency.
 
-    Args:
-        this: (share of MACs, share of latency, metric) of the model that the report describes.
+    this: (share of MACs, share of latency, metric) of the model that the report describes.
     """
-    plots = [
-        _plot(
-            sweep,
-            lambda point: point.macs_ratio,
-            f"{sweep.metric} over MACs",
-            f"MACs, share of the original ({sweep.workload.shape})",
-            None if this is None else (this[0], this[2]),
-        )
-    ]
+    label = f"MACs, share of the original ({sweep.workload.shape})"
+    mine = None if this is None else (this[0], this[2])
+    plots = [_plot(sweep, lambda point: point.macs_ratio, "MACs", label, mine)]
     speed = sweep.baseline.latency
     if speed is not None and sweep.points and all(point.latency_ratio is not None for point in sweep.points):
         label = f"latency, share of the original (batch {speed.batch_size}, {speed.shape})"
         mine = None if this is None or this[1] is None else (this[1], this[2])
-        plots.append(
-            _plot(sweep, lambda point: point.latency_ratio or 0.0, f"{sweep.metric} over latency", label, mine)
-        )
+        plots.append(_plot(sweep, lambda point: point.latency_ratio or 0.0, "latency", label, mine))
     return plots
 
 
 def _plot(
-    sweep: Sweep, place: Callable[[SweepPoint], float], title: str, x_label: str, this: tuple[float, float] | None
+    sweep: Sweep, place: Callable[[SweepPoint], float], cost: str, x_label: str, this: tuple[float, float] | None
 ) -> Plot:
     original = sweep.baseline.value
     levels = [("original", original)]
     if isinstance(most := sweep.options.get("max_drop"), (int, float)):
         levels.append(("allowed", original - most if sweep.higher_is_better else original + most))
-    errors = [point.standard_error or 0.0 for point in sweep.points]
     heights = [value for _, value in levels] + ([this[1]] if this else [])
-    heights += [p.value - e for p, e in zip(sweep.points, errors, strict=True)]
-    heights += [p.value + e for p, e in zip(sweep.points, errors, strict=True)]
+    heights += [p.value + sign * (p.standard_error or 0.0) for p in sweep.points for sign in (-1, 1)]
     y_ticks = ticks(min(heights), max(heights))
     x_ticks = ticks(0.0, max([1.0, *map(place, sweep.points)] + ([this[0]] if this else [])))
 
@@ -232,7 +221,7 @@ def _plot(
     if this is not None:
         summary += f" This report's model has {this[1]:.4f} at {this[0]:.3f}."
     return Plot(
-        title=title,
+        title=f"{sweep.metric} over {cost}",
         summary=summary,
         x_label=x_label,
         y_label=sweep.metric,

@@ -30,21 +30,17 @@ from optin_cli.version import __version__
 def commands_for(evidence: Evidence) -> list[str]:
     """The command lines that made the evidence, in the order to run them."""
     lines: list[str] = []
-    if evidence.profile is not None:
-        lines.append(_line("profile", [evidence.original.name, "-o", evidence.profile.name], evidence.profile.head))
-    if evidence.scores is not None and isinstance(evidence.scores.content, Scores):
-        lines.append(_score(evidence.scores.content, evidence.scores.name))
-    mask = evidence.mask.content if evidence.mask is not None else None
-    manifest = evidence.manifest.content if evidence.manifest is not None else None
-    if evidence.mask is not None and isinstance(mask, Mask) and "scores" in mask.inputs:
-        lines.append(_search(mask, evidence.mask.name))
-    by_sweep = isinstance(manifest, Manifest) and "recipe" in manifest.options
-    if isinstance(manifest, Manifest) and evidence.pruned is not None and not by_sweep:
-        lines.append(_prune(manifest, evidence.pruned.name))
-    lines += [
-        _evaluate(read.content, read.name) for read in evidence.evaluations if isinstance(read.content, Evaluation)
-    ]
-    return lines + [_sweep(read.content) for read in evidence.sweeps if isinstance(read.content, Sweep)]
+    if (profile := evidence.profile) is not None:
+        lines.append(_line("profile", [evidence.original.name, "-o", profile.name], profile.content))
+    if (scores := evidence.scores) is not None and isinstance(scores.content, Scores):
+        lines.append(_score(scores.content, scores.name))
+    if (mask := evidence.mask) is not None and "scores" in mask.content.inputs:
+        lines.append(_search(mask.content, mask.name))
+    manifest, pruned = evidence.manifest, evidence.pruned
+    if manifest is not None and pruned is not None and "recipe" not in manifest.content.options:  # by no sweep
+        lines.append(_prune(manifest.content, pruned.name))
+    lines += [_evaluate(read.content, read.name) for read in evidence.evaluations]
+    return lines + [_sweep(read.content) for read in evidence.sweeps]
 
 
 def _line(command: str, words: Iterable[str], artifact: Artifact) -> str:
@@ -102,11 +98,8 @@ def _score(scores: Scores, name: str) -> str:
     calibration = header.inputs.get("calibration")
     words = [header.inputs["checkpoint"].name]
     words += [] if calibration is None else ["--calib", calibration.name]
-    return _line(
-        "score",
-        [*words, *words_of(ScoreOptions, header.options, header, ScoreOptions().recorded()), "-o", name],
-        header,
-    )
+    words += words_of(ScoreOptions, header.options, header, ScoreOptions().recorded())
+    return _line("score", [*words, "-o", name], header)
 
 
 def _search(mask: Mask, name: str) -> str:

@@ -5,21 +5,24 @@ scores, an evaluation names the checkpoint that it measured, and a sweep or prof
 the user named and that does not match is an error; a file that merely lies in the folder is left out with a note.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from optin_cli.artifacts.base import Source, Workload, require_description, require_source
+from optin_cli.artifacts.base import Source, require_description, require_source
 from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.reading import Read, artifacts_in, read_artifact
-from optin_cli.artifacts.scores import Scores
+from optin_cli.artifacts.scores import Scores, ScoresHeader
+from optin_cli.artifacts.sweep import RESULT, Sweep
 from optin_cli.checkpoints.folders import MANIFEST, folder_source
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.progress import SILENT, Progress
 
-SWEEP = "sweep.json"
 BESIDE_CUT = ("mask", "scores", "profile", "eval", "sweep")
 BESIDE_SWEEP = ("scores", "profile")
 """Kinds that are also looked for beside a cut folder, and beside a sweep of which no model was written."""
@@ -30,25 +33,36 @@ class Evidence:
     """The artifacts of a report; None or empty where nothing was found.
 
     original: the checkpoint that everything was made from. pruned: the pruned folder, by the hash that evaluations
-    record. ties: for each file name, how it was matched, in words.
+    record. scores: the file, or its header alone, which says only what units cost.
     """
 
     original: Source
     pruned: Source | None = None
-    manifest: Read | None = None
-    mask: Read | None = None
-    scores: Read | None = None
-    profile: Read | None = None
-    evaluations: tuple[Read, ...] = ()
-    sweeps: tuple[Read, ...] = ()
-    ties: dict[str, str] = field(default_factory=dict)
+    manifest: Read[Manifest] | None = None
+    mask: Read[Mask] | None = None
+    scores: Read[Scores | ScoresHeader] | None = None
+    profile: Read[Profile] | None = None
+    evaluations: tuple[Read[Evaluation], ...] = ()
+    sweeps: tuple[Read[Sweep], ...] = ()
+
+    @property
+    def reads(self) -> list[Read[Any]]:
+        """Every artifact, the pruned model's record first."""
+        single = (self.manifest, self.mask, self.scores, self.profile)
+        return [*(read for read in single if read is not None), *self.evaluations, *self.sweeps]
+
+    @property
+    def costs(self) -> list[ScoresHeader | Profile]:
+        """What states the costs of the original's groups: the scores, then a profile."""
+        heads: list[Any] = [read.head for read in (self.scores, self.profile) if read is not None]
+        return heads
 
 
 @dataclass(frozen=True)
 class Found:
     """A file, and whether the user named it, it lies in the folder, or only beside the folder."""
 
-    read: Read
+    read: Read[Any]
     named: bool
     beside: bool = False
 
@@ -74,16 +88,16 @@ def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, pr
                 f"{folder} {what}; expected a folder.", hint="Pass single files with --mask, --scores, --eval, --sweep."
             )
         cut = _cut_folder(folder)
-        inside = [*artifacts_in(folder), *(read_artifact(path) for path in sorted(folder.glob(f"*/{SWEEP}")))]
+        inside = [*artifacts_in(folder), *(read_artifact(path) for path in sorted(folder.glob(f"*/{RESULT}")))]
         found += [Found(read, named=False) for read in inside if read.kind != "manifest"]
-        if folder == cut or (folder / SWEEP).is_file():
+        if folder == cut or (folder / RESULT).is_file():
             kinds = BESIDE_SWEEP if cut is None else BESIDE_CUT
             beside = (read for read in artifacts_in(folder.resolve().parent) if read.kind in kinds)
             found += [Found(read, named=False, beside=True) for read in beside]
     if cut is None:
         evidence = Evidence(original=_anchor(found, folder))
     else:
-        manifest = read_artifact(cut / MANIFEST)
+        manifest = _read_as("manifest", cut / MANIFEST)
         original = manifest.head.inputs["checkpoint"]
         evidence = Evidence(original=original, pruned=folder_source(cut), manifest=manifest)
     for add in (_add_mask, _add_scores, _add_profile, _add_evaluations, _add_sweeps):
@@ -91,7 +105,7 @@ def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, pr
     return evidence
 
 
-def _read_as(kind: str, path: str | Path) -> Read:
+def _read_as(kind: str, path: str | Path) -> Read[Any]:
     read = read_artifact(path)
     if read.kind != kind:
         raise UsageError(f"{path} is a {read.kind} file; expected a {kind} file.", hint=f"Pass it with --{read.kind}.")
@@ -132,151 +146,112 @@ def _anchor(found: Sequence[Found], folder: Path | None) -> Source:
     )
 
 
-def _of(found: Iterable[Found], kind: str) -> list[Found]:
-    return [item for item in found if item.read.kind == kind]
-
-
-def _fitting(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> list[Read]:
-    """The files that pass `check`, each once; a named file that fails is an error."""
-    fits: dict[str, Read] = {}
+def _fitting(
+    found: Sequence[Found], kind: str, check: Callable[[Read[Any]], None], progress: Progress
+) -> list[Read[Any]]:
+    """The files of a kind that pass `check`, each once; a named file that fails is an error."""
+    found = [item for item in found if item.read.kind == kind]
+    fits: dict[str, Read[Any]] = {}
     for item in found:
-        problem = _problem(item.read, check)
-        if problem is None:
+        try:
+            check(item.read)
+        except ArtifactError as problem:  # noqa: PERF203 - a folder holds few files
+            if item.named:
+                raise
+            if not item.beside:
+                progress.note(f"Left out {item.read.name}: {problem.message}")
+        else:
             fits.setdefault(item.read.sha256, item.read)
-        elif item.named:
-            raise problem
-        elif not item.beside:
-            progress.note(f"Left out {item.read.name}: {problem.message}")
     named = {item.read.sha256 for item in found if item.named}
     chosen = [read for sha, read in fits.items() if sha in named] or [*fits.values()]
     for read in fits.values():
         if read not in chosen:
-            progress.note(f"Left out {read.name}: another {what} was named.")
+            progress.note(f"Left out {read.name}: another {kind} was named.")
     return chosen
 
 
-def _problem(read: Read, check: Callable[[Read], None]) -> ArtifactError | None:
-    try:
-        check(read)
-    except ArtifactError as error:
-        return error
-    return None
-
-
-def _one(found: Sequence[Found], check: Callable[[Read], None], what: str, progress: Progress) -> Read | None:
+def _one(found: Sequence[Found], kind: str, check: Callable[[Read[Any]], None], progress: Progress) -> Read[Any] | None:
     """The single file that matches; None if several do, unless the user named them, which is an error."""
-    reads = _fitting(found, check, what, progress)
+    reads = _fitting(found, kind, check, progress)
     if len(reads) > 1:
         names = ", ".join(read.name for read in reads)
-        if any(item.named for item in found):
-            raise UsageError(f"There are {len(reads)} {what} files: {names}; expected one.")
-        progress.note(f"Left out {names}: all of them fit. Name one with --{what} FILE.")
+        if any(item.named for item in found if item.read.kind == kind):
+            raise UsageError(f"There are {len(reads)} {kind} files: {names}; expected one.")
+        progress.note(f"Left out {names}: all of them fit. Name one with --{kind} FILE.")
     return reads[0] if len(reads) == 1 else None
 
 
-def _of_original(evidence: Evidence) -> Callable[[Read], None]:
-    def check(read: Read) -> None:
-        require_source(read.head, read.name, "checkpoint", evidence.original)
-
-    return check
-
-
-def _tied(evidence: Evidence, read: Read | None, how: str) -> dict[str, str]:
-    return evidence.ties if read is None else {**evidence.ties, read.name: how}
+def _require_original(evidence: Evidence, read: Read[Any]) -> None:
+    require_source(read.head, read.name, "checkpoint", evidence.original)
 
 
 def _add_mask(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
-    manifest = evidence.manifest
-
-    def check(read: Read) -> None:
-        if manifest is None:
-            _of_original(evidence)(read)
+    def check(read: Read[Mask]) -> None:
+        if evidence.manifest is None or evidence.pruned is None:
+            _require_original(evidence, read)
         else:
-            require_source(manifest.head, _folder_name(evidence), "mask", Source(name=read.name, sha256=read.sha256))
+            source = Source(name=read.name, sha256=read.sha256)
+            require_source(evidence.manifest.content, evidence.pruned.name, "mask", source)
 
-    mask = _one(_of(found, "mask"), check, "mask", progress)
-    how = "the cut model's record names its hash" if manifest is not None else "made from the same checkpoint"
-    return replace(evidence, mask=mask, ties=_tied(evidence, mask, how))
-
-
-def _folder_name(evidence: Evidence) -> str:
-    return evidence.pruned.name if evidence.pruned is not None else "the cut model"
+    return replace(evidence, mask=_one(found, "mask", check, progress))
 
 
 def _add_scores(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
-    mask = evidence.mask.head if evidence.mask is not None else None
-    chosen_by = mask is not None and "scores" in mask.inputs
+    mask = evidence.mask
+    maskings: list[Read[Any]] = [read for read in (mask, evidence.manifest) if read is not None]
 
-    def check(read: Read) -> None:
-        _of_original(evidence)(read)
-        if mask is not None and evidence.mask is not None and chosen_by:
-            require_source(mask, evidence.mask.name, "scores", Source(name=read.name, sha256=read.sha256))
+    def check(read: Read[Scores | ScoresHeader]) -> None:
+        _require_original(evidence, read)
+        if mask is not None and "scores" in mask.content.inputs:
+            require_source(mask.content, mask.name, "scores", Source(name=read.name, sha256=read.sha256))
         _require_description(evidence, read)
-        for source in (evidence.mask, evidence.manifest):
-            if source is not None and isinstance(read.content, Scores):
-                _require_groups(source, read, read.content)
+        if not isinstance(read.content, Scores):
+            return
+        scored = read.content.header.groups
+        for masked in maskings:
+            for name, group in masked.content.groups.items():
+                units = scored[name].units if name in scored else 0
+                if units != group.units:
+                    raise ArtifactError(
+                        f"{read.name} scores {units} units of {name}, but {masked.name} has {group.units}."
+                    )
 
-    scores = _one(_of(found, "scores"), check, "scores", progress)
-    loosely = "made from the same checkpoint; no mask at hand names its hash"
-    how = "the mask names its hash" if chosen_by else loosely
-    return replace(evidence, scores=scores, ties=_tied(evidence, scores, how))
+    return replace(evidence, scores=_one(found, "scores", check, progress))
 
 
-def _require_description(evidence: Evidence, read: Read) -> None:
+def _require_description(evidence: Evidence, read: Read[Any]) -> None:
     """Refuse what was made with another architecture description than the mask: its groups may be others."""
     masked = evidence.mask or evidence.manifest
     if masked is not None:
         require_description(read.head, read.name, masked.head.inputs.get("architecture"), f"{masked.name} was made")
 
 
-def _require_groups(masked: Read, read: Read, scores: Scores) -> None:
-    groups = masked.content.groups if isinstance(masked.content, (Mask, Manifest)) else {}
-    for name, group in groups.items():
-        units = scores.header.groups[name].units if name in scores.header.groups else 0
-        if units != group.units:
-            raise ArtifactError(f"{read.name} scores {units} units of {name}, but {masked.name} has {group.units}.")
-
-
 def _add_profile(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
-    workload = _workload(evidence)
+    masked = evidence.manifest or evidence.mask
 
-    def check(read: Read) -> None:
-        _of_original(evidence)(read)
+    def check(read: Read[Profile]) -> None:
+        _require_original(evidence, read)
         _require_description(evidence, read)
-        if workload is not None and isinstance(read.content, Profile) and read.content.workload != workload:
+        if masked is not None and read.content.workload != masked.content.workload:
             raise ArtifactError(
-                f"{read.name} is of inputs of {read.content.workload.shape}; expected {workload.shape}."
+                f"{read.name} is of inputs of {read.content.workload.shape}; expected {masked.content.workload.shape}."
             )
 
-    profile = _one(_of(found, "profile"), check, "profile", progress)
-    return replace(evidence, profile=profile, ties=_tied(evidence, profile, "made from the same checkpoint"))
-
-
-def _workload(evidence: Evidence) -> Workload | None:
-    for read in (evidence.manifest, evidence.mask):
-        if read is not None and isinstance(read.content, (Manifest, Mask)):
-            return read.content.workload
-    return None
+    return replace(evidence, profile=_one(found, "profile", check, progress))
 
 
 def _add_evaluations(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
     models = [source for source in (evidence.pruned, evidence.original) if source is not None]
 
-    def check(read: Read) -> None:
-        inputs = read.head.inputs
-        measured, against = inputs.get("checkpoint"), inputs.get("against")
+    def check(read: Read[Evaluation]) -> None:
+        measured, against = (read.head.inputs.get(role) for role in ("checkpoint", "against"))
         of_a_cut_one = evidence.pruned is None and against is not None and against.sha256 == evidence.original.sha256
         if measured is None or not (of_a_cut_one or measured.sha256 in {source.sha256 for source in models}):
             require_source(read.head, read.name, "checkpoint", models[0])
 
-    reads = _fitting(_of(found, "eval"), check, "eval", progress)
-    ties = dict(evidence.ties)
-    for read in reads:
-        ties[read.name] = f"measured {read.head.inputs['checkpoint'].name}, by the hash of its weights and config"
-    return replace(evidence, evaluations=tuple(reads), ties=ties)
+    return replace(evidence, evaluations=tuple(_fitting(found, "eval", check, progress)))
 
 
 def _add_sweeps(evidence: Evidence, found: Sequence[Found], progress: Progress) -> Evidence:
-    reads = _fitting(_of(found, "sweep"), _of_original(evidence), "sweep", progress)
-    ties = {**evidence.ties, **{read.name: "made from the same checkpoint" for read in reads}}
-    return replace(evidence, sweeps=tuple(reads), ties=ties)
+    check = partial(_require_original, evidence)
+    return replace(evidence, sweeps=tuple(_fitting(found, "sweep", check, progress)))

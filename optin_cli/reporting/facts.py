@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from optin_cli.artifacts.base import Totals, Workload
-from optin_cli.artifacts.costs import GroupCost, Profile
+from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.reading import Read
 from optin_cli.artifacts.scores import Scores, ScoresHeader
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.reporting.commands import commands_for
 from optin_cli.reporting.evidence import Evidence
-from optin_cli.reporting.quantities import Quantity, measures, reads_of, sizes, totals_before, workload_of
+from optin_cli.reporting.quantities import Quantity, measures, sizes, totals_before, workload_of
 from optin_cli.searching.costs import Costs
 
 
@@ -82,35 +84,30 @@ class Report:
 
 def make_report(evidence: Evidence) -> Report:
     """Assemble the facts; nothing is estimated that was not measured."""
-    manifest = evidence.manifest.content if evidence.manifest is not None else None
-    mask = evidence.mask.content if evidence.mask is not None else None
-    scores = evidence.scores.content if evidence.scores is not None else None
-    manifest = manifest if isinstance(manifest, Manifest) else None
-    source = manifest or (mask if isinstance(mask, Mask) else None)
-    evaluations = tuple(
-        (read.name, read.content) for read in evidence.evaluations if isinstance(read.content, Evaluation)
-    )
-    sweeps = tuple((read.name, read.content) for read in evidence.sweeps if isinstance(read.content, Sweep))
-    costs = _costs(evidence)
+    manifest = None if evidence.manifest is None else evidence.manifest.content
+    scores = evidence.scores.content if evidence.scores and isinstance(evidence.scores.content, Scores) else None
+    source = manifest or (None if evidence.mask is None else evidence.mask.content)
+    priced = scores.header if scores else evidence.profile and evidence.profile.content
+    costs: Mapping[str, GroupCost] = priced.groups if priced else {}
     return Report(
-        title=evidence.pruned.name if evidence.pruned is not None else evidence.original.name,
+        title=(evidence.pruned or evidence.original).name,
         original=evidence.original.name,
         is_cut=manifest is not None,
         budget=() if source is None else _budget(source, evidence),
-        quantities=(*sizes(evidence, manifest), *measures(evidence, evaluations, sweeps, manifest)),
+        quantities=(*sizes(evidence), *measures(evidence)),
         workload=workload_of(evidence),
-        groups=_groups(source, scores if isinstance(scores, Scores) else None, costs),
-        layers=_layers(source, costs, totals_before(evidence, manifest), manifest.after if manifest else None),
-        criterion=scores.header.criterion if isinstance(scores, Scores) else None,
-        evaluations=evaluations,
-        sweeps=sweeps,
+        groups=_groups(source, scores, costs),
+        layers=_layers(source, costs, totals_before(evidence), manifest.after if manifest else None),
+        criterion=scores.header.criterion if scores else None,
+        evaluations=tuple((read.name, read.content) for read in evidence.evaluations),
+        sweeps=tuple((read.name, read.content) for read in evidence.sweeps),
         refit=manifest.refit if manifest else None,
         refit_data=manifest.inputs["calibration"].name if manifest and "calibration" in manifest.inputs else None,
         certificate=manifest.certificate if manifest else None,
         commands=tuple(commands_for(evidence)),
         origins=tuple(_origins(evidence)),
         versions=manifest.versions if manifest else {},
-        options=tuple(_options(evidence)),
+        options=tuple((read.name, key, _shown(v)) for read in evidence.reads for key, v in read.head.options.items()),
     )
 
 
@@ -121,26 +118,13 @@ def _budget(source: Manifest | Mask, evidence: Evidence) -> tuple[tuple[str, flo
     its shares are recounted where a file with costs is at hand.
     """
     budget = source.budget
-    contents = [read.content for read in (evidence.scores, evidence.profile) if read is not None]
-    for content in contents if isinstance(source, Mask) else ():
-        costs = content.header if isinstance(content, Scores) else content
-        if not isinstance(costs, (ScoresHeader, Profile)) or costs.workload != source.workload:
-            continue
-        if source.groups.keys() <= costs.groups.keys():
+    for costs in evidence.costs if isinstance(source, Mask) else ():
+        if costs.workload == source.workload and source.groups.keys() <= costs.groups.keys():
             kept = {name: group.kept for name, group in source.groups.items()}
             tokens = costs.tokens if isinstance(costs, ScoresHeader) else None
             budget = Costs(costs.groups, costs.totals, tokens).recount(budget, kept)
             break
     return tuple((name, share, budget.reached.get(name)) for name, share in budget.asked.items())
-
-
-def _costs(evidence: Evidence) -> Mapping[str, GroupCost]:
-    """Costs of a unit by group, from the scores or else from a profile."""
-    if evidence.scores is not None and isinstance(evidence.scores.content, Scores):
-        return evidence.scores.content.header.groups
-    if evidence.profile is not None and isinstance(evidence.profile.content, Profile):
-        return evidence.profile.content.groups
-    return {}
 
 
 def _groups(
@@ -187,33 +171,34 @@ def _layers(
 
 
 def _origins(evidence: Evidence) -> Iterable[Origin]:
-    yield Origin(
-        "original checkpoint", evidence.original.name, evidence.original.sha256, None, "named by the artifacts"
-    )
-    if evidence.pruned is not None:
-        yield Origin(
-            "cut model", evidence.pruned.name, evidence.pruned.sha256, None, "computed from config and weights"
-        )
-    for read in reads_of(evidence):
+    original, pruned, reads = evidence.original, evidence.pruned, evidence.reads
+    yield Origin("original checkpoint", original.name, original.sha256, None, "named by the artifacts")
+    if pruned is not None:
+        yield Origin("cut model", pruned.name, pruned.sha256, None, "computed from config and weights")
+    for read in reads:
         if read.kind != "manifest":
-            tie = evidence.ties.get(read.name, "")
-            yield Origin(read.kind, read.name, read.sha256, read.head.optin_version, tie)
+            yield Origin(read.kind, read.name, read.sha256, read.head.optin_version, _tie(read, evidence))
     seen = set()
-    for read in reads_of(evidence):
+    for read in reads:
         for role, source in read.head.inputs.items():
             if role in ("architecture", "calibration", "data") and source.sha256 not in seen:
                 seen.add(source.sha256)
                 yield Origin(f"{role} of the {read.kind}", source.name, source.sha256, None, "as recorded")
-    manifest = evidence.manifest
-    if manifest is not None and evidence.mask is None:
-        named = manifest.head.inputs["mask"]
+    if evidence.manifest is not None and evidence.mask is None:
+        named = evidence.manifest.content.inputs["mask"]
         yield Origin("mask", named.name, named.sha256, None, "as recorded; the file was not found")
 
 
-def _options(evidence: Evidence) -> Iterable[tuple[str, str, str]]:
-    for read in reads_of(evidence):
-        for key, value in read.head.options.items():
-            yield read.name, key, _shown(value)
+def _tie(read: Read[Any], evidence: Evidence) -> str:
+    """How a file was matched, in words."""
+    if read.kind == "eval":
+        return f"measured {read.head.inputs['checkpoint'].name}, by the hash of its weights and config"
+    if read.kind == "mask" and evidence.manifest is not None:
+        return "the cut model's record names its hash"
+    if read.kind == "scores":
+        named = evidence.mask is not None and "scores" in evidence.mask.content.inputs
+        return "the mask names its hash" if named else "made from the same checkpoint; no mask at hand names its hash"
+    return "made from the same checkpoint"
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,31 +40,22 @@ def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def unit_energies(
-    model: nn.Module, groups: Sequence[Group], batch: Batch, *, mixed: bool
-) -> Iterator[dict[str, torch.Tensor]]:
+def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
     """Collect, while the model runs, how much each unit puts into its consumer's output: (rows, units) by group.
 
-    With x_c the input's columns of a unit over the tokens and w_c the weights that read them: sum_c ||x_c||^2
-    ||w_c||^2, or with `mixed` the squared norm of the sum, ||sum_c x_c w_c^T||^2. Calls of shared weights add up.
+    sum_c ||x_c||^2 ||w_c||^2, with x_c the input's columns of a unit over the tokens and w_c the weights that read
+    them. Calls of shared weights add up.
     """
     energies: dict[str, torch.Tensor] = {}
     with hooks() as hook:
         for group in groups:
-            columns = consumer_columns(model, group)
-            whole = mixed and group.unit_width > 1
-            products = columns @ columns.transpose(1, 2) if whole else columns.square().sum(dim=2)
+            weights = consumer_columns(model, group).square().sum(dim=2)
 
-            def collect(
-                _module: nn.Module, inputs: tuple[torch.Tensor, ...], g: Group = group, p: torch.Tensor = products
-            ) -> None:
+            def collect(_module: nn.Module, inputs: Any, g: Group = group, w: torch.Tensor = weights) -> None:
                 x = inputs[0].detach().movedim(g.axis, -1)
                 x = x.reshape(batch.size, -1, x.shape[-1])
                 x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
-                if p.dim() == 3:
-                    energy = (torch.einsum("rtub,rtuc->rubc", x, x) * p).sum(dim=(2, 3))
-                else:
-                    energy = (x.square().sum(dim=1) * p).sum(dim=2)
+                energy = (x.square().sum(dim=1) * w).sum(dim=2)
                 energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
 
             hook.before(model.get_submodule(group.consumer), collect)
@@ -73,15 +65,12 @@ def unit_energies(
 def wanda_batch(
     model: nn.Module, _structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Squared norm of a column's input times that of its weights, summed over each unit's columns.
+    """Squared norm of a column's input times that of its weights, summed over each unit's columns: (rows, units).
 
     Wanda (Sun et al. 2023, eq. 1) judges a weight by |W| ||x||; squared, it adds up over the weights of a column,
     the columns of a unit, and samples.
-
-    Returns:
-        (rows, units) float64 by group name.
     """
-    with torch.no_grad(), unit_energies(model, groups, batch, mixed=False) as energies:
+    with torch.no_grad(), unit_energies(model, groups, batch) as energies:
         call_model(model, batch.inputs)
     return energies
 
@@ -89,26 +78,16 @@ def wanda_batch(
 def fisher_batch(
     model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Squared gradient of the task loss by each unit's gate, for every sample (Kwon et al. 2022, eq. 8).
-
-    Returns:
-        (rows, units) float64 by group name.
-
-    Raises:
-        DataError: the samples have no labels.
-    """
+    """Squares of `loss_gradients`: the diagonal of each sample's Fisher matrix (Kwon et al. 2022, eq. 8)."""
     return {name: d.square() for name, d in loss_gradients(model, structure, groups, batch).items()}
 
 
 def loss_gradients(
     model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Gradient of each sample's task loss by each unit's gate.
+    """Gradient of each sample's task loss by each unit's gate: (rows, units), or (pairs, units), float64 by group name.
 
-    Of pairs that is the squared error of the cosine of their mean hidden states.
-
-    Returns:
-        (rows, units), or (pairs, units), float64 by group name.
+    The loss of a pair is the squared error of the cosine of the mean hidden states.
 
     Raises:
         DataError: the samples have no labels.

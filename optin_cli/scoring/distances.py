@@ -9,21 +9,14 @@ import torch.nn.functional as F
 
 
 def normalized_tokens(features: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-    """L2-normalise every token and zero the padding.
-
-    Args:
-        features: (rows, tokens, width).
-        token_mask: (rows, tokens), true where a token is real.
-    """
+    """L2-normalise every token of (rows, tokens, width) and zero the padding; the mask is true where one is real."""
     return F.normalize(features, dim=-1) * token_mask.unsqueeze(-1).to(features.dtype)
 
 
 def manifold_distance(features: torch.Tensor, reference: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
     """Squared Frobenius distance of the token Gram matrices over T squared, per row: (rows,).
 
-    Args:
-        features, reference: (rows, tokens, width), unnormalised.
-        token_mask: (rows, tokens); T is its sum per row.
+    Both are (rows, tokens, width), unnormalised. T is the sum of the mask (rows, tokens) per row.
     """
     mine, theirs = normalized_tokens(features, token_mask), normalized_tokens(reference, token_mask)
     difference = mine @ mine.transpose(1, 2) - theirs @ theirs.transpose(1, 2)

@@ -72,11 +72,10 @@ def exact_batch(
     """
     with captured(model, structure) as calls:
         raw_reference = observe(model, structure, batch)
-    paths = {block.name: block.path for block in structure.blocks}
     order = [path for path, _ in calls]
     result: dict[str, torch.Tensor] = {}
     for group in structure.groups:
-        first = order.index(paths[group.block])
+        first = order.index(group.block_path)
         candidates = list(units[group.name]) if units is not None else list(range(group.units))
         step = 1 if rows is None else max(1, rows // batch.size)
         columns = []

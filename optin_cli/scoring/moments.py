@@ -253,13 +253,13 @@ def sensitivity_batch(
 def energy_batch(
     model: nn.Module, structure: Structure, moments: Mapping[str, Moments], batch: Batch
 ) -> dict[str, torch.Tensor]:
-    """Add the inputs of a batch to the moments, and measure what each unit alone puts into its consumer's output.
+    """Add the inputs of a batch to the moments, and measure what each unit's columns put into its consumer's output.
 
     Returns:
-        (rows, units) float64 squared norms, by group name.
+        (rows, units) float64 sums of squared norms, by group name.
     """
     run = Pass(model, batch, moments)
-    with hooks() as hook, unit_energies(model, structure.groups, batch, mixed=True) as energies:
+    with hooks() as hook, unit_energies(model, structure.groups, batch) as energies:
         run.watch_consumers(hook, structure.groups)
         call_model(model, batch.inputs)
     run.add_inputs(probes=0)

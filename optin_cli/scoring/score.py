@@ -5,13 +5,13 @@ from pathlib import Path
 
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from optin_cli.checkpoints.task_checks import require_loss
+from optin_cli.checkpoints.checks import require_loss
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import SavedState
-from optin_cli.scoring.calibration import Calibration, calibrate
+from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
 
@@ -37,13 +37,14 @@ def score(
         OptinError: bad data, an unfit checkpoint, or options that contradict each other.
     """
     options, spec = options or ScoreOptions(), DataSpec.of(data)
-    if CRITERIA[options.criterion].needs_data and not spec.is_named:
+    criterion = CRITERIA[options.criterion]
+    if criterion.needs_data and not spec.is_named:
         raise UsageError(
             f"The criterion {options.criterion} needs calibration data.",
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
-    if CRITERIA[options.criterion].needs_labels:
+    if criterion.needs_labels:
         require_loss(
             checkpoint,
             spec.resolve(checkpoint.input.kind)[0],
@@ -53,7 +54,11 @@ def score(
         )
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
-    calibration = _calibration(checkpoint, spec, options, progress)
+    calibration = None
+    if criterion.needs_data:
+        wanted = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
+        samples = checkpoint.input.load_samples(wanted, progress)
+        calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
     length = checkpoint.input.length(seq_len)
     scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
@@ -62,18 +67,6 @@ def score(
     for name, estimator in extra.items():
         scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
     return scores
-
-
-def _calibration(
-    checkpoint: Checkpoint, spec: DataSpec, options: ScoreOptions, progress: Progress
-) -> Calibration | None:
-    """The calibration batches; None for criteria that need no data."""
-    criterion = CRITERIA[options.criterion]
-    if not criterion.needs_data:
-        return None
-    spec = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
-    samples = checkpoint.input.load_samples(spec, progress)
-    return calibrate(checkpoint, samples, options, task=spec.task, labelled=criterion.needs_labels)
 
 
 def forget(state: Path | None) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from optin_cli.artifacts.costs import TOKEN, TokenExchange
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.checkpoints.checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import BudgetError
 from optin_cli.model.cut import prune_copy

@@ -22,7 +22,7 @@ from optin_cli.artifacts.base import Vector32, Vector64
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.artifacts.scores import GroupScores, Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.checkpoints.checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
 from optin_cli.model.forward import observe
@@ -123,19 +123,16 @@ def score_tokens(
     """
     tokens = require_tokens(checkpoint)
     objective = Objective.of(options)
-    head, model, structure = scores.header, checkpoint.model, checkpoint.structure
+    header, model, structure = scores.header, checkpoint.model, checkpoint.structure
     jobs = [
         Job(f"exact {group}", 1, functools.partial(merge_batch, model, structure, tokens, group, batch, objective))
         for group in tokens.block_of
         for batch in (batch.to(checkpoint.device) for batch in batches)
     ]
-    identity = RunIdentity(TOKEN, structure, head.options, head.inputs, head.workload, batches)
+    identity = RunIdentity(TOKEN, structure, header.options, header.inputs, header.workload, batches)
     totals = run_jobs(jobs, identity, state, progress)
-    inputs = checkpoint.input.example(scores.header.workload)
-    costs = measure_token_costs(checkpoint.model, checkpoint.structure, tokens, inputs)
-    importance: dict[str, Vector32] = dict(scores.importance)
-    errors: dict[str, Vector32] = dict(scores.standard_error)
-    groups = dict(scores.header.groups)
+    costs = measure_token_costs(model, structure, tokens, checkpoint.input.example(header.workload))
+    importance, errors, groups = dict(scores.importance), dict(scores.standard_error), dict(header.groups)
     widths = np.diff([0, *ladder(tokens.mergeable)])
     for name, block in tokens.block_of.items():
         importance[name] = per_unit(totals.mean(name).numpy(), tokens.mergeable)
@@ -150,5 +147,4 @@ def score_tokens(
             estimator=ESTIMATOR,
             samples=totals.counts[name],
         )
-    header = scores.header.model_copy(update={"groups": groups, "tokens": costs})
-    return Scores(header, importance, errors)
+    return Scores(header.model_copy(update={"groups": groups, "tokens": costs}), importance, errors)

@@ -79,11 +79,7 @@ class Row:
 
 
 def out_of_reach(name: str, asked: float, reachable: float, otherwise: str = "") -> BudgetError:
-    """Build the error for an unreachable budget; the smallest share that a mask can reach is rounded up to 4 decimals.
-
-    Args:
-        otherwise: what else may help.
-    """
+    """The error for an unreachable budget, which rounds the reachable share up. otherwise: what else may help."""
     return BudgetError(
         f"A budget of {asked:.4g} of the {name} cannot be met: "
         f"the smallest reachable share is {math.ceil(reachable * 1e4 - 1e-8) / 1e4:.4f}.",

@@ -6,36 +6,24 @@ importance, so the decision is how many each group keeps: an integer program.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from optin_cli.artifacts.base import Options, Source, Vector32, require_description, require_source
-from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
+from optin_cli.artifacts.base import Vector32, Vector64
+from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.mask import Kept
 from optin_cli.artifacts.scores import Scores
 from optin_cli.errors import UsageError
 from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.searching.budget import Row, make_latency_row, make_row, out_of_reach
-from optin_cli.searching.costs import Costs, importance_lost
+from optin_cli.searching.costs import Costs
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
-from optin_cli.searching.prefix_search import prefix_search
-from optin_cli.searching.token_schedule import choose_with_tokens, limits_with_tokens
-from optin_cli.searching.uniform import (
-    merge_importance,
-    merge_row,
-    require_expressible,
-    spread,
-    uniform_levels,
-    whole_words,
-)
-from optin_cli.version import __version__
+from optin_cli.searching.token_schedule import choose_with_tokens
+from optin_cli.searching.uniform import merge_importance, merge_row, spread, uniform_levels, whole_words
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
-CARRIED = ("checkpoint", "architecture", "calibration")
-"""Inputs of scores that a mask records too."""
 SLACK = 1e-9
 """Share of the whole that is left over there, so that the rounding of a solver does not overrun the budget."""
 
@@ -69,23 +57,22 @@ def choose_units(
     levels |= {name: [groups[name].units] for name in whole}
     if limits.layout == "uniform":
         levels = uniform_levels(groups, levels, whole)
-        merged = merge_importance(importance, groups)
         rows = [merge_row(row, groups) for row in rows]
         _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
-        counts = spread(_choose_counts(merged, _ranked(merged), levels, rows), groups)
+        counts = spread(_choose_counts(_falling(merge_importance(importance, groups)), levels, rows), groups)
     else:
         _require_reachable(rows, levels)
         if algorithm == "optin":
-            counts = prefix_search(importance, groups, levels, rows)
+            counts = _prefix_search(_falling(importance), groups, levels, rows)
         else:
-            counts = _choose_counts(importance, _ranked(importance), levels, rows)
-    order = _ranked(importance)
+            counts = _choose_counts(_falling(importance), levels, rows)
+    order = {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
     return {name: sorted(int(u) for u in order[name][: counts[name]]) for name in groups}
 
 
-def _ranked(importance: Mapping[str, Vector32]) -> dict[str, NDArray[np.intp]]:
-    """Units by falling importance."""
-    return {name: np.argsort(-values.astype(np.float64), kind="stable") for name, values in importance.items()}
+def _falling(importance: Mapping[str, Vector32]) -> dict[str, Vector64]:
+    """Importances of each group, the largest first."""
+    return {name: -np.sort(-values.astype(np.float64)) for name, values in importance.items()}
 
 
 def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], otherwise: str = "") -> None:
@@ -118,10 +105,7 @@ def _rows(costs: Costs, limits: Limits) -> list[Row]:
 
 
 def _choose_counts(
-    importance: Mapping[str, Vector32],
-    order: Mapping[str, NDArray[np.intp]],
-    levels: Mapping[str, list[int]],
-    rows: Sequence[Row],
+    ranked: Mapping[str, Vector64], levels: Mapping[str, list[int]], rows: Sequence[Row]
 ) -> dict[str, int]:
     """The integer program, repeated where groups share weights and their cost is not a sum over groups.
 
@@ -135,8 +119,8 @@ def _choose_counts(
     best, gained = counts, -np.inf
     for _ in range(ROUNDS if any(row.pairs for row in rows) else 1):
         bounds = [row.curvature(counts) for row in rows]
-        counts = _integer_program(importance, order, levels, rows, bounds)
-        gain = sum(float(importance[n].astype(np.float64)[order[n][:k]].sum()) for n, k in counts.items())
+        counts = _integer_program(ranked, levels, rows, bounds)
+        gain = sum(float(ranked[n][:k].sum()) for n, k in counts.items())
         if gain <= gained:
             break
         best, gained = counts, gain
@@ -144,112 +128,76 @@ def _choose_counts(
 
 
 def _integer_program(
-    importance: Mapping[str, Vector32],
-    order: Mapping[str, NDArray[np.intp]],
+    ranked: Mapping[str, Vector64],
     levels: Mapping[str, list[int]],
     rows: Sequence[Row],
     curvature: Sequence[Mapping[str, float]],
 ) -> dict[str, int]:
     """Binary variables "group g reaches its level j"; gains fall with j, so levels fill from below by themselves."""
-    owners: list[str] = []
-    gains: list[float] = []
-    spans: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     after: list[int] = []
-    squares: list[int] = []
-    for name, steps in levels.items():
+    for name, allowed in levels.items():
         # Steps of different sizes cost differently, so those of such a group must be constrained to come in order.
-        irregular = len({high - low for low, high in itertools.pairwise(steps)}) > 1
+        irregular = len({high - low for low, high in itertools.pairwise(allowed)}) > 1
         irregular = irregular or any(name in row.curves for row in rows)
-        ranked = importance[name].astype(np.float64)[order[name]]
-        for low, high in itertools.pairwise(steps):
-            owners.append(name)
-            gains.append(float(ranked[low:high].sum()))
-            after.append(len(spans) - 1 if irregular and low != steps[0] else -1)
-            spans.append((low, high))
-            squares.append(high**2 - low**2)
-    counts = {name: steps[0] for name, steps in levels.items()}
-    if not owners:
+        for low, high in itertools.pairwise(allowed):
+            after.append(len(steps) - 1 if irregular and low != allowed[0] else -1)
+            steps.append((name, low, high))
+    counts = {name: allowed[0] for name, allowed in levels.items()}
+    if not steps:
         return counts
-    matrix = np.array([[row.between(n, *span) for n, span in zip(owners, spans, strict=True)] for row in rows])
+    gains = np.array([ranked[name][low:high].sum() for name, low, high in steps])
+    matrix = np.array([[row.between(*step) for step in steps] for row in rows])
     limit = np.array([row.limit - sum(row.between(n, 0, k) for n, k in counts.items()) for row in rows])
     for number, bends in enumerate(curvature):
         if bends:
-            matrix[number] += [bends.get(n, 0.0) * square for n, square in zip(owners, squares, strict=True)]
+            matrix[number] += [bends.get(name, 0.0) * (high**2 - low**2) for name, low, high in steps]
             limit[number] -= sum(bend * counts[n] ** 2 for n, bend in bends.items()) + SLACK * rows[number].total
-    taken = solve_knapsack(np.array(gains), matrix, limit, np.array(after))
     chosen: dict[str, int] = dict.fromkeys(levels, 0)
-    for name, take in zip(owners, taken, strict=True):
+    for (name, _, _), take in zip(steps, solve_knapsack(gains, matrix, limit, np.array(after)), strict=True):
         chosen[name] += int(take)
     return {name: levels[name][number] for name, number in chosen.items()}
 
 
-def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
-    """Choose units by a scores file, and how tokens merge if it has scores of them.
+def _prefix_search(
+    falling: Mapping[str, Vector64],
+    groups: Mapping[str, GroupCost],
+    levels: Mapping[str, list[int]],
+    rows: Sequence[Row],
+) -> dict[str, int]:
+    """OPTIN's own search: try every number of heads, fill the rest of the budget with the best other units.
 
-    Raises:
-        BudgetError, UsageError: as `choose_units` does.
+    Units go in order of importance over all layers; counts are then rounded down to an allowed level.
     """
+    if [row.name for row in rows] != ["macs"]:
+        raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
+    row = rows[0]
+    cost = row.linear({name: group.units for name, group in groups.items()})
+    ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}
+    for name, group in groups.items():
+        ranked[group.kind == "head"] += [(float(-v), name, cost[name]) for v in falling[name][levels[name][0] :]]
+    heads, others = (sorted(ranked[is_head]) for is_head in (True, False))
+    (head_cost, head_gain), (other_cost, other_gain) = (
+        np.cumsum([(0.0, 0.0), *((each, -loss) for loss, _, each in units)], axis=0).T for units in (heads, others)
+    )
+    room = row.limit - sum(cost[name] * levels[name][0] for name in groups)
+    best = (-np.inf, 0, 0)
+    for number in range(len(head_cost)):
+        left = room - head_cost[number]
+        if left < 0:
+            break
+        fits = int(np.searchsorted(other_cost, left * (1 + 1e-12), side="right")) - 1
+        best = max(best, (float(head_gain[number] + other_gain[fits]), number, fits))
+    counts = {name: steps[0] for name, steps in levels.items()}
+    for _, name, _ in heads[: best[1]] + others[: best[2]]:
+        counts[name] += 1
+    return {name: max(k for k in levels[name] if k <= count) for name, count in counts.items()}
+
+
+def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
+    """Choose units by a scores file, and how tokens merge if it scores them; errors are those of `choose_units`."""
 
     def solve(costs: Costs, limits: Limits) -> Kept:
         return choose_units(scores.importance, costs, limits, algorithm=algorithm)
 
     return choose_with_tokens(solve, scores.importance, Costs.of(scores.header), limits)
-
-
-def make_mask(
-    scores: Scores,
-    scores_source: Source,
-    limits: Limits,
-    *,
-    algorithm: Algorithm = "exact",
-    table_source: Source | None = None,
-) -> Mask:
-    """Choose units under the limits and record the outcome as a mask artifact.
-
-    Args:
-        scores: from `optin score`.
-        scores_source: name and hash of the scores file, recorded as the mask's origin.
-        table_source: name and hash of the latency table in `limits`.
-
-    Raises:
-        ArtifactError: the latency table is of another checkpoint or architecture description.
-        BudgetError, UsageError: as `choose_units` does.
-    """
-    header, costs = scores.header, Costs.of(scores.header)
-    if limits.latency_table is not None and table_source is not None:
-        require_source(limits.latency_table, table_source.name, "checkpoint", header.inputs["checkpoint"])
-        scored = f"{scores_source.name} was made"
-        require_description(limits.latency_table, table_source.name, header.inputs.get("architecture"), scored)
-    if limits.layout == "uniform":
-        require_expressible(header.groups, header.architecture)
-    limits = limits_with_tokens(limits, costs)
-    kept = choose(scores, limits, algorithm)
-    ragged = None if limits.layout == "ragged" else choose(scores, replace(limits, layout="ragged"), algorithm)
-    now = costs.remaining(kept)
-    timed: Options = {}
-    if (table := limits.latency_table) is not None:
-        now["latency"] = table.reached({name: len(units) for name, units in kept.items()})
-        shape = table.workload.model_dump(mode="json")
-        timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
-    return Mask(
-        optin_version=__version__,
-        options={
-            "criterion": header.criterion,
-            "algorithm": algorithm,
-            "round_to": limits.round_to,
-            "minima": dict(limits.minima or {}),
-            "protect": list(limits.protect),
-            "layout": limits.layout,
-            **timed,
-        },
-        inputs={
-            "scores": scores_source,
-            **{role: header.inputs[role] for role in CARRIED if role in header.inputs},
-            **({} if table_source is None else {"latency_table": table_source}),
-        },
-        workload=header.workload,
-        budget=Budget(asked=limits.asked(), reached=now),
-        importance_lost=importance_lost(kept, scores.importance),
-        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
-        groups={name: GroupMask(units=group.units, kept=kept[name]) for name, group in header.groups.items()},
-    )

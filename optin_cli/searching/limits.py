@@ -38,11 +38,7 @@ class Limits:
 
 
 def allowed_counts(name: str, group: GroupCost, limits: Limits) -> list[int]:
-    """Allowed counts of kept units, ascending, ending in all of them.
-
-    Raises:
-        BudgetError: the group has fewer units than must stay.
-    """
+    """Allowed counts of kept units, ascending, ending in all (BudgetError if the group has fewer than must stay)."""
     least = max((limits.minima or {}).get(group.kind, 0), group.least)
     if least > group.units:
         raise BudgetError(f"{name} has {group.units} units, fewer than the asked minimum of {least}.")
@@ -52,11 +48,7 @@ def allowed_counts(name: str, group: GroupCost, limits: Limits) -> list[int]:
 
 
 def protected_groups(groups: Mapping[str, GroupCost], patterns: Sequence[str]) -> set[str]:
-    """Names of the groups that patterns spare.
-
-    Raises:
-        UsageError: a pattern that none fits.
-    """
+    """Names of the groups that patterns spare (UsageError for a pattern that none fits)."""
     whole: set[str] = set()
     for pattern in patterns:
         found = fnmatch.filter(groups, pattern)

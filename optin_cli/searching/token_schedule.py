@@ -40,8 +40,7 @@ class Schedules:
 
     Args:
         importance: (units,) by group name; of each group the least important go first.
-        names: groups of tokens by block.
-        fixed: those that stay whole.
+        names: groups of tokens by block. fixed: those that stay whole.
     """
 
     def __init__(

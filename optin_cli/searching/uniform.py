@@ -42,11 +42,7 @@ def whole_words(groups: Mapping[str, GroupCost]) -> str:
 
 
 def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> None:
-    """Refuse a model whose config can state no mask at all.
-
-    Raises:
-        UsageError: with the reason.
-    """
+    """Refuse a model whose config can state no mask at all (UsageError, with the reason)."""
     if not any("config" in group.model_fields_set for group in groups.values()):
         raise UsageError(
             f"The scores of this {model_class} do not say what its config can state: an earlier optin wrote them.",
@@ -115,7 +111,8 @@ def uniform_levels(
             counts &= sizes
         if not counts:
             raise BudgetError(
-                f"No number of units of {name} is allowed in every layer: they have {_listed(sizes)}"
+                f"No number of units of {name} is allowed in every layer: "
+                f"they have {', '.join(map(str, sorted(sizes)))} units"
                 + (f", and the stock config states {config.words}" if config else " and must stay whole")
                 + ".",
                 hint=f"Lower --round-to, --min-heads or --min-neurons. {REMEDY}",
@@ -127,7 +124,3 @@ def uniform_levels(
 def spread(counts: Mapping[str, int], groups: Mapping[str, GroupCost]) -> dict[str, int]:
     """Counts by group, from those by class."""
     return {name: counts[layout_class(name, group.block)] for name, group in groups.items()}
-
-
-def _listed(sizes: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(sizes))) + " units"

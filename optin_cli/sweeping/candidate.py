@@ -1,14 +1,12 @@
 """A recipe's pruned and adjusted model for one budget: made in memory, measured, and written as a folder."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from optin_cli.artifacts.base import Options, Source, Totals, Workload
-from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.base import Options, Source, Workload
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Budget, GroupMask, Kept, Mask
 from optin_cli.artifacts.sweep import SweepPoint
@@ -21,7 +19,6 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
 from optin_cli.pruning.prune import Adjustment, cut_copy, plan_pruning, write_pruned
 from optin_cli.recipes.recipe import Prepared, Setting
-from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
 from optin_cli.version import __version__
 
@@ -52,12 +49,7 @@ def make_candidate(recipe: str, prepared: Prepared, setting: Setting, share: flo
 def measure_candidate(
     candidate: Candidate, setting: Setting, exam: Exam, original: Predicted, prepare_seconds: float
 ) -> SweepPoint:
-    """Evaluate against the original.
-
-    Args:
-        original: with its predictions for the same exam.
-        prepare_seconds: what the recipe took before its first budget.
-    """
+    """Evaluate against the original. prepare_seconds: what the recipe took before its first budget."""
     checkpoint = replace(
         setting.checkpoint,
         name=f"{candidate.recipe} {candidate.share:g}",
@@ -85,9 +77,7 @@ def measure_candidate(
     )
 
 
-def candidate_mask(
-    candidate: Candidate, setting: Setting, costs: Mapping[str, GroupCost], totals: Totals, workload: Workload
-) -> Mask:
+def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload) -> Mask:
     """The mask that a candidate was cut by."""
     checkpoint = setting.checkpoint
     return Mask(
@@ -95,7 +85,7 @@ def candidate_mask(
         options={"recipe": candidate.recipe, **scoring_constants(setting.options), "refit_ridge": setting.ridge},
         inputs={"calibration": setting.calibration.source, **checkpoint.sources},
         workload=workload,
-        budget=Budget(asked={"macs": candidate.share}, reached=Costs(costs, totals).remaining(candidate.kept)),
+        budget=Budget(asked={"macs": candidate.share}, reached=setting.costs.remaining(candidate.kept)),
         importance_lost=None,
         groups={
             group.name: GroupMask(units=group.units, kept=candidate.kept[group.name])
@@ -121,6 +111,4 @@ def save_candidate(
 
 def scoring_constants(options: ScoreOptions) -> Options:
     """Constants of scoring as artifacts record them, less the criterion, which is the recipe's own."""
-    constants: Options = options.recorded()
-    del constants["criterion"]
-    return constants
+    return {name: value for name, value in options.recorded().items() if name != "criterion"}

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
-from optin_cli.artifacts.costs import GroupCost
-from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
+from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.checks import require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
-from optin_cli.checkpoints.task_checks import require_fit, require_loss
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.data.sources import WHOLE
@@ -47,7 +46,6 @@ from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
-RESULT = "sweep.json"
 PARTIAL = "sweep.partial.json"
 MODEL = "model"
 MASK = "mask.json"
@@ -79,13 +77,15 @@ def sweep(
     Raises:
         OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
     """
-    known, folder, needy = load_task(task), Path(output), _needing_labels(options)
+    known, folder = load_task(task), Path(output)
+    needy = [name for name in options.recipes if find_recipe(name).needs_labels]
     check_folder(folder, resume=resume, force=force)
     opened = as_checkpoint(checkpoint)
     require_fit(opened, known)
     options = replace(options, evaluation=fitted(options.evaluation, opened))
     spec = DataSpec.of(data).evaluating(options.evaluation.samples, options.evaluation.seed, known)
-    calibrating = _calibration_spec(DataSpec.of(calib), spec)
+    given = DataSpec.of(calib)
+    calibrating = _calibration_spec(given, spec)
     calibration_task, _ = calibrating.resolve(opened.input.kind)
     if needy:
         require_loss(
@@ -98,11 +98,12 @@ def sweep(
     samples = opened.input.load_samples(spec, progress)
     if not samples.labelled:
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
-    calibrations = _calibrations(opened, DataSpec.of(calib), spec, options, progress)
+    calibrations = _calibrations(opened, calibrating, known, needy, options, progress, shared=calibrating is not given)
     workload = opened.input.workload(options.evaluation.seq_len)
     inputs = opened.input.example(workload)
-    totals, costs = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
-    smallest = _smallest_share(costs, totals, options.keep_flops or ())
+    totals, groups = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
+    costs = Costs(groups, totals)
+    smallest = _smallest_share(costs, options.keep_flops or ())
     exam = Exam(samples, known, options.evaluation, progress)
     original = functools.cache(lambda: predicted(opened, exam))
     earlier = _earlier(folder) if resume else None
@@ -112,14 +113,13 @@ def sweep(
         _require_same(earlier, record, options, totals, folder)
     settings = {
         name: Setting(
-            opened, found, options.scoring, workload.seq_len, options.ridge, Part(progress, label=f"{name}: ")
+            opened, found, costs, options.scoring, workload.seq_len, options.ridge, Part(progress, label=f"{name}: ")
         )
         for name, found in calibrations.items()
     }
-    known_points = [] if earlier is None else earlier.points
-    bench = Bench(settings, exam, original, record, known_points, folder, report)
+    bench = Bench(settings, exam, original, record, [] if earlier is None else earlier.points, folder, report)
     if options.max_drop is not None:
-        _bisect(bench, options, smallest, costs)
+        _bisect(bench, options, smallest)
     for recipe in options.recipes:
         for share in options.keep_flops or ():
             bench.measure(recipe, share)
@@ -162,11 +162,6 @@ def _record(
     )
 
 
-def _needing_labels(options: SweepOptions) -> list[str]:
-    """The recipes that calibrate by labels (UsageError if a recipe does not exist)."""
-    return [name for name in options.recipes if find_recipe(name).needs_labels]
-
-
 def _calibration_spec(spec: DataSpec, evaluated: DataSpec) -> DataSpec:
     """The calibration data; that of the task that is evaluated lies in the folder that is evaluated on, if any."""
     local = evaluated.local
@@ -175,26 +170,32 @@ def _calibration_spec(spec: DataSpec, evaluated: DataSpec) -> DataSpec:
 
 
 def _calibrations(
-    checkpoint: Checkpoint, spec: DataSpec, evaluated: DataSpec, options: SweepOptions, progress: Progress
+    checkpoint: Checkpoint,
+    spec: DataSpec,
+    task: Task,
+    needy: Sequence[str],
+    options: SweepOptions,
+    progress: Progress,
+    *,
+    shared: bool,
 ) -> dict[str, Calibration]:
     """Calibration batches by recipe, of the same samples for all.
 
     Args:
-        spec: as given; see `_calibration_spec`. evaluated: what models are evaluated on.
+        needy: recipes that need labels. shared: models are evaluated on the same folder, which must have splits.
     """
-    scoring, needy, task = options.scoring, _needing_labels(options), evaluated.known
-    chosen = _calibration_spec(spec, evaluated)
+    scoring = options.scoring
 
     def read(*, labelled: bool) -> AnySamples:
-        wanted = chosen.calibrating(scoring.samples, scoring.seed, labelled=labelled)
+        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled)
         return checkpoint.input.load_samples(wanted, progress)
 
     samples = read(labelled=False)
     # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
-    by_labels = read(labelled=True) if needy and task is not None and task.each_alone else samples
-    if chosen is not spec and samples.split == WHOLE:
+    by_labels = read(labelled=True) if needy and task.each_alone else samples
+    if shared and samples.split == WHOLE:
         raise UsageError(
-            f"{chosen.path} has no splits, so the model would be scored on the very samples that it is evaluated on.",
+            f"{spec.path} has no splits, so the model would be scored on the very samples that it is evaluated on.",
             hint="Name other samples with --calib PATH, or a folder with train and validation in it with --data.",
         )
     if by_labels.labels is None and needy:
@@ -209,7 +210,7 @@ def _calibrations(
             checkpoint,
             by_labels if labelled else samples,
             scoring,
-            task=chosen.task or task,
+            task=spec.task or task,
             labelled=labelled,
             decoded=decoded if by_labels is samples else (),
         )
@@ -288,7 +289,7 @@ class Bench:
         return self.sweep
 
 
-def _bisect(bench: Bench, options: SweepOptions, smallest: float, costs: Mapping[str, GroupCost]) -> None:
+def _bisect(bench: Bench, options: SweepOptions, smallest: float) -> None:
     """Find the smallest model within the drop, mark its point as chosen and write it."""
     best: Candidate | None = None
     recipe, most = options.recipes[0], options.max_drop or 0.0
@@ -305,7 +306,7 @@ def _bisect(bench: Bench, options: SweepOptions, smallest: float, costs: Mapping
         return
     candidate = best or bench.make(recipe, found)
     setting, sweep = bench.settings[recipe], bench.sweep
-    mask = candidate_mask(candidate, setting, costs, sweep.baseline.totals, sweep.workload)
+    mask = candidate_mask(candidate, setting, sweep.workload)
     save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.exam.progress)
     chosen = [point.asked for point in sweep.points].index(found)
     bench.sweep = sweep.model_copy(update={"chosen": chosen})
@@ -324,8 +325,8 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
     )
 
 
-def _smallest_share(costs: Mapping[str, GroupCost], totals: Totals, asked: Sequence[float]) -> float:
-    least: float = Costs(costs, totals).remaining({name: range(c.least) for name, c in costs.items()})["macs"]
+def _smallest_share(costs: Costs, asked: Sequence[float]) -> float:
+    least = costs.remaining({name: range(group.least) for name, group in costs.groups.items()})["macs"]
     rounded: float = min(1.0, math.ceil(least * 10**PLACES - 1e-8) / 10**PLACES)
     if asked and min(asked) < least - 1e-12:
         raise BudgetError(
@@ -349,14 +350,9 @@ def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, totals: Tot
     ]
     roles = dict.fromkeys([*now.inputs, *earlier.inputs])
     pairs += [(role, earlier.inputs.get(role), now.inputs.get(role)) for role in roles]
-    pairs += [
-        ("optin version", earlier.optin_version, now.optin_version),
-        ("task", earlier.task, now.task),
-        ("split", earlier.split, now.split),
-        ("metric", earlier.metric, now.metric),
-        ("workload", earlier.workload, now.workload),
-        ("size of the original", earlier.baseline.totals, totals),
-    ]
+    alike = ("optin_version", "task", "split", "metric", "workload")
+    pairs += [(name.replace("_", " "), getattr(earlier, name), getattr(now, name)) for name in alike]
+    pairs.append(("size of the original", earlier.baseline.totals, totals))
     other = list(dict.fromkeys(name for name, old, new in pairs if old != new))
     if other:
         raise ArtifactError(

@@ -26,7 +26,7 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.inputs import random_inputs
 from optin_cli.errors import OptinError
 from optin_cli.exporting.load import load_evaluated
-from optin_cli.exporting.registry import MODULES
+from optin_cli.exporting.registry import TARGETS
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency
@@ -39,7 +39,7 @@ EAGER = "checkpoint"
 def open_all(small: Path, original: Path, folder: Path) -> dict[str, tuple[Checkpoint, Checkpoint]]:
     """Both models in every runtime: the checkpoints themselves, and their exports."""
     opened = {EAGER: (load_checkpoint(small, device="cpu"), load_checkpoint(original, device="cpu"))}
-    for target in MODULES:
+    for target in TARGETS:
         files = []
         for name, source in zip(("small", "original"), opened[EAGER], strict=True):
             try:

@@ -139,7 +139,7 @@ def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
         ("profile", "optin_cli.checkpoints.checkpoint.read_state"),
         ("profile", "optin_cli.profiling.profile.measure_costs"),
         ("profile", "a write"),
-        ("score", "optin_cli.data.text.samples.read_path"),
+        ("score", "optin_cli.data.text.samples.read_table"),
         ("score", "optin_cli.checkpoints.inputs.TextInput.tokenizer"),
         ("score", "optin_cli.scoring.one_shot.sketch_batch"),
         ("search", "optin_cli.artifacts.scores.read_bytes"),

@@ -13,7 +13,7 @@ from helpers.tokens import tokens_kept
 import optin_cli
 from optin_cli.artifacts.mask import Budget, GroupMask
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
-from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.checkpoints.checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, ArtifactError, BudgetError
 from optin_cli.model.cut import PrunedModel, cut

@@ -6,9 +6,11 @@ from helpers.models import make_inputs, save_checkpoint
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
+from optin_cli.model.costs import measure_costs
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.recipes.recipe import Setting
 from optin_cli.scoring.calibration import Calibration
+from optin_cli.searching.costs import Costs
 
 OPTIONS = ScoreOptions(probes=1, exact_samples=4, rows=32)
 
@@ -30,4 +32,6 @@ def batches(count=4, rows=6, labelled=True, labels=None):
 def setting_of(checkpoint, *, labelled=True, **options):
     data = batches(labelled=labelled, **options)
     calibration = Calibration(Source(name="data", sha256="a" * 64), data, data[:1])
-    return Setting(checkpoint, calibration, OPTIONS, seq_len=16)
+    inputs = checkpoint.input.example(checkpoint.input.workload(16))
+    totals, groups = measure_costs(checkpoint.model, checkpoint.structure, inputs, checkpoint.weight_bytes)
+    return Setting(checkpoint, calibration, Costs(groups, totals), OPTIONS, seq_len=16)

@@ -8,7 +8,7 @@ import torch
 from helpers.models import make_pixels
 from helpers.tokens import tokens_kept
 
-from optin_cli.checkpoints.token_checks import require_tokens
+from optin_cli.checkpoints.checks import require_tokens
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.forward import observe

@@ -1,5 +1,7 @@
 """K-prune: knowledge, its search from below, and what it spends."""
 
+from dataclasses import replace
+
 import torch
 from helpers.recipes import batches, setting_of
 
@@ -13,9 +15,10 @@ from optin_cli.searching.limits import Limits
 
 def test_representational_knowledge_is_the_change_of_the_output(tiny):
     batch, structure = batches()[0], tiny.structure
-    with torch.no_grad(), unit_energies(tiny.model, structure.groups, batch, mixed=True) as found:
+    columns = [replace(group, units=group.width, unit_width=1) for group in structure.groups[:2]]
+    with torch.no_grad(), unit_energies(tiny.model, columns, batch) as found:
         tiny.model(**batch.inputs)
-    for group in structure.groups[:2]:
+    for group in columns:
         whole = gather(tiny.model, tiny.structure, group, batch, 1)[0].out
         for unit in (0, group.units - 1):
             gate = torch.ones(group.units)
@@ -49,10 +52,9 @@ def test_what_the_first_sublayers_free_goes_to_the_later_ones(tiny, costs):
     assert Costs(groups, totals).remaining(first | more)["macs"] <= 0.5
 
 
-def test_a_whole_budget_changes_nothing(tiny, costs):
-    totals, groups = costs
+def test_a_whole_budget_changes_nothing(tiny):
     setting = setting_of(tiny)
     importance = measure_knowledge(setting, tiny.model, tiny.structure.groups)
-    kept, report, tuned = prune_upward(setting, importance, Costs(groups, totals), Limits(keep_macs=1.0))
-    assert all(len(units) == groups[name].units for name, units in kept.items())
+    kept, report, tuned = prune_upward(setting, importance, Limits(keep_macs=1.0))
+    assert all(len(units) == setting.costs.groups[name].units for name, units in kept.items())
     assert report == tuned == {}

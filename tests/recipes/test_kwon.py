@@ -8,12 +8,17 @@ import torch
 from helpers.recipes import batches, setting_of
 
 from optin_cli.pruning.prune import cut_copy
-from optin_cli.recipes.kwon import mask_gradients, objective, rearrange, rearrange_all, solve_masks, tune_masks
+from optin_cli.recipes.kwon import mask_gradients, rearrange, rearrange_all, solve_masks, tune_masks
 from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import fisher_batch
 from optin_cli.searching.choose import choose_units
 from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
+
+
+def objective(fisher, pruned):
+    """Second-order cost of pruning these units: 1/2 (1 - m)^T I (1 - m)."""
+    return 0.5 * float(fisher[np.ix_(list(pruned), list(pruned))].sum())
 
 
 def random_fisher(units, seed, samples=None):

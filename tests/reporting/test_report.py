@@ -22,8 +22,8 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
 from optin_cli.checkpoints.folders import folder_source
 from optin_cli.reporting import commands
-from optin_cli.searching.choose import make_mask
 from optin_cli.searching.limits import Limits
+from optin_cli.searching.search import search
 
 
 def read(kind, path):
@@ -306,7 +306,7 @@ def test_groups_of_any_kind_are_drawn(here, groups, cut):
     write_scores("s.safetensors", scores)
     files = ["--scores", "s.safetensors"]
     if cut:
-        mask = make_mask(scores, scores.source("s.safetensors"), Limits(keep_macs=0.96))
+        mask = search(scores, Limits(keep_macs=0.96), name="s.safetensors")
         Path("m.json").write_text(mask.dump())
         files += ["--mask", "m.json"]
     root = report(*files)

@@ -14,9 +14,10 @@ from optin_cli.artifacts.costs import GroupCost, SharedCost
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.errors import BudgetError
 from optin_cli.searching import knapsack
-from optin_cli.searching.choose import choose_units, make_mask
+from optin_cli.searching.choose import choose_units
 from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
+from optin_cli.searching.search import search
 
 
 @pytest.fixture(params=["enumeration", "core"])
@@ -144,14 +145,14 @@ def test_mask_records_what_was_asked_and_reached():
         totals=instance.totals,
         groups={n: GroupScores(**g.model_dump(), estimator="sketch", samples=1) for n, g in instance.groups.items()},
     )
-    source = Source(name="scores", sha256="d" * 64)
-    mask = make_mask(Scores(header, instance.importance), source, Limits(keep_macs=0.6, round_to=8))
+    scores = Scores(header, instance.importance)
+    mask = search(scores, Limits(keep_macs=0.6, round_to=8))
     kept = {name: group.kept for name, group in mask.groups.items()}
     assert kept == instance.choose(Limits(keep_macs=0.6, round_to=8))
     assert mask.budget.asked == {"macs": 0.6}
     assert mask.budget.reached == instance.reached(kept)
     assert mask.importance_lost == instance.lost(kept)
-    assert mask.inputs == origin | {"scores": source}
+    assert mask.inputs == origin | {"scores": scores.source("scores")}
 
 
 # Groups that share weights

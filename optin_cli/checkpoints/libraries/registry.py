@@ -54,12 +54,11 @@ class Blueprint:
     """What a config says, before any weight is read.
 
     library: the one that builds the model. folder: where config, tokenizer and processor lie, None where a weights
-    file stands alone. identity: the config's bytes. kind: what architecture descriptions are looked up by.
-    auto_class: what loads such a model, the key of what its head puts out: an auto class of transformers, or
-    timm.create_model. image: None for a model that takes text. num_labels: classes of the head;
-    label_names: their names in order, where they are known. problem_type: what the head was trained for, by
-    transformers' names. plan: how the model was pruned already. prototype: what `Library.build` starts from, a model
-    class or an uncut model.
+    file stands alone. identity: the config's bytes. kind: what architecture descriptions are looked up by. auto_class:
+    what loads such a model, the key of what its head puts out: an auto class of transformers, or timm.create_model.
+    image: None for a model that takes text. num_labels: classes of the head; label_names: their names in order, where
+    they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
+    already. prototype: what `Library.build` starts from, a model class or an uncut model.
     """
 
     library: str
@@ -135,38 +134,26 @@ class Library(Protocol):
     def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
 
-        Args:
-            plain: whether the library's own class takes its weights.
+        plain: whether the library's own class takes its weights.
         """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""
 
 
-MODULES: Mapping[str, str] = MappingProxyType(
-    {
-        "hf": "optin_cli.checkpoints.libraries.transformers",
-        "timm": "optin_cli.checkpoints.libraries.timm",
-    }
-)
-"""By the prefix of --arch."""
-NAMES: Mapping[str, str] = MappingProxyType({"transformers": "hf", "timm": "timm"})
-
-
-def library_of(prefix: str) -> Library:
-    """The library of a prefix (hf, timm)."""
-    return cast(Library, importlib.import_module(MODULES[prefix]))
+LIBRARIES: Mapping[str, str] = MappingProxyType({"hf": "transformers", "timm": "timm"})
+"""Modules of this package by the prefix of --arch."""
 
 
 def library_named(name: str) -> Library:
     """The library of a name (transformers, timm)."""
-    return library_of(NAMES[name])
+    return cast(Library, importlib.import_module(f"{__package__}.{name}"))
 
 
 def split_prefix(name: str) -> tuple[str | None, str]:
     """Split timm:NAME and hf:NAME; (None, name) where there is no prefix."""
     prefix, mark, rest = name.partition(":")
-    return (prefix, rest) if mark and prefix in MODULES else (None, name)
+    return (prefix, rest) if mark and prefix in LIBRARIES else (None, name)
 
 
 def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
@@ -186,8 +173,7 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    for prefix in MODULES:
-        library = library_of(prefix)
+    for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
             return library.read(folder, raw, architecture)
     raise CheckpointError(

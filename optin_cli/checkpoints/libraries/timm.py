@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -20,8 +19,6 @@ from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from optin_cli.model.config_counts import Settings
 
 
@@ -29,6 +26,8 @@ LIBRARY = "timm"
 LOADED_BY = "timm.create_model"
 INPUT = "x"
 WEIGHTS = "model.safetensors"
+REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+"""What timm raises for arguments that it does not build a model with."""
 LOADER = '''
 
 def load_model(folder: Any = None) -> nn.Module:
@@ -87,23 +86,43 @@ def owns(raw: Mapping[str, Any]) -> bool:
 
 def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
     """Understand a config of timm by building its model."""
+    from timm.data import resolve_model_data_config
+
     path = folder / CONFIG
-    identity = path.read_bytes()
-    _require_known(str(raw["architecture"]).partition(".")[0])
+    _require_known(str(raw["architecture"]))
     try:
         model = _timm().create_model(f"local-dir:{folder}", pretrained=False)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except REFUSALS as error:
         shown = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is refused by timm: {shown}") from error
-    return _blueprint(folder, identity, raw, model, architecture)
+    kind = type(model).__name__
+    if architecture is None:
+        find_architecture(kind, LIBRARY)
+    size = resolve_model_data_config(model)["input_size"]
+    names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
+    return Blueprint(
+        library=LIBRARY,
+        folder=folder,
+        identity=path.read_bytes(),
+        config=raw,
+        kind=kind,
+        auto_class=LOADED_BY,
+        model_class=kind,
+        image=ImageSpec(INPUT, *(int(n) for n in size)),
+        num_labels=int(getattr(model, "num_classes", 0)),
+        label_names=tuple(map(str, names)) if isinstance(names, list) else None,
+        problem_type=None,
+        plan=raw.get(PLAN_KEY),
+        prototype=model,
+    )
 
 
 def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
     """Understand timm's name of a model and the arguments it was built with."""
-    _require_known(name.partition(".")[0])
+    _require_known(name)
     try:
         model = _timm().create_model(name, pretrained=False, **arguments)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except REFUSALS as error:
         shown = " ".join(str(error).split()) or type(error).__name__
         given = f" with {', '.join(f'{k}={v}' for k, v in arguments.items())}" if arguments else ""
         raise UsageError(f"timm does not build {name}{given}: {shown}", hint="Correct --arch-args.") from error
@@ -124,47 +143,20 @@ def repository(name: str) -> str:
         UsageError: there are none.
     """
     timm = _timm()
-    _require_known(name.partition(".")[0])
+    _require_known(name)
     known = timm.models.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         hint = did_you_mean(name, timm.list_pretrained())
         raise UsageError(f"timm has no pretrained weights of {name!r} on the hub.", hint=hint)
-    hub = str(known.hf_hub_id)
-    tag = name.partition(".")[2] or known.tag
-    return f"{hub}{name.partition('.')[0]}{'.' + tag if tag else ''}" if hub.endswith("/") else hub
+    hub, (model, _, tag) = str(known.hf_hub_id), name.partition(".")
+    return f"{hub}{'.'.join(filter(None, (model, tag or known.tag)))}" if hub.endswith("/") else hub
 
 
 def _require_known(name: str) -> None:
-    timm = _timm()
-    if not timm.is_model(name):
-        raise CheckpointError(f"timm has no model {name!r}.", hint=did_you_mean(name, timm.list_models()))
-
-
-def _blueprint(
-    folder: Path | None, identity: bytes, raw: dict[str, Any], model: nn.Module, architecture: Path | None
-) -> Blueprint:
-    from timm.data import resolve_model_data_config
-
-    kind = type(model).__name__
-    if architecture is None:
-        find_architecture(kind, LIBRARY)
-    size = resolve_model_data_config(model)["input_size"]
-    names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
-    return Blueprint(
-        library=LIBRARY,
-        folder=folder,
-        identity=identity,
-        config=raw,
-        kind=kind,
-        auto_class=LOADED_BY,
-        model_class=kind,
-        image=ImageSpec(INPUT, *(int(n) for n in size)),
-        num_labels=int(getattr(model, "num_classes", 0)),
-        label_names=tuple(map(str, names)) if isinstance(names, list) else None,
-        problem_type=None,
-        plan=raw.get(PLAN_KEY),
-        prototype=model,
-    )
+    """Refuse what is no model of timm, with or without the tag of its weights."""
+    timm, model = _timm(), name.partition(".")[0]
+    if not timm.is_model(model):
+        raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
 
 
 def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
@@ -176,11 +168,12 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
     expected = set(model.state_dict())
     state = strip_prefix(state, expected)
     hint = "Name the model that the weights are of: --arch timm:NAME --arch-args img_size=112,num_classes=10."
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
-    for what, keys in (("lacks", missing), ("holds", unknown)):
+    for what, keys, needs in (
+        ("lacks", expected - set(state), "needs"),
+        ("holds", set(state) - expected, "has no place for"),
+    ):
         if keys:
-            shown = ", ".join(keys[:5]) + ("…" if len(keys) > 5 else "")
-            needs = "needs" if what == "lacks" else "has no place for"
+            shown = ", ".join(sorted(keys)[:5]) + ("…" if len(keys) > 5 else "")
             raise CheckpointError(
                 f"{name} {what} {len(keys)} weight(s) that {blueprint.model_class} {needs}: {shown}", hint=hint
             )
@@ -196,19 +189,17 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     """The evaluation transform of the model's own data config."""
     from timm.data import create_transform, resolve_model_data_config
 
-    transform = create_transform(**resolve_model_data_config(blueprint.prototype), is_training=False)
-
-    def prepare(image: Image) -> torch.Tensor:
-        tensor: torch.Tensor = transform(image)
-        return tensor
-
-    return prepare
+    transform: Preprocess = create_transform(**resolve_model_data_config(blueprint.prototype), is_training=False)
+    return transform
 
 
 def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As timm's save_for_hf does; the config gains the plan."""
+    _write(folder, state, {**blueprint.config, PLAN_KEY: plan})
+
+
+def _write(folder: Path, state: State, config: dict[str, Any]) -> None:
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {**blueprint.config, PLAN_KEY: plan}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -229,16 +220,14 @@ def plain_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[in
         (Path(scratch) / CONFIG).write_text(json.dumps(_plain_config(blueprint, settings)), encoding="utf-8")
         try:
             model = _timm().create_model(f"local-dir:{scratch}", pretrained=False)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        except REFUSALS as error:
             raise CheckpointError(f"timm refuses the config: {' '.join(str(error).split())}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settings, folder: Path) -> None:
     """As timm's save_for_hf does, with the changed arguments of the model."""
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = json.dumps(_plain_config(blueprint, settings), indent=2)
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    _write(folder, state, _plain_config(blueprint, settings))
 
 
 def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads
-from optin_cli.checkpoints.libraries.hub import download
+from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     MODELING,
@@ -26,8 +26,6 @@ from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from optin_cli.model.config_counts import Settings
 
 
@@ -75,7 +73,13 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         shown = " ".join(str(error).split())
         raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
     auto_class, model_class = _find_class(config)
-    takes = _main_input(model_class)
+    takes = str(model_class.main_input_name)
+    if takes not in (TEXT, IMAGE):
+        raise CheckpointError(
+            f"{model_class.__name__} takes {takes}, which is neither text nor images.",
+            hint="Pass a checkpoint of a text or image model.",
+        )
+    problem_type = "regression" if config.problem_type is None and config.num_labels == 1 else config.problem_type
     names = getattr(config, "id2label", None) or {}
     return Blueprint(
         library=LIBRARY,
@@ -88,7 +92,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         image=_image_spec(folder, config) if takes == IMAGE else None,
         num_labels=int(config.num_labels),
         label_names=tuple(str(names[i]) for i in range(len(names))) if set(names) == set(range(len(names))) else None,
-        problem_type=_problem_type(config),
+        problem_type=problem_type,
         plan=getattr(config, PLAN_KEY, None),
         prototype=model_class,
     )
@@ -106,23 +110,6 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
 
 def repository(name: str) -> str:
     """The id itself."""
-    return name
-
-
-def _problem_type(config: Any) -> str | None:
-    if config.problem_type is None and config.num_labels == 1:
-        return "regression"
-    found = config.problem_type
-    return None if found is None else str(found)
-
-
-def _main_input(model_class: Any) -> str:
-    name = str(model_class.main_input_name)
-    if name not in (TEXT, IMAGE):
-        raise CheckpointError(
-            f"{model_class.__name__} takes {name}, which is neither text nor images.",
-            hint="Pass a checkpoint of a text or image model.",
-        )
     return name
 
 
@@ -227,12 +214,7 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
             hint=f"Put the model's {PROCESSORS[0]} beside its {CONFIG}.",
         )
     processor = _processor(folder)
-
-    def prepare(image: Image) -> torch.Tensor:
-        tensor: torch.Tensor = processor(images=image, return_tensors="pt")[IMAGE][0]
-        return tensor
-
-    return prepare
+    return lambda image: processor(images=image, return_tensors="pt")[IMAGE][0]
 
 
 def _classes(blueprint: Blueprint) -> dict[str, str]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
 from PIL.Image import Image
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, cut_order, unique_keys
 from optin_cli.data.images.decode import decode_image
 from optin_cli.data.images.samples import ImageSamples, reading_threads
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 
 Preprocess = Callable[[Image], torch.Tensor]
 
@@ -30,12 +30,9 @@ def image_batches(
 ) -> ImageBatches:
     """Cut images into batches, in an order that depends on content only.
 
-    Going through the batches again decodes again; `list` keeps them, where memory allows.
-
     Args:
         preprocess: from an RGB image to (C, H, W) float32, the same size for all.
         input_name: the model's keyword argument.
-        batch_size: images per batch; the last may be smaller.
         shape: (C, H, W) that the model takes, where only one will do.
         labels: class ids of the model, one per sample.
 
@@ -46,40 +43,25 @@ def image_batches(
         UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not
             decode any more, or comes out in another size than the others.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
     # Labels break ties between equal images, whose order would otherwise be that of the files.
     order = sorted(range(len(samples)), key=lambda i: (samples.digests[i], labels[i] if labels else 0))
-    seen: Counter[str] = Counter()
-    keys = {}
-    for i in order:
-        short = samples.digests[i][:32]
-        keys[i] = f"{short}.{seen[short]}"
-        seen[short] += 1
-    plans = tuple(
-        _Plan(tuple(rows), tuple(keys[i] for i in rows), None if labels is None else tuple(labels[i] for i in rows))
-        for rows in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    )
-    return ImageBatches(samples, preprocess, input_name, plans, shape)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which samples make a batch, their keys and class ids."""
-
-    rows: tuple[int, ...]
-    keys: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    keys = unique_keys(order, [digest[:32] for digest in samples.digests])
+    return ImageBatches(samples, preprocess, input_name, tuple(cut_order(order, batch_size)), keys, labels, shape)
 
 
 @dataclass(frozen=True)
 class ImageBatches(Sequence[Batch]):
-    """Batches that exist while they are used. Going through them decodes ahead; picking one decodes that one."""
+    """Batches that exist while they are used. Going through them decodes ahead; picking one decodes that one.
+
+    plans: the samples that make each batch. keys, labels: by number of the sample.
+    """
 
     samples: ImageSamples
     preprocess: Preprocess
     input_name: str
-    plans: tuple[_Plan, ...]
+    plans: tuple[Sequence[int], ...]
+    keys: Mapping[int, str]
+    labels: Sequence[int] | None
     shape: tuple[int, int, int] | None
     device: torch.device | str = "cpu"
 
@@ -100,18 +82,18 @@ class ImageBatches(Sequence[Batch]):
         if isinstance(index, slice):
             return replace(self, plans=self.plans[index])
         plan = self.plans[index]
-        return self._batch(plan, [self._image(row) for row in plan.rows])
+        return self._batch(plan, map(self._image, plan))
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(reading_threads(self.samples.options), thread_name_prefix="decode")
-        waiting: deque[tuple[_Plan, list[Future[torch.Tensor]]]] = deque()
+        waiting: deque[tuple[Sequence[int], Iterator[torch.Tensor]]] = deque()
         try:
             for plan in self.plans:
-                waiting.append((plan, [pool.submit(self._image, row) for row in plan.rows]))
+                waiting.append((plan, pool.map(self._image, plan)))
                 if len(waiting) > self.samples.options.prefetch:
-                    yield self._finished(*waiting.popleft())
+                    yield self._batch(*waiting.popleft())
             while waiting:
-                yield self._finished(*waiting.popleft())
+                yield self._batch(*waiting.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -126,10 +108,7 @@ class ImageBatches(Sequence[Batch]):
             for batch in decoded
             for row, image in zip(batch.rows, batch.inputs[self.input_name], strict=True)
         }
-        return [self._batch(plan, [images[row] for row in plan.rows]) for plan in self.plans]
-
-    def _finished(self, plan: _Plan, images: Sequence[Future[torch.Tensor]]) -> Batch:
-        return self._batch(plan, [image.result() for image in images])
+        return [self._batch(plan, map(images.__getitem__, plan)) for plan in self.plans]
 
     def _image(self, row: int) -> torch.Tensor:
         picture = self.samples.images[row]
@@ -141,8 +120,9 @@ class ImageBatches(Sequence[Batch]):
             ) from error
         return self.preprocess(decode_image(content, picture.name))
 
-    def _batch(self, plan: _Plan, images: Sequence[torch.Tensor]) -> Batch:
-        shapes = {tuple(image.shape): row for row, image in zip(plan.rows, images, strict=True)}
+    def _batch(self, plan: Sequence[int], decoded: Iterable[torch.Tensor]) -> Batch:
+        images = [*decoded]
+        shapes = {tuple(image.shape): row for row, image in zip(plan, images, strict=True)}
         if len(shapes) > 1:
             first, second = list(shapes)[:2]
             raise DataError(
@@ -158,6 +138,6 @@ class ImageBatches(Sequence[Batch]):
                 f"takes {self.shape}.",
                 hint="Correct the size in the checkpoint's preprocessing, or the model's.",
             )
-        inputs = {self.input_name: torch.stack([*images])}
-        labels = None if plan.labels is None else torch.tensor(plan.labels)
-        return Batch(inputs, labels, plan.keys, plan.rows).to(self.device)
+        inputs = {self.input_name: torch.stack(images)}
+        labels = None if self.labels is None else torch.tensor([self.labels[row] for row in plan])
+        return Batch(inputs, labels, tuple(self.keys[row] for row in plan), tuple(plan)).to(self.device)

@@ -19,15 +19,7 @@ SIXTEEN_BIT = ("PNG", "PPM")
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode to an image of mode RGB.
-
-    Args:
-        content: a whole file.
-        name: what messages call the image.
-
-    Raises:
-        DataError: it does not decode.
-    """
+    """Decode a whole file, which messages call `name`, to an image of mode RGB (DataError where it does not decode)."""
     try:
         return _as_rgb(_open(content))
     except Exception as error:  # Pillow's plugins raise whatever a malformed file makes them trip over
@@ -37,8 +29,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 def find_fault(content: bytes, *, max_ratio: float) -> str | None:
     """Why an image cannot be used, None where it can. Cheaper than decoding it where the format is JPEG.
 
-    Args:
-        max_ratio: most times that one side may be as long as the other.
+    max_ratio: most times that one side may be as long as the other.
     """
     try:
         image = _open(content)

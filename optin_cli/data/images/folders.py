@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optin_cli.data.images.decode import SUFFIXES
 from optin_cli.data.sources import FALLBACKS, PARQUET, WHOLE, is_saved, open_dataset, open_parquet, open_saved
@@ -27,26 +27,15 @@ NAMED = 5
 UNLABELLED = -1
 
 
-class Picture(Protocol):
-    """An image that is read when it is needed."""
-
-    @property
-    def name(self) -> str:
-        """For messages: the path within its folder, or the row."""
-
-    def read(self) -> bytes:
-        """The whole file (OSError, or DataError where there is none)."""
-
-
 @dataclass(frozen=True)
 class FilePicture:
-    """An image file."""
+    """An image file; `name`, for messages, is its path within its folder."""
 
     path: Path
     name: str
 
     def read(self) -> bytes:
-        """Content of the file."""
+        """The whole file (OSError where it cannot be read)."""
         return self.path.read_bytes()
 
 
@@ -64,7 +53,7 @@ class RowPicture:
         return f"row {self.number + 1}"
 
     def read(self) -> bytes:
-        """Bytes held by the row, or of the file that it names."""
+        """The whole file, held by the row or named by it (OSError, or DataError where there is none)."""
         value = self.rows[self.number][self.column]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -73,6 +62,10 @@ class RowPicture:
         if not isinstance(value, bytes):
             raise DataError("the row holds no image")
         return value
+
+
+Picture = FilePicture | RowPicture
+"""An image that is read when it is needed."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +82,20 @@ class Gallery:
     label_names: tuple[str, ...] | None
 
 
-def read_gallery(path: Path, task: Task | None, role: Role, label_column: str | None = None) -> Gallery:
+def read_gallery(path: Path | None, task: Task | None, role: Role, label_column: str | None = None) -> Gallery:
     """Images of a folder, of a folder saved by `datasets`, or of Parquet files as the Hub keeps them.
 
     Args:
+        path: any of those; None for the dataset of `task`, from the local Hugging Face cache or the Hub.
         role: calibration takes split "train"; evaluation takes "validation", else "test"; that of `task` before.
-        label_column: of a dataset, instead of the task's or "label".
+        label_column: of a local dataset, instead of the task's or "label".
 
     Raises:
         DataError: missing, no folder of images, empty, without the wanted split, or labelled in part.
     """
+    if path is None:
+        assert task is not None
+        return _from_rows(task.name, *open_dataset(task, role), task, role, None)
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
     name = path.resolve().name
@@ -115,15 +112,6 @@ def read_gallery(path: Path, task: Task | None, role: Role, label_column: str | 
         )
     split, folder = _split_folder(path, wanted, role)
     return _from_folder(name, split, folder, role)
-
-
-def read_task_gallery(task: Task, role: Role) -> Gallery:
-    """Images of a task's dataset, from the local Hugging Face cache or the Hub.
-
-    Raises:
-        DataError: it is neither in the cache nor reachable.
-    """
-    return _from_rows(task.name, *open_dataset(task, role), task, role, None)
 
 
 def _split_folder(path: Path, wanted: Sequence[str], role: Role) -> tuple[str, Path]:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from optin_cli.artifacts.base import Options
 from optin_cli.data.images.decode import find_fault
-from optin_cli.data.images.folders import Gallery, Picture, listed, read_gallery, read_task_gallery
+from optin_cli.data.images.folders import Gallery, Picture, listed, read_gallery
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError
@@ -30,11 +30,10 @@ Item = TypeVar("Item")
 class ImageSamples:
     """Images, unread, and their labels, in an order that depends on content and seed only.
 
-    name: task or folder name, for display. split: the split read, "all" where there is none.
-    labels: class numbers of the data, or None where it has none; label_names: names of classes 0, 1, ….
-    sha256: over the files' contents and labels, independent of order. total: images before limiting.
-    skipped: those passed over since they do not decode, each "name (reason)". digests: sha256 of each file.
-    options: how they are read, now and later.
+    name: task or folder name, for display. split: the split read, "all" where there is none. labels: class numbers of
+    the data, or None where it has none; label_names: names of classes 0, 1, …. sha256: over the files' contents and
+    labels, independent of order. total: images before limiting. skipped: those passed over since they do not decode,
+    each "name (reason)". digests: sha256 of each file. options: how they are read, now and later.
     """
 
     name: str
@@ -84,11 +83,7 @@ def load_image_samples(spec: DataSpec, progress: Progress = SILENT) -> ImageSamp
     """
     options = spec.images
     task, path = spec.resolve("image")
-    if path is not None:
-        gallery = read_gallery(path, task, spec.role, spec.label_column)
-    else:
-        assert task is not None
-        gallery = read_task_gallery(task, spec.role)
+    gallery = read_gallery(path, task, spec.role, spec.label_column)
     with ThreadPoolExecutor(reading_threads(options)) as pool, warnings.catch_warnings():
         # Of what Pillow warns about in a file that it decodes all the same, a user can change nothing.
         warnings.filterwarnings("ignore", module="PIL")
@@ -121,11 +116,7 @@ def reading_threads(options: ImageOptions) -> int:
 def _choose(
     pool: ThreadPoolExecutor, gallery: Gallery, ranked: Sequence[int], spec: DataSpec, progress: Progress
 ) -> tuple[list[int], tuple[str, ...]]:
-    """The first `spec.limit` images by rank that decode, and those skipped on the way to them.
-
-    Raises:
-        DataError: more was skipped than the options allow, or nothing is left.
-    """
+    """The first `spec.limit` images by rank that decode, and those skipped on the way (DataError if too many were)."""
     options = spec.images
     wanted = len(ranked) if spec.limit is None else min(spec.limit, len(ranked))
     chosen: list[int] = []

@@ -7,21 +7,14 @@ types, expand `*` and `[` in file names, leave files in the user's cache, and do
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optin_cli.errors import DataError, first_line
 
 Row = dict[str, Any]
-
-
-class _Lines(Protocol):
-    """What `csv.reader` returns: rows of fields, and the line reached."""
-
-    line_num: int
-
-    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 def read_text_file(path: Path) -> list[Row]:
@@ -40,33 +33,28 @@ def read_text_file(path: Path) -> list[Row]:
     return TEXT_READERS[path.suffix.lower()](text, path)
 
 
+def _decoded(text: str, problem: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{problem}: {first_line(error)}", hint=hint) from error
+
+
 def _read_lines(text: str, path: Path) -> list[Row]:
     rows = []
     # Split at line feeds only: str.splitlines would also cut inside JSON strings, at U+2028 for one.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(
-                f"{path} is not valid JSON at line {number}: {first_line(error)}",
-                hint="Expected one JSON object per line.",
-            ) from error
-        rows.append(_object(row, f"{path}, line {number}:"))
+        if line.strip():
+            problem = f"{path} is not valid JSON at line {number}"
+            row = _decoded(line, problem, "Expected one JSON object per line.")
+            rows.append(_object(row, f"{path}, line {number}:"))
     return rows
 
 
 def _read_json(text: str, path: Path) -> list[Row]:
     if not text.lstrip().startswith("["):
         return _read_lines(text, path)
-    try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not valid JSON: {first_line(error)}",
-            hint="Expected a list of objects, or one JSON object per line.",
-        ) from error
+    rows = _decoded(text, f"{path} is not valid JSON", "Expected a list of objects, or one JSON object per line.")
     return [_object(row, f"{path}, row {number}:") for number, row in enumerate(rows, start=1)]
 
 
@@ -76,18 +64,9 @@ def _object(row: object, place: str) -> Row:
     return row
 
 
-def _read_csv(text: str, path: Path) -> list[Row]:
-    return _read_delimited(text, path, csv.reader(io.StringIO(text, newline=""), strict=True))
-
-
-def _read_tsv(text: str, path: Path) -> list[Row]:
-    # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
-    lines = io.StringIO(text, newline="")
-    return _read_delimited(text, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _read_delimited(text: str, path: Path, reader: _Lines) -> list[Row]:
+def _read_delimited(text: str, path: Path, **dialect: Any) -> list[Row]:
     """Rows under a header line; blank lines are passed over."""
+    reader = csv.reader(io.StringIO(text, newline=""), **dialect)
     header: list[str] = []
     rows: list[Row] = []
     # A long text is no error: the csv module's limit on a field guards against unclosed quotes only.
@@ -121,7 +100,8 @@ def _read_text(text: str, path: Path) -> list[Row]:
 TEXT_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     ".jsonl": _read_lines,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_delimited, strict=True),
+    # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
+    ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
     ".txt": _read_text,
 }

@@ -1,13 +1,12 @@
 """Batches of labelled pairs of texts in which every text is a row of its own."""
 
 import hashlib
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, cut_order, unique_keys
 from optin_cli.data.labels import label_values
 from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.tokenize import INPUTS, pad_rows, tokenise
@@ -18,11 +17,9 @@ from optin_cli.tasks.schema import Task
 def pair_batches(samples: Samples, task: Task, tokenizer: Any, *, batch_size: int, max_length: int) -> list[Batch]:
     """Tokenise each text alone; a batch has the first texts of its pairs, then the second ones.
 
-    Labels become the cosines that they stand for: the lowest 0, the highest 1.
+    Labels become the cosines that they stand for: the lowest of the task's range 0, the highest 1.
 
     Args:
-        samples: two texts each.
-        task: gives the range of labels.
         batch_size: texts per batch, of whole pairs.
         max_length: tokens per text, special ones included; longer texts are truncated.
 
@@ -45,21 +42,15 @@ def pair_batches(samples: Samples, task: Task, tokenizer: Any, *, batch_size: in
     ids = list(zip(*(side["input_ids"] for side in sides), strict=True))
     hashes = [hashlib.sha256(repr(pair).encode()).hexdigest()[:32] for pair in ids]
     order = sorted(range(len(ids)), key=lambda i: (max(map(len, ids[i])), hashes[i], cosines[i]))
-    seen: Counter[str] = Counter()
+    names = unique_keys(order, hashes)
     batches = []
-    pairs = max(batch_size // 2, 1)
-    for start in range(0, len(order), pairs):
-        rows = order[start : start + pairs]
+    for rows in cut_order(order, max(batch_size // 2, 1)):
         inputs = {
             name: pad_rows([side[name][i] for side in sides for i in rows], tokenizer, name)
             for name in INPUTS
             if name in sides[0]
         }
-        names = []
-        for i in rows:
-            names.append(f"{hashes[i]}.{seen[hashes[i]]}")
-            seen[hashes[i]] += 1
-        keys = tuple(f"{name}.{side}" for side in range(2) for name in names)
+        keys = tuple(f"{names[i]}.{side}" for side in range(2) for i in rows)
         batches.append(Batch(inputs, torch.tensor([cosines[i] for i in rows]), keys, (*rows, *rows), paired=True))
     return batches
 

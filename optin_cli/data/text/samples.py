@@ -11,7 +11,7 @@ from optin_cli.artifacts.base import Options
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.answers import Answers, read_answers
-from optin_cli.data.text.tables import Table, read_path, read_task
+from optin_cli.data.text.tables import Table, read_table
 from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Role, Task
 
@@ -84,12 +84,13 @@ def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
         UsageError: no data is named, or two names contradict each other.
         DataError: the data is missing, malformed, empty, or lacks the columns.
     """
-    task, table = _read(spec)
+    task, path = spec.resolve("text")
+    table = read_table(path, task, spec.role)
     if not table.rows:
         raise DataError(f"{table.name} has no rows.", hint="Pass a file with at least one row.")
     chosen = _text_columns(table, task, spec.columns)
     named = _label_column(table, task, spec.label_column)
-    texts = _texts(table, chosen)
+    texts = [tuple(_text(row.get(c), n, table.name, c) for c in chosen) for n, row in enumerate(table.rows, start=1)]
     labels: list[Label] | None = None
     answers: list[Answers] | None = None
     if spec.role == "calibration" and not spec.labelled and (alone if task is None else task.each_alone):
@@ -111,15 +112,6 @@ def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
         total=len(texts),
         answers=None if answers is None else [answers[i] for i in order],
     )
-
-
-def _read(spec: DataSpec) -> tuple[Task | None, Table]:
-    """The task, if any, and the rows: from a path if one is given, else from the task's dataset."""
-    task, path = spec.resolve("text")
-    if path is not None:
-        return task, read_path(path, spec.role, None if task is None else getattr(task.splits, spec.role))
-    assert task is not None
-    return task, read_task(task, spec.role)
 
 
 def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -156,10 +148,6 @@ def _label_column(table: Table, task: Task | None, asked: str | None) -> str | N
     return wanted if wanted in table.columns else None
 
 
-def _texts(table: Table, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [tuple(_text(row.get(c), n, table.name, c) for c in columns) for n, row in enumerate(table.rows, 1)]
-
-
 def _text(value: object, number: int, name: str, column: str) -> str:
     place = f"Row {number} of {name}, column {column!r}:"
     if not isinstance(value, str):
@@ -176,7 +164,7 @@ def _labels(table: Table, column: str, role: Role) -> list[Label] | None:
     Partly labelled data counts as unlabelled for calibration and is refused for evaluation.
     """
     labels = _parsed([_label(row.get(column), n, table.name, column) for n, row in enumerate(table.rows, 1)])
-    bare = [n for n, label in enumerate(labels, start=1) if label is None or _is_unlabelled(label)]
+    bare = [n for n, label in enumerate(labels, start=1) if label is None or label == UNLABELLED]
     # Among fractions -1.0 is a value like others; a column of nothing else is how GLUE hides labels.
     if any(isinstance(label, float) for label in labels) and len(bare) < len(labels):
         bare = [n for n in bare if labels[n - 1] is None]
@@ -196,10 +184,6 @@ def _labels(table: Table, column: str, role: Role) -> list[Label] | None:
             f"row {texts.index(False) + 1} is a number."
         )
     return [float(x) for x in known] if any(isinstance(x, float) for x in known) else known
-
-
-def _is_unlabelled(label: Label) -> bool:
-    return not isinstance(label, str) and label == UNLABELLED
 
 
 def _label(value: object, number: int, name: str, column: str) -> Label | None:

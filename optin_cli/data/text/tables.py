@@ -42,20 +42,23 @@ class Table:
     nameless: bool = False
 
 
-def read_path(path: Path, role: Role, preferred: str | None = None) -> Table:
+def read_table(path: Path | None, task: Task | None, role: Role) -> Table:
     """Read a file, a folder saved by `datasets`, or a folder with one file per split.
 
     Args:
-        path: any of those; a file is read whole, whatever the role.
-        role: calibration takes split "train"; evaluation takes "validation", else "test".
-        preferred: split name to take before those, if there.
+        path: any of those, a file whole, whatever the role; None for the dataset of `task`, from the local Hugging Face
+            cache or the Hub.
+        role: takes the split of `task`, if there; else calibration "train", and evaluation "validation" or "test".
 
     Raises:
         DataError: missing, unreadable, malformed (with the line where known), or without the wanted split.
     """
+    if path is None:
+        assert task is not None
+        return _from_dataset(task.name, *open_dataset(task, role))
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing data file or folder.")
-    wanted = [*([preferred] if preferred else []), *FALLBACKS[role]]
+    wanted = [*([] if task is None else [getattr(task.splits, role)]), *FALLBACKS[role]]
     name = path.resolve().name
     if not path.is_dir():
         return _read_files(name, WHOLE, [path])
@@ -74,16 +77,6 @@ def read_path(path: Path, role: Role, preferred: str | None = None) -> Table:
         names = ", ".join(p.name for p in splits[split])
         raise DataError(f"The folder {path} has split {split} more than once: {names}.", hint="Name one file.")
     return _read_files(name, split, splits[split])
-
-
-def read_task(task: Task, role: Role) -> Table:
-    """Rows of a task's dataset, from the local Hugging Face cache or the Hub.
-
-    Raises:
-        DataError: it is neither in the cache nor reachable.
-    """
-    split, data = open_dataset(task, role)
-    return _from_dataset(task.name, split, data)
 
 
 def _read_files(name: str, split: str, paths: Sequence[Path]) -> Table:

@@ -1,13 +1,12 @@
 """Tokenise samples into padded batches, in an order that depends on content only."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from optin_cli.data.batch import Batch
+from optin_cli.data.batch import Batch, cut_order, unique_keys
 from optin_cli.data.text.samples import Label, Samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.common import DEFAULT_LENGTH
@@ -69,31 +68,20 @@ def cut_batches(
     batch_size: int,
     labels: Sequence[int | float] | None = None,
 ) -> list[Batch]:
-    """Sort encoded rows by length and content, and cut them into padded batches.
+    """Sort encoded rows by length and content, and cut them into padded batches; errors as of `make_batches`.
 
     Args:
         encoded: rows of token ids, masks and types by input name; other names are passed over.
         labels: one per row.
-
-    Raises:
-        UsageError: `batch_size` below 1.
-        DataError: padding is needed and the tokenizer has no padding token.
     """
-    if batch_size < 1:
-        raise UsageError(f"The batch size is {batch_size}; expected at least 1.")
     fields = [name for name in INPUTS if name in encoded]
     ids = encoded["input_ids"]
     hashes = [hashlib.sha256(repr(row).encode()).hexdigest()[:32] for row in ids]
     # Labels break ties between samples of equal ids, whose order would otherwise be that of the file.
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), hashes[i], labels[i] if labels else 0))
-    seen: Counter[str] = Counter()
-    keys = {}
-    for i in order:
-        keys[i] = f"{hashes[i]}.{seen[hashes[i]]}"
-        seen[hashes[i]] += 1
+    keys = unique_keys(order, hashes)
     batches = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in cut_order(order, batch_size):
         inputs = {name: pad_rows([encoded[name][i] for i in rows], tokenizer, name) for name in fields}
         targets = None if labels is None else torch.tensor([labels[i] for i in rows])
         batches.append(Batch(inputs, targets, tuple(keys[i] for i in rows), tuple(rows)))
@@ -101,18 +89,12 @@ def cut_batches(
 
 
 def usable_length(
-    tokenizer: Any,
-    config: Any,
-    asked: int | None,
-    model: torch.nn.Module | None = None,
-    *,
-    default: int = DEFAULT_LENGTH,
+    tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module, *, default: int = DEFAULT_LENGTH
 ) -> int:
     """Tokens per sample: `asked`, else `default` or fewer if the model holds fewer.
 
-    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer
-    positions than the configuration says. With `model` this is read off the table itself. Without it, the
-    tokenizer's own limit is taken if it has one, and else the reserve is assumed.
+    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer positions
+    than the configuration says.
 
     Raises:
         UsageError: `asked` is below 1 or more than the model and tokenizer allow.
@@ -120,10 +102,7 @@ def usable_length(
     rows = getattr(config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(rows, int) and rows > 0:
-        if model is not None:
-            limits.append(rows - reserved_positions(model, rows))
-        elif tokenizer.model_max_length > rows:
-            limits.append(rows - 1 - (getattr(config, "pad_token_id", None) or 0))
+        limits.append(rows - reserved_positions(model, rows))
     most = min(limits)
     if asked is None:
         return min(default, most)

@@ -74,7 +74,8 @@ def cut_windows(
             context = torch.tensor([part == 1 for part in encoded.sequence_ids(window)])
             spans = torch.tensor(offsets, dtype=torch.int32)
             windows.spans.append(spans.masked_fill(~context[:, None], -1))
-        windows.nulls.extend(_null(ids, tokenizer.cls_token_id) for ids in encoded["input_ids"])
+        first = tokenizer.cls_token_id
+        windows.nulls.extend(ids.index(first) if first in ids else 0 for ids in encoded["input_ids"])
     return windows
 
 
@@ -86,7 +87,3 @@ def _shortened(questions: Sequence[str], tokenizer: Any, most: int) -> list[str]
         question[: places[most - 1][1]] if len(places) > most else question
         for question, places in zip(stripped, offsets["offset_mapping"], strict=True)
     ]
-
-
-def _null(ids: Sequence[int], token: int | None) -> int:
-    return ids.index(token) if token in ids else 0

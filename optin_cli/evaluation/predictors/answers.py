@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+import torch.nn.functional as F
 
 from optin_cli.checkpoints.inputs import fit_inputs
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.data.text.windows import Windows, cut_windows
-from optin_cli.errors import DataError, UsageError
+from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, distributions, keys_of, predict, require_pairs
-from optin_cli.evaluation.predictors.spans import best_spans
+from optin_cli.evaluation.predict import Prediction, Trial, distributions, require_pairs, run_model
 from optin_cli.options.evaluation import DEFAULT_WINDOW, AnswerOptions
 
 
@@ -26,8 +26,7 @@ def predict_answers(trial: Trial) -> Prediction:
     """Answer every question; with accepted answers, measure those given."""
     checkpoint, samples, task = trial.checkpoint, require_texts(trial.samples), trial.task
     chosen = trial.options.answers
-    if task is None:
-        raise UsageError("Questions are answered for a task.")
+    assert task is not None
     require_pairs(trial, task)
     config, tokenizer = checkpoint.blueprint.config, checkpoint.input.tokenizer()
     length = usable_length(tokenizer, config, trial.options.max_length, checkpoint.model, default=DEFAULT_WINDOW)
@@ -35,14 +34,16 @@ def predict_answers(trial: Trial) -> Prediction:
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)
     batches = fit_inputs(checkpoint.model, found)
-    outputs = predict(checkpoint, batches, trial.progress)
+    outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None
     if samples.answers is not None:
-        given = decode_answers(contexts, windows, batches, *outputs, options=chosen, unanswerable=task.unanswerable)
+        given = decode_answers(
+            contexts, windows, batches, *outcome.outputs, options=chosen, unanswerable=task.unanswerable
+        )
         values, error = metrics.score_answers(task.metrics, given, samples.answers)
     constants = {"max_length": length, **asdict(chosen)}
-    return Prediction(distributions(trial, outputs), keys_of(batches), values, error, constants)
+    return Prediction(distributions(trial, outcome), outcome.keys, values, error, constants)
 
 
 def decode_answers(
@@ -96,3 +97,26 @@ def decode_answers(
         return texts
     limits = [score + options.no_answer_threshold for score in best]
     return ["" if n > limit else text for text, n, limit in zip(texts, null, limits, strict=True)]
+
+
+def best_spans(
+    start: torch.Tensor, end: torch.Tensor, allowed: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The span of highest start + end logit among all of 1 to `longest` tokens that begin and end where allowed.
+
+    Args:
+        start, end: (rows, tokens).
+        allowed: (rows, tokens) bool.
+
+    Returns:
+        (scores, first, last), each (rows,), `last` inclusive; the score is -inf where nothing is allowed.
+    """
+    tokens = start.shape[1]
+    starts, ends = (logits.masked_fill(~allowed, -torch.inf) for logits in (start, end))
+    lengths = min(longest, tokens)
+    scores = torch.stack(
+        [F.pad(starts[:, : tokens - d] + ends[:, d:], (0, d), value=-torch.inf) for d in range(lengths)], dim=-1
+    )
+    best, place = scores.flatten(1).max(dim=1)
+    first = place // lengths
+    return best, first, first + place % lengths

@@ -6,8 +6,8 @@ Each kind of task is one module and one row of the table.
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from optin_cli.checkpoints.task_checks import require_fit
-from optin_cli.evaluation.predict import Prediction, Trial, predict_plain
+from optin_cli.checkpoints.checks import require_fit
+from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
 from optin_cli.evaluation.predictors.similarity import predict_similarity
@@ -30,6 +30,6 @@ def run_trial(trial: Trial) -> Prediction:
         DataError: the task does not fit the checkpoint.
     """
     if trial.task is None:
-        return predict_plain(trial)
+        return predict_labels(trial)
     require_fit(trial.checkpoint, trial.task)
     return PREDICTORS[trial.task.kind](trial)

@@ -13,9 +13,8 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
-from optin_cli.errors import UsageError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, keys_of, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_pairs
 from optin_cli.model.forward import call_model, mean_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -23,20 +22,20 @@ from optin_cli.progress import SILENT, Progress
 def predict_similarity(trial: Trial) -> Prediction:
     """Embed both texts of every sample; with labels, measure how their cosine follows them."""
     samples, task = require_texts(trial.samples), trial.task
-    if task is None:
-        raise UsageError("Similarity is measured for a task.")
+    assert task is not None
     require_pairs(trial, task)
     labels = label_values(samples)
     alone = replace(samples, texts=[(texts[side],) for side in range(2) for texts in samples.texts], labels=None)
     batches = encoded(replace(trial, samples=alone), labelled=False)
+    keys = [key for batch in batches for key in batch.keys]
     first, second = embed(trial.checkpoint, batches, trial.progress).chunk(2)
     cosine = F.cosine_similarity(first, second)
     if labels is None:
-        return Prediction([], keys_of(batches))
+        return Prediction([], keys)
     truth = torch.tensor(labels)
     values = metrics.score_metrics(task.metrics, cosine, truth, num_labels=1)
     name = task.metrics[0]
-    return Prediction([], keys_of(batches), values, metrics.standard_error(name, values[name], cosine, truth))
+    return Prediction([], keys, values, metrics.standard_error(name, values[name], cosine, truth))
 
 
 @torch.inference_mode()

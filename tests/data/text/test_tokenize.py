@@ -69,24 +69,24 @@ def model_with(padding_idx):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "positions", "pad", "model", "asked", "expected"),
+    ("tokens", "positions", "padding_idx", "asked", "expected"),
     [
-        (512, 512, 0, None, None, 128),
-        (512, 512, 0, None, 512, 512),
-        (64, 512, 0, None, None, 64),
-        (10**30, 66, 1, None, None, 64),
-        (10**30, 66, 0, model_with(None), None, 66),
-        (10**30, 66, 1, model_with(1), None, 64),
-        (10**30, None, 0, None, 4096, 4096),
-        (10**30, -1, None, None, None, 128),
-        (64, 66, 1, None, 65, "expected 1 to 64"),
-        (512, 66, 1, model_with(1), 65, "expected 1 to 64"),
-        (512, 512, 0, None, 0, "expected 1 to 512"),
+        (512, 512, None, None, 128),
+        (512, 512, None, 512, 512),
+        (64, 512, None, None, 64),
+        (10**30, 66, None, None, 66),
+        (10**30, 66, 1, None, 64),
+        (10**30, 66, 3, None, 62),
+        (10**30, None, None, 4096, 4096),
+        (10**30, -1, None, None, 128),
+        (64, 66, 1, 65, "expected 1 to 64"),
+        (512, 66, 1, 65, "expected 1 to 64"),
+        (512, 512, None, 0, "expected 1 to 512"),
     ],
 )
-def test_the_usable_length_is_the_least_limit(*, tokens, positions, pad, model, asked, expected):
+def test_the_usable_length_is_the_least_limit(*, tokens, positions, padding_idx, asked, expected):
     tokenizer = SimpleNamespace(model_max_length=tokens)
-    config = SimpleNamespace(max_position_embeddings=positions, pad_token_id=pad)
+    config, model = SimpleNamespace(max_position_embeddings=positions), model_with(padding_idx)
     if isinstance(expected, int):
         assert usable_length(tokenizer, config, asked, model) == expected
     else:

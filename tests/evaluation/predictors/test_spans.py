@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from optin_cli.evaluation.predictors.spans import best_spans
+from optin_cli.evaluation.predictors.answers import best_spans
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
-"""Checks that a task, or calibration by labels, fits a model. They need no samples, so they run before any are read."""
+"""Checks that a task, calibration by labels, or merging of tokens fits a model. They run before samples are read."""
 
+from collections.abc import Iterable
+
+from optin_cli.artifacts.costs import TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import no_classes
 from optin_cli.data.spec import require_input
-from optin_cli.errors import DataError
+from optin_cli.errors import ArchitectureError, DataError
+from optin_cli.model.tokens import Tokens, tokens_of
 from optin_cli.tasks.schema import Task
 
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
@@ -60,3 +64,33 @@ def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed
             f"{blueprint.model_class} for {purpose}{several}.",
             hint=hint,
         )
+
+
+def require_tokens(checkpoint: Checkpoint) -> Tokens:
+    """The tokens of a checkpoint, if they can merge.
+
+    Raises:
+        ArchitectureError: they cannot; says why.
+    """
+    tokens = tokens_of(checkpoint.structure)
+    if checkpoint.blueprint.plan and checkpoint.blueprint.plan.get("merge"):
+        why, hint = "its tokens merge already", "Cut the original once, by one mask of heads, neurons and tokens."
+    elif checkpoint.input.unmergeable is not None:
+        why, hint = checkpoint.input.unmergeable, None
+    elif tokens is None:
+        why = f"its family {checkpoint.structure.family} does not describe how: its blocks need their tokens in place "
+        why += "(windows, convolutions, relative positions), or take no attention mask"
+        hint = "Plain vision transformers can: ViT, DeiT and DINOv2 of transformers and timm."
+    elif tokens.dense:
+        why, hint = f"its output {tokens.dense[0]} says something of every token", "Pass a classifier."
+    elif tokens.mergeable < 2:
+        why, hint = f"of its {tokens.length} tokens {tokens.special} are special", None
+    else:
+        return tokens
+    raise ArchitectureError(f"The tokens of {checkpoint.name} cannot be reduced: {why}.", hint=hint)
+
+
+def require_kinds(checkpoint: Checkpoint, groups: Iterable[str]) -> None:
+    """Refuse a mask of units that the checkpoint cannot lose (ArchitectureError); groups: their names."""
+    if any(name.rpartition(".")[2] == TOKEN for name in groups):
+        require_tokens(checkpoint)
