@@ -21,7 +21,7 @@ from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
-from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, run_probe_fresh, tolerance_for
+from optin_cli.checkpoints.verify import Reload, largest_difference, reloading, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
@@ -180,7 +180,10 @@ def write_pruned(
         CertificateError: the pruned model, or the reloaded folder, computes something else; nothing is written.
     """
     original = planned.checkpoint
-    with atomic_folder(output, force=force) as folder:
+    modules = [original.blueprint.library]
+    if (own := type(original.model).__module__).startswith(f"{modules[0]}."):
+        modules.append(own)
+    with atomic_folder(output, force=force) as folder, reloading(modules) as reload:
         progress.update(0, 1, "cutting")
         pruned = cut_and_compare(planned)
         costs = measure_original(original, planned.mask)
@@ -190,7 +193,7 @@ def write_pruned(
         progress.update(1, 1, "saving")
         save_cut(original, pruned.model, plan, folder, settings=planned.settings)
         progress.update(1, 1, "certifying in a fresh process")
-        certificate = _certify(planned, pruned, folder)
+        certificate = _certify(planned, pruned, folder, reload)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
@@ -240,12 +243,12 @@ def cut_and_compare(planned: Pruning) -> Pruned:
     return Pruned(model, plan, difference, tolerance)
 
 
-def _certify(planned: Pruning, pruned: Pruned, folder: Path) -> Certificate:
+def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:
     """Reload the folder in a fresh process without optin and compare it with the model in memory."""
     blueprint, probe, names = planned.checkpoint.blueprint, planned.probe, planned.outputs
     loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None)
     expected = run_probe(pruned.model, probe, names)
-    difference = largest_difference(expected, run_probe_fresh(folder, loading, probe, names))
+    difference = largest_difference(expected, reload(folder, loading, probe, names))
     require_equal("The reloaded folder against the cut model", difference, pruned.tolerance)
     return Certificate(
         probe=f"{PROBE_ROWS} rows of random {planned.checkpoint.input.noun}",

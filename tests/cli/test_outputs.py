@@ -179,7 +179,7 @@ def test_interrupted_replacement_keeps_the_old_output(desk):
 def test_failed_certificates_leave_nothing(desk):
     desk.take("bert", "bert.mask.json")
     wrong = {"logits": torch.zeros(4, 2)}
-    with patch("optin_cli.pruning.prune.run_probe_fresh", return_value=wrong):
+    with patch("optin_cli.checkpoints.verify.load_file", return_value=wrong):
         refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, ["outputs differ by", "tolerance"])
     with patch("optin_cli.checkpoints.verify.RELOAD", "raise SystemExit('this is why')"):
         words = ["does not load in a fresh process", "this is why"]
