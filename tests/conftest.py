@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def fresh_process():
     """What starts the processes of certificates for users."""
-    from optin_cli.checkpoints.verify import fresh_process
+    from optin_cli.checkpoints.fresh import fresh_process
 
     return fresh_process
 
@@ -41,14 +41,14 @@ def fresh_process():
 @pytest.fixture(scope="session", autouse=True)
 def reload_server(fresh_process):
     """Forks of one process in place of the fresh processes of certificates; `fresh_processes` brings those back."""
-    with ReloadServer() as server, patch("optin_cli.checkpoints.verify.fresh_process", server.run):
+    with ReloadServer() as server, patch("optin_cli.checkpoints.fresh.fresh_process", server.run):
         yield server
 
 
 @pytest.fixture
 def fresh_processes(fresh_process, monkeypatch):
     """Certificates start processes of their own, as they do for users."""
-    monkeypatch.setattr("optin_cli.checkpoints.verify.fresh_process", fresh_process)
+    monkeypatch.setattr("optin_cli.checkpoints.fresh.fresh_process", fresh_process)
 
 
 @pytest.fixture(scope="session")

@@ -45,24 +45,27 @@ def prune(
     common.require_free(target, force=force, folder=True)
     from optin_cli.artifacts.base import parse
     from optin_cli.artifacts.mask import Mask
+    from optin_cli.checkpoints.fresh import modules_of, reloading
     from optin_cli.files import read_bytes
 
     name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
-    from optin_cli.pruning.prune import prune as prune_checkpoint
+    with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
+        from optin_cli.pruning.prune import prune as prune_checkpoint
 
-    opened = opening.load(checkpoint)
-    with common.progress("pruning") as progress:
-        manifest = prune_checkpoint(
-            opened,
-            read,
-            target,
-            refit=data.spec() if refit else None,
-            options=options,
-            force=force,
-            name=name,
-            progress=progress,
-        )
+        opened = opening.load(checkpoint)
+        with common.progress("pruning") as progress:
+            manifest = prune_checkpoint(
+                opened,
+                read,
+                target,
+                refit=data.spec() if refit else None,
+                options=options,
+                force=force,
+                name=name,
+                reload=reload,
+                progress=progress,
+            )
     for line in _summary(manifest):
         common.say(line)
     common.print_result(manifest.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from optin_cli.artifacts.base import Source, Totals
 from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from optin_cli.checkpoints.fresh import run_fresh
 from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carried_files
-from optin_cli.checkpoints.verify import largest_difference, require_equal, run_fresh, run_probe, tolerance_for
+from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.registry import Target, Traced, check_place, place_of, record_of, target_named
 from optin_cli.exporting.trace import export_probes, silenced, trace

@@ -1,5 +1,6 @@
 """Prune a checkpoint by a mask: a physically smaller checkpoint folder, certified by a reload in a fresh process."""
 
+import contextlib
 import copy
 import importlib.metadata
 import platform
@@ -19,9 +20,10 @@ from optin_cli.artifacts.mask import Kept, Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
+from optin_cli.checkpoints.fresh import Reload, reloading
 from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
-from optin_cli.checkpoints.verify import Reload, largest_difference, reloading, require_equal, run_probe, tolerance_for
+from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
@@ -107,6 +109,7 @@ def prune(
     options: RefitOptions | None = None,
     force: bool = False,
     name: str = "mask",
+    reload: Reload | None = None,
     progress: Progress = SILENT,
 ) -> Manifest:
     """Prune a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
@@ -116,6 +119,7 @@ def prune(
         refit: unlabelled texts or images to refit the consumers on; None keeps the remaining weights as they are.
         options: how to refit.
         name: what messages and the manifest call the mask.
+        reload: from `reloading`, in a process that the caller started; None starts one.
 
     Raises:
         ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
@@ -127,7 +131,7 @@ def prune(
     spec, adjustment = DataSpec.of(refit), None
     if spec.is_named:
         adjustment = _refit_on(planned, spec, options or RefitOptions(), progress)
-    return write_pruned(planned, Path(output), adjustment, force=force, progress=progress)
+    return write_pruned(planned, Path(output), adjustment, force=force, reload=reload, progress=progress)
 
 
 def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
@@ -172,7 +176,13 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
 
 
 def write_pruned(
-    planned: Pruning, output: Path, adjustment: Adjustment | None, *, force: bool = False, progress: Progress = SILENT
+    planned: Pruning,
+    output: Path,
+    adjustment: Adjustment | None,
+    *,
+    force: bool = False,
+    reload: Reload | None = None,
+    progress: Progress = SILENT,
 ) -> Manifest:
     """Prune, adjust, save and certify, into a folder that appears only when everything succeeded.
 
@@ -180,10 +190,9 @@ def write_pruned(
         CertificateError: the pruned model, or the reloaded folder, computes something else; nothing is written.
     """
     original = planned.checkpoint
-    modules = [original.blueprint.library]
-    if (own := type(original.model).__module__).startswith(f"{modules[0]}."):
-        modules.append(own)
-    with atomic_folder(output, force=force) as folder, reloading(modules) as reload:
+    modules = [original.blueprint.library, type(original.model).__module__]
+    starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
+    with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
         pruned = cut_and_compare(planned)
         costs = measure_original(original, planned.mask)
@@ -193,7 +202,7 @@ def write_pruned(
         progress.update(1, 1, "saving")
         save_cut(original, pruned.model, plan, folder, settings=planned.settings)
         progress.update(1, 1, "certifying in a fresh process")
-        certificate = _certify(planned, pruned, folder, reload)
+        certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")

@@ -141,13 +141,13 @@ def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
         ("profile", "a write"),
         ("score", "optin_cli.data.text.samples.read_table"),
         ("score", "optin_cli.checkpoints.inputs.TextInput.tokenizer"),
-        ("score", "optin_cli.scoring.one_shot.sketch_batch"),
+        ("score", "optin_cli.scoring.one_shot.sensitivity_batch"),
         ("search", "optin_cli.artifacts.scores.read_bytes"),
         ("search", "optin_cli.searching.choose.choose_units"),
         ("search", "pathlib.Path.replace"),
         ("prune", "optin_cli.pruning.prune.cut"),
         ("prune", "optin_cli.checkpoints.save.modeling_source"),
-        ("prune", "optin_cli.checkpoints.verify.fresh_process"),
+        ("prune", "optin_cli.checkpoints.fresh.fresh_process"),
         ("prune", "optin_cli.pruning.model_card.write_card"),
         ("prune", "pathlib.Path.replace"),
         ("eval", "optin_cli.evaluation.evaluate.count_macs"),
@@ -179,9 +179,9 @@ def test_interrupted_replacement_keeps_the_old_output(desk):
 def test_failed_certificates_leave_nothing(desk):
     desk.take("bert", "bert.mask.json")
     wrong = {"logits": torch.zeros(4, 2)}
-    with patch("optin_cli.checkpoints.verify.load_file", return_value=wrong):
+    with patch("safetensors.torch.load_file", return_value=wrong):
         refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, ["outputs differ by", "tolerance"])
-    with patch("optin_cli.checkpoints.verify.RELOAD", "raise SystemExit('this is why')"):
+    with patch("optin_cli.checkpoints.fresh.RELOAD", "raise SystemExit('this is why')"):
         words = ["does not load in a fresh process", "this is why"]
         refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, words)
 

@@ -11,7 +11,7 @@ SERVER = Path(__file__).with_name("reload_server.py")
 
 
 class ReloadServer:
-    """Runs code as `optin_cli.checkpoints.verify.fresh_process` does. Its process starts at the first request."""
+    """Runs code as `optin_cli.checkpoints.fresh.fresh_process` does. Its process starts at the first request."""
 
     def __init__(self):
         self.process = None

@@ -5,7 +5,7 @@ from helpers.models import save_checkpoint, save_images
 
 import optin_cli
 from optin_cli.checkpoints.checkpoint import load
-from optin_cli.checkpoints.verify import run_fresh
+from optin_cli.checkpoints.fresh import run_fresh
 from optin_cli.errors import CertificateError
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.searching.limits import Limits
@@ -61,7 +61,7 @@ def failure_of(code, arguments, folder):
 @pytest.mark.parametrize(("code", "words"), ENDINGS.values(), ids=ENDINGS)
 def test_forks_fail_in_the_words_of_new_interpreters(tmp_path, fresh_process, monkeypatch, code, words):
     forked = failure_of(code, [], tmp_path)
-    monkeypatch.setattr("optin_cli.checkpoints.verify.fresh_process", fresh_process)
+    monkeypatch.setattr("optin_cli.checkpoints.fresh.fresh_process", fresh_process)
     assert forked == failure_of(code, [], tmp_path)
     assert forked is None if words is None else forked.startswith("It does not load in a fresh process:\n")
     assert words is None or words in forked
@@ -82,7 +82,7 @@ Path(sys.argv[1]).write_text(json.dumps(found, sort_keys=True))
 def test_forks_see_what_new_interpreters_see(tmp_path, fresh_process, monkeypatch):
     monkeypatch.setenv("MINE", "now")
     run_fresh(SURROUNDINGS, ["forked.json", "more"], tmp_path, "")
-    monkeypatch.setattr("optin_cli.checkpoints.verify.fresh_process", fresh_process)
+    monkeypatch.setattr("optin_cli.checkpoints.fresh.fresh_process", fresh_process)
     run_fresh(SURROUNDINGS, ["new.json", "more"], tmp_path, "")
     forked, new = ((tmp_path / name).read_text() for name in ("forked.json", "new.json"))
     assert forked.replace("forked.json", "new.json") == new
