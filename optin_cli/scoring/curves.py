@@ -15,6 +15,7 @@ Units are removed one by one, the one of least loss first. No model is known her
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 PANEL = 64
@@ -171,21 +172,12 @@ def _diagonal_blocks(matrix: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def pooled(values: torch.Tensor) -> torch.Tensor:
-    """The non-decreasing sequence closest to `values` in squares, by pooling adjacent violators: (n,).
+    """The non-decreasing sequence closest to `values` in squares, which has the same sum: (n,)."""
+    if not len(values):
+        return values
+    from scipy.optimize import isotonic_regression
 
-    Its running sum is the greatest convex function below that of `values` that meets it at both ends.
-    """
-    sums: list[float] = []
-    counts: list[int] = []
-    for value in values.tolist():
-        total, count = value, 1
-        while sums and sums[-1] * count >= total * counts[-1]:
-            total += sums.pop()
-            count += counts.pop()
-        sums.append(total)
-        counts.append(count)
-    means = torch.tensor([total / count for total, count in zip(sums, counts, strict=True)], dtype=torch.float64)
-    return means.repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(values)
+    return torch.from_numpy(isotonic_regression(values.cpu().double().numpy()).x).to(values)
 
 
 def curve_importance(curve: Curve) -> torch.Tensor:
@@ -196,15 +188,9 @@ def curve_importance(curve: Curve) -> torch.Tensor:
     """
     rising = pooled(curve.losses).float()
     # Ties and steps of rounding would leave the order within a pool to whoever sorts.
-    strict = rising.cpu().tolist()
+    strict = rising.cpu().numpy()
     for place in range(1, len(strict)):
-        if strict[place] <= strict[place - 1]:
-            strict[place] = _next_float(strict[place - 1])
+        strict[place] = max(strict[place], np.nextafter(strict[place - 1], np.float32(np.inf)))
     found = torch.zeros_like(rising)
-    found[curve.order] = torch.tensor(strict, dtype=torch.float32, device=found.device)
+    found[curve.order] = torch.from_numpy(strict).to(found)
     return found
-
-
-def _next_float(value: float) -> float:
-    """The least float32 above a float32."""
-    return float(torch.nextafter(torch.tensor(value), torch.tensor(torch.inf)))

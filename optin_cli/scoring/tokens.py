@@ -84,13 +84,9 @@ def per_unit(slopes: Vector64, units: int) -> Vector32:
         found = np.exp(np.interp(np.log(number), np.log(steps), np.log(lost)))
         power = max(np.log(lost[1] / lost[0]) / np.log(steps[1] / steps[0]), 1.0)
         found = np.where(number < steps[0], lost[0] * (number / steps[0]) ** power, found)
-    pools: list[list[float]] = []
-    for value in np.diff([0.0, *found]):
-        pools.append([float(value), 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (one, wide), (two, more) = pools[-2], pools.pop()
-            pools[-1] = [(one * wide + two * more) / (wide + more), wide + more]
-    each = np.repeat([value for value, _ in pools], [int(width) for _, width in pools])
+    from scipy.optimize import isotonic_regression
+
+    each = isotonic_regression(np.diff([0.0, *found])).x
     return np.append(each, each[-1]).astype(np.float32)
 
 
