@@ -91,7 +91,12 @@ def problems(error: ValidationError) -> str:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's text as a sentence, or the name of its type."""
+def headline(error: BaseException) -> str:
+    """First line of an error's text, or the name of its type."""
     lines = str(error).strip().splitlines()
-    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
+    return lines[0] if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The headline of an error as a sentence."""
+    return f"{headline(error).rstrip('.')}."

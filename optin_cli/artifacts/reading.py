@@ -46,11 +46,7 @@ class Read(Generic[Content]):
 
 
 def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
-    """Read a scores file (.safetensors) or any JSON artifact ("-" for standard input).
-
-    Raises:
-        ArtifactError: it is missing, unreadable, or of no known schema.
-    """
+    """Read a scores file (.safetensors) or any JSON artifact, "-" for stdin (ArtifactError if it is no valid one)."""
     name = Path(path).name
     if Path(path).suffix == ".safetensors":
         scores = read_scores(path)

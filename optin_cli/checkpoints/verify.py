@@ -46,11 +46,7 @@ def run_probe(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Seque
 def run_probe_fresh(
     folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Run the probe in a fresh process without optin, where `loading` is code that turns `folder` into `model`.
-
-    Raises:
-        CertificateError: the process failed; carries the last lines it printed.
-    """
+    """Run the probe in a fresh process, where `loading` turns `folder` into `model` (CertificateError if it fails)."""
     with tempfile.TemporaryDirectory() as scratch:
         feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
         save_file(dict(inputs), feed)
@@ -60,14 +56,9 @@ def run_probe_fresh(
 
 
 def run_fresh(code: str, arguments: Sequence[str], scratch: Path, failure: str) -> None:
-    """Run Python code in a fresh process.
+    """Run Python code in a fresh process (CertificateError, with the last lines it printed, if that fails).
 
-    Args:
-        scratch: a temporary folder, to work in and for the modules that transformers copies.
-        failure: what its failing means, in words.
-
-    Raises:
-        CertificateError: the process failed; carries the last lines it printed.
+    scratch: a temporary folder, to work in and for the modules that transformers copies. failure: what failing means.
     """
     environment = {
         **os.environ,

@@ -6,6 +6,7 @@ Weights lie in the file itself, or in NAME.data beside it where they exceed what
 from pathlib import Path
 from typing import Any
 
+from optin_cli.errors import headline
 from optin_cli.exporting.registry import ExportError, Run, Target, Traced
 
 MOST_BYTES = 1_900_000_000
@@ -45,8 +46,7 @@ def _cause(error: BaseException) -> str:
     """The first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return headline(error)
 
 
 def _forget_machine(model: Any) -> None:

@@ -99,6 +99,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def count_totals(model: nn.Module, inputs: Mapping[str, torch.Tensor], weight_bytes: int) -> Totals:
+    """Cost of a whole model, whose stored weights have that size, for one input."""
+    return Totals(macs=count_macs(model, inputs)[0], parameters=count_parameters(model), bytes=weight_bytes)
+
+
 def unit_parameters(model: nn.Module, group: Group) -> int:
     """Parameters that one unit of a group holds."""
     tensors = ((piece, tensor_at(model, piece.parameter)) for piece in group.slices)

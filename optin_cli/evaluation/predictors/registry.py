@@ -24,11 +24,7 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
 
 
 def run_trial(trial: Trial) -> Prediction:
-    """Predict as the task's kind demands; without a task, run the model on the samples as they are.
-
-    Raises:
-        DataError: the task does not fit the checkpoint.
-    """
+    """Predict as the task's kind demands, or run the model as it is without one (DataError if the task is unfit)."""
     if trial.task is None:
         return predict_labels(trial)
     require_fit(trial.checkpoint, trial.task)
