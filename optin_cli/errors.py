@@ -22,10 +22,7 @@ class Exit(IntEnum):
 
 
 class OptinError(Exception):
-    """A failure a user can act on.
-
-    `message` names the thing, what was found and what was expected; `hint` says what to do next.
-    """
+    """A failure a user can act on: `message` names what was found and what was expected, `hint` what to do next."""
 
     status: Exit = Exit.FAILURE
 

@@ -1,7 +1,4 @@
-"""Hashing, and writes that appear completely or not at all.
-
-A file or folder is written under a temporary name beside its target and renamed when complete.
-"""
+"""Hashing, and writes that appear completely or not at all: renamed from a temporary name beside the target."""
 
 import contextlib
 import errno

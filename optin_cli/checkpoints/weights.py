@@ -1,7 +1,4 @@
-"""Read weights files as flat state dicts.
-
-Only tensors are ever read: safetensors, or torch files under `weights_only=True`.
-"""
+"""Read weights files as flat state dicts of tensors alone: safetensors, or torch files under `weights_only=True`."""
 
 import pickle
 import zipfile

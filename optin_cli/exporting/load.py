@@ -38,10 +38,7 @@ class ExportedModel(Named):
 
 
 def load_evaluated(source: str | Path, *, device: str | None = None, **options: Any) -> Checkpoint:
-    """What evaluation takes: a checkpoint, or a file that `optin export` wrote, which is run on the CPU.
-
-    device: where to put a checkpoint. options: passed on to `load`.
-    """
+    """What evaluation takes: a checkpoint (options as of `load`), or a file of `optin export`, run on the CPU."""
     target = target_of(source)
     if target is None or Path(source).is_dir():
         return load(source, device=device, **options)

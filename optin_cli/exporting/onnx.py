@@ -1,7 +1,4 @@
-"""ONNX: write a traced model, and run the file in onnxruntime.
-
-Weights lie in the file itself, or in NAME.data beside it where they exceed what one file may hold.
-"""
+"""ONNX: write a traced model (weights in NAME.data where they exceed one file), and run it in onnxruntime."""
 
 from pathlib import Path
 from typing import Any

@@ -74,10 +74,7 @@ class _LogitsOnly(nn.Module):
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
-    """Count MACs of one forward pass: in all, and by module path those of the module with everything inside it.
-
-    A module that runs several times counts each time.
-    """
+    """Count MACs of one forward pass, every run of a module: in all, and by module path with everything inside it."""
     analysis = FlopCountAnalysis(_LogitsOnly(model, tuple(inputs)), tuple(inputs.values()))
     analysis.set_op_handle(**HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

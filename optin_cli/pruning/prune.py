@@ -56,10 +56,7 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class Pruning:
-    """A mask that fits a checkpoint, as `plan_pruning` found.
-
-    settings: keys of the library's own config that state the pruned sizes, None where only a plan can.
-    """
+    """A mask that fits a checkpoint. settings: keys of the library's config that state it, None if only a plan can."""
 
     checkpoint: Checkpoint
     mask: Mask

@@ -186,10 +186,7 @@ class Fill:
             raise out_of_reach("macs", self.limits.keep_macs, share) from error
 
     def least_loss(self, importance: Mapping[str, Vector32]) -> float:
-        """Lower bound (linear relaxation) on the importance that other units lose; inf if all are not enough.
-
-        Of the limits, this knows the share of MACs alone.
-        """
+        """Lower bound, by MACs alone, on the importance that other units lose (linear relaxation); inf if too few."""
         if self.limits.keep_macs is None:
             return 0.0
         merged = self.costs.with_merging(self.counts)

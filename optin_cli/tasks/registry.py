@@ -1,7 +1,4 @@
-"""Look up the shipped tasks, one JSON file each.
-
-Importing this module does not import torch, so that an unknown task is refused before a model is loaded.
-"""
+"""Look up the shipped tasks, one JSON file each, without torch: unknown ones are refused before a model is loaded."""
 
 from pathlib import Path
 

@@ -124,10 +124,7 @@ class Library(Protocol):
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
     def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-        """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
-
-        plain: whether the library's own class takes its weights.
-        """
+        """How to load a cut folder without optin: words, and code for `model`. plain: by the library's own class."""
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""

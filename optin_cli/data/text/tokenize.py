@@ -83,10 +83,7 @@ def cut_batches(
 
 
 def usable_length(tokenizer: Any, held: int | None, asked: int | None, *, default: int = DEFAULT_LENGTH) -> int:
-    """Tokens per sample: `asked` (UsageError if that is too many), else `default` or fewer.
-
-    held: most tokens that the model's positions hold, None where nothing limits them.
-    """
+    """Tokens a sample: `asked` (UsageError if too many), or `default` if tokenizer and model (`held`) take as many."""
     limit = int(tokenizer.model_max_length)
     most = limit if held is None else min(limit, held)
     if asked is None:

@@ -1,7 +1,4 @@
-"""Predict samples, and measure the predictions, as the kind of task demands.
-
-Each kind of task is one module and one row of the table.
-"""
+"""Predict and measure as the kind of task demands: each kind is one module and one row of the table."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
