@@ -22,10 +22,7 @@ class Exit(IntEnum):
 
 
 class OptinError(Exception):
-    """A failure a user can act on.
-
-    `message` names the thing, what was found and what was expected; `hint` says what to do next.
-    """
+    """A failure a user can act on: `message` names what was found and what was expected, `hint` what to do next."""
 
     status: Exit = Exit.FAILURE
 
@@ -91,7 +88,12 @@ def problems(error: ValidationError) -> str:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's text as a sentence, or the name of its type."""
+def headline(error: BaseException) -> str:
+    """First line of an error's text, or the name of its type."""
     lines = str(error).strip().splitlines()
-    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
+    return lines[0] if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The headline of an error as a sentence."""
+    return f"{headline(error).rstrip('.')}."

@@ -1,7 +1,4 @@
-"""Hashing, and writes that appear completely or not at all.
-
-A file or folder is written under a temporary name beside its target and renamed when complete.
-"""
+"""Hashing, and writes that appear completely or not at all: renamed from a temporary name beside the target."""
 
 import contextlib
 import errno
@@ -61,9 +58,7 @@ def is_stream(path: Path) -> bool:
 def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before any time is spent.
 
-    Args:
-        force: allow replacing an existing output (never a folder by a file).
-        folder: the output is a folder.
+    force: allow replacing an existing output (never a folder by a file). folder: the output is a folder.
     """
     parent = path.parent
     with explained_os_errors(path):
@@ -164,9 +159,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
     """Yield a temporary folder whose files move into `folder` on success; nothing is left on failure.
 
-    Args:
-        folder: created if missing; its other files stay.
-        last: the file that makes the others valid, moved after all of them.
+    folder: created if missing; its other files stay. last: the file that makes the others valid, moved after all.
     """
     if not folder.exists():
         with atomic_folder(folder) as temporary:

@@ -155,9 +155,7 @@ def require_source(artifact: Artifact, artifact_name: str, role: str, found: Sou
 def require_description(artifact: Artifact, artifact_name: str, found: Source | None, other: str) -> None:
     """Refuse an artifact that was made with another architecture description than the one in use.
 
-    Args:
-        found: the file of the description in use, None for the shipped one.
-        other: what uses it, with a verb: "bert was opened".
+    found: the file of that in use, None for the shipped one. other: what uses it, with a verb: "bert was opened".
     """
     made_with = artifact.inputs.get("architecture")
     if (made_with and made_with.sha256) == (found and found.sha256):

@@ -14,6 +14,11 @@ class Measure(Frozen):
     value: float
 
 
+def with_error(value: float, error: float | None) -> str:
+    """A metric with its standard error, where that is known, in words."""
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 

@@ -17,10 +17,7 @@ class TensorRule(Frozen):
 
 
 class ExportProbe(Frozen):
-    """Largest absolute output difference between the file and the model in memory, for one input shape.
-
-    padded: whether rows end in padding.
-    """
+    """Largest absolute output difference from the model in memory for one input shape. padded: rows end in padding."""
 
     batch_size: int
     seq_len: int | None = None

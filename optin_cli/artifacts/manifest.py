@@ -40,10 +40,7 @@ class Certificate(Frozen):
 
 
 class Manifest(Artifact):
-    """`optin prune`: record of a pruned folder.
-
-    layout: "uniform" if the library's own class loads the folder from its config alone.
-    """
+    """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone."""
 
     kind: ClassVar[str] = "manifest"
     schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")

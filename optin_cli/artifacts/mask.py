@@ -57,3 +57,8 @@ class Mask(Artifact):
     importance_lost: float | None
     ragged_importance_lost: float | None = None
     groups: dict[str, GroupMask]
+
+    @property
+    def kept(self) -> Kept:
+        """Kept units by group name."""
+        return {name: group.kept for name, group in self.groups.items()}

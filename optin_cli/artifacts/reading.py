@@ -46,11 +46,7 @@ class Read(Generic[Content]):
 
 
 def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
-    """Read a scores file (.safetensors) or any JSON artifact ("-" for standard input).
-
-    Raises:
-        ArtifactError: it is missing, unreadable, or of no known schema.
-    """
+    """Read a scores file (.safetensors) or any JSON artifact, "-" for stdin (ArtifactError if it is no valid one)."""
     name = Path(path).name
     if Path(path).suffix == ".safetensors":
         scores = read_scores(path)
@@ -62,6 +58,11 @@ def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(schema, str) or schema not in SCHEMAS:
         raise ArtifactError(f"{path} has the schema {schema!r}; known are {', '.join(SCHEMAS)}.")
+    if SCHEMAS[schema] is ScoresHeader:
+        raise ArtifactError(
+            f"{path} is the header of a scores file without its importances.",
+            hint="Pass the .safetensors file that optin score wrote.",
+        )
     artifact = validate(SCHEMAS[schema], raw, str(path))
     return Read(name, sha256_of(artifact.dump().encode()), artifact)
 

@@ -46,10 +46,7 @@ class SweepPoint(Frozen):
 
 
 class Sweep(Artifact):
-    """`optin sweep`: metric, size and speed of each recipe at each budget.
-
-    chosen: index of the smallest point within the allowed drop.
-    """
+    """`optin sweep`: metric, size and speed of each recipe at each budget. chosen: the smallest within the drop."""
 
     kind: ClassVar[str] = "sweep"
     schema_: Literal["optin.sweep/1"] = Field(default="optin.sweep/1", alias="schema")

@@ -161,11 +161,7 @@ def load(
 
 
 def read_description(path: Path) -> tuple[Architecture, Source]:
-    """Read an architecture description, with its file's name and hash as artifacts record them.
-
-    Raises:
-        ArchitectureError: the file cannot be read, or is no valid description.
-    """
+    """Read a description, with its file's name and hash as recorded (ArchitectureError if it is no valid one)."""
     return parse_architecture(path), Source(name=path.name, sha256=sha256_of(path))
 
 

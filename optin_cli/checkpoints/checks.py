@@ -14,12 +14,7 @@ OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task 
 
 
 def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -> None:
-    """Refuse a task that is not what the model is for.
-
-    Raises:
-        DataError: the task has another input (text or images) or is of another kind than the model's head, or the head
-            does not have one output for regression, or has only one for classification.
-    """
+    """Refuse a task of another input or kind than the model's, or unfit for its number of outputs (DataError)."""
     require_input(task, checkpoint.input.kind)
     blueprint, counted = checkpoint.blueprint, ""
     purpose, outputs = blueprint.purpose, blueprint.num_labels
@@ -37,13 +32,11 @@ def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -
 def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed_by: str, hint: str) -> None:
     """Refuse calibration by labels that the model has no loss for.
 
-    Args:
-        task: the task whose labels they are, None for the labels of a file or folder.
-        data: what the calibration data is called. needed_by: what needs the labels; both for the message.
+    task: the task whose labels they are, None for the labels of a file or folder. data, needed_by: what the calibration
+    data is called, and what needs the labels, for the message.
 
-    Raises:
-        DataError: the task does not fit, or the model does not predict one label per sample.
-        UsageError: class labels for a model of sentence embeddings.
+    Raises DataError: the task does not fit, or the model does not predict one label per sample. UsageError: class
+    labels for a model of sentence embeddings.
     """
     blueprint = checkpoint.blueprint
     purpose, outputs, pairs = blueprint.purpose, blueprint.num_labels, checkpoint.input.pairs
@@ -67,11 +60,7 @@ def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed
 
 
 def require_tokens(checkpoint: Checkpoint) -> Tokens:
-    """The tokens of a checkpoint, if they can merge.
-
-    Raises:
-        ArchitectureError: they cannot; says why.
-    """
+    """The tokens of a checkpoint, if they can merge (ArchitectureError, which says why, if they cannot)."""
     tokens = tokens_of(checkpoint.structure)
     if checkpoint.blueprint.plan and checkpoint.blueprint.plan.get("merge"):
         why, hint = "its tokens merge already", "Cut the original once, by one mask of heads, neurons and tokens."

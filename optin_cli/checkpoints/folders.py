@@ -17,11 +17,7 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one file, or the shards an index names.
-
-    Raises:
-        CheckpointError: there are none.
-    """
+    """The files that hold a folder's weights: one, or the shards an index names (CheckpointError if there are none)."""
     for name in FOLDER_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -40,11 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def folder_source(folder: Path) -> Source:
-    """Name and hash of a checkpoint folder: those that loading it gives, without loading it.
-
-    Raises:
-        CheckpointError: it lacks a config or weights.
-    """
+    """Name and hash that loading a folder would give, without loading it (CheckpointError if a part is missing)."""
     parts = [folder / CONFIG, *weight_files(folder)]
     if gone := [path.name for path in parts if not path.is_file()]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
@@ -52,11 +44,7 @@ def folder_source(folder: Path) -> Source:
 
 
 def download(name: str) -> Path:
-    """Fetch config, tokenizer and weights of a model of the hub into the local cache.
-
-    Raises:
-        CheckpointError: there is no such model, or no hub within reach.
-    """
+    """Fetch config, tokenizer and weights of a model of the hub (CheckpointError if neither cache nor hub has it)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -75,7 +75,7 @@ class TextInput:
     @property
     def _positions(self) -> int:
         """Rows of the position table; 0 where there is none."""
-        return int(getattr(self.blueprint.config, "max_position_embeddings", None) or 0)
+        return max(int(getattr(self.blueprint.config, "max_position_embeddings", None) or 0), 0)
 
     @property
     def most(self) -> int | None:
@@ -105,11 +105,7 @@ class TextInput:
         """Nothing to check: texts have any length."""
 
     def length(self, asked: int | None) -> int | None:
-        """Sequence length that costs are stated for: `asked`, or 128 (of an exported model, the recorded length).
-
-        Raises:
-            UsageError: more than the model's positions hold.
-        """
+        """Length that costs are stated for: `asked`, else 128 or the recorded one (UsageError if that is too long)."""
         most = self.most or DEFAULT_SEQ_LEN
         if asked is None:
             return min(DEFAULT_SEQ_LEN, most) if self.recorded is None else self.recorded.seq_len
@@ -136,11 +132,7 @@ class TextInput:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
-        """Fixed random ids on the CPU, each row padded by more positions than the one before.
-
-        Args:
-            most: most tokens that a row may have. tokens: those of the longest row.
-        """
+        """Fixed random ids on the CPU, `tokens` or at most `most` long, each row padded more than the one before."""
         tokens = min(tokens, most or tokens)
         least = min(5, self.vocabulary - 1)
         ids = torch.randint(least, self.vocabulary, (rows, tokens), generator=_generator(0))
@@ -180,13 +172,12 @@ class TextInput:
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Padded batches on the model's device, of two texts as one sequence or, for similarity by labels, each alone.
 
-        Raises:
-            UsageError: a size out of range, or class labels and a model of sentence embeddings.
-            DataError: labels that the model has no classes for.
+        Raises UsageError: a size out of range, or class labels and a model of sentence embeddings. DataError: labels
+        without a class.
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer()
-        length = usable_length(tokenizer, self.blueprint.config, options.max_length, self.model)
+        length = usable_length(tokenizer, self.most, options.max_length)
         size = options.batch_size
         if options.labelled and task is not None and task.each_alone:
             return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
@@ -295,9 +286,8 @@ class ImageInput:
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Batches on the model's device that decode whenever they are gone through; `list` keeps them.
 
-        Raises:
-            UsageError: a size out of range, or a maximum length.
-            DataError: labels that the model has no classes for.
+        Raises UsageError: a size out of range, or a maximum length. DataError: labels that the model has no classes
+        for.
         """
         if options.max_length is not None:
             raise UsageError(f"--max-length counts tokens, but {self.name} takes images.", hint="Leave it out.")

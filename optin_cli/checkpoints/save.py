@@ -53,11 +53,8 @@ def modeling_source(checkpoint: Checkpoint) -> str:
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
     """Write weights, config, modelling code and carried files of a cut model into an existing folder.
 
-    Weights keep the storage type of the checkpoint, and the config gains the plan.
-
-    Args:
-        settings: keys of the library's own config that state the pruned sizes; the folder then needs neither plan nor
-            code.
+    Weights keep the storage type of the checkpoint, and the config gains the plan. settings: keys of the library's own
+    config that state the pruned sizes; the folder then needs neither plan nor code.
     """
     blueprint = checkpoint.blueprint
     state = {

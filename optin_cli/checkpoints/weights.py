@@ -1,7 +1,4 @@
-"""Read weights files as flat state dicts.
-
-Only tensors are ever read: safetensors, or torch files under `weights_only=True`.
-"""
+"""Read weights files as flat state dicts of tensors alone: safetensors, or torch files under `weights_only=True`."""
 
 import pickle
 import zipfile
@@ -13,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from optin_cli.errors import CheckpointError
+from optin_cli.errors import CheckpointError, headline
 
 State = dict[str, torch.Tensor]
 NESTS = ("state_dict", "model")
@@ -22,11 +19,7 @@ TORCH_STARTS = (b"PK", b"\x80")
 
 
 def read_state(files: list[Path]) -> State:
-    """Read and merge weight files.
-
-    Raises:
-        CheckpointError: a file is missing, truncated, holds more than tensors, or holds NaN or infinity.
-    """
+    """Read and merge files (CheckpointError if one is missing, cut short, or holds more than finite tensors)."""
     state: State = {}
     for path in files:
         if not path.is_file():
@@ -70,8 +63,7 @@ def _read_torch(path: Path) -> State:
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a readable torch file: {first}.") from error
+        raise CheckpointError(f"{path} is not a readable torch file: {headline(error)}.") from error
     for nest in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]

@@ -78,8 +78,7 @@ def _name(one: Declared) -> str:
 
 def _parameter(one: Declared) -> inspect.Parameter:
     option, default = one.option, one.default
-    kind, is_optional = _without_none(one.type)
-    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    kind, item, is_optional = _parts(one.type)
     if option.repeated:
         annotation: Any = list[str]
         default = [*default] or None
@@ -117,8 +116,7 @@ def _checked(one: Declared, given: Any) -> Any:
 
 def _value(one: Declared, given: Any) -> Any:
     """What an option means."""
-    kind, _ = _without_none(one.type)
-    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    _, item, _ = _parts(one.type)
     if one.option.repeated:
         return tuple(given or ())
     if given is None or (item is None and not one.option.none):
@@ -133,11 +131,12 @@ def _value(one: Declared, given: Any) -> Any:
     return shares if item is not None else shares[0]
 
 
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    """A type without its None, and whether it had one."""
-    parts = [part for part in get_args(kind) if part is not type(None)]
-    is_optional = len(parts) < len(get_args(kind))
-    return (parts[0], True) if is_optional and len(parts) == 1 else (kind, False)
+def _parts(annotation: Any) -> tuple[Any, Any, bool]:
+    """A type without its None, the type of the items if that is a tuple, and whether there was a None."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    is_optional = len(parts) == 1 < len(get_args(annotation))
+    kind = parts[0] if is_optional else annotation
+    return kind, get_args(kind)[0] if get_origin(kind) is tuple else None, is_optional
 
 
 def _completion(choices: Collection[str], *, several: bool) -> Callable[[str], list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from optin_cli.artifacts.costs import Profile
-from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.artifacts.manifest import Manifest
@@ -126,7 +126,7 @@ def evaluation_table(result: Evaluation) -> Table:
     for name, value in result.metrics.items():
         first = result.metric is not None and name == result.metric.name
         theirs = f"{other.metric.value:.4f}" if other and other.metric and other.metric.name == name else ""
-        rows.append((name, _spread(value, result.standard_error if first else None), theirs, ""))
+        rows.append((name, with_error(value, result.standard_error if first else None), theirs, ""))
     if other is not None and other.agreement is not None:
         rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
     if other is not None and other.kl is not None:
@@ -180,14 +180,15 @@ def sweep_table(result: Sweep) -> Table:
     for heading in ("asked", "MACs", "params", result.metric, "drop", "agreement", "ms", "latency", "seconds"):
         table.add_column(heading, justify="right")
     base = result.baseline
-    table.add_row("original", "", "1", "1", _spread(base.value, base.standard_error), "", "", _ms(base.latency), "", "")
+    value = with_error(base.value, base.standard_error)
+    table.add_row("original", "", "1", "1", value, "", "", _ms(base.latency), "", "")
     for number, point in enumerate(result.points):
         table.add_row(
             f"{point.recipe} (chosen)" if number == result.chosen else point.recipe,
             f"{point.asked:g}",
             f"{point.macs_ratio:.4f}",
             f"{point.parameters_ratio:.4f}",
-            _spread(point.value, point.standard_error),
+            with_error(point.value, point.standard_error),
             f"{point.drop:+.4f}",
             "" if point.agreement is None else f"{point.agreement:.4f}",
             _ms(point.latency),
@@ -195,10 +196,6 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.prune_seconds:.1f} ({point.prepare_seconds:.1f})",
         )
     return table
-
-
-def _spread(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def _ms(latency: Latency | None) -> str:

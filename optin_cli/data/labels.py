@@ -11,20 +11,15 @@ from optin_cli.tasks.schema import Task
 
 
 def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, int | float] | None:
-    """What the model calls each label of the data; None where the samples have no labels.
+    """What the model calls each label of the data, None if it has none (DataError: a class or kind not of the model).
 
-    Classification: text labels go through the model's class names; so do numbers where the names of the data
-    (or of the task) are, as a set, those of the model, since models differ in the order of classes. Otherwise
-    numbers stay as they are. The map also holds every class number of the data whose name is known, so
-    `map.get(1, 1)` is the model's id of the data's class 1, the positive one of F1. Regression: float values.
+    Classification: text labels go through the model's class names; so do numbers where the names of the data (or of the
+    task) are, as a set, those of the model, since models differ in the order of classes. Otherwise numbers stay as they
+    are. The map also holds every class number of the data whose name is known, so `map.get(1, 1)` is the model's id of
+    the data's class 1, the positive one of F1. Regression: float values.
 
-    Args:
-        samples: labels and, where the data declares them, their names.
-        task: gives names where the data does not, and the kind; None takes the kind from the model.
-        config: the model's transformers configuration (num_labels, id2label, problem_type).
-
-    Raises:
-        DataError: a label that the model has no class for, or a kind that is not the model's.
+    task: gives names where the data does not, and the kind; None takes the kind from the model. config: the model's
+    transformers configuration (num_labels, id2label, problem_type).
     """
     if samples.labels is None:
         return None
@@ -52,11 +47,7 @@ def label_ids(samples: Samples, task: Task | None, config: Any) -> dict[Label, i
 
 
 def label_values(samples: Samples) -> list[float] | None:
-    """The labels as numbers, one per sample; None where the samples have none.
-
-    Raises:
-        DataError: a label is text.
-    """
+    """The labels as numbers, one per sample; None where the samples have none (DataError if one is text)."""
     return None if samples.labels is None else [_value(label, samples.name) for label in samples.labels]
 
 
@@ -91,20 +82,13 @@ def _class_of_number(label: float, renamed: dict[int, int], count: int, source: 
 def image_class_ids(
     samples: ImageSamples, task: Task | None, classes: Sequence[str] | None, num_labels: int
 ) -> list[int] | None:
-    """The model's class of every image; None where the samples have no labels.
+    """The model's class of every image, None where there are no labels (DataError if the data has other classes).
 
-    Classes of the data are those of the model that have the same name; else, in the order of the task, those
-    that the task names so; else, if there are as many as the model has, its classes in the order of their names
-    (for a dataset: in its own order).
+    Classes of the data are those of the model that have the same name; else, in the order of the task, those that the
+    task names so; else, if there are as many as the model has, its classes in the order of their names (for a dataset:
+    in its own order).
 
-    Args:
-        samples: class numbers and, where the data names them, their names.
-        task: gives the names and order of classes where the model gives none.
-        classes: the model's own names of its classes, in order, where it has such.
-        num_labels: classes of the model.
-
-    Raises:
-        DataError: the data has other classes than the model; names both counts.
+    classes: the model's own names of its `num_labels` classes, in order, where it has such.
     """
     if samples.labels is None:
         return None

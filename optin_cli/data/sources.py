@@ -25,11 +25,7 @@ def is_saved(path: Path) -> bool:
 
 
 def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
-    """The split of a task's dataset that plays the role, from the local Hugging Face cache or the Hub.
-
-    Raises:
-        DataError: it is neither in the cache nor reachable, or the task has no dataset of its own.
-    """
+    """The split of a task's dataset that plays the role, from the cache or the Hub (DataError if neither has it)."""
     import datasets
 
     if task.dataset is None:
@@ -50,11 +46,7 @@ def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
 
 
 def open_saved(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
-    """The first of the wanted splits of a dataset that `datasets` saved, or the whole where it has none.
-
-    Raises:
-        DataError: it cannot be read, or has other splits.
-    """
+    """The first wanted split of a saved dataset, the whole where it has none (DataError if unreadable or of others)."""
     import datasets
 
     try:
@@ -71,11 +63,7 @@ def open_saved(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
 
 
 def open_parquet(path: Path, wanted: Sequence[str]) -> tuple[str, Any]:
-    """A Parquet file, whole, or the first of the wanted splits of a folder of them, held in memory.
-
-    Raises:
-        DataError: it cannot be read, or has other splits.
-    """
+    """A Parquet file, or a folder's first wanted split of them, in memory (DataError if unreadable or of others)."""
     import datasets
 
     splits = {WHOLE: [path]}

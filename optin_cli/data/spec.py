@@ -70,11 +70,7 @@ class DataSpec:
 
     @property
     def local(self) -> Path | None:
-        """The file or folder to read; None for the task's own dataset.
-
-        Raises:
-            UsageError: `source` and `path` both name one.
-        """
+        """The file or folder to read; None for the task's own data (UsageError if `source` and `path` name one)."""
         if self.source is None or not self._is_path:
             return None if self.path is None else Path(self.path)
         if self.path is not None:
@@ -106,8 +102,7 @@ class DataSpec:
     def resolve(self, kind: InputKind) -> tuple[Task | None, Path | None]:
         """The task and the local data, at least one of them, for a model that takes `kind`.
 
-        Raises:
-            UsageError: nothing is named, or two names contradict each other. DataError: the task has another input.
+        Raises UsageError if nothing is named or names contradict each other, DataError if the task has another input.
         """
         local, task = self.local, self.task
         if task is not None:

@@ -18,7 +18,7 @@ from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
-from optin_cli.model.costs import count_macs, count_parameters
+from optin_cli.model.costs import count_totals
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
@@ -81,11 +81,7 @@ class Exam:
 
 
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
-    """Predict the samples of an exam and measure the predictions.
-
-    Raises:
-        DataError: as `evaluate` does.
-    """
+    """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not (task is not None and samples.labelled):
         what = "no labels" if task is not None else "no task that names a metric"
@@ -112,11 +108,7 @@ def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
 
 
 def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluation:
-    """Measure a checkpoint by its predictions, beside another that is timed in the same run, interleaved.
-
-    Args:
-        against: the other checkpoint, with its predictions for the same exam.
-    """
+    """Measure a checkpoint by its predictions, beside another of the same exam, timed in the same run, interleaved."""
     checkpoint, samples, task, prediction = mine.checkpoint, exam.samples, exam.task, mine.prediction
     workload = checkpoint.input.workload(exam.options.seq_len)
     inputs = checkpoint.sources
@@ -159,8 +151,7 @@ def _totals(checkpoint: Checkpoint, workload: Workload) -> Totals:
                 hint="Leave out --seq-len, or export again with that --seq-len.",
             )
         return recorded.totals
-    macs, _ = count_macs(checkpoint.model, checkpoint.input.example(workload))
-    return Totals(macs=macs, parameters=count_parameters(checkpoint.model), bytes=checkpoint.weight_bytes)
+    return count_totals(checkpoint.model, checkpoint.input.example(workload), checkpoint.weight_bytes)
 
 
 def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[Latency]:
@@ -224,11 +215,7 @@ def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> 
 
 
 def require_drop(evaluation: Evaluation, most: float) -> str | None:
-    """The message when the metric fell by more than `most`, None when it did not.
-
-    Raises:
-        UsageError: nothing was compared.
-    """
+    """The message if the metric fell by more than `most`, None if it did not (UsageError if nothing was compared)."""
     comparison = evaluation.against
     if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(

@@ -52,15 +52,10 @@ def score_metrics(
 ) -> dict[str, float]:
     """Every named metric that is defined for that number of classes, in the order of `names`.
 
-    Args:
-        predictions: (N, num_labels) logits, or (N,) or (N, 1) values.
-        labels: (N,), class ids or values.
-        num_labels: outputs of the model.
-        positive: the model's id of the class that F1 counts, for two classes.
+    num_labels: outputs of the model. positive: the model's id of the class that F1 counts, for two classes.
 
-    Raises:
-        DataError: unknown metric, shapes that do not fit, non-finite predictions, or a correlation with
-            labels that are all the same.
+    Raises DataError: unknown metric, shapes that do not fit, non-finite predictions, or a correlation with labels that
+    are all the same.
     """
     _check(predictions, labels, num_labels)
     chosen = {name: _value_metric(name) for name in names}
@@ -120,13 +115,10 @@ def standard_error(
 
 
 def distances(logits: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
-    """How far the outputs of a model are from a reference: agreement, and mean KL divergence; None for regression.
+    """How far outputs are from a reference: agreement and mean KL divergence; None for regression (DataError: shapes).
 
     Agreement is the share of samples (0 to 1) whose largest logit is the same class in both. The divergence is
     KL(reference || model) of the class distributions, in nats.
-
-    Raises:
-        DataError: the two differ in shape.
     """
     if logits.shape != reference.shape:
         raise DataError(
@@ -142,11 +134,7 @@ def distances(logits: torch.Tensor, reference: torch.Tensor) -> tuple[float, flo
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The metric of that name (DataError if there is none)."""
     if name not in METRICS:
         raise DataError(f"There is no metric named {name!r}.", hint=did_you_mean(name, METRICS))
     return METRICS[name]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from optin_cli.artifacts.base import Source, Totals
+from optin_cli.artifacts.base import Source
 from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.fresh import run_fresh
@@ -29,7 +29,7 @@ from optin_cli.errors import CertificateError
 from optin_cli.exporting.registry import Target, Traced, check_place, place_of, record_of, target_named
 from optin_cli.exporting.trace import export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
-from optin_cli.model.costs import count_macs, count_parameters
+from optin_cli.model.costs import count_totals
 from optin_cli.options.export import ExportOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
@@ -133,11 +133,7 @@ def _record(
         reserved_positions=takes.reserved,
         opset=opset,
         workload=workload,
-        totals=Totals(
-            macs=count_macs(checkpoint.model, takes.example(workload))[0],
-            parameters=count_parameters(checkpoint.model),
-            bytes=sum(file.stat().st_size for file in files),
-        ),
+        totals=count_totals(checkpoint.model, takes.example(workload), sum(file.stat().st_size for file in files)),
         certificate=certificate,
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
     )
@@ -146,11 +142,7 @@ def _record(
 def certify_export(
     checkpoint: Checkpoint, target: Target, path: Path, traced: Traced, probes: Sequence[Inputs]
 ) -> ExportCertificate:
-    """Run a file on every probe in a fresh process without optin and compare with the model in memory.
-
-    Raises:
-        CertificateError: the process fails, or outputs differ by more than the tolerance.
-    """
+    """Compare a file and the model on all probes, in a fresh process (CertificateError if it fails or they differ)."""
     expected = [run_probe(checkpoint.model, probe, traced.gives) for probe in probes]
     with tempfile.TemporaryDirectory() as scratch:
         feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"

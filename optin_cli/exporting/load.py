@@ -13,7 +13,7 @@ from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
 from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import read_folder
-from optin_cli.errors import ArtifactError, CheckpointError, UsageError
+from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
 from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
@@ -38,12 +38,7 @@ class ExportedModel(Named):
 
 
 def load_evaluated(source: str | Path, *, device: str | None = None, **options: Any) -> Checkpoint:
-    """What evaluation takes: a checkpoint, or a file that `optin export` wrote.
-
-    Args:
-        device: where to put a checkpoint; exported files are run on the CPU.
-        options: passed on to `load`.
-    """
+    """What evaluation takes: a checkpoint (options as of `load`), or a file of `optin export`, run on the CPU."""
     target = target_of(source)
     if target is None or Path(source).is_dir():
         return load(source, device=device, **options)
@@ -77,10 +72,8 @@ def device_for(device: str | None, *sources: Checkpoint | str | Path | None) -> 
 def load_exported(path: Path, target: Target, architecture: Path | None = None) -> Checkpoint:
     """Open an exported file in its runtime, with as many threads as torch has.
 
-    Raises:
-        CheckpointError: there is no such file. ArtifactError: its record is missing, or of another file.
-        ArchitectureError: the description is not valid.
-        ExportError: the runtime is not installed, or refuses the file.
+    Raises CheckpointError: there is no such file. ArtifactError: its record is missing, or of another file.
+    ArchitectureError: the description is not valid. ExportError: the runtime is not installed, or refuses the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", hint="Expected a file that optin export wrote.")
@@ -99,11 +92,8 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
         with silenced():
             run = target.open(str(path), torch.get_num_threads())
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise ExportError(
-            f"{target.runtime} does not open {path}: {lines[0] if lines else type(error).__name__}",
-            hint="Run optin export again.",
-        ) from error
+        message = f"{target.runtime} does not open {path}: {headline(error)}"
+        raise ExportError(message, hint="Run optin export again.") from error
     head = known_heads()[blueprint.auto_class]
     return Checkpoint(
         name=f"{path.resolve().parent.name}/{path.name}",

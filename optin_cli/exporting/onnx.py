@@ -1,11 +1,9 @@
-"""ONNX: write a traced model, and run the file in onnxruntime.
-
-Weights lie in the file itself, or in NAME.data beside it where they exceed what one file may hold.
-"""
+"""ONNX: write a traced model (weights in NAME.data where they exceed one file), and run it in onnxruntime."""
 
 from pathlib import Path
 from typing import Any
 
+from optin_cli.errors import headline
 from optin_cli.exporting.registry import ExportError, Run, Target, Traced
 
 MOST_BYTES = 1_900_000_000
@@ -45,8 +43,7 @@ def _cause(error: BaseException) -> str:
     """The first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return headline(error)
 
 
 def _forget_machine(model: Any) -> None:

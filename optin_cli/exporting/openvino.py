@@ -1,7 +1,4 @@
-"""OpenVINO: write a traced model (NAME.xml with its weights in NAME.bin), and run it.
-
-The model is read from ONNX by the runtime itself.
-"""
+"""OpenVINO: write a traced model by way of ONNX (NAME.xml with its weights in NAME.bin), and run it."""
 
 import tempfile
 from pathlib import Path

@@ -75,11 +75,7 @@ class Target:
         return self.runs_with[0]
 
     def require_writing(self, opset: int | None) -> None:
-        """Refuse to write without its packages, which are needed to certify too, or in an opset that it lacks.
-
-        Raises:
-            ExportError: a package is missing. UsageError: it has no opsets, or not that one.
-        """
+        """Refuse to write without packages to write and certify (ExportError), or in no opset of it (UsageError)."""
         if opset is not None:
             if self.opsets is None:
                 raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")

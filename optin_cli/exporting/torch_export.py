@@ -1,7 +1,4 @@
-"""torch.export: store a traced model, and run the file.
-
-The format is torch's own: a zip archive of the graph as JSON and the weights as raw bytes.
-"""
+"""torch.export: store a traced model (a zip archive of the graph as JSON and raw weights), and run the file."""
 
 import json
 import re

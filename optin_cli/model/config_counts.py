@@ -28,10 +28,7 @@ class ConfigKey:
     divides: int | None
 
     def value(self, units: int) -> int | float:
-        """The key's value for `units` units.
-
-        A ratio is whole where it can be, else one that gives the number back when multiplied and rounded down.
-        """
+        """The key's value for `units` units; a ratio is whole, or gives the number back when rounded down."""
         if self.per_unit is None:
             return self.fixed or 0
         number = round(self.per_unit * units)

@@ -74,10 +74,7 @@ class _LogitsOnly(nn.Module):
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
-    """Count MACs of one forward pass: in all, and by module path those of the module with everything inside it.
-
-    A module that runs several times counts each time.
-    """
+    """Count MACs of one forward pass, every run of a module: in all, and by module path with everything inside it."""
     analysis = FlopCountAnalysis(_LogitsOnly(model, tuple(inputs)), tuple(inputs.values()))
     analysis.set_op_handle(**HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -97,6 +94,11 @@ def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[in
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, shared ones once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def count_totals(model: nn.Module, inputs: Mapping[str, torch.Tensor], weight_bytes: int) -> Totals:
+    """Cost of a whole model, whose stored weights have that size, for one input."""
+    return Totals(macs=count_macs(model, inputs)[0], parameters=count_parameters(model), bytes=weight_bytes)
 
 
 def unit_parameters(model: nn.Module, group: Group) -> int:

@@ -19,10 +19,8 @@ from optin_cli.model.units import Group, Keeping
 def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int = -1) -> torch.Tensor:
     """Scale each unit's columns.
 
-    Args:
-        x: (rows, ..., units * unit_width), the consumer's input, or (rows * windows, ...) where it is in windows.
-        gates: (units,) for all rows alike, or (rows, units).
-        axis: of x that holds the units' columns.
+    x: (rows, ..., units * unit_width), the consumer's input, or (rows * windows, ...) where it is in windows; `axis`
+    holds the columns. gates: (units,) for all rows alike, or (rows, units).
     """
     if unit_width > 1:
         gates = gates.repeat_interleave(unit_width, dim=-1)

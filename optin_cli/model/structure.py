@@ -77,11 +77,7 @@ class Structure:
 
 
 def alike_rows(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> torch.Tensor | slice:
-    """Rows in which two passes chose the same; all of them where nothing is chosen, or no row is the same.
-
-    Args:
-        mine, theirs: from `Structure.choices`, each (rows, …).
-    """
+    """Rows in which two passes made the same `choices` (rows, …); all if none were made, or no row is the same."""
     same = [(a == b).flatten(1).all(dim=1).cpu() for a, b in zip(mine, theirs, strict=False)]
     if not same:
         return slice(None)

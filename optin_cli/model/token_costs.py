@@ -20,10 +20,7 @@ from optin_cli.model.tokens import Tokens
 def measure_token_costs(
     model: nn.Module, structure: Structure, tokens: Tokens, inputs: Mapping[str, torch.Tensor]
 ) -> TokenCosts:
-    """Count MACs as the model is, and with half of its tokens merged behind the first block.
-
-    The first block itself always sees the whole sequence.
-    """
+    """Count MACs as the model is, and with half of its tokens merged behind the first block, which always sees all."""
     _, whole = count_macs(model, inputs)
     merged = max(tokens.mergeable // 2, 1)
     with masked(model, structure, {next(iter(tokens.units)): range(merged, tokens.mergeable)}):

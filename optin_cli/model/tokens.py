@@ -180,11 +180,7 @@ def find_tokens(model: nn.Module, stacks: Sequence[FoundStack], root: str, _prob
 
 
 def cluster_means(hidden: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Each token's hidden state replaced by the mean over all tokens of the same place.
-
-    Args:
-        hidden: (rows, tokens, width). place: (rows, tokens).
-    """
+    """Hidden states (rows, tokens, width), each the mean over all tokens of the same place (rows, tokens)."""
     index = place[:, :, None].expand_as(hidden)
     means = torch.zeros_like(hidden).scatter_reduce(1, index, hidden, "mean", include_self=False)
     return means.gather(1, index)

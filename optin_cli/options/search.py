@@ -53,10 +53,7 @@ class BudgetOptions:
     )
 
     def each(self) -> list[dict[str, float]]:
-        """The budgets of each mask by name; a single share goes with every share of the longer lists.
-
-        UsageError if there is no budget, or the lists have different lengths.
-        """
+        """The budgets of each mask by name, single shares for all (UsageError if there are none, or lengths differ)."""
         given = {item.name: (item.metadata[OPTION].flag, getattr(self, item.name)) for item in fields(self)}
         given = {name: (flag, shares) for name, (flag, shares) in given.items() if shares is not None}
         if not given:

@@ -9,11 +9,7 @@ from optin_cli.version import __version__
 
 
 def profile(checkpoint: Checkpoint | str | Path, *, seq_len: int | None = None) -> Profile:
-    """What the whole model and each group's units cost.
-
-    Args:
-        seq_len: length of text that costs are stated for, None for 128 tokens or what the model holds.
-    """
+    """What the whole model and each group's units cost, for texts of `seq_len` tokens (None: 128, or what it holds)."""
     checkpoint = as_checkpoint(checkpoint)
     takes = checkpoint.input
     workload = takes.workload(takes.length(seq_len))

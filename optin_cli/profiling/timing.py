@@ -17,13 +17,8 @@ from optin_cli.profiling.devices import describe_device
 def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, warmup: int) -> list[list[float]]:
     """Seconds of each of `runs` calls, per callable: run 1 of each in turn, then run 2 of each, and so on.
 
-    Args:
-        callables: each returns only once its work is done.
-        runs: timed calls of each.
-        warmup: calls of each before, untimed.
-
-    Raises:
-        UsageError: `runs` below 1 or `warmup` below 0.
+    callables: each returns only once its work is done. warmup: calls of each before, untimed (UsageError if below 0, or
+    `runs` below 1).
     """
     if runs < 1 or warmup < 0:
         raise UsageError(f"{runs} timed and {warmup} warm-up runs were asked for; expected at least 1 and 0.")
@@ -49,11 +44,8 @@ def forward_latency(
 ) -> list[Latency]:
     """Median milliseconds and samples per second of a forward pass of each model.
 
-    Args:
-        models: on the device of `inputs`; put into evaluation mode for the measurement only.
-        inputs: keyword arguments of each model, of the same content.
-        workload: their shape.
-        runs, warmup: as for `measure_latency`.
+    models: on the device of `inputs`; put into evaluation mode for the measurement only. inputs: keyword arguments of
+    each, of the same content and the shape `workload`. runs, warmup: as for `measure_latency`.
     """
     device = next(iter(inputs[0].values())).device
     with torch.inference_mode(), contextlib.ExitStack() as stack:

@@ -16,20 +16,16 @@ SHOWN = 4
 
 
 def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings | None:
-    """Keys of the library's own config that state a mask of uniform layout; None for a ragged one.
+    """Keys of the library's own config that state a uniform mask; None for a ragged one (ArtifactError if none can).
 
     They are checked: the library's class is built from them, and its weights must have the pruned shapes.
-
-    Raises:
-        ArtifactError: the config cannot state it; says why.
     """
     if mask.options.get("layout") != "uniform":
         return None
-    kept = {group: part.kept for group, part in mask.groups.items()}
     settings: Settings = {}
     problems: list[str] = []
     for kind in checkpoint.structure.kinds:
-        found, unstated = kind.settings(kept)
+        found, unstated = kind.settings(mask.kept)
         settings, problems = {**settings, **found}, [*problems, *unstated]
     if not problems:
         try:
@@ -37,7 +33,7 @@ def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings |
         except CheckpointError as error:
             problems = [error.message]
         else:
-            problems = _differences(built, cut_shapes(checkpoint.model, checkpoint.structure, kept))
+            problems = _differences(built, cut_shapes(checkpoint.model, checkpoint.structure, mask.kept))
     if problems:
         raise ArtifactError(
             f"{name} has a uniform layout, but the stock {checkpoint.blueprint.model_class} cannot express it:\n"

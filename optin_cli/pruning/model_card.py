@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import require_source
-from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask
 from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
+from optin_cli.checkpoints.libraries.registry import Blueprint
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import write_text
 
@@ -109,26 +111,14 @@ def read_front(folder: Path | None) -> dict[str, Any]:
         return {}
 
 
-def write_card(
-    manifest: Manifest,
-    library: str,
-    loading: str,
-    *,
-    front: Mapping[str, Any] | None = None,
-    pipeline: str | None = None,
-    licence_files: Sequence[str] = (),
-) -> str:
-    """Model card in Markdown.
-
-    Args:
-        library: that builds the model. loading: lines of Python that load the folder.
-        front: the original card's front matter. pipeline: the task that hubs file such models under.
-        licence_files: names of those that lie in the folder.
-    """
+def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence[str]) -> str:
+    """Model card in Markdown. blueprint: of the original. licence_files: names of those that lie in the folder."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
+    library, front = blueprint.library, read_front(blueprint.folder)
+    loading = blueprint.builder.loading(blueprint, plain=manifest.layout == "uniform")
     source = manifest.inputs["checkpoint"]
     return TEXT.format(
-        front=_front(front or {}, library, source.name, pipeline),
+        front=_front(front, library, source.name, known_heads()[blueprint.auto_class].pipeline),
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
@@ -148,7 +138,7 @@ def write_card(
         proof=certificate,
         outputs=", ".join(certificate.outputs),
         masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
-        licence=_licence(front or {}, licence_files),
+        licence=_licence(front, licence_files),
     )
 
 
@@ -262,10 +252,10 @@ def _measured(evaluation: Evaluation) -> str:
     conditions = "" if data is None else f"{data.name}, {evaluation.samples:,} samples"
     for name, value in evaluation.metrics.items():
         first = evaluation.metric is not None and name == evaluation.metric.name
-        spread = f" ± {evaluation.standard_error:.4f}" if first and evaluation.standard_error is not None else ""
+        after = with_error(value, evaluation.standard_error if first else None)
         before = other.metric.value if first and other is not None and other.metric is not None else None
         change = "" if before is None else f"{value - before:+.4f}"
-        rows.append((name, conditions, "" if before is None else f"{before:.4f}", f"{value:.4f}{spread}", change))
+        rows.append((name, conditions, "" if before is None else f"{before:.4f}", after, change))
     if other is not None and other.agreement is not None:
         rows.append(("agreement of both", conditions, "", f"{other.agreement:.4f}", ""))
     if evaluation.latency is not None:

@@ -12,11 +12,10 @@ import safetensors
 import torch
 from torch import nn
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
-from optin_cli.artifacts.mask import Kept, Mask
+from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
@@ -28,7 +27,7 @@ from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, sha256_of
 from optin_cli.model.config_counts import Settings
-from optin_cli.model.costs import count_macs, count_parameters, measure_costs
+from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
@@ -37,8 +36,8 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.pruning import model_card as card
 from optin_cli.pruning.config import config_settings
+from optin_cli.pruning.model_card import write_card
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
@@ -59,20 +58,12 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class Pruning:
-    """A mask that fits a checkpoint, as `plan_pruning` found.
-
-    settings: keys of the library's own config that state the pruned sizes, None where only a plan can.
-    """
+    """A mask that fits a checkpoint. settings: keys of the library's config that state it, None if only a plan can."""
 
     checkpoint: Checkpoint
     mask: Mask
     source: Source
     settings: Settings | None
-
-    @property
-    def kept(self) -> Kept:
-        """Kept units by group name."""
-        return {name: group.kept for name, group in self.mask.groups.items()}
 
     @property
     def outputs(self) -> list[str]:
@@ -86,8 +77,7 @@ class Pruning:
 
     def cost(self, model: nn.Module, size: int) -> Totals:
         """What `model` costs for the mask's workload; size: bytes of its stored weights."""
-        macs, _ = count_macs(model, self.checkpoint.input.example(self.mask.workload))
-        return Totals(macs=macs, parameters=count_parameters(model), bytes=size)
+        return count_totals(model, self.checkpoint.input.example(self.mask.workload), size)
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,7 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
                 f"in {checkpoint.name} it has {groups[group_name]}."
             )
     for kind in checkpoint.structure.kinds:
-        kind.check({name: group.kept for name, group in mask.groups.items()}, source.name)
+        kind.check(mask.kept, source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
 
 
@@ -168,7 +158,7 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
     def apply(model: nn.Module) -> dict[str, Refit]:
-        pruned = PrunedModel(original.model, model, original.structure, planned.kept)
+        pruned = PrunedModel(original.model, model, original.structure, planned.mask.kept)
         return refit_model(pruned, batches, options, progress=progress)
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
@@ -184,11 +174,7 @@ def write_pruned(
     reload: Reload | None = None,
     progress: Progress = SILENT,
 ) -> Manifest:
-    """Prune, adjust, save and certify, into a folder that appears only when everything succeeded.
-
-    Raises:
-        CertificateError: the pruned model, or the reloaded folder, computes something else; nothing is written.
-    """
+    """Prune, adjust, save and certify into a folder that appears only if all succeeds (else CertificateError)."""
     original = planned.checkpoint
     modules = [original.blueprint.library, type(original.model).__module__]
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
@@ -206,7 +192,8 @@ def write_pruned(
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
-        (folder / CARD).write_text(_card(planned, manifest, folder), encoding="utf-8")
+        licences = sorted(path.name for path in folder.glob("LICENSE*"))
+        (folder / CARD).write_text(write_card(manifest, original.blueprint, licences), encoding="utf-8")
     return manifest
 
 
@@ -237,9 +224,9 @@ def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.
 def cut_and_compare(planned: Pruning) -> Pruned:
     """Prune a copy of the model and compare it with the masked original (CertificateError if outputs differ)."""
     original, structure, probe = planned.checkpoint.model, planned.checkpoint.structure, planned.probe
-    with masked(original, structure, planned.kept), structure.choices(original) as theirs:
+    with masked(original, structure, planned.mask.kept), structure.choices(original) as theirs:
         expected = run_probe(original, probe, planned.outputs)
-    model, plan = cut_copy(planned.checkpoint, planned.kept)
+    model, plan = cut_copy(planned.checkpoint, planned.mask.kept)
     with structure.choices(model) as mine:
         found = run_probe(model, probe, planned.outputs)
     alike = alike_rows(mine, theirs)
@@ -292,7 +279,7 @@ def _manifest(
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
         workload=mask.workload,
-        budget=cost[0].recount(mask.budget, planned.kept),
+        budget=cost[0].recount(mask.budget, planned.mask.kept),
         before=cost[0].totals,
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",
@@ -305,17 +292,4 @@ def _manifest(
             "torch": torch.__version__,
             blueprint.library: importlib.metadata.version(blueprint.library),
         },
-    )
-
-
-def _card(planned: Pruning, manifest: Manifest, folder: Path) -> str:
-    """The model card of a pruned folder."""
-    blueprint = planned.checkpoint.blueprint
-    return card.write_card(
-        manifest,
-        blueprint.library,
-        blueprint.builder.loading(blueprint, plain=planned.settings is not None),
-        front=card.read_front(blueprint.folder),
-        pipeline=known_heads()[blueprint.auto_class].pipeline,
-        licence_files=sorted(path.name for path in folder.glob("LICENSE*")),
     )

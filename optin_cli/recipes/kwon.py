@@ -116,11 +116,7 @@ def solve_masks(
 
 
 def tune_consumer(run: RefitRun, group: Group) -> Refit:
-    """Fold masks of all samples into one consumer, if none is out of bounds.
-
-    Returns:
-        held-out errors of masks that the other samples gave.
-    """
+    """Fold masks of all samples into one consumer if none is out of bounds; errors are of masks of the others alone."""
     consumer = linear(run.pruned.model, group)
     fitted, judged, size = normal_equations(run, group)
     weight = consumer.weight.detach().double().T

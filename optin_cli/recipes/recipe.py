@@ -32,10 +32,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Setting:
-    """Input of every recipe: calibration batches, the costs of units and the constants that it may use.
-
-    ridge: for those that refit; None chooses it by held-out error.
-    """
+    """Input of every recipe: calibration, costs of units and constants. ridge: of refits, None to choose it."""
 
     checkpoint: Checkpoint
     calibration: Calibration

@@ -79,8 +79,7 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
     """Measure batch-norm statistics again, and keep those that bring the held-out outputs closer to the original's.
 
-    Returns:
-        mean squared differences of the outputs before and after, relative to their size; None without batch norms.
+    Errors are mean squared differences of the outputs, relative to their size; None without batch norms.
     """
     model, rules = pruned.model, pruned.structure.outputs
     norms = batch_norms(model)

@@ -43,11 +43,7 @@ def linear(model: nn.Module, group: Group) -> nn.Linear:
 
 
 def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float]:
-    """Accumulate the normal equations of one consumer over all batches.
-
-    Returns:
-        (training, held-out) equations, and the held-out mean of ||S||^2 that errors are stated relative to.
-    """
+    """The (training, held-out) equations of a consumer, and the held-out mean of ||S||^2, to which errors relate."""
     fitted: Normal | None = None
     judged: Normal | None = None
     size = 0.0
@@ -82,11 +78,7 @@ def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
 
 
 def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.BatchNorm2d | None = None) -> Refit:
-    """Re-solve one consumer in place, unless that does not lower its held-out error.
-
-    Args:
-        norm: the batch norm behind it, which then takes the bias in.
-    """
+    """Re-solve one consumer in place if that lowers its held-out error; `norm`, behind it, then takes the bias."""
     consumer = run.pruned.model.get_submodule(group.consumer)
     biased = options.add_bias or norm is not None
     reason = why_not(consumer, biased=biased)

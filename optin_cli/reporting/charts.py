@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from optin_cli.artifacts.evaluation import with_error
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
 from optin_cli.reporting.facts import GroupFacts
 
@@ -200,14 +201,13 @@ def _plot(
         marks = []
         for point in sorted((p for p in sweep.points if p.recipe == name), key=place):
             error, is_chosen = point.standard_error, sweep.chosen is not None and sweep.points[sweep.chosen] is point
-            told = f"{point.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
             marks.append(
                 Mark(
                     round(x_of(place(point)) + aside, 1),
                     y_of(point.value),
                     None if error is None else y_of(point.value - error),
                     None if error is None else y_of(point.value + error),
-                    f"{name} at {place(point):.3f}: {told}{' (chosen)' if is_chosen else ''}",
+                    f"{name} at {place(point):.3f}: {with_error(point.value, error)}{' (chosen)' if is_chosen else ''}",
                     is_chosen,
                 )
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optin_cli.artifacts.evaluation import with_error
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.files import write_bytes
 from optin_cli.progress import SILENT, Progress
@@ -103,8 +104,7 @@ def _headline(report: Report) -> str:
     for quantity in report.quantities:
         if quantity.is_metric and quantity.after is not None:
             before = "" if quantity.before is None else f" (before: {quantity.before:.4f})"
-            spread = "" if quantity.spread is None else f" ± {quantity.spread:.4f}"
-            metrics.append(f"{quantity.name} {quantity.after:.4f}{spread}{before}")
+            metrics.append(f"{quantity.name} {with_error(quantity.after, quantity.spread)}{before}")
         elif quantity.ratio is not None:
             what = quantity.name.removesuffix(" (ms)")
             shares.append(f"{what if what == 'MACs' else what.lower()} \N{MULTIPLICATION SIGN} {quantity.ratio:.3f}")

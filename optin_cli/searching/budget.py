@@ -111,11 +111,7 @@ def make_row(name: str, costs: Costs, share: float) -> Row:
 
 
 def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share: float) -> Row:
-    """The budget of measured time. A group that the table lacks takes the time of the whole model's rest.
-
-    Raises:
-        ArtifactError: the table was measured with other numbers of units.
-    """
+    """The budget of measured time; what the table lacks is part of the rest (ArtifactError: other numbers of units)."""
     curves = {name: curve for name, curve in table.curves().items() if name in groups}
     for name, curve in curves.items():
         if len(curve) != groups[name].units + 1:

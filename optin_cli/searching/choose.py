@@ -33,17 +33,11 @@ def choose_units(
 ) -> Kept:
     """Choose the mask that loses least importance within the limits, among groups whose costs add up.
 
-    Args:
-        importance: (units,) by group name, at least of all groups of `costs`.
-        algorithm: "exact", or "optin" for the search of the OPTIN paper (the most important heads of all layers
-            with the most important of all other units; MACs only).
+    importance: (units,) by group name, at least of all groups of `costs`. algorithm: "exact", or "optin" for the search
+    of the OPTIN paper (the most important heads of all layers with the most important of all other units; MACs only).
 
-    Returns:
-        kept unit indices by group name, ascending.
-
-    Raises:
-        BudgetError: no mask meets the limits; states the smallest reachable share.
-        UsageError: no budget, a share outside (0, 1], or an unknown group to protect.
+    Raises BudgetError, which states the smallest reachable share, if no mask meets the limits, and UsageError for no
+    budget, a share outside (0, 1], or an unknown group to protect.
     """
     if limits.layout == "uniform" and algorithm == "optin":
         raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")

@@ -38,9 +38,8 @@ MARGIN = 1e-9
 class Schedules:
     """Schedules of merging: how many units of each block's group of tokens go, with what that loses and saves.
 
-    Args:
-        importance: (units,) by group name; of each group the least important go first.
-        names: groups of tokens by block. fixed: those that stay whole.
+    importance: (units,) by group name; of each group the least important go first. names: groups of tokens by block.
+    fixed: those that stay whole.
     """
 
     def __init__(
@@ -103,11 +102,7 @@ class Schedules:
 
 
 def limits_with_tokens(limits: Limits, costs: Costs) -> Limits:
-    """Limits under which tokens may be chosen too: under a uniform layout none merge, since no config states it.
-
-    Raises:
-        UsageError: latency is limited, and no latency table measures what merging tokens saves.
-    """
+    """The limits, under a uniform layout without merging, which no config states (UsageError with a latency table)."""
     if costs.tokens is not None and limits.latency_table is not None:
         raise UsageError(
             "A latency table does not know what merging tokens saves.",
@@ -120,15 +115,10 @@ def limits_with_tokens(limits: Limits, costs: Costs) -> Limits:
 
 
 def choose_with_tokens(solve: Solve, importance: Mapping[str, Vector32], costs: Costs, limits: Limits) -> Kept:
-    """Choose units of all groups and a schedule of merging.
+    """Choose units of all groups and a schedule of merging (BudgetError if no schedule and mask meet the limits).
 
-    Args:
-        solve: chooses among all groups but tokens.
-        limits: a share of MACs is of the whole, unmerged model. Tokens have no parameters, so that without a limit on
-            MACs none merge.
-
-    Raises:
-        BudgetError: no schedule and mask meet the limits.
+    solve: chooses among all groups but tokens. limits: a share of MACs is of the whole, unmerged model. Tokens have no
+    parameters, so that without a limit on MACs none merge.
     """
     if costs.tokens is None:
         return solve(costs, limits)
@@ -172,11 +162,7 @@ class Fill:
     counts: Sequence[int]
 
     def filled(self, solve: Solve) -> Kept:
-        """Units of all groups under the limits.
-
-        Raises:
-            BudgetError: the schedule leaves too little; shares are of the merged model.
-        """
+        """Units of all groups under the limits (BudgetError, in shares of the merged model, if too little is left)."""
         merged, limit = self.costs.with_merging(self.counts), self.limits.keep_macs
         if limit is None:
             return {**solve(merged, self.limits), **self.tokens}
@@ -200,10 +186,7 @@ class Fill:
             raise out_of_reach("macs", self.limits.keep_macs, share) from error
 
     def least_loss(self, importance: Mapping[str, Vector32]) -> float:
-        """Lower bound (linear relaxation) on the importance that other units lose; inf if all are not enough.
-
-        Of the limits, this knows the share of MACs alone.
-        """
+        """Lower bound, by MACs alone, on the importance that other units lose (linear relaxation); inf if too few."""
         if self.limits.keep_macs is None:
             return 0.0
         merged = self.costs.with_merging(self.counts)

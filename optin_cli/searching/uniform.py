@@ -83,12 +83,10 @@ def uniform_levels(
 ) -> dict[str, list[int]]:
     """Counts that all members of a class may keep and the library's config can state, ascending, by class.
 
-    Args:
-        levels: counts that each group may keep. whole: groups that are protected.
+    levels: counts that each group may keep. whole: groups that are protected.
 
-    Raises:
-        UsageError: only some groups of a class are protected, or are of different sizes and must stay whole.
-        BudgetError: no count is left.
+    Raises UsageError: only some groups of a class are protected, or are of different sizes and must stay whole.
+    BudgetError: no count is left.
     """
     found = {}
     for name, members in classes_of(groups).items():

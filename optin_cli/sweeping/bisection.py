@@ -11,12 +11,8 @@ RESOLUTION = 0.002
 def find_smallest(within: Callable[[float], bool], smallest: float, *, evaluations: int) -> float | None:
     """Bisect for the smallest share that is within a limit, taking it that larger shares are within it too.
 
-    Args:
-        within: asked at most `evaluations` times, for shares from `smallest` to 1.
-        smallest: the least share that can be reached.
-
-    Returns:
-        the smallest of the asked shares that is within the limit, None if none is.
+    within: asked at most `evaluations` times, for shares from `smallest` (the least that can be reached) to 1. Returns
+    the smallest of those within the limit, None if none is.
     """
     low, high, best = smallest, 1.0, None
     share = 0.5 if smallest < 0.5 else _between(low, high)

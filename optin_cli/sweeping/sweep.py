@@ -21,14 +21,14 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.data.sources import WHOLE
 from optin_cli.data.spec import DataSpec
-from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError, did_you_mean
+from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError
 from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, predicted
 from optin_cli.evaluation.metrics import find_metric
 from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.progress import SILENT, Part, Progress
-from optin_cli.recipes.recipe import Prepared, Recipe, Setting
+from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
 from optin_cli.searching.costs import Costs
@@ -78,7 +78,7 @@ def sweep(
         OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
     """
     known, folder = load_task(task), Path(output)
-    needy = [name for name in options.recipes if find_recipe(name).needs_labels]
+    needy = [name for name in options.recipes if recipes()[name].needs_labels]
     check_folder(folder, resume=resume, force=force)
     opened = as_checkpoint(checkpoint)
     require_fit(opened, known)
@@ -179,11 +179,7 @@ def _calibrations(
     *,
     shared: bool,
 ) -> dict[str, Calibration]:
-    """Calibration batches by recipe, of the same samples for all.
-
-    Args:
-        needy: recipes that need labels. shared: models are evaluated on the same folder, which must have splits.
-    """
+    """Calibrations by recipe, labelled if `needy`. shared: models are evaluated on the folder, which needs splits."""
     scoring = options.scoring
 
     def read(*, labelled: bool) -> AnySamples:
@@ -228,14 +224,6 @@ def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
     )
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name (UsageError if there is none)."""
-    known = recipes()
-    if name not in known:
-        raise UsageError(f"Unknown recipe {name!r}.", hint=did_you_mean(name, known))
-    return known[name]
-
-
 def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
     """Refuse a folder that a sweep may not write into, before any time is spent."""
     if folder.exists() and not folder.is_dir():
@@ -263,7 +251,7 @@ class Bench:
         """The model of a recipe at a budget; the recipe is prepared at its first."""
         if recipe not in self.prepared:
             begin = time.perf_counter()
-            prepared = find_recipe(recipe).prepare(self.settings[recipe])
+            prepared = recipes()[recipe].prepare(self.settings[recipe])
             self.prepared[recipe] = prepared, time.perf_counter() - begin
         return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 

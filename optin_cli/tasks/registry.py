@@ -1,7 +1,4 @@
-"""Look up the shipped tasks, one JSON file each.
-
-Importing this module does not import torch, so that an unknown task is refused before a model is loaded.
-"""
+"""Look up the shipped tasks, one JSON file each, without torch: unknown ones are refused before a model is loaded."""
 
 from pathlib import Path
 
@@ -19,11 +16,7 @@ def task_names() -> list[str]:
 
 
 def parse_task(path: Path) -> Task:
-    """Read and validate one task file; every problem in it is reported at once.
-
-    Raises:
-        DataError: the file cannot be read or is not a valid task.
-    """
+    """Read and validate one task file (DataError, with every problem in it, if it is not a valid one)."""
     try:
         return Task.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -36,11 +29,7 @@ def parse_task(path: Path) -> Task:
 
 
 def load_task(name: str) -> Task:
-    """The shipped task of that name.
-
-    Raises:
-        DataError: no such task; names the nearest.
-    """
+    """The shipped task of that name (DataError, naming the nearest, if there is none)."""
     names = task_names()
     if name not in names:
         raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.artifacts.reading import artifacts_in, read_artifact
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
 from optin_cli.errors import ArtifactError
 from optin_cli.files import OutputError
@@ -98,3 +99,11 @@ def test_other_files_are_refused(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="does not exist; expected a scores file"):
         read_scores(tmp_path / "none")
+
+
+def test_the_header_alone_is_no_artifact(tmp_path):
+    """As `optin inspect --json` prints it: it has no importances to show or compare."""
+    (tmp_path / "s.json").write_text(make_scores().header.dump())
+    with pytest.raises(ArtifactError, match=r"s\.json is the header of a scores file without its importances"):
+        read_artifact(tmp_path / "s.json")
+    assert list(artifacts_in(tmp_path)) == []

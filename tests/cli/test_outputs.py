@@ -148,9 +148,9 @@ def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
         ("prune", "optin_cli.pruning.prune.cut"),
         ("prune", "optin_cli.checkpoints.save.modeling_source"),
         ("prune", "optin_cli.checkpoints.fresh.fresh_process"),
-        ("prune", "optin_cli.pruning.model_card.write_card"),
+        ("prune", "optin_cli.pruning.prune.write_card"),
         ("prune", "pathlib.Path.replace"),
-        ("eval", "optin_cli.evaluation.evaluate.count_macs"),
+        ("eval", "optin_cli.evaluation.evaluate.count_totals"),
         ("eval", "a write"),
     ],
 )

@@ -13,6 +13,7 @@ from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import GroupMask
 from optin_cli.checkpoints.folders import folder_source
+from optin_cli.checkpoints.libraries.registry import read_folder
 from optin_cli.errors import ArtifactError
 from optin_cli.pruning.model_card import BEGIN, END, UNMEASURED, read_front, write_card, write_measured
 
@@ -142,10 +143,11 @@ def test_a_hub_id_is_a_base_model_and_long_masks_fold(made):
     source = manifest.inputs["checkpoint"].model_copy(update={"name": "org/bert"})
     groups = {f"encoder.{n}.{kind}": GroupMask(units=4, kept=[0]) for n in range(48) for kind in ("head", "neuron")}
     changed = manifest.model_copy(update={"inputs": {**manifest.inputs, "checkpoint": source}, "groups": groups})
-    card = write_card(changed, "transformers", "load()")
+    blueprint = read_folder(made.bert, None)
+    card = write_card(changed, blueprint, [])
     assert "base_model: org/bert\n" in card
     assert "<summary>What 48 layers keep</summary>" in card and "| encoder.47 | 1 of 4 | 1 of 4 |" in card
-    short = write_card(manifest, "transformers", "load()")
+    short = write_card(manifest, blueprint, [])
     assert "<details>" not in short and "| kept in | head | neuron |" in short
 
 

@@ -106,11 +106,7 @@ class Library(Protocol):
         """Hub repository that holds the model of that name."""
 
     def build(self, blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-        """The model with its weights, in evaluation mode, and the path of its base model inside it.
-
-        Raises:
-            CheckpointError: the weights are not those of the model.
-        """
+        """The model in evaluation mode, and its base model's path in it (CheckpointError if the weights do not fit)."""
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
@@ -119,11 +115,7 @@ class Library(Protocol):
         """Write weights and config of a cut model into a folder."""
 
     def plain_shapes(self, blueprint: Blueprint, settings: Settings) -> dict[str, tuple[int, ...]]:
-        """Shapes of the weights that the library itself builds from the config with `settings`, by name.
-
-        Raises:
-            CheckpointError: it refuses such a config.
-        """
+        """Shapes by name of the weights that the library builds by `settings` (CheckpointError if it refuses them)."""
 
     def save_plain(self, blueprint: Blueprint, model: Any, state: State, settings: Settings, folder: Path) -> None:
         """Write weights and the config with `settings` into a folder, one like any other of the library."""
@@ -132,10 +124,7 @@ class Library(Protocol):
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
     def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-        """How to load a cut folder without optin: in words, and as code that turns `folder` into `model`.
-
-        plain: whether the library's own class takes its weights.
-        """
+        """How to load a cut folder without optin: words, and code for `model`. plain: by the library's own class."""
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""
@@ -157,11 +146,7 @@ def split_prefix(name: str) -> tuple[str | None, str]:
 
 
 def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
-    """What the config of a folder says, by the library that it belongs to.
-
-    Raises:
-        CheckpointError: there is no config, or none that a library knows.
-    """
+    """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it)."""
     path = folder / CONFIG
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
@@ -182,11 +167,7 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
 
 
 def parse_arguments(text: str | None) -> dict[str, Any]:
-    """Read `img_size=112,num_classes=10`: values are JSON, or else text.
-
-    Raises:
-        UsageError: a part is not KEY=VALUE.
-    """
+    """Read `img_size=112,num_classes=10`: values are JSON, or else text (UsageError if a part is not KEY=VALUE)."""
     found: dict[str, Any] = {}
     for part in (text or "").split(",") if text else []:
         key, mark, value = part.partition("=")

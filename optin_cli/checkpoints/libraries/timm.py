@@ -137,11 +137,7 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
 
 
 def repository(name: str) -> str:
-    """Where timm keeps the pretrained weights of that name; those of the default tag where none is given.
-
-    Raises:
-        UsageError: there are none.
-    """
+    """Where timm keeps the weights of that name, those of the default tag if it has none (UsageError if nowhere)."""
     timm = _timm()
     _require_known(name)
     known = timm.models.get_pretrained_cfg(name)

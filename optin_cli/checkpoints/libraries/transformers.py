@@ -22,7 +22,7 @@ from optin_cli.checkpoints.libraries.registry import (
     read_folder,
 )
 from optin_cli.checkpoints.weights import State, strip_prefix
-from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
 from optin_cli.model.modeling_optin import apply_plan
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def _processor(folder: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"The image processor of {folder} cannot be used: {first}") from error
+        raise CheckpointError(f"The image processor of {folder} cannot be used: {headline(error)}") from error
 
 
 def _image_spec(folder: Path, config: Any) -> ImageSpec:

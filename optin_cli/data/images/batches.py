@@ -28,20 +28,14 @@ def image_batches(
     shape: tuple[int, int, int] | None = None,
     labels: Sequence[int] | None = None,
 ) -> ImageBatches:
-    """Cut images into batches, in an order that depends on content only.
+    """Cut images into batches, in an order that depends on content only; on the CPU, see `ImageBatches.to`.
 
-    Args:
-        preprocess: from an RGB image to (C, H, W) float32, the same size for all.
-        input_name: the model's keyword argument.
-        shape: (C, H, W) that the model takes, where only one will do.
-        labels: class ids of the model, one per sample.
+    preprocess: from an RGB image to (C, H, W) float32, the same size for all. input_name: the model's keyword argument,
+    of (B, C, H, W). shape: (C, H, W) that the model takes, where only one will do. labels: class ids of the model, one
+    per sample.
 
-    Returns:
-        batches with inputs {input_name: (B, C, H, W)}, on the CPU; see `ImageBatches.to`.
-
-    Raises:
-        UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not
-            decode any more, or comes out in another size than the others.
+    Raises UsageError: `batch_size` below 1. Going through the batches raises DataError where an image does not decode
+    any more, or comes out in another size than the others.
     """
     # Labels break ties between equal images, whose order would otherwise be that of the files.
     order = sorted(range(len(samples)), key=lambda i: (samples.digests[i], labels[i] if labels else 0))
@@ -98,11 +92,7 @@ class ImageBatches(Sequence[Batch]):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def filled_from(self, decoded: Sequence[Batch]) -> list[Batch]:
-        """The batches, with images taken from others that hold them already instead of decoded again.
-
-        Args:
-            decoded: batches of the same preprocessing, in whose samples these have the same numbers.
-        """
+        """The batches, with images of `decoded`: batches of equal preprocessing that number their samples alike."""
         images = {
             row: image
             for batch in decoded

@@ -27,10 +27,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 
 def find_fault(content: bytes, *, max_ratio: float) -> str | None:
-    """Why an image cannot be used, None where it can. Cheaper than decoding it where the format is JPEG.
-
-    max_ratio: most times that one side may be as long as the other.
-    """
+    """Why an image cannot be used, such as a ratio of sides above `max_ratio`; None where it can."""
     try:
         image = _open(content)
         _check_size(image, max_ratio)

@@ -70,10 +70,7 @@ Picture = FilePicture | RowPicture
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images of one split, in the order found.
-
-    labels: class numbers, one per image, or None. label_names: of classes 0, 1, …, where they have names.
-    """
+    """Images of one split, in the order found, with class numbers or None, and names of classes 0, 1, … where known."""
 
     name: str
     split: str

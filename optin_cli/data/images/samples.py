@@ -76,10 +76,8 @@ class ImageSamples:
 def load_image_samples(spec: DataSpec, progress: Progress = SILENT) -> ImageSamples:
     """Find, select and check images.
 
-    Raises:
-        UsageError: no data is named, or two names contradict each other.
-        DataError: the data is missing, empty, no images, labelled in part, or more images fail to decode than
-            `spec.images` allows.
+    Raises UsageError: no data is named, or two names contradict each other. DataError: the data is missing, empty, no
+    images, labelled in part, or more images fail to decode than `spec.images` allows.
     """
     options = spec.images
     task, path = spec.resolve("image")

@@ -10,11 +10,9 @@ Answers = tuple[str, ...]
 def read_answers(table: Table, column: str, task: Task, role: Role) -> list[Answers] | None:
     """Accepted answers of every row as SQuAD writes them, {"text": [...]}; None where no row has the field.
 
-    A list of {"text": "..."} is read too. Partly answered data counts as unlabelled for calibration and is
-    refused for evaluation, as are questions without an answer in a task that knows none.
-
-    Raises:
-        DataError: any of those, or a value of another form; names the row.
+    A list of {"text": "..."} is read too. Partly answered data counts as unlabelled for calibration. DataError, which
+    names the row: it is partly answered for evaluation, has a question without an answer in a task that knows none, or
+    a value of another form.
     """
     found = [_answers(row.get(column), n, table.name, column) for n, row in enumerate(table.rows, start=1)]
     known = [answers for answers in found if answers is not None]

@@ -18,11 +18,7 @@ Row = dict[str, Any]
 
 
 def read_text_file(path: Path) -> list[Row]:
-    """Rows of a file whose ending is one of `TEXT_READERS`, in file order.
-
-    Raises:
-        DataError: unreadable, not UTF-8, or malformed; names the line.
-    """
+    """Rows of a file with an ending of `TEXT_READERS` (DataError, naming the line, if unreadable or malformed)."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -17,14 +17,10 @@ from optin_cli.tasks.schema import Task
 def pair_batches(samples: Samples, task: Task, tokenizer: Any, *, batch_size: int, max_length: int) -> list[Batch]:
     """Tokenise each text alone; a batch has the first texts of its pairs, then the second ones.
 
-    Labels become the cosines that they stand for: the lowest of the task's range 0, the highest 1.
+    Labels become the cosines that they stand for: the lowest of the task's range 0, the highest 1. batch_size: texts
+    per batch, of whole pairs. max_length: tokens per text, special ones included; longer texts are truncated.
 
-    Args:
-        batch_size: texts per batch, of whole pairs.
-        max_length: tokens per text, special ones included; longer texts are truncated.
-
-    Raises:
-        DataError: no labels, samples of one text, a label out of the task's range, or a task without one.
+    Raises DataError: no labels, samples of one text, a label out of the task's range, or a task without one.
     """
     labels = label_values(samples)
     if labels is None:

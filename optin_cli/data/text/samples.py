@@ -76,13 +76,10 @@ def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
     """Read and select samples of text.
 
     Calibration data whose texts are read one at a time has one unlabelled sample per text, unless labels are wanted.
+    alone: whether the model reads texts one at a time, where no task says.
 
-    Args:
-        alone: whether the model reads texts one at a time, where no task says.
-
-    Raises:
-        UsageError: no data is named, or two names contradict each other.
-        DataError: the data is missing, malformed, empty, or lacks the columns.
+    Raises UsageError: no data is named, or two names contradict each other. DataError: the data is missing, malformed,
+    empty, or lacks the columns.
     """
     task, path = spec.resolve("text")
     table = read_table(path, task, spec.role)

@@ -24,16 +24,12 @@ def make_batches(
 ) -> list[Batch]:
     """Tokenise, sort by length and content, and cut into batches, so that little padding is computed.
 
-    Args:
-        samples: one or two texts each; two become one sequence, as the tokenizer pairs them.
-        tokenizer: a fast tokenizer of transformers.
-        batch_size: samples per batch; the last may be smaller.
-        max_length: tokens per sample, special ones included; longer samples are truncated.
-        label_map: from `label_ids`; without it batches carry no labels.
+    samples: one or two texts each; two become one sequence, as the fast tokenizer of transformers pairs them.
+    batch_size: samples per batch; the last may be smaller. max_length: tokens per sample, special ones included; longer
+    samples are truncated. label_map: from `label_ids`; without it batches carry no labels.
 
-    Raises:
-        UsageError: `batch_size` below 1, or `max_length` without room for any text.
-        DataError: padding is needed and the tokenizer has no padding token.
+    Raises UsageError: `batch_size` below 1, or `max_length` without room for any text. DataError: padding is needed and
+    the tokenizer has no padding token.
     """
     encoded = tokenise(samples, tokenizer, max_length)
     labels = None
@@ -70,9 +66,7 @@ def cut_batches(
 ) -> list[Batch]:
     """Sort encoded rows by length and content, and cut them into padded batches; errors as of `make_batches`.
 
-    Args:
-        encoded: rows of token ids, masks and types by input name; other names are passed over.
-        labels: one per row.
+    encoded: rows of token ids, masks and types by input name; other names are passed over. labels: one per row.
     """
     fields = [name for name in INPUTS if name in encoded]
     ids = encoded["input_ids"]
@@ -88,22 +82,10 @@ def cut_batches(
     return batches
 
 
-def usable_length(
-    tokenizer: Any, config: Any, asked: int | None, model: torch.nn.Module, *, default: int = DEFAULT_LENGTH
-) -> int:
-    """Tokens per sample: `asked`, else `default` or fewer if the model holds fewer.
-
-    Position tables that reserve rows up to their padding index (RoBERTa and relatives) hold that many fewer positions
-    than the configuration says.
-
-    Raises:
-        UsageError: `asked` is below 1 or more than the model and tokenizer allow.
-    """
-    rows = getattr(config, "max_position_embeddings", None)
-    limits = [int(tokenizer.model_max_length)]
-    if isinstance(rows, int) and rows > 0:
-        limits.append(rows - reserved_positions(model, rows))
-    most = min(limits)
+def usable_length(tokenizer: Any, held: int | None, asked: int | None, *, default: int = DEFAULT_LENGTH) -> int:
+    """Tokens a sample: `asked` (UsageError if too many), or `default` if tokenizer and model (`held`) take as many."""
+    limit = int(tokenizer.model_max_length)
+    most = limit if held is None else min(limit, held)
     if asked is None:
         return min(default, most)
     if not 1 <= asked <= most:

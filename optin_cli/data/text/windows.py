@@ -35,15 +35,10 @@ class Windows:
 def cut_windows(
     questions: Sequence[str], contexts: Sequence[str], tokenizer: Any, *, max_length: int, stride: int
 ) -> Windows:
-    """Tokenise questions with their contexts.
+    """Tokenise questions with their contexts, by a fast tokenizer of transformers.
 
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        max_length: tokens per window, special ones included.
-        stride: tokens of the context that a window shares with the one before; at most half of a window's.
-
-    Raises:
-        UsageError: `max_length` without room for a token of each, or a negative `stride`.
+    max_length: tokens per window, special ones included (UsageError without room for a token of each). stride: tokens
+    of the context that a window shares with the one before, not negative; at most half of a window's.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     room = max_length - special

@@ -28,8 +28,8 @@ def predict_answers(trial: Trial) -> Prediction:
     chosen = trial.options.answers
     assert task is not None
     require_pairs(trial, task)
-    config, tokenizer = checkpoint.blueprint.config, checkpoint.input.tokenizer()
-    length = usable_length(tokenizer, config, trial.options.max_length, checkpoint.model, default=DEFAULT_WINDOW)
+    tokenizer = checkpoint.input.tokenizer()
+    length = usable_length(tokenizer, checkpoint.input.most, trial.options.max_length, default=DEFAULT_WINDOW)
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)
@@ -56,14 +56,9 @@ def decode_answers(
     options: AnswerOptions,
     unanswerable: bool,
 ) -> list[str]:
-    """The answer of every sample as its context spells it, "" for none.
+    """The answer of every sample as its context spells it, "" for none (DataError if a logit is not finite).
 
-    Args:
-        batches: the windows in batches, whose rows are the numbers of the windows.
-        start, end: (W, tokens), in the order of the batches.
-
-    Raises:
-        DataError: a logit is NaN or infinite.
+    batches: the windows in batches, whose rows are the numbers of the windows. start, end: (W, tokens), in their order.
     """
     broken = int((~(start.isfinite() & end.isfinite())).any(dim=-1).sum())
     if broken:
@@ -104,12 +99,8 @@ def best_spans(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The span of highest start + end logit among all of 1 to `longest` tokens that begin and end where allowed.
 
-    Args:
-        start, end: (rows, tokens).
-        allowed: (rows, tokens) bool.
-
-    Returns:
-        (scores, first, last), each (rows,), `last` inclusive; the score is -inf where nothing is allowed.
+    start, end: (rows, tokens); allowed: the same, bool. Returns (scores, first, last), each (rows,), `last` inclusive;
+    the score is -inf where nothing is allowed.
     """
     tokens = start.shape[1]
     starts, ends = (logits.masked_fill(~allowed, -torch.inf) for logits in (start, end))

@@ -1,7 +1,4 @@
-"""Predict samples, and measure the predictions, as the kind of task demands.
-
-Each kind of task is one module and one row of the table.
-"""
+"""Predict and measure as the kind of task demands: each kind is one module and one row of the table."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,11 +21,7 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
 
 
 def run_trial(trial: Trial) -> Prediction:
-    """Predict as the task's kind demands; without a task, run the model on the samples as they are.
-
-    Raises:
-        DataError: the task does not fit the checkpoint.
-    """
+    """Predict as the task's kind demands, or run the model as it is without one (DataError if the task is unfit)."""
     if trial.task is None:
         return predict_labels(trial)
     require_fit(trial.checkpoint, trial.task)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.tokenizers import make_tokenizer
 
+from optin_cli.checkpoints.inputs import TextInput
 from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.tokenize import make_batches, usable_length
 from optin_cli.errors import DataError, UsageError
@@ -86,9 +87,10 @@ def model_with(padding_idx):
 )
 def test_the_usable_length_is_the_least_limit(*, tokens, positions, padding_idx, asked, expected):
     tokenizer = SimpleNamespace(model_max_length=tokens)
-    config, model = SimpleNamespace(max_position_embeddings=positions), model_with(padding_idx)
+    blueprint = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    most = TextInput("m", blueprint, model_with(padding_idx)).most
     if isinstance(expected, int):
-        assert usable_length(tokenizer, config, asked, model) == expected
+        assert usable_length(tokenizer, most, asked) == expected
     else:
         with pytest.raises(UsageError, match=expected):
-            usable_length(tokenizer, config, asked, model)
+            usable_length(tokenizer, most, asked)
