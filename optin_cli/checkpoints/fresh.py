@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,14 +66,21 @@ def reloading(modules: Sequence[str]) -> Iterator[Reload]:
     Yields a function of the folder, of code that turns `folder` into `model`, of inputs and of names of outputs, which
     returns those outputs by name, or raises CertificateError with the last lines that the process printed.
     """
-    with (
-        ThreadPoolExecutor(1) as waiting,  # ends last: the process stops once its folder is gone
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name,
-    ):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         scratch = Path(name).resolve()
         request, feed, result = (scratch / file for file in ("request", "inputs.safetensors", "outputs.safetensors"))
         failure = "The cut checkpoint does not load"
-        process = waiting.submit(run_fresh, RELOAD, [str(request), *modules], scratch, failure)
+        process: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                run_fresh(RELOAD, [str(request), *modules], scratch, failure)
+                process.set_result(None)
+            except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+                process.set_exception(error)
+
+        # A daemon, since nobody waits for it after a failure: the process ends by itself once its folder is gone.
+        threading.Thread(target=run, daemon=True).start()
 
         def reload(
             folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Sequence[str]

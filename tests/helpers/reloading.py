@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from helpers.running import environment
@@ -15,6 +16,7 @@ class ReloadServer:
 
     def __init__(self):
         self.process = None
+        self.turn = threading.Lock()
 
     def __enter__(self):
         return self
@@ -29,13 +31,14 @@ class ReloadServer:
         return self.run(code, [*map(str, args)], cwd, environment(**extra))
 
     def run(self, code, arguments, cwd, environment):
-        if self.process is None:
-            line = [sys.executable, str(SERVER)]
-            self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         request = {"code": code, "arguments": [*arguments], "cwd": str(cwd), "environment": dict(environment)}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        with self.turn:  # a process that nobody waits for may not have ended yet
+            if self.process is None:
+                line = [sys.executable, str(SERVER)]
+                self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         assert answer, f"the reload server ended with status {self.process.wait()}"
         found = json.loads(answer)
         return subprocess.CompletedProcess(arguments, found["returncode"], found["stdout"], found["stderr"])
