@@ -110,6 +110,26 @@ def is_solvable(model: nn.Module, group: Group) -> bool:
     return why_not(model.get_submodule(group.consumer)) is None
 
 
+def losses_compare(model: nn.Module, groups: Sequence[Group], batch: Batch) -> bool:
+    """Whether removal curves of different groups are of one scale, and so what a search may weigh against each other.
+
+    The errors of a layer's positions are taken as independent, while neighbours' add up. That is the same factor
+    everywhere only if all consumers are linear layers that see equally many positions.
+
+    Args:
+        batch: any, to see how many they are.
+    """
+    consumers = [model.get_submodule(group.consumer) for group in groups]
+    if not all(isinstance(consumer, nn.Linear) and why_not(consumer) is None for consumer in consumers):
+        return False
+    positions = set()
+    with hooks() as hook, torch.no_grad():
+        for consumer in consumers:
+            hook.after(consumer, lambda _module, _inputs, output: positions.add(output[..., 0].numel()))
+        call_model(model, batch.inputs)
+    return len(positions) <= 1
+
+
 def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moments]:
     """Moments without tokens of the consumers of groups, by path. Groups that share a consumer share its moments."""
     found = {}

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
 
 from optin_cli.artifacts.base import Options
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
@@ -26,6 +26,7 @@ from optin_cli.scoring.moments import (
     empty_moments,
     energy_batch,
     is_solvable,
+    losses_compare,
     removal_importance,
     sensitivity_batch,
     with_intercept,
@@ -41,19 +42,23 @@ CURVES = 0.2
 """About the share of a run that removal curves take, for progress."""
 
 
-def estimator_of(group: Group, options: ScoreOptions, model: nn.Module) -> str:
-    """Which estimator scores a group: "obs", "sketch", "exact", or the criterion's own name for a baseline."""
+def estimator_of(group: Group, options: ScoreOptions) -> str:
+    """Which estimator scores a group: the criterion's own name for a baseline; "obs" may have to be "sketch"."""
     if CRITERIA[options.criterion].terms is None:
         return options.criterion
     if options.estimator == "hybrid":
         return "exact" if group.kind in options.removed_kinds else "sketch"
-    return "sketch" if options.estimator == "obs" and not is_solvable(model, group) else options.estimator
+    return options.estimator
 
 
-def curved_groups(checkpoint: Checkpoint, options: ScoreOptions) -> list[Group]:
-    """Groups whose importance is read off removal curves."""
-    by_curve = options.criterion == "slimgpt" or (CRITERIA[options.criterion].terms and options.estimator == "obs")
-    return [g for g in checkpoint.structure.groups if by_curve and g.units and is_solvable(checkpoint.model, g)]
+def curved_groups(checkpoint: Checkpoint, calibration: Calibration | None, options: ScoreOptions) -> list[Group]:
+    """Groups whose importance is read off removal curves; of "obs" all or, where their losses do not compare, none."""
+    model, groups = checkpoint.model, [group for group in checkpoint.structure.groups if group.units]
+    if options.criterion == "slimgpt":
+        return [group for group in groups if is_solvable(model, group)]
+    if calibration is None or CRITERIA[options.criterion].terms is None or options.estimator != "obs":
+        return []
+    return groups if losses_compare(model, groups, calibration.batches[0].to(checkpoint.device)) else []
 
 
 def only_units(structure: Structure, options: ScoreOptions) -> Structure:
@@ -109,9 +114,11 @@ def score_checkpoint(
         CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
-    curved = curved_groups(checkpoint, options)
+    curved = curved_groups(checkpoint, calibration, options)
+    named = options if curved or options.estimator != "obs" else replace(options, estimator="sketch")
+    estimators = {group.name: estimator_of(group, named) for group in groups}
     moments = empty_moments(checkpoint.model, curved)
-    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, moments)
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, moments)
     inputs = checkpoint.sources
     if calibration is not None:
         inputs["calibration"] = calibration.source
@@ -140,7 +147,7 @@ def score_checkpoint(
         groups={
             g.name: GroupScores(
                 **group_costs[g.name].model_dump(),
-                estimator=estimator_of(g, options, checkpoint.model),
+                estimator=estimators[g.name],
                 samples=totals.counts.get(g.name, 0),
             )
             for g in groups
@@ -180,7 +187,11 @@ def _by_curves(
 
 
 def _jobs(
-    checkpoint: Checkpoint, calibration: Calibration, options: ScoreOptions, moments: Mapping[str, Moments]
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    options: ScoreOptions,
+    estimators: Mapping[str, str],
+    moments: Mapping[str, Moments],
 ) -> list[Job]:
     model, structure = checkpoint.model, checkpoint.structure
     criterion = CRITERIA[options.criterion]
@@ -199,7 +210,7 @@ def _jobs(
         ]
     objective = Objective.of(options)
     how = {"probes": options.probes, "seed": options.seed}
-    if options.estimator == "obs":
+    if moments:
         return [
             Job(
                 "obs",
@@ -209,8 +220,7 @@ def _jobs(
             for batch in _on(calibration.batches, checkpoint)
         ]
     sketched, exact = (
-        structure.with_groups(g for g in structure.groups if estimator_of(g, options, model) == name)
-        for name in ("sketch", "exact")
+        structure.with_groups(g for g in structure.groups if estimators[g.name] == name) for name in ("sketch", "exact")
     )
     jobs: list[Job] = []
     if sketched.groups:

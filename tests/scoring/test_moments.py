@@ -16,6 +16,7 @@ from optin_cli.scoring.moments import (
     empty_moments,
     energy_batch,
     is_solvable,
+    losses_compare,
     mirrored,
     removal_importance,
     sensitivity_batch,
@@ -243,3 +244,12 @@ def test_the_copy_of_a_unit_costs_next_to_nothing(kind):
     first, second = sorted(found[[0, 2]].tolist())
     assert first < 0.1 * float(found.median()) and second > 10 * first
     assert float(alone[[0, 2]].min()) > 0.1 * float(alone.median())
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"), [("bert", True), ("albert", True), ("vit", True), ("swin", False), ("resnet", False)]
+)
+def test_losses_compare_where_linear_layers_see_equally_many_positions(family, expected):
+    model = build(family)
+    batch = images_of(model) if family in IMAGES else make_batch(3)
+    assert losses_compare(model, structure_of(model).groups, batch) == expected
