@@ -1,7 +1,7 @@
 """Bring tokens' importances onto the scale of other units'.
 
-Importance is the model's loss before refit. Refit makes up for most of the loss of a pruned unit and for less of that
-of merging, so that equal importance does not mean equal loss. The difference is measured: the model is pruned to one
+Importance of tokens is the model's loss before refit, which makes up for little of it; that of units is an estimate of
+the loss after refit, or by the sketch before it. So equal importance does not mean equal loss. The difference is measured: the model is pruned to one
 share of its MACs by units alone, and by merging alone, each refitted, and each compared with the original on samples
 that refit has not seen:
 
