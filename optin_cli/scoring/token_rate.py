@@ -1,9 +1,9 @@
 """Bring tokens' importances onto the scale of other units'.
 
 Importance of tokens is the model's loss before refit, which makes up for little of it; that of units is an estimate of
-the loss after refit, or by the sketch before it. So equal importance does not mean equal loss. The difference is measured: the model is pruned to one
-share of its MACs by units alone, and by merging alone, each refitted, and each compared with the original on samples
-that refit has not seen:
+the loss after refit, or by the sketch before it. So equal importance does not mean equal loss. The difference is
+measured: the model is pruned to one share of its MACs by units alone, and by merging alone, each refitted, and each
+compared with the original on samples that refit has not seen:
 
     rate = (D_tokens / L_tokens) / (D_units / L_units)
 
