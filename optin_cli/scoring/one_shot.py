@@ -115,8 +115,8 @@ def score_checkpoint(
     """
     groups = checkpoint.structure.groups
     curved = curved_groups(checkpoint, calibration, options)
-    named = options if curved or options.estimator != "obs" else replace(options, estimator="sketch")
-    estimators = {group.name: estimator_of(group, named) for group in groups}
+    used = options if curved or options.estimator != "obs" else replace(options, estimator="sketch")
+    estimators = {group.name: estimator_of(group, used) for group in groups}
     moments = empty_moments(checkpoint.model, curved)
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, moments)
     inputs = checkpoint.sources

@@ -26,21 +26,9 @@ import optin_cli
 from optin_cli.artifacts.sweep import SweepPoint
 from optin_cli.data.spec import DataSpec
 from optin_cli.options.evaluation import EvalOptions
-from optin_cli.options.sweep import SweepOptions
+from optin_cli.options.sweep import RECIPES, SweepOptions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-RECIPES = (
-    "optin",
-    "sketch",
-    "no-refit",
-    "slimgpt",
-    "magnitude",
-    "wanda",
-    "fisher",
-    "kwon",
-    "kprune",
-    "optin-paper",
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("frontier"))
     parser.add_argument("--only", choices=[case.name for case in CASES])
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "random"))
     parser.add_argument("--keep-flops", default="0.6,0.5,0.4")
     asked = parser.parse_args()
     console = Console(stderr=True, width=150)
