@@ -38,6 +38,16 @@ class SliceRule(_Strict):
     optional: bool = False
 
 
+class QueryKeyRule(_Strict):
+    """Linear layers whose outputs attention multiplies, head by head: their products alone matter, not their basis.
+
+    query, key: modules; where one layer gives both, queries are the first of its `parts` and keys the second.
+    """
+
+    query: str
+    key: str
+
+
 class ConfigKeyRule(_Strict):
     """A key of the library's own config, and its value when every block of the stack keeps `units` units of the group.
 
@@ -108,6 +118,7 @@ class GroupRule(_Strict):
     unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
     holds the width of one. attend: a fused attention whose own forward takes its input's width for its heads'.
+    query_key: of heads whose queries and keys meet in a plain inner product; they may have fewer dimensions than values.
     config: None where the library's config cannot state that there are fewer units.
     """
 
@@ -129,7 +140,14 @@ class GroupRule(_Strict):
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None
+    query_key: QueryKeyRule | None = None
     config: ConfigRule | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> GroupRule:
+        if self.query_key is not None and (self.kind != "head" or not isinstance(self.unit_width, str)):
+            raise ValueError("query_key needs heads whose unit_width is an attribute")
+        return self
 
 
 class TokenRule(_Strict):

@@ -23,6 +23,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
         plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
             "select": [{"module", "argument", "axis", "index"}], "attend": [path],
+            "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str}}.
     """
@@ -46,6 +47,9 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         owner, leaf = locate(path)
         module = getattr(owner, leaf)
         module.forward = types.MethodType(_attend, module)
+    for rule in plan.get("pad", []):
+        owner, leaf = locate(rule["module"])
+        _pad(getattr(owner, leaf), rule)
     for rule in plan["empty"]:
         owner, leaf = locate(rule["module"])
         _empty(getattr(owner, leaf), rule)
@@ -96,6 +100,22 @@ def _select(module: nn.Module, rule: dict[str, Any]) -> None:
         return bound.args, bound.kwargs
 
     module.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+def _pad(module: Any, rule: dict[str, Any]) -> None:
+    """Let a linear layer put out heads of their full width, of which it computes fewer columns."""
+    if not hasattr(module, "padded_heads"):
+        module.register_forward_hook(_widen)
+    module.padded_heads = (tuple(rule["widths"]), rule["to"])
+
+
+def _widen(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    """Pad every head with zeros, which add nothing to products of queries and keys; output: (..., columns)."""
+    widths, to = module.padded_heads
+    heads = output.shape[-1] // sum(widths)
+    parts = output.split([heads * width for width in widths], dim=-1)
+    each = (part.unflatten(-1, (heads, width)) for part, width in zip(parts, widths, strict=True))
+    return torch.cat([nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each], dim=-1)
 
 
 def _attend(self: Any, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,6 +13,19 @@ class SelectedArgument(SelectRule):
     index: list[int]
 
 
+class Padded(BaseModel):
+    """A linear layer whose heads are narrower than what reads them, which then sees zeros.
+
+    widths: of a head in each part of its output. to: the width that each part is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: str
+    widths: list[int]
+    to: int
+
+
 class Merge(BaseModel):
     """How many tokens merge behind each block; see `modeling_optin.merge_between`."""
 
@@ -34,6 +47,7 @@ class Plan(BaseModel):
     attributes: dict[str, int] = {}
     select: list[SelectedArgument] = []
     attend: list[str] = []
+    pad: list[Padded] = []
     empty: list[EmptyRule] = []
     merge: Merge | None = None
 
@@ -45,6 +59,7 @@ class Plan(BaseModel):
             attributes={**self.attributes, **later.attributes},
             select=[*self.select, *later.select],
             attend=[*self.attend, *(path for path in later.attend if path not in self.attend)],
+            pad=[*(p for p in self.pad if p.module not in {n.module for n in later.pad}), *later.pad],
             empty=[*self.empty, *later.empty],
             merge=later.merge or self.merge,
         )

@@ -76,7 +76,7 @@ class Costs:
         """Shares of the whole model's MACs and parameters that a mask leaves."""
         merged = self.with_merging(self.merges(kept))
         groups, totals = merged.groups, merged.totals
-        gone = {name: group.units - len(kept[name]) for name, group in groups.items()}
+        gone = {name: group.units - len(kept.get(name, range(group.units))) for name, group in groups.items()}
         macs = totals.macs - sum(g.unit_macs * gone[n] for n, g in groups.items())
         parameters = totals.parameters - sum(g.unit_parameters * gone[n] for n, g in groups.items())
         # What both groups of a pair removed has been taken off twice.
