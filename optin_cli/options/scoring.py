@@ -66,9 +66,10 @@ class ScoreOptions(Checked):
         "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
     )
     units: tuple[str, ...] = option(
-        ("heads", "neurons", "channels"),
+        ("heads", "neurons", "channels", "head-dims"),
         "--units",
-        "What to score: of heads, neurons, channels and, in plain vision transformers, tokens.",
+        "What to score: of heads, neurons, channels, head-dims (dimensions of queries and keys) and, in plain vision "
+        "transformers, tokens.",
         choices=UNITS,
     )
     estimator: str = option(

@@ -61,7 +61,10 @@ class Costs:
             if group.kind != TOKEN:
                 share, square = shares.get(group.block, 1.0), tokens.unit_square.get(name, 0.0)
                 unit = (group.unit_macs - square) * share + square * share**2
-                scaled[name] = group.model_copy(update={"unit_macs": unit})
+                shared = {
+                    other: both.model_copy(update={"macs": both.macs * share}) for other, both in group.shared.items()
+                }
+                scaled[name] = group.model_copy(update={"unit_macs": unit, "shared": shared})
         return Costs(scaled, self.totals.model_copy(update={"macs": round(macs)}))
 
     def merges(self, kept: Mapping[str, Sequence[int]]) -> list[int]:
