@@ -118,7 +118,7 @@ class GroupRule(_Strict):
     unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
     holds the width of one. attend: a fused attention whose own forward takes its input's width for its heads'.
-    query_key: of heads whose queries and keys meet in a plain inner product; they may have fewer dimensions than values.
+    query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
     config: None where the library's config cannot state that there are fewer units.
     """
 

@@ -9,6 +9,7 @@ Where no data is known, the moments are those for inputs without correlation: pr
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ def balanced_basis(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor
     def root(moment: torch.Tensor) -> torch.Tensor:
         mean = moment.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
         shift = torch.where(mean > 0, JITTER * mean, 1.0)
-        return torch.linalg.cholesky(moment + shift * torch.eye(moment.shape[-1]).to(moment))
+        factor: torch.Tensor = torch.linalg.cholesky(moment + shift * torch.eye(moment.shape[-1]).to(moment))
+        return factor
 
     queries, keys = root(query.double()), root(key.double())
     left, values, right = torch.linalg.svd(keys.mT @ queries)
@@ -78,7 +80,7 @@ class Products:
         """Queries (part 0) or keys (part 1) in the output (..., columns) of their layer: (..., heads, dims)."""
         columns = self.count * self.dims
         start = columns * part if self.parts > 1 else 0
-        return found[..., start : start + columns].unflatten(-1, (self.count, self.dims))
+        return found[..., start : start + columns].reshape(*found.shape[:-1], self.count, self.dims)
 
     def weights(self, model: nn.Module, part: int) -> torch.Tensor:
         """Weights and last the bias, if any, of queries or keys: (heads, dims, inputs [+ 1]) float64."""
@@ -112,8 +114,8 @@ class Products:
     def _turned(self, rows: torch.Tensor, turns: Sequence[torch.Tensor], heads: list[int]) -> torch.Tensor:
         """Rows of a layer (rows, ...) for some heads, the first parts in another basis (heads, kept dims, dims)."""
         done = []
-        for number, part in enumerate(rows.split([self.count * width for width in self.widths])):
-            own = part.unflatten(0, (self.count, -1))[heads]
+        for number, part in enumerate(torch.split(rows, [self.count * width for width in self.widths])):
+            own = part.reshape(self.count, -1, *part.shape[1:])[heads]
             if number < len(turns):
                 own = torch.einsum("hrd,hd...->hr...", turns[number].to(rows.device), own.double()).to(rows.dtype)
             done.append(own.flatten(0, 1))
@@ -133,7 +135,9 @@ class HeadDims(UnitKind):
 
     def narrowed(self, kept: Keeping) -> list[tuple[Products, list[int]]]:
         """Blocks that lose dimensions, and those that they keep."""
-        return [(one, list(kept[one.name])) for one in self.products if len(kept.get(one.name, range(one.dims))) < one.dims]
+        return [
+            (one, list(kept[one.name])) for one in self.products if len(kept.get(one.name, range(one.dims))) < one.dims
+        ]
 
     @contextlib.contextmanager
     def masked(self, model: nn.Module, kept: Keeping) -> Iterator[None]:
@@ -141,16 +145,9 @@ class HeadDims(UnitKind):
         with hooks() as hook:
             for one, dims in self.narrowed(kept):
                 there, back = one.basis(model)
-                project = (back[..., dims] @ there[:, dims]).mT.to(next(model.parameters()).dtype)
+                project = (back[..., dims] @ there[:, dims]).mT
 
-                def take_out(
-                    _module: nn.Module, _inputs: object, out: torch.Tensor, one: Products = one, by: torch.Tensor = project
-                ) -> torch.Tensor:
-                    rest = out[..., one.count * one.dims :]
-                    queries = torch.einsum("...hd,hde->...he", one.output(out, 0), by.to(out))
-                    return torch.cat([queries.flatten(-2), rest], dim=-1)
-
-                hook.after(model.get_submodule(one.query), take_out, prepend=True)
+                hook.after(model.get_submodule(one.query), functools.partial(_project, one, project), prepend=True)
             yield
 
     def cut(self, model: nn.Module, kept: Keeping, root: str) -> tuple[Plan, dict[str, torch.Tensor]]:
@@ -218,6 +215,12 @@ class HeadDims(UnitKind):
         return any(one.heads == group.name for one, _ in self.narrowed(kept))
 
 
+def _project(one: Products, by: torch.Tensor, _module: nn.Module, _inputs: object, out: torch.Tensor) -> torch.Tensor:
+    """A query layer's output with every head's queries projected; by: (heads, dims, dims), from the right."""
+    queries = torch.einsum("...hd,hde->...he", one.output(out, 0), by.to(out))
+    return torch.cat([queries.flatten(-2), out[..., one.count * one.dims :]], dim=-1)
+
+
 def head_dims_of(kinds: Sequence[UnitKind]) -> HeadDims | None:
     """The query-key dimensions among the kinds of a structure; None where its description does not name the layers."""
     return next((kind for kind in kinds if isinstance(kind, HeadDims)), None)
@@ -236,9 +239,7 @@ def find_head_dims(model: nn.Module, stacks: Sequence[FoundStack], _root: str, p
     return HeadDims(products) if products else None
 
 
-def _find_products(
-    model: nn.Module, rule: GroupRule, place: Place, block: str, problems: list[str]
-) -> Products | None:
+def _find_products(model: nn.Module, rule: GroupRule, place: Place, block: str, problems: list[str]) -> Products | None:
     assert rule.query_key is not None
     query, key = place(rule.query_key.query), place(rule.query_key.key)
     layer, consumer = module_at(model, query), module_at(model, place(rule.consumer))
@@ -256,4 +257,6 @@ def _find_products(
         return None
     shared = 1 + (query == key)
     dims = (layer.out_features // count - width * (parts - shared)) // shared
-    return Products(f"{block}.{HEAD_DIM}", block, f"{block}.{rule.name or rule.kind}", count, dims, width, query, key, parts)
+    return Products(
+        f"{block}.{HEAD_DIM}", block, f"{block}.{rule.name or rule.kind}", count, dims, width, query, key, parts
+    )

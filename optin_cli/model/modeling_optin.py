@@ -113,8 +113,8 @@ def _widen(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
     """Pad every head with zeros, which add nothing to products of queries and keys; output: (..., columns)."""
     widths, to = module.padded_heads
     heads = output.shape[-1] // sum(widths)
-    parts = output.split([heads * width for width in widths], dim=-1)
-    each = (part.unflatten(-1, (heads, width)) for part, width in zip(parts, widths, strict=True))
+    parts = torch.split(output, [heads * width for width in widths], dim=-1)
+    each = (part.reshape(*part.shape[:-1], heads, width) for part, width in zip(parts, widths, strict=True))
     return torch.cat([nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each], dim=-1)
 
 

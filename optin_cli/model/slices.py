@@ -231,7 +231,7 @@ def _resolve_slices(
 
 
 def _count_heads(model: nn.Module, rule: GroupRule, unit_width: int, place: Place) -> int:
-    """Heads whose queries and keys may be narrower than their values, by what the consumer reads; 0 if there are none."""
+    """Heads whose queries and keys may be narrower than values, by what the consumer reads; 0 if there are none."""
     consumer = module_at(model, place(rule.consumer))
     return consumer.in_features // unit_width if rule.query_key and isinstance(consumer, nn.Linear) else 0
 

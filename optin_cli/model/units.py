@@ -41,7 +41,7 @@ class Slice:
 
     def indices(self, units: int, kept: Sequence[int]) -> torch.Tensor:
         """Positions along `axis` that the kept units, of `units`, occupy: (len(kept) * unit width,)."""
-        parts = torch.arange(units * self.unit_width).split([units * width for width in self.widths])
+        parts = torch.split(torch.arange(units * self.unit_width), [units * width for width in self.widths])
         return torch.cat([part.reshape(units, -1)[list(kept)].flatten() for part in parts])
 
 

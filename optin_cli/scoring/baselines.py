@@ -23,7 +23,7 @@ def magnitude(model: nn.Module, group: Group) -> torch.Tensor:
     for piece in group.slices:
         tensor = tensor_at(model, piece.parameter).detach().double().cpu()
         each = tensor.movedim(piece.axis, 0).flatten(1).square().sum(dim=1)
-        for part in each.split([group.units * width for width in piece.widths]):
+        for part in torch.split(each, [group.units * width for width in piece.widths]):
             total += part.reshape(group.units, -1).sum(dim=1)
     return total
 

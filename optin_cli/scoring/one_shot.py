@@ -152,8 +152,8 @@ def score_checkpoint(
     workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
-    sums = {**moments, **dims}
-    extra = {f"{name}.{path}": tensor for path, found in sums.items() for name, tensor in found.tensors().items()}
+    summed = [(path, found.tensors()) for part in (moments, dims) for path, found in part.items()]
+    extra = {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
     totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
