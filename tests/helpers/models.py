@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import call_model
+from optin_cli.model.head_dims import head_dims_of
 from optin_cli.model.resolve import find_structure
 
 torch.set_num_threads(1)  # models this small run up to ten times slower when threads must share a busy machine
@@ -235,6 +236,17 @@ def random_kept(structure, seed=0, share=0.5):
         order = torch.randperm(group.units, generator=generator)
         kept[group.name] = sorted(order[: max(int(group.units * share), group.least)].tolist())
     return kept
+
+
+def random_dims(structure, seed=0, share=0.5):
+    """Random query-key dimensions of every block, ascending; none where the description does not name the layers."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = head_dims_of(structure.kinds)
+    units = {} if kind is None else kind.units
+    return {
+        name: sorted(torch.randperm(dims, generator=generator)[: max(int(dims * share), 1)].tolist())
+        for name, dims in units.items()
+    }
 
 
 def tiny_tokenizer(**options):
