@@ -52,7 +52,7 @@ class ScoreOptions(Checked):
     """Options of scoring.
 
     units: kinds that a model lacks are passed over unless they were asked for. estimator: of trajectory criteria;
-    "obs" is the loss of a layer whose remaining columns are re-solved, and "sketch" where such losses do not compare;
+    "obs" is the loss of a layer whose remaining columns are re-solved, and "sketch" for layers that cannot be;
     "hybrid" is exact for the kinds in `exact_kinds` and sketches the others. exact_kinds: names or kinds of REMOVABLE;
     None for heads, which a model may lack. damping: of "obs", and of the criterion slimgpt: mu relative to the mean
     diagonal of the inputs' second moment. output_weight, temperature: lambda and tau of the paper. samples,

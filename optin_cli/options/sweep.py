@@ -18,6 +18,7 @@ RECIPES = (
     "fisher",
     "random",
     "optin-paper",
+    "flap",
     "kwon",
     "kprune",
 )

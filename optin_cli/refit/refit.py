@@ -6,12 +6,16 @@ most like the original's, given its input from the part of the pruned model that
     W = argmin ||X W + b - Y||^2 + mu ||W - W0||^2,   Y = S - R
 
 X: the consumer's input in the pruned model; S: the original's sum of consumer output and residual stream; R: the
-pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). Only normal
-equations are kept, in float64, so memory does not grow with the data.
+pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). W0 is what the
+consumer had or, of a convolution, the solution of the same problem in the original model, where Y is its own output:
+nothing but the removed columns is missing there, so that few images tell it well, while errors of earlier layers are
+like noise. Held-out samples choose W0 and mu. Only normal equations are kept, in float64, so memory does not grow with the data.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
@@ -24,11 +28,11 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, reestimate
 from optin_cli.refit.design_matrix import Consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.refit.products import refit_products
-from optin_cli.refit.residual_stream import RefitRun, refitting, stream_rows
+from optin_cli.refit.residual_stream import RefitRun, own_rows, refitting, stream_rows
 from optin_cli.refit.ridge import Normal, solve_ridge
 
 BATCH_NORM = "batch_norm"
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 
 
@@ -67,6 +71,28 @@ def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float
     return fitted, judged, size / judged.rows
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights that ridge draws to: as the training samples give them, and as all do; both (k, d)."""
+
+    fitted: torch.Tensor
+    whole: torch.Tensor
+
+
+def own_start(run: RefitRun, group: Group, start: torch.Tensor, weights: torch.Tensor | None, *, bias: bool) -> Start:
+    """The weights by which a consumer's kept columns give its own output in the original model best.
+
+    Args:
+        start: weights that are kept. weights: of the squared error in each output (d,).
+    """
+    fitted, judged = (Normal.zeros(start.shape[0], start.shape[1], start.device, weights) for _ in range(2))
+    for x, y, taken, judge in own_rows(run, group):
+        for chosen, normal in ((taken & ~judge[:, None], fitted), (taken & judge[:, None], judged)):
+            normal.add(x[chosen].double(), y[chosen].double())
+    best = min(RIDGES, key=lambda mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)))
+    return Start(*(solve_ridge(normal, start, best, bias=bias) for normal in (fitted, fitted.plus(judged))))
+
+
 def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
     """The held-out error of a consumer that keeps its weights because it cannot be re-solved, and the reason."""
     error = size = 0.0
@@ -93,16 +119,25 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
     start = weight_matrix(consumer)
     before = judged.error(start)
     ridges = RIDGES if options.ridge is None else (options.ridge,)
-    trials = {mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)) for mu in ridges}
-    best = min(trials, key=lambda mu: trials[mu])
-    kept = trials[best] < before
+    starts = [Start(start, start)]
+    fewer = len(run.pruned.kept.get(group.name, range(group.units))) < group.units
+    if fewer and isinstance(consumer, nn.Conv2d):
+        starts.append(own_start(run, group, start, fitted.weights, bias=bias))
+    trials = {
+        (number, mu): judged.error(solve_ridge(fitted, each.fitted, mu, bias=bias))
+        for number, each in enumerate(starts)
+        for mu in ridges
+    }
+    number, best = min(trials, key=lambda trial: trials[trial])
+    after = trials[number, best]
+    kept = after < before
     if kept:
-        set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, best, bias=bias))
+        set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), starts[number].whole, best, bias=bias))
         if added and norm is not None:
             fold_bias(consumer, norm)
     elif added:
         consumer.bias = None
-    return Refit(before=before / size, after=trials[best] / size, ridge=best, kept=kept)
+    return Refit(before=before / size, after=after / size, ridge=best, kept=kept)
 
 
 def refit_model(

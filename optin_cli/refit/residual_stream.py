@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -200,3 +201,40 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
                 rows = input_rows(consumer, call.x, batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
+
+
+def kept_columns(run: RefitRun, group: Group) -> torch.Tensor:
+    """Columns of a consumer's original input that its pruned one still has."""
+    piece = next(p for p in group.slices if p.parameter == f"{group.consumer}.weight" and p.axis != 0)
+    return piece.indices(group.units, run.pruned.kept.get(group.name, range(group.units)))
+
+
+def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What a consumer reads of its kept columns, and puts out, in the original model.
+
+    Yields:
+        (x, y, which rows count, which samples are held out) of each call, as `Rows` has them.
+    """
+    consumer = run.pruned.model.get_submodule(group.consumer)
+    original, columns, outputs = run.targets.model, kept_columns(run, group), run.kept_outputs(group)
+    assert isinstance(consumer, Consumer)
+    for number, batch in enumerate(run.batches):
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def collect(
+            _module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor, found: Any = found
+        ) -> None:
+            found.append((arguments[0], output))
+            if len(found) == run.calls[group]:
+                raise StopForward
+
+        with run.targets.skipping(number), hooks() as hook:
+            hook.after(original.get_submodule(group.consumer), collect)
+            run_until_stopped(original, batch.inputs)
+        for x, output in found:
+            kept = x.index_select(group.axis, columns.to(x.device))
+            given = output if outputs is None else output.index_select(group.axis, outputs.to(output.device))
+            laid = output_rows(given, group.axis, batch.size)
+            chosen = choose_positions(consumer, batch.keys, laid.shape[1])
+            y = take(laid, chosen)
+            yield input_rows(consumer, kept, batch.size, chosen), y, batch.mask_for(y), held_out(batch)

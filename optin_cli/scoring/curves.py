@@ -94,6 +94,22 @@ def removal_curve(
     return Curve(torch.cat(order), torch.cat(losses).clamp(min=0.0))
 
 
+def lone_losses(moment: torch.Tensor, curvature: torch.Tensor, weight: torch.Tensor, *, width: int = 1) -> torch.Tensor:
+    """tr(M_uu H_uu) of every unit u, what its removal costs if nothing makes up for it: (units,) float64.
+
+    Args: as of `removal_curve`.
+    """
+    columns = weight.double()
+    coupling = columns.T @ curvature.double() @ columns
+    return (_diagonal_blocks(coupling, width) * _diagonal_blocks(moment.double(), width)).sum(dim=(1, 2))
+
+
+def typical_ratio(measured: torch.Tensor, modelled: torch.Tensor) -> float:
+    """Median of measured / modelled over the units that have both, so that no few units decide; 1 if none has."""
+    both = (measured > 0) & (modelled > 0)
+    return float((measured[both] / modelled[both]).median()) if bool(both.any()) else 1.0
+
+
 def _remove(
     inverse: torch.Tensor, coupling: torch.Tensor, width: int, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,12 +3,21 @@
 For every consumer y = W x and the sketch's random scalar S of a sample (`sketch.py`): sums over real tokens, or over
 positions of a convolution's output, of x x^T, x and g g^T with g = dS/dy. One forward pass and one backward pass per
 probe serve all consumers of a model together. The same backward passes give every unit's own squared sensitivity
-(dS/dm_u)^2, as the sketch does. Products are in the model's precision, sums in float64; they take 8 (k^2 + d^2) bytes
+(dS/dm_u)^2, as the sketch does. Products are in the model's precision, sums in float64; they take 8 (k^2 + 2 d^2) bytes
 per consumer with k columns and d outputs.
+
+Removal curves (`curves.py`) take the errors of a layer's positions as independent. They are not, and how much they add
+up differs between layers. A curve is therefore scaled by what single units cost as measured, over all positions of a
+sample at once, relative to what the curve's own model says of them (the median over the layer's units). Where the
+intercept is re-solved, both are of inputs without their mean mu. With x_u the inputs of unit u and sums over positions,
+
+    dS/dm_u = sum g . W_u x_u,   E[(sum g . W_u (x_u - mu_u))^2] = E[(dS/dm_u - (W_u mu_u) . sum g)^2].
+
+So the losses of all layers are in the unit of the sketch, whose importances serve where no curve can be had.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -21,7 +30,7 @@ from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
 from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
 from optin_cli.scoring.baselines import unit_energies
-from optin_cli.scoring.curves import curve_importance, removal_curve
+from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
 from optin_cli.scoring.sketch import Objective, probe_scalar
 
@@ -35,27 +44,40 @@ class Moments:
     """Sums over the tokens of all calls of one consumer, which are added to in place.
 
     square: of x x^T (k, k), above the diagonal only until `mirrored`. total: of x (k,). curvature: of g g^T (d, d),
-    over probes too. counts: int64 numbers of tokens; of gradients, one per token and probe; of positions, the tokens
-    that S depends on before some are drawn from them; and of samples.
+    over probes too. pull: of p p^T (d, d) over samples and probes, p being the sum of g over a sample's positions.
+    mixed: of (dS/dm_u) p, (units, d) by name of each group that the consumer reads. counts: int64 numbers of tokens; of
+    gradients, one per token and probe; of positions, the tokens that S depends on before some are drawn from them; and
+    of samples.
     """
 
     square: torch.Tensor
     total: torch.Tensor
     curvature: torch.Tensor
+    pull: torch.Tensor
+    mixed: Mapping[str, torch.Tensor]
     counts: torch.Tensor
 
     @classmethod
-    def zeros(cls, columns: int, outputs: int, device: torch.device | str = "cpu") -> Self:
-        """No tokens yet."""
+    def zeros(
+        cls, columns: int, outputs: int, units: Mapping[str, int] = {}, device: torch.device | str = "cpu"
+    ) -> Self:
+        """No tokens yet. units: how many, by group name."""
         total = torch.zeros(columns, dtype=torch.float64, device=device)
-        counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-        return cls(total.new_zeros(columns, columns), total, total.new_zeros(outputs, outputs), counts)
+        mixed = {name: total.new_zeros(count, outputs) for name, count in units.items()}
+        squares = [total.new_zeros(size, size) for size in (columns, outputs, outputs)]
+        return cls(squares[0], total, squares[1], squares[2], mixed, torch.zeros(len(COUNTS), dtype=torch.int64))
 
     def add_inputs(self, x: torch.Tensor) -> None:
         """Add inputs (n, k)."""
         add_gram(self.square, x)
         self.total.add_(x.sum(dim=0, dtype=torch.float64))
         self.count(tokens=len(x))
+
+    def add_pull(self, pull: torch.Tensor, slopes: Mapping[str, torch.Tensor]) -> None:
+        """Take in p (rows, d) and dS/dm_u (rows, units), by group name, of one probe."""
+        self.pull.add_(pull.T @ pull)
+        for name, slope in slopes.items():
+            self.mixed[name].add_(slope.T @ pull)
 
     def count(self, **more: int) -> None:
         """Raise counts, by their names."""
@@ -84,13 +106,27 @@ class Moments:
         mean = mirrored(self.curvature) / gradients if gradients else torch.eye(len(self.curvature)).to(self.curvature)
         return mean * (self.number("positions") / max(self.number("samples"), 1))
 
+    def lone_sensitivity(self, name: str, weight: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
+        """E[(dS/dm_u - (W_u mu_u) . p)^2] of a group's units, whose inputs are then without their mean: (units,).
+
+        Args:
+            name: of the group. weight: W (d, k). squared: E[(dS/dm_u)^2] (units,).
+        """
+        tokens = max(self.number("tokens"), 1)
+        draws = max(self.number("samples") * self.number("gradients") // tokens, 1)
+        shifts = (weight.double() * (self.total / tokens)).reshape(len(weight), len(squared), -1).sum(dim=2).T
+        change = ((shifts @ self.pull - 2 * self.mixed[name]) * shifts).sum(dim=1) / draws
+        return (squared.to(change) + change).clamp(min=0.0)
+
     def diagonals(self) -> torch.Tensor:
         """Sums of squares of inputs and of gradients, which are finite if everything is: (k + d,)."""
         return torch.cat([self.square.diagonal(), self.curvature.diagonal()])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that is summed, by name."""
-        return {"square": self.square, "total": self.total, "curvature": self.curvature, "counts": self.counts}
+        mixed = {f"mixed.{name}": tensor for name, tensor in self.mixed.items()}
+        sums = {"square": self.square, "total": self.total, "curvature": self.curvature, "pull": self.pull}
+        return {**sums, **mixed, "counts": self.counts}
 
 
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
@@ -111,33 +147,16 @@ def is_solvable(model: nn.Module, group: Group) -> bool:
     return why_not(model.get_submodule(group.consumer)) is None
 
 
-def losses_compare(model: nn.Module, groups: Sequence[Group], batch: Batch) -> bool:
-    """Whether removal curves of different groups are of one scale, and so what a search may weigh against each other.
-
-    The errors of a layer's positions are taken as independent, while neighbours' add up. That is the same factor
-    everywhere only if all consumers are linear layers that see equally many positions.
-
-    Args:
-        batch: any, to see how many they are.
-    """
-    consumers = [model.get_submodule(group.consumer) for group in groups]
-    if not all(isinstance(consumer, nn.Linear) and why_not(consumer) is None for consumer in consumers):
-        return False
-    positions = set()
-    with hooks() as hook, torch.no_grad():
-        for consumer in consumers:
-            hook.after(consumer, lambda _module, _inputs, output: positions.add(output[..., 0].numel()))
-        call_model(model, batch.inputs)
-    return len(positions) <= 1
-
-
 def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moments]:
     """Moments without tokens of the consumers of groups, by path. Groups that share a consumer share its moments."""
-    found = {}
+    units: dict[str, dict[str, int]] = {}
     for group in groups:
-        weight = model.get_submodule(group.consumer).get_parameter("weight")
-        found[group.consumer] = Moments.zeros(weight[0].numel(), len(weight), weight.device)
-    return found
+        units.setdefault(group.consumer, {})[group.name] = group.units
+    weights = {path: model.get_submodule(path).get_parameter("weight") for path in units}
+    return {
+        path: Moments.zeros(weight[0].numel(), len(weight), units[path], weight.device)
+        for path, weight in weights.items()
+    }
 
 
 @dataclass
@@ -158,8 +177,8 @@ class Call:
 class Pass:
     """What hooks collect in one forward pass and the backward passes through it.
 
-    leaves: tensors that depend on no unit, at which backward passes end. slopes: dS/dm_u of the current probe,
-    (rows, units) by group.
+    leaves: tensors that depend on no unit, at which backward passes end. Of the current probe: slopes: dS/dm_u,
+    (rows, units) by group; pulls: sums over positions of the gradient at a consumer's output, (rows, d) by path.
     """
 
     model: nn.Module
@@ -168,6 +187,7 @@ class Pass:
     leaves: list[torch.Tensor] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     slopes: dict[Group, torch.Tensor] = field(default_factory=dict)
+    pulls: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def watch_units(self, hook: Hooks, group: Group) -> None:
         """Collect slopes of a group's units: dS/dm_u is the sum over tokens and columns of x dS/dx."""
@@ -214,11 +234,21 @@ class Pass:
                 laid = output_rows(gradient.detach(), axis, self.batch.size)
                 read = (laid != 0).any(dim=-1) & real
                 call.read |= read
+                pull = laid.sum(dim=1, dtype=torch.float64)
+                self.pulls[group.consumer] = self.pulls.get(group.consumer, 0.0) + pull
                 add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]])
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
 
         hook.after(self.model.get_submodule(group.consumer), leave)
+
+    def add_pulls(self) -> None:
+        """Add what the current probe has found, once its backward pass is done."""
+        for path, pull in self.pulls.items():
+            groups = (group for group in self.slopes if group.consumer == path)
+            self.moments[path].add_pull(pull, {group.name: self.slopes[group].double() for group in groups})
+        self.pulls.clear()
+        self.slopes.clear()
 
     def add_inputs(self, probes: int) -> None:
         """Add the inputs at the positions that are read, once all backward passes are done."""
@@ -264,14 +294,15 @@ def sensitivity_batch(
             dims.watch(hook, model, batch, run.leaves)
         trajectory = observe(model, structure, batch)
         for probe in range(probes):
-            run.slopes.clear()
             scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
             torch.autograd.grad(scalar, run.leaves, retain_graph=probe + 1 < probes, allow_unused=True)
             for group, slope in run.slopes.items():
                 sums[group] += slope.double().square().cpu()
+            run.add_pulls()
     with torch.no_grad():
         run.add_inputs(probes)
-    return {group.name: total / probes for group, total in sums.items()}
+    found = {group.name: total / probes for group, total in sums.items()}
+    return found if dims is None else {**found, **dims.squares(probes)}
 
 
 @torch.no_grad()
@@ -305,19 +336,26 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
 
 @torch.no_grad()
 def removal_importance(
-    model: nn.Module, group: Group, moments: Moments, *, centred: bool, damping: float
+    model: nn.Module,
+    group: Group,
+    moments: Moments,
+    *,
+    centred: bool,
+    damping: float,
+    squared: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What the removal of each unit adds to the loss of its layer, re-solved, in the best order: (units,) float32.
 
     Args:
         centred: the intercept is re-solved too. damping: see `ridge_inverse`.
+        squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
     """
     weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
-    curve = removal_curve(
-        moments.input_moment(centred=centred),
-        moments.output_curvature(),
-        weight,
-        width=weight.shape[1] // group.units,
-        damping=damping,
-    )
+    width = weight.shape[1] // group.units
+    moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
+    curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
+    if squared is not None:
+        measured = moments.lone_sensitivity(group.name, weight, squared) if centred else squared.to(moment)
+        scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
+        curve = replace(curve, losses=curve.losses * scale)
     return curve_importance(curve)

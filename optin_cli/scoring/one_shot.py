@@ -29,7 +29,6 @@ from optin_cli.scoring.moments import (
     empty_moments,
     energy_batch,
     is_solvable,
-    losses_compare,
     removal_importance,
     sensitivity_batch,
     with_intercept,
@@ -46,23 +45,20 @@ CURVES = 0.2
 """About the share of a run that removal curves take, for progress."""
 
 
-def estimator_of(group: Group, options: ScoreOptions) -> str:
-    """Which estimator scores a group: the criterion's own name for a baseline; "obs" may have to be "sketch"."""
+def estimator_of(group: Group, options: ScoreOptions, *, curved: bool = True) -> str:
+    """Which estimator scores a group: the criterion's own name for a baseline. curved: it has a removal curve."""
     if CRITERIA[options.criterion].terms is None:
         return options.criterion
     if options.estimator == "hybrid":
         return "exact" if group.kind in options.removed_kinds else "sketch"
-    return options.estimator
+    return options.estimator if curved or options.estimator != "obs" else "sketch"
 
 
-def curved_groups(checkpoint: Checkpoint, calibration: Calibration | None, options: ScoreOptions) -> list[Group]:
-    """Groups whose importance is read off removal curves; of "obs" all or, where their losses do not compare, none."""
-    model, groups = checkpoint.model, [group for group in checkpoint.structure.groups if group.units]
-    if options.criterion == "slimgpt":
-        return [group for group in groups if is_solvable(model, group)]
-    if calibration is None or CRITERIA[options.criterion].terms is None or options.estimator != "obs":
-        return []
-    return groups if losses_compare(model, groups, calibration.batches[0].to(checkpoint.device)) else []
+def curved_groups(checkpoint: Checkpoint, options: ScoreOptions) -> list[Group]:
+    """Groups whose importance is read off removal curves: those whose consumers can be re-solved."""
+    obs = CRITERIA[options.criterion].terms is not None and options.estimator == "obs"
+    groups = checkpoint.structure.groups if obs or options.criterion == "slimgpt" else ()
+    return [group for group in groups if group.units and is_solvable(checkpoint.model, group)]
 
 
 def only_units(structure: Structure, options: ScoreOptions) -> Structure:
@@ -139,9 +135,8 @@ def score_checkpoint(
         CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
-    curved = curved_groups(checkpoint, calibration, options)
-    used = options if curved or options.estimator != "obs" else replace(options, estimator="sketch")
-    estimators = {group.name: estimator_of(group, used) for group in groups}
+    curved = curved_groups(checkpoint, options)
+    estimators = {group.name: estimator_of(group, options, curved=group in curved) for group in groups}
     moments = empty_moments(checkpoint.model, curved)
     dims = empty_dims(checkpoint.model, scored_products(checkpoint.structure, curved, options))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, (moments, dims))
@@ -159,8 +154,10 @@ def score_checkpoint(
     _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
         batch = calibration.batches[0].to(checkpoint.device)
-        importance |= _by_curves(checkpoint, curved, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
-        importance |= {name: found.importance() for name, found in dims.items()}
+        # Without gradients a loss is an error of the layer's output, which no unit's sensitivity is.
+        squared = {group: None if options.criterion == "slimgpt" else importance[group.name] for group in curved}
+        importance |= _by_curves(checkpoint, squared, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
+        importance |= {name: found.importance(totals.mean(name)) for name, found in dims.items()}
     _require_finite({name: importance[name] for name in dims})
     inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
@@ -200,20 +197,20 @@ def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, optio
 
 def _by_curves(
     checkpoint: Checkpoint,
-    groups: Sequence[Group],
+    groups: Mapping[Group, torch.Tensor | None],
     moments: Mapping[str, Moments],
     batch: Batch,
     damping: float,
     progress: Progress,
 ) -> dict[str, torch.Tensor]:
-    """Importances (units,) by group name, from removal curves."""
+    """Importances (units,) by group name, from removal curves. groups: with `squared` of `removal_importance`."""
     centred = with_intercept(checkpoint.model, checkpoint.structure.with_groups(groups), batch)
     found = {}
-    for number, group in enumerate(groups):
+    for number, (group, squared) in enumerate(groups.items()):
         progress.update(number, len(groups), f"order of {group.name}")
-        own = moments[group.consumer]
+        own, solved = moments[group.consumer], group.consumer in centred
         found[group.name] = removal_importance(
-            checkpoint.model, group, own, centred=group.consumer in centred, damping=damping
+            checkpoint.model, group, own, centred=solved, damping=damping, squared=squared
         )
     progress.update(1, 1, "done")
     return found

@@ -119,7 +119,7 @@ def test_labels_are_asked_for_where_needed(tiny, name):
         assert recipe.prepare(setting)(Limits(keep_macs=0.7)).kept
 
 
-@pytest.mark.parametrize("name", ["kprune", "kwon", "wanda"])
+@pytest.mark.parametrize("name", ["flap", "kprune", "kwon", "wanda"])
 @pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert"])
 def test_recipes_run_on_other_families(tmp_path_factory, family, name):
     layers = {"n_layers": 2} if family == "distilbert" else {"num_hidden_layers": 2}
@@ -130,7 +130,7 @@ def test_recipes_run_on_other_families(tmp_path_factory, family, name):
         assert model(**make_inputs()).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["kprune", "kwon", "optin"])
+@pytest.mark.parametrize("name", ["flap", "kprune", "kwon", "optin"])
 def test_survives_groups_that_lose_every_unit(tiny, prepared, name):
     decision = prepared[name](Limits(keep_macs=0.1))
     assert any(not units for units in decision.kept.values())

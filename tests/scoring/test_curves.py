@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optin_cli.scoring import curves
-from optin_cli.scoring.curves import curve_importance, pooled, ridge_inverse
+from optin_cli.scoring.curves import curve_importance, lone_losses, pooled, ridge_inverse, typical_ratio
 
 DAMPING = 0.01
 
@@ -101,6 +101,22 @@ def test_without_correlation_the_loss_is_what_the_unit_puts_out():
     alone = energies * (W.T @ G @ W).diagonal()
     assert curve.order.tolist() == alone.argsort().tolist()
     torch.testing.assert_close(curve.losses, alone.sort().values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_unit_that_goes_alone_costs_its_own_output(width):
+    H, G, W = problem(6)
+    outputs = [W[:, columns_of([unit], width)] for unit in range(6 // width)]
+    moments = [H[unit * width : (unit + 1) * width, unit * width : (unit + 1) * width] for unit in range(6 // width)]
+    expected = torch.stack([torch.trace(G @ w @ h @ w.T) for w, h in zip(outputs, moments, strict=True)])
+    torch.testing.assert_close(lone_losses(H, G, W, width=width), expected)
+
+
+def test_few_units_do_not_decide_the_typical_ratio():
+    modelled = torch.tensor([1.0, 1.0, 1.0, 5.0, 0.0])
+    assert typical_ratio(torch.tensor([2.0, 2.0, 1000.0, 10.0, 7.0]), modelled) == 2.0
+    assert typical_ratio(torch.zeros(5), modelled) == 1.0
+    assert typical_ratio(torch.zeros(0), torch.zeros(0)) == 1.0
 
 
 def test_outputs_that_do_not_matter_cost_nothing():

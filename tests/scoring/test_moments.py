@@ -16,7 +16,6 @@ from optin_cli.scoring.moments import (
     empty_moments,
     energy_batch,
     is_solvable,
-    losses_compare,
     mirrored,
     removal_importance,
     sensitivity_batch,
@@ -246,10 +245,62 @@ def test_the_copy_of_a_unit_costs_next_to_nothing(kind):
     assert float(alone[[0, 2]].min()) > 0.1 * float(alone.median())
 
 
-@pytest.mark.parametrize(
-    ("family", "expected"), [("bert", True), ("albert", True), ("vit", True), ("swin", False), ("resnet", False)]
-)
-def test_losses_compare_where_linear_layers_see_equally_many_positions(family, expected):
+@pytest.mark.parametrize("family", ["bert", "albert", "vit", "swin", "mobilenet_v2"])
+def test_sensitivities_of_inputs_without_their_mean(family):
+    """Against gates that scale the input's distance from its mean, differentiated by autograd."""
     model = build(family)
-    batch = images_of(model) if family in IMAGES else make_batch(3)
-    assert losses_compare(model, structure_of(model).groups, batch) == expected
+    structure, batch = structure_of(model), samples_for(model, family)
+    alone = empty_moments(model, structure.groups)
+    sketched = sensitivity_batch(model, structure, alone, batch, OBJECTIVE, probes=2, seed=3)
+    for group in structure.groups:
+        moments, consumer = alone[group.consumer], model.get_submodule(group.consumer)
+        shape = [-1 if axis == group.axis % 4 else 1 for axis in range(4)] if family == "mobilenet_v2" else [-1]
+        mean = (moments.total / moments.number("tokens")).float().reshape(shape)
+        gates = torch.ones(batch.size, group.units, requires_grad=True)
+
+        def gate(_module, arguments, group=group, mean=mean, gates=gates):
+            x = arguments[0]
+            each = gates.repeat_interleave(len(x) // batch.size, dim=0).repeat_interleave(group.unit_width, dim=1)
+            places = [1] * x.dim()
+            places[0], places[group.axis] = each.shape
+            return (mean + (x - mean) * each.reshape(places),)
+
+        found = torch.zeros(group.units, dtype=torch.float64)
+        with torch.enable_grad(), hooks() as hook:
+            hook.before(consumer, gate)
+            trajectory = observe(model, structure, batch)
+            for probe in range(2):
+                scalar = probe_scalar(trajectory, structure, batch, OBJECTIVE, 3, probe).sum()
+                (slope,) = torch.autograd.grad(scalar, gates, retain_graph=True)
+                found += slope.double().square().mean(dim=0) / 2
+        weight, squared = consumer.weight.flatten(1), sketched[group.name].mean(dim=0)
+        mine = moments.lone_sensitivity(group.name, weight, squared)
+        torch.testing.assert_close(mine, found, rtol=1e-2, atol=1e-3 * float(found.max()), msg=group.name)
+
+
+@pytest.mark.parametrize("copies", [4, 9])
+def test_errors_of_alike_positions_add_up(copies):
+    """A layer that sees the same n times over a sample costs n^2 as much; independent errors would cost n times."""
+    draw = torch.Generator().manual_seed(0)
+    x, g, weight = (torch.randn(*shape, generator=draw).double() for shape in ((200, 6), (200, 4), (4, 6)))
+    weight = torch.nn.Parameter(weight)
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(6, 4).double()})
+    model["layer"].weight = weight
+    group = replace(structure_of(build("bert")).groups[0], name="group", consumer="layer", units=6, unit_width=1)
+    found = []
+    for times in (1, copies):
+        moments = Moments.zeros(6, 4, {"group": 6})
+        slopes = times * (g @ weight.detach()) * x
+        moments.add_inputs(x.repeat(times, 1))
+        add_gram(moments.curvature, g.repeat(times, 1))
+        moments.add_pull(times * g, {"group": slopes})
+        moments.count(gradients=200 * times, positions=200 * times, samples=200)
+        squared = slopes.square().mean(dim=0)
+        options = {"centred": True, "damping": 0.01}
+        scaled = removal_importance(model, group, moments, **options, squared=squared)
+        independent = removal_importance(model, group, moments, **options)
+        assert scaled.argsort().tolist() == independent.argsort().tolist()
+        found.append((scaled, independent))
+    (one, plain), (more, apart) = found
+    torch.testing.assert_close(more, one * copies**2)
+    torch.testing.assert_close(apart, plain * copies)
