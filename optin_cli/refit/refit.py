@@ -9,7 +9,8 @@ X: the consumer's input in the pruned model; S: the original's sum of consumer o
 pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). W0 is what the
 consumer had or, of a convolution, the solution of the same problem in the original model, where Y is its own output:
 nothing but the removed columns is missing there, so that few images tell it well, while errors of earlier layers are
-like noise. Held-out samples choose W0 and mu. Only normal equations are kept, in float64, so memory does not grow with the data.
+like noise. Held-out samples choose W0 and mu. Only normal equations are kept, in float64, so memory does not grow with
+the data.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -241,15 +240,17 @@ def _jobs(
             for batch in _on(calibration.batches, checkpoint)
         ]
     objective = Objective.of(options)
-    how: dict[str, Any] = {"probes": options.probes, "seed": options.seed}
+    how = {"probes": options.probes, "seed": options.seed}
     if moments:
         kind = head_dims_of(structure.kinds)
-        how["dims"] = DimWatch([] if kind is None else [one for one in kind.products if one.name in dims], dims)
+        watched = () if kind is None else [one for one in kind.products if one.name in dims]
         return [
             Job(
                 "obs",
                 batch.size * (1 + 1.5 * options.probes),
-                functools.partial(sensitivity_batch, model, structure, moments, batch, objective, **how),
+                functools.partial(
+                    sensitivity_batch, model, structure, moments, batch, objective, **how, dims=DimWatch(watched, dims)
+                ),
             )
             for batch in _on(calibration.batches, checkpoint)
         ]
