@@ -184,6 +184,17 @@ class BackboneRule(_Strict):
     at: str
 
 
+class DecisionRule(_Strict):
+    """An item of what a module returns that it decides by comparing numbers, such as a mask of pixels to attend to.
+
+    Rounding may decide otherwise, and what follows then differs by more than rounding. module: a path relative to the
+    base model.
+    """
+
+    module: str
+    item: int = Field(ge=0)
+
+
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
@@ -196,6 +207,7 @@ class Architecture(_Strict):
     model_types: list[str] = Field(min_length=1)
     backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
+    decisions: list[DecisionRule] = []
     stacks_of: str | None = None
 
     @model_validator(mode="after")

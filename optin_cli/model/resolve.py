@@ -10,8 +10,9 @@ from torch import nn
 from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.blocks import FoundStack, find_stack
+from optin_cli.model.lookup import module_at
 from optin_cli.model.modeling_optin import attend_by_parts
-from optin_cli.model.slices import find_slices
+from optin_cli.model.slices import find_slices, opened
 from optin_cli.model.structure import Block, Structure
 from optin_cli.model.tokens import find_tokens
 from optin_cli.model.units import UnitKind
@@ -46,6 +47,10 @@ def find_structure(
             problems.append(f"no module matches {stack.rule.blocks!r}{of} (stack {stack.rule.name})")
     found = (find(model, stacks, root, problems) for find in KINDS)
     kinds = tuple(kind for kind in found if kind is not None)
+    decisions = [
+        rule.model_copy(update={"module": f"{root}.{rule.module}".strip(".")}) for rule in architecture.decisions
+    ]
+    problems += [f"module {d.module} does not exist" for d in decisions if module_at(model, d.module) is None]
     if not problems and not any(kind.sliced for kind in kinds):
         problems.append("none of its blocks has a group that can be pruned")
     if problems:
@@ -55,11 +60,11 @@ def find_structure(
             + "\n".join(f"  {p}" for p in shown),
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
-    for group in (group for kind in kinds for group in kind.sliced if group.attend is not None):
-        if isinstance(attention := model.get_submodule(group.attend or ""), nn.MultiheadAttention):
-            attend_by_parts(attention)
+    for path in opened(model, (group for kind in kinds for group in kind.sliced)):
+        attend_by_parts(model.get_submodule(path))
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
-    return Structure(architecture.family, root, tuple(blocks), resolve_outputs(head, problem_type), kinds)
+    outputs = resolve_outputs(head, problem_type)
+    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions))
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

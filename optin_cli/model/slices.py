@@ -85,6 +85,8 @@ class Slices(UnitKind):
                     empty=[group.empty] if group.empty and not units else [],
                 )
             )
+        if left:  # a reloaded model then rounds as this one does
+            plan = plan.then(Plan(root=root, attend=opened(model, self.groups)))
         return plan, left
 
     def costs(self, model: nn.Module, by_module: Mapping[str, float]) -> dict[str, GroupCost]:
@@ -129,6 +131,11 @@ class Slices(UnitKind):
             else:
                 settings |= config.settings(count)
         return settings, problems
+
+
+def opened(model: nn.Module, groups: Iterable[Group]) -> list[str]:
+    """Attentions of groups that read their consumer's weights without calling it unless they are given a forward."""
+    return [g.attend for g in groups if g.attend and isinstance(module_at(model, g.attend), nn.MultiheadAttention)]
 
 
 def find_slices(model: nn.Module, stacks: Sequence[FoundStack], _root: str, problems: list[str]) -> Slices:
