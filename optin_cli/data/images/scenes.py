@@ -134,7 +134,7 @@ def _bare(folder: Path) -> list[Picture]:
 
 
 def _images(folder: Path, ending: str) -> dict[str, Picture]:
-    """Images in a folder and those below, by path less `ending` and suffix (DataError if there are none, or doubles)."""
+    """Images in a folder and those below by path less `ending` and suffix (DataError if there are none, or doubles)."""
     found = _by_stem(folder, SUFFIXES, ending)
     if not found:
         raise no_images(folder, NEEDED)
