@@ -14,7 +14,13 @@ OutputKind = Literal["categorical", "bernoulli", "real"]
 Layout = Literal["BTC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 Purpose = Literal[
-    "classification", "regression", "similarity", "question-answering", "token-classification", "next-token-prediction"
+    "classification",
+    "regression",
+    "similarity",
+    "question-answering",
+    "token-classification",
+    "next-token-prediction",
+    "semantic-segmentation",
 ]
 """What a model is for: every kind of task, and purposes that no task measures yet."""
 
@@ -147,7 +153,8 @@ class TokenRule(_Strict):
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
-    types: class names of the modules that are blocks; all that fit the pattern where empty.
+    types: class names of the modules that are blocks; all that fit the pattern where empty. optional: whether a model
+    may lack the stack, such as one of several backbones.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
     """
@@ -155,6 +162,7 @@ class StackRule(_Strict):
     name: str
     blocks: str
     types: list[str] = []
+    optional: bool = False
     after_last: str | None = None
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
@@ -162,37 +170,47 @@ class StackRule(_Strict):
     groups: list[GroupRule] = Field(min_length=1)
 
 
+class BackboneRule(_Strict):
+    """Stacks of another family, whose base model lies at the path `at` in models that have it as a backbone."""
+
+    stacks_of: str
+    at: str
+
+
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm.
+    the model's class of timm. backbones: families that models of this one may have in front of its own stacks.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
+    backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
     stacks_of: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Architecture:
-        if bool(self.stacks) == bool(self.stacks_of):
-            raise ValueError("give either stacks or stacks_of")
+        if bool(self.stacks or self.backbones) == bool(self.stacks_of):
+            raise ValueError("give either stacks or stacks_of; backbones are stacks too")
         return self
 
 
 class OutputRule(_Strict):
     """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
 
-    `over` is "classes" when the last axis is the distribution (per token if there is a token axis), and
-    "tokens" when the distribution runs over the positions of the sequence. weight: by which lambda is multiplied for
-    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
+    "tokens" when it runs over the positions of the sequence, and "entries" when every entry has one of its own, such as
+    each pixel of each query's mask. weight: by which lambda is multiplied for this output: hidden states, which the
+    trajectory holds anyway, are on another scale than logits.
     """
 
     name: str
     kind: OutputKind
-    over: Literal["classes", "tokens"] = "classes"
+    over: Literal["classes", "tokens", "entries"] = "classes"
+    axis: int = -1
     weight: float = Field(default=1.0, gt=0)
     kind_by_problem_type: dict[str, OutputKind] = {}
 

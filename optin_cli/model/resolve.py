@@ -37,7 +37,7 @@ def find_structure(
     problems: list[str] = []
     stacks = [find_stack(model, rule, root) for rule in architecture.stacks]
     for stack in stacks:
-        if not stack.places:
+        if not stack.places and not stack.rule.optional:
             of = f" and is one of {', '.join(stack.rule.types)}" if stack.rule.types else ""
             problems.append(f"no module matches {stack.rule.blocks!r}{of} (stack {stack.rule.name})")
     found = (find(model, stacks, root, problems) for find in KINDS)
