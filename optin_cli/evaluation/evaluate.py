@@ -56,7 +56,7 @@ def evaluate(
     options = fitted(options or EvalOptions(), opened)
     samples = None
     if known is not None or spec.is_named:
-        samples = opened.input.load_samples(spec.evaluating(options.samples, options.seed, known), progress)
+        samples = opened.input.load_samples(spec.evaluating(options, known), progress)
     return evaluate_samples(opened, Exam(samples, known, options, progress), other)
 
 

@@ -83,7 +83,7 @@ def sweep(
     opened = as_checkpoint(checkpoint)
     require_fit(opened, known)
     options = replace(options, evaluation=fitted(options.evaluation, opened))
-    spec = DataSpec.of(data).evaluating(options.evaluation.samples, options.evaluation.seed, known)
+    spec = DataSpec.of(data).evaluating(options.evaluation, known)
     given = DataSpec.of(calib)
     calibrating = _calibration_spec(given, spec)
     calibration_task, _ = calibrating.resolve(opened.input.kind)
