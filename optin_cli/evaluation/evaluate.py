@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -15,6 +13,7 @@ from optin_cli.data.load import AnySamples
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
+from optin_cli.evaluation.class_maps import agreement
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
@@ -135,6 +134,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         metric=Measure(name=first, value=values[first]) if first else None,
         metrics=values,
         standard_error=prediction.error,
+        class_iou=prediction.class_iou,
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
@@ -182,7 +182,7 @@ def _compare(
             f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
             hint="Compare checkpoints that share a tokenizer.",
         )
-    agreement, kl = _distances(mine.prediction.outputs, theirs.prediction.outputs)
+    same, kl = _distances(mine.prediction, theirs.prediction)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
         sign = 1 if metrics.find_metric(metric).higher_is_better else -1
@@ -191,8 +191,10 @@ def _compare(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
         metric=value,
+        metrics=theirs.prediction.values,
+        class_iou=theirs.prediction.class_iou,
         drop=drop,
-        agreement=agreement,
+        agreement=same,
         kl=kl,
         macs_ratio=totals.macs / other.macs,
         parameters_ratio=totals.parameters / other.parameters,
@@ -201,14 +203,17 @@ def _compare(
     )
 
 
-def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> tuple[float | None, float | None]:
-    """Agreement and KL averaged over the outputs that are distributions; None when there are none."""
-    if len(mine) != len(theirs):
+def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
+    """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
+    if len(mine.outputs) != len(theirs.outputs) or len(mine.maps) != len(theirs.maps):
         raise DataError(
-            f"The two models put out different things: {len(mine)} and {len(theirs)} distributions a sample.",
+            f"The two models put out different things: {len(mine.outputs)} and {len(theirs.outputs)} distributions a "
+            "sample.",
             hint="Compare checkpoints of the same task.",
         )
-    found = list(filter(None, map(metrics.distances, mine, theirs)))
+    if mine.maps:
+        return agreement(mine.maps, theirs.maps), None
+    found = list(filter(None, map(metrics.distances, mine.outputs, theirs.outputs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)
