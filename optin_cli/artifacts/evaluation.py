@@ -54,6 +54,11 @@ class Comparison(Frozen):
     bytes_ratio: float
     latency_ratio: float | None
 
+    @property
+    def known_metrics(self) -> dict[str, float]:
+        """The other's metrics by name; of earlier files the first alone."""
+        return self.metrics or ({} if self.metric is None else {self.metric.name: self.metric.value})
+
 
 class Picture(Frozen):
     """A picture that an evaluation drew of one image: its file's name and sha256, and what it shows.

@@ -324,6 +324,12 @@ class ImageInput:
 class SceneInput(ImageInput):
     """Pixels under one name, (rows, channels, height, width), for models that put out a class for every pixel."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The model's names of its classes, or their numbers in words."""
+        known = self.blueprint.label_names
+        return known or tuple(f"class {number}" for number in range(self.blueprint.num_labels))
+
     def map_decoder(self) -> MapDecoder:
         """How label maps are read, and made of outputs."""
         return self.blueprint.builder.map_decoder(self.blueprint)

@@ -52,6 +52,8 @@ def evaluate(
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
     common.require_free(target, force=force)
+    if options.pictures is not None:
+        common.require_free(options.pictures, force=force, folder=True)
     from optin_cli.pruning.model_card import require_card, write_measured
 
     if card:

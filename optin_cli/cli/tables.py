@@ -123,10 +123,13 @@ def evaluation_table(result: Evaluation) -> Table:
         table.add_column(other.name, justify="right")
         table.add_column("ratio", justify="right")
     rows: list[tuple[str, str, str, str]] = []
+    known = {} if other is None else other.known_metrics
     for name, value in result.metrics.items():
         first = result.metric is not None and name == result.metric.name
-        theirs = f"{other.metric.value:.4f}" if other and other.metric and other.metric.name == name else ""
+        theirs = f"{known[name]:.4f}" if name in known else ""
         rows.append((name, with_error(value, result.standard_error if first else None), theirs, ""))
+    for name, iou in result.class_iou.items():
+        rows.append((f"IoU of {name}", _iou(iou), _iou(other.class_iou.get(name)) if other else "", ""))
     if other is not None and other.agreement is not None:
         rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
     if other is not None and other.kl is not None:
@@ -196,6 +199,10 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.prune_seconds:.1f} ({point.prepare_seconds:.1f})",
         )
     return table
+
+
+def _iou(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _ms(latency: Latency | None) -> str:

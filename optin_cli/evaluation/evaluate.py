@@ -14,6 +14,7 @@ from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
+from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
@@ -88,7 +89,16 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
             hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
         )
-    return measure(predicted(checkpoint, exam), None if against is None else predicted(against, exam), exam)
+    if (folder := exam.options.pictures) is not None:
+        require_drawable(checkpoint, samples)
+    mine = predicted(checkpoint, exam)
+    other = None if against is None else predicted(against, exam)
+    result = measure(mine, other, exam)
+    if folder is None or samples is None:
+        return result
+    drawn = [(one.checkpoint, one.prediction) for one in (mine, other) if one is not None]
+    pictures = write_pictures(drawn, samples, task, folder, exam.options.picture_count)
+    return result.model_copy(update={"pictures": pictures})
 
 
 @dataclass(frozen=True)

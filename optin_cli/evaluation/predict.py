@@ -37,7 +37,7 @@ class Prediction:
     outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
     keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
     error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
-    images, one for each key, in place of outputs. class_iou: of each class by name, None where it is nowhere.
+    images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
     """
 
     outputs: list[torch.Tensor]

@@ -26,7 +26,7 @@ def predict_maps(trial: Trial) -> Prediction:
     assert isinstance(takes, SceneInput)
     decode, classes = takes.map_decoder().decode, checkpoint.blueprint.num_labels
     keys: list[str] = []
-    maps: list[ClassMap] = []
+    maps: dict[int, ClassMap] = {}
     counts: list[torch.Tensor] = []
     batches = encoded(trial, labelled=False)
     for number, batch in enumerate(batches):
@@ -38,14 +38,14 @@ def predict_maps(trial: Trial) -> Prediction:
             labels = None if task is None else samples.classes(row)
             size = samples.size(row) if labels is None else labels.shape
             found = decode({name: output[place : place + 1] for name, output in outputs.items()}, (size[0], size[1]))
-            maps.append(ClassMap.of(found.cpu().numpy()))
+            maps[row] = ClassMap.of(found.cpu().numpy())
             if labels is not None:
                 counts.append(metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED))
         keys += batch.keys
+    in_order = [maps[row] for row in range(len(maps))]
     if task is None or not counts:
-        return Prediction([], keys, constants=samples.constants, maps=maps)
+        return Prediction([], keys, constants=samples.constants, maps=in_order)
     scores = metrics.score_maps(task.metrics, torch.stack(counts))
-    names = checkpoint.blueprint.label_names or [f"class {number}" for number in range(classes)]
     resampled: Options = {"resamples": metrics.RESAMPLES, "resample_seed": metrics.SEED}
     return Prediction(
         [],
@@ -53,8 +53,8 @@ def predict_maps(trial: Trial) -> Prediction:
         scores.values,
         scores.error,
         constants={**samples.constants, **resampled},
-        maps=maps,
-        class_iou=dict(zip(names, scores.class_iou, strict=True)),
+        maps=in_order,
+        class_iou=dict(zip(takes.class_names, scores.class_iou, strict=True)),
     )
 
 
