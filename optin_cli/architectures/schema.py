@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
-Layout = Literal["BTC", "BHWC", "BCHW"]
+Layout = Literal["BTC", "TBC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 Purpose = Literal[
     "classification",
@@ -33,14 +33,14 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's (a
-    number, or an attribute that holds it).
+    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's,
+    given as in a group.
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
-    unit_width: int | str | None = None
+    unit_width: int | str | list[int | str] | None = None
     optional: bool = False
 
 
@@ -91,12 +91,14 @@ class EmptyRule(_Strict):
 class SelectRule(_Strict):
     """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers.
 
-    The module "" is the block itself. An axis of length 1 stands for all units alike.
+    The module "" is the block itself. An axis of length 1 stands for all units alike. per_row: whether the axis runs
+    over the units of one sample after another.
     """
 
     module: str
     argument: str
     axis: int = Field(ge=0)
+    per_row: bool = False
 
 
 class GroupRule(_Strict):
@@ -111,9 +113,11 @@ class GroupRule(_Strict):
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
+    rows: axis of the consumer's input and output that holds the samples.
     unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
-    holds the width of one. attend: a fused attention whose own forward takes its input's width for its heads'.
+    holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
+    consumer's weights without calling it.
     config: None where the library's config cannot state that there are fewer units.
     """
 
@@ -125,8 +129,9 @@ class GroupRule(_Strict):
     gate: str | None = None
     residual_sum: str | None = None
     residual: bool = True
+    rows: int = Field(0, ge=0)
     least: int = Field(0, ge=0)
-    unit_width: int | str | list[str] = 1
+    unit_width: int | str | list[int | str] = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
@@ -154,7 +159,8 @@ class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
     types: class names of the modules that are blocks; all that fit the pattern where empty. optional: whether a model
-    may lack the stack, such as one of several backbones.
+    may lack the stack, such as one of several backbones. of_head: whether `blocks` and `after_last` are paths in the
+    whole model, outside the base model.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
     """
@@ -163,6 +169,7 @@ class StackRule(_Strict):
     blocks: str
     types: list[str] = []
     optional: bool = False
+    of_head: bool = False
     after_last: str | None = None
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"

@@ -82,6 +82,8 @@ def as_tokens(output: torch.Tensor, layout: Layout, rows: int) -> torch.Tensor:
     """
     if layout == "BTC":
         return output.reshape(rows, -1, output.shape[-1])
+    if layout == "TBC":
+        return output.transpose(0, 1)
     if layout == "BHWC":
         output = output.movedim(-1, 1)
     height, width = output.shape[-2:]

@@ -10,6 +10,7 @@ from torch import nn
 from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.blocks import FoundStack, find_stack
+from optin_cli.model.modeling_optin import attend_by_parts
 from optin_cli.model.slices import find_slices
 from optin_cli.model.structure import Block, Structure
 from optin_cli.model.tokens import find_tokens
@@ -24,6 +25,9 @@ def find_structure(
     model: nn.Module, architecture: Architecture, head: HeadRule, *, root: str = "", problem_type: str | None = None
 ) -> Structure:
     """Resolve a description against a model.
+
+    Torch's multi-head attention reads the weights of its output projection without calling it. Where that is a
+    consumer, the attention gets a forward that computes the same and calls it, so that what it is given can be seen.
 
     Args:
         architecture: the family's description; its block paths are relative to `root`.
@@ -51,6 +55,9 @@ def find_structure(
             + "\n".join(f"  {p}" for p in shown),
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
+    for group in (group for kind in kinds for group in kind.sliced if group.attend is not None):
+        if isinstance(attention := model.get_submodule(group.attend or ""), nn.MultiheadAttention):
+            attend_by_parts(attention)
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     return Structure(architecture.family, root, tuple(blocks), resolve_outputs(head, problem_type), kinds)
 

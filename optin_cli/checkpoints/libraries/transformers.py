@@ -275,11 +275,12 @@ def map_decoder(blueprint: Blueprint) -> MapDecoder:
 
 
 def _classes(blueprint: Blueprint) -> dict[str, str]:
-    """Stock class names by auto class: the checkpoint's own, and the bare base model."""
+    """Stock class names by auto class: the checkpoint's own, and the bare base model where there is one."""
     import transformers
 
-    base = transformers.AutoModel._model_mapping[type(blueprint.config)]
-    return {blueprint.auto_class: blueprint.model_class, "AutoModel": base.__name__}
+    bases = transformers.AutoModel._model_mapping
+    base = {"AutoModel": bases[type(blueprint.config)].__name__} if type(blueprint.config) in bases else {}
+    return {blueprint.auto_class: blueprint.model_class, **base}
 
 
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
