@@ -45,9 +45,10 @@ def draw_picture(
     last = max(cell[1], written.height + MARGIN)
     sheet = Image.new("RGB", (MARGIN + COLUMNS * cell[0], top + (rows - 1) * cell[1] + last), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), title, INK, font=_font(TITLE_SIZE))
+    room = sheet.width - 2 * MARGIN
+    pen.text((MARGIN, MARGIN), _short(title, room, TITLE_SIZE), INK, font=_font(TITLE_SIZE))
     for number, fact in enumerate(facts):
-        pen.text((MARGIN, MARGIN + TITLE_SIZE + 6 + LINE * number), fact, SOFT, font=_font(TEXT_SIZE))
+        pen.text((MARGIN, MARGIN + TITLE_SIZE + 6 + LINE * number), _short(fact, room), SOFT, font=_font(TEXT_SIZE))
     for number, (caption, pixels) in enumerate(panels):
         x, y = MARGIN + number % COLUMNS * cell[0], top + number // COLUMNS * cell[1]
         pen.text((x, y), _short(caption, PANEL_WIDTH), INK, font=_font(TEXT_SIZE))
@@ -109,9 +110,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _short(text: str, width: int) -> str:
+def _short(text: str, width: int, size: int = TEXT_SIZE) -> str:
     """A text that fits, its middle left out where it is too long."""
-    font = _font(TEXT_SIZE)
+    font = _font(size)
     kept = len(text)
     while kept > 4 and font.getlength(_cut(text, kept)) > width:
         kept -= 1
