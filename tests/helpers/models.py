@@ -144,6 +144,12 @@ IMAGES = {
     "timm-beit-shared": ("timm", "beit_base_patch16_224", TIMM_VIT | {"use_shared_rel_pos_bias": True}),
 }
 """Families of image classifiers and segmenters: library, model type or timm's name, and what makes it tiny."""
+SEEING = (
+    "AutoModelForImageClassification",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+)
+"""Their auto classes in transformers."""
 SIDE = 24
 """Height and width of their images."""
 HALVED = 32
@@ -197,12 +203,12 @@ def root_of(model):
 
 
 def sight_of(model):
-    """The auto class of a model of transformers that takes images."""
-    return next(
-        name
-        for name in known_heads()
-        if hasattr(transformers, name) and type(model) in getattr(transformers, name)._model_mapping.values()
-    )
+    """The auto class of a model of transformers that takes images; a pruned one has the name of the library's class."""
+    for auto_class in SEEING:
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(model.config) in mapping and mapping[type(model.config)].__name__ == type(model).__name__:
+            return auto_class
+    return SEEING[0]
 
 
 def structure_of(model, head="classes", architecture=None):

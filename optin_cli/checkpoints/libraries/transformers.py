@@ -284,8 +284,12 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
 
 
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
-    """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`."""
-    model.save_pretrained(folder, state_dict=state)
+    """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
+
+    Weights keep the names they have in the model: transformers translates those of earlier versions for its own classes
+    alone, not for one beside the weights.
+    """
+    model.save_pretrained(folder, state_dict=state, save_original_format=False)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
     config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
