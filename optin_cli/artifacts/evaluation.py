@@ -60,7 +60,7 @@ class Comparison(Frozen):
         return self.metrics or ({} if self.metric is None else {self.metric.name: self.metric.value})
 
 
-class Picture(Frozen):
+class DrawnScene(Frozen):
     """A picture that an evaluation drew of one image: its file's name and sha256, and what it shows.
 
     agreement: share of pixels on which the two models agree. pixel_accuracy: of this model, None without a label map.
@@ -88,7 +88,7 @@ class Evaluation(Artifact):
     metrics: dict[str, float]
     standard_error: float | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[DrawnScene, ...] = ()
     workload: Workload
     totals: Totals
     latency: Latency | None

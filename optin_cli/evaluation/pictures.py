@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from optin_cli.artifacts.evaluation import Picture
+from optin_cli.artifacts.evaluation import DrawnScene
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import SceneInput
 from optin_cli.data.images.decode import decode_image
@@ -71,7 +71,7 @@ def require_drawable(checkpoint: Checkpoint, samples: AnySamples | None) -> None
 
 def write_pictures(
     models: Sequence[tuple[Checkpoint, Prediction]], samples: AnySamples, task: Task | None, folder: Path, count: int
-) -> tuple[Picture, ...]:
+) -> tuple[DrawnScene, ...]:
     """Draw the first `count` images and write them into a folder, whose other files stay.
 
     models: the one that is judged and, where there is one, that which it is compared with.
@@ -88,7 +88,7 @@ def write_pictures(
             draw(scene).save(temporary / name, "PNG")
             first, *others = [prediction.maps[row] for _, prediction in models]
             records.append(
-                Picture(
+                DrawnScene(
                     file=name,
                     sha256=hashlib.sha256((temporary / name).read_bytes()).hexdigest(),
                     image=scenes.images[row].name,

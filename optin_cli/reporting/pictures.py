@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from optin_cli.artifacts.evaluation import Evaluation, Picture
+from optin_cli.artifacts.evaluation import DrawnScene, Evaluation
 from optin_cli.artifacts.reading import Read
 from optin_cli.files import sha256_of
 from optin_cli.progress import SILENT, Progress
@@ -29,7 +29,7 @@ def find_pictures(evidence: Evidence, progress: Progress = SILENT) -> dict[str, 
     return found
 
 
-def _candidates(read: Read[Evaluation], picture: Picture) -> Iterator[Path]:
+def _candidates(read: Read[Evaluation], picture: DrawnScene) -> Iterator[Path]:
     if read.folder is None:
         return
     folders = sorted(path for path in read.folder.iterdir() if path.is_dir() and not path.name.startswith("."))

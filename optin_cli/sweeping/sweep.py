@@ -220,7 +220,11 @@ def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
     if measured.metric is None:
         raise DataError(f"{measured.inputs['data'].name} has no labels to measure {original.checkpoint.name} by.")
     return SweepBaseline(
-        value=measured.metric.value, standard_error=measured.standard_error, totals=totals, latency=measured.latency
+        value=measured.metric.value,
+        metrics=measured.metrics,
+        standard_error=measured.standard_error,
+        totals=totals,
+        latency=measured.latency,
     )
 
 

@@ -51,6 +51,7 @@ def test_every_command_takes_scenes(work):
     assert found == json.loads(Path("e.json").read_text()) and "Traceback" not in result.stderr
     assert (found["task"], found["split"], found["samples"]) == ("semantic-segmentation", "validation", 5)
     assert list(found["metrics"]) == ["mean_iou", "pixel_accuracy"] == list(found["against"]["metrics"])
+    assert found["against"]["agreement"] > 0.5, "nine tenths of the MACs, refitted"
     assert list(found["class_iou"]) == [*NAMES] == list(found["against"]["class_iou"])
     assert all(word in result.stderr for word in ("IoU of brick", "pixel_accuracy", "agreement"))
     files = sorted(path.name for path in Path("drawn").iterdir())
@@ -75,6 +76,7 @@ def test_a_sweep_of_scenes(work):
     )
     found = json.loads(result.out)
     assert found["metric"] == "mean_iou" and found["split"] == "validation" and len(found["points"]) == 4
+    assert [*found["baseline"]["metrics"]] == ["mean_iou", "pixel_accuracy"]
     for point in found["points"]:
         assert list(point["metrics"]) == ["mean_iou", "pixel_accuracy"] and 0 <= point["agreement"] <= 1
     assert {"sweep.json", "sweep.png", "sweep.svg"} <= {path.name for path in Path("swept").iterdir()}

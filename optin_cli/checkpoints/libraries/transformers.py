@@ -40,6 +40,8 @@ TEXT, IMAGE = "input_ids", "pixel_values"
 """Names of a model's main input."""
 SQUARE, WIDE = (256, 256), (320, 256)
 """Sizes of two images (width, height) that show what a processor makes of images in general."""
+REDUCES = ("do_reduce_labels", "reduce_labels")
+"""How processors say that id 0 of a label map does not count, the second in files of old that are still around."""
 LOADER = '''
 
 class {stock}(transformers.{stock}):
@@ -259,10 +261,8 @@ def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
 def map_decoder(blueprint: Blueprint) -> MapDecoder:
     """By the processor's own rules; logits of pixels are interpolated where it has none."""
     processor = _required_processor(blueprint)
-    reduce = getattr(processor, "do_reduce_labels", None)
-    rule = LabelMapRule(
-        ignore_index=getattr(processor, "ignore_index", None), reduce_labels=None if reduce is None else bool(reduce)
-    )
+    reduce = any(getattr(processor, key, False) for key in REDUCES)
+    rule = LabelMapRule(ignore_index=getattr(processor, "ignore_index", None), reduce_labels=reduce)
     post = getattr(processor, "post_process_semantic_segmentation", None)
 
     def decode(outputs: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:

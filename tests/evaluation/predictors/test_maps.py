@@ -1,5 +1,6 @@
 """Semantic segmentation: predictions at the label map's size by the processors' own rules, and what they are worth."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -103,8 +104,11 @@ def test_a_named_ignore_index_is_used(folder):
     assert found.options["ignore_index"] == [0, IGNORED] and found.class_iou["brick"] in (0, None)
 
 
-def test_labels_are_reduced_where_the_processor_says_so(folder, tmp_path):
-    save_segmenter(tmp_path / "model", processor={"do_reduce_labels": True}, seed=2)
+@pytest.mark.parametrize("key", ["do_reduce_labels", "reduce_labels"])
+def test_labels_are_reduced_where_the_processor_says_so(folder, tmp_path, key):
+    save_segmenter(tmp_path / "model", processor={"do_reduce_labels": key.startswith("do")}, seed=2)
+    file = tmp_path / "model" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: True}))
     ids = np.array([1, 2, 3, *[0] * 253], np.uint8)
     scene_folder(tmp_path / "reduced", 3, ids=ids)
     reduced = optin_cli.evaluate(tmp_path / "model", "semantic-segmentation", tmp_path / "reduced", options=OPTIONS)
