@@ -32,6 +32,8 @@ from optin_cli.tasks.schema import InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
 PROBE_ROWS, PROBE_TOKENS = 4, 24
+MOST_PIXELS = 32 * 224 * 224
+"""Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -311,7 +313,8 @@ class ImageInput:
         self, samples: ImageSamples, batch_size: int, shape: tuple[int, int, int] | None, labels: Sequence[int] | None
     ) -> Sequence[Batch]:
         name, transform = self.image.input_name, self.preprocess()
-        made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=batch_size, labels=labels)
+        size = min(batch_size, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
+        made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=size, labels=labels)
         return made.to(device_of(self.model))
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
