@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from optin_cli.architectures.schema import Architecture, HeadRule
+from optin_cli.architectures.schema import Architecture, BackboneRule, HeadRule, StackRule
 from optin_cli.errors import ArchitectureError, did_you_mean, problems
 
 FOLDER = Path(__file__).parent
@@ -24,16 +24,33 @@ def parse_architecture(path: Path) -> Architecture:
             f"{path} is not a valid architecture description:\n{problems(error)}",
             hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
         ) from error
-    if architecture.stacks_of is None:
+    if architecture.stacks_of is not None:
+        return architecture.model_copy(update={"stacks": _stacks_of(architecture.stacks_of, path)})
+    if not architecture.backbones:
         return architecture
-    shared = FOLDER / f"{architecture.stacks_of}.json"
+    backbones = [_moved(stack, rule) for rule in architecture.backbones for stack in _stacks_of(rule.stacks_of, path)]
+    return architecture.model_copy(update={"stacks": [*backbones, *architecture.stacks]})
+
+
+def _stacks_of(family: str, path: Path) -> list[StackRule]:
+    """Stacks of another family (ArchitectureError if it is not described). path: the file that takes them."""
+    shared = FOLDER / f"{family}.json"
     if not shared.exists():
         names = (p.stem for p in FOLDER.glob("*.json") if p != HEADS_FILE)
         raise ArchitectureError(
-            f"{path} takes its stacks from {architecture.stacks_of!r}, which is not described.",
-            hint=did_you_mean(architecture.stacks_of, names),
+            f"{path} takes its stacks from {family!r}, which is not described.",
+            hint=did_you_mean(family, names),
         )
-    return architecture.model_copy(update={"stacks": parse_architecture(shared).stacks})
+    return parse_architecture(shared).stacks
+
+
+def _moved(stack: StackRule, backbone: BackboneRule) -> StackRule:
+    """A stack of a backbone, as a description of the whole model states it."""
+    paths = {
+        key: path and f"{backbone.at}.{path}"
+        for key, path in (("blocks", stack.blocks), ("after_last", stack.after_last))
+    }
+    return stack.model_copy(update={"name": f"backbone-{stack.name}", "optional": True, "tokens": None, **paths})
 
 
 @functools.cache

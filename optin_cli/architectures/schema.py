@@ -11,10 +11,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
-Layout = Literal["BTC", "BHWC", "BCHW"]
+Layout = Literal["BTC", "TBC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 Purpose = Literal[
-    "classification", "regression", "similarity", "question-answering", "token-classification", "next-token-prediction"
+    "classification",
+    "regression",
+    "similarity",
+    "question-answering",
+    "token-classification",
+    "next-token-prediction",
+    "semantic-segmentation",
 ]
 """What a model is for: every kind of task, and purposes that no task measures yet."""
 
@@ -27,14 +33,14 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's (a
-    number, or an attribute that holds it).
+    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's,
+    given as in a group.
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
     parts: int = Field(1, ge=1)
-    unit_width: int | str | None = None
+    unit_width: int | str | list[int | str] | None = None
     optional: bool = False
 
 
@@ -95,12 +101,14 @@ class EmptyRule(_Strict):
 class SelectRule(_Strict):
     """An argument of a module's forward whose `axis` runs over the units, such as a bias shared by all layers.
 
-    The module "" is the block itself. An axis of length 1 stands for all units alike.
+    The module "" is the block itself. An axis of length 1 stands for all units alike. per_row: whether the axis runs
+    over the units of one sample after another.
     """
 
     module: str
     argument: str
     axis: int = Field(ge=0)
+    per_row: bool = False
 
 
 class GroupRule(_Strict):
@@ -115,9 +123,11 @@ class GroupRule(_Strict):
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
+    rows: axis of the consumer's input and output that holds the samples.
     unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
-    holds the width of one. attend: a fused attention whose own forward takes its input's width for its heads'.
+    holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
+    consumer's weights without calling it.
     query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
     config: None where the library's config cannot state that there are fewer units.
     """
@@ -130,8 +140,9 @@ class GroupRule(_Strict):
     gate: str | None = None
     residual_sum: str | None = None
     residual: bool = True
+    rows: int = Field(0, ge=0)
     least: int = Field(0, ge=0)
-    unit_width: int | str | list[str] = 1
+    unit_width: int | str | list[int | str] = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
@@ -165,7 +176,9 @@ class TokenRule(_Strict):
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
-    types: class names of the modules that are blocks; all that fit the pattern where empty.
+    types: class names of the modules that are blocks; all that fit the pattern where empty. optional: whether a model
+    may lack the stack, such as one of several backbones. of_head: whether `blocks` and `after_last` are paths in the
+    whole model, outside the base model.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
     """
@@ -173,6 +186,8 @@ class StackRule(_Strict):
     name: str
     blocks: str
     types: list[str] = []
+    optional: bool = False
+    of_head: bool = False
     after_last: str | None = None
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
@@ -180,37 +195,59 @@ class StackRule(_Strict):
     groups: list[GroupRule] = Field(min_length=1)
 
 
+class BackboneRule(_Strict):
+    """Stacks of another family, whose base model lies at the path `at` in models that have it as a backbone."""
+
+    stacks_of: str
+    at: str
+
+
+class DecisionRule(_Strict):
+    """An item of what a module returns that it decides by comparing numbers, such as a mask of pixels to attend to.
+
+    Rounding may decide otherwise, and what follows then differs by more than rounding. module: a path relative to the
+    base model.
+    """
+
+    module: str
+    item: int = Field(ge=0)
+
+
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm.
+    the model's class of timm. backbones: families that models of this one may have in front of its own stacks.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
+    backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
+    decisions: list[DecisionRule] = []
     stacks_of: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Architecture:
-        if bool(self.stacks) == bool(self.stacks_of):
-            raise ValueError("give either stacks or stacks_of")
+        if bool(self.stacks or self.backbones) == bool(self.stacks_of):
+            raise ValueError("give either stacks or stacks_of; backbones are stacks too")
         return self
 
 
 class OutputRule(_Strict):
     """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
 
-    `over` is "classes" when the last axis is the distribution (per token if there is a token axis), and
-    "tokens" when the distribution runs over the positions of the sequence. weight: by which lambda is multiplied for
-    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
+    "tokens" when it runs over the positions of the sequence, and "entries" when every entry has one of its own, such as
+    each pixel of each query's mask. weight: by which lambda is multiplied for this output: hidden states, which the
+    trajectory holds anyway, are on another scale than logits.
     """
 
     name: str
     kind: OutputKind
-    over: Literal["classes", "tokens"] = "classes"
+    over: Literal["classes", "tokens", "entries"] = "classes"
+    axis: int = -1
     weight: float = Field(default=1.0, gt=0)
     kind_by_problem_type: dict[str, OutputKind] = {}
 

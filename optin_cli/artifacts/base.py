@@ -64,11 +64,15 @@ class Totals(Frozen):
 
 
 class Workload(Frozen):
-    """Input shape that a cost is stated for: `seq_len` tokens, or an image (channels, height, width)."""
+    """Input shape that a cost is stated for: `seq_len` tokens, or an image (channels, height, width).
+
+    resized: true where the user asked for another image size than the checkpoint's preprocessing makes.
+    """
 
     batch_size: int = 1
     seq_len: int | None = None
     image: tuple[int, int, int] | None = None
+    resized: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Workload:

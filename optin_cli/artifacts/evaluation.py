@@ -36,11 +36,16 @@ class Latency(Workload):
 
 
 class Comparison(Frozen):
-    """Comparison with another model on the same samples; ratios are this over other. runtime: of the other."""
+    """Comparison with another model on the same samples; ratios are this over other.
+
+    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class.
+    """
 
     name: str
     runtime: str = "torch"
     metric: Measure | None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    class_iou: dict[str, float | None] = Field(default_factory=dict)
     drop: float | None
     agreement: float | None
     kl: float | None
@@ -49,9 +54,30 @@ class Comparison(Frozen):
     bytes_ratio: float
     latency_ratio: float | None
 
+    @property
+    def known_metrics(self) -> dict[str, float]:
+        """The other's metrics by name; of earlier files the first alone."""
+        return self.metrics or ({} if self.metric is None else {self.metric.name: self.metric.value})
+
+
+class DrawnScene(Frozen):
+    """A picture that an evaluation drew of one image: its file's name and sha256, and what it shows.
+
+    agreement: share of pixels on which the two models agree. pixel_accuracy: of this model, None without a label map.
+    """
+
+    file: str
+    sha256: str
+    image: str
+    agreement: float | None
+    pixel_accuracy: float | None
+
 
 class Evaluation(Artifact):
-    """`optin eval`: task metric, size and speed of a checkpoint."""
+    """`optin eval`: task metric, size and speed of a checkpoint.
+
+    class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
+    """
 
     kind: ClassVar[str] = "eval"
     schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
@@ -61,6 +87,8 @@ class Evaluation(Artifact):
     metric: Measure | None
     metrics: dict[str, float]
     standard_error: float | None
+    class_iou: dict[str, float | None] = Field(default_factory=dict)
+    pictures: tuple[DrawnScene, ...] = ()
     workload: Workload
     totals: Totals
     latency: Latency | None

@@ -16,7 +16,7 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import HEADER, Scores, ScoresHeader, read_scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.errors import ArtifactError, OptinError
-from optin_cli.files import read_bytes, sha256_of
+from optin_cli.files import STDIO, read_bytes, sha256_of
 
 KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export, LatencyTable)
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
@@ -27,11 +27,15 @@ MOST_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Read(Generic[Content]):
-    """An artifact with the name of its file and the sha256 that other artifacts record."""
+    """An artifact with the name of its file and the sha256 that other artifacts record.
+
+    folder: where the file lies, None for stdin.
+    """
 
     name: str
     sha256: str
     content: Content
+    folder: Path | None = None
 
     @property
     def head(self) -> Artifact:
@@ -47,10 +51,10 @@ class Read(Generic[Content]):
 
 def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
     """Read a scores file (.safetensors) or any JSON artifact, "-" for stdin (ArtifactError if it is no valid one)."""
-    name = Path(path).name
+    name, folder = Path(path).name, None if str(path) == STDIO else Path(path).parent
     if Path(path).suffix == ".safetensors":
         scores = read_scores(path)
-        return Read(name, scores.source(name).sha256, scores)
+        return Read(name, scores.source(name).sha256, scores, folder)
     try:
         raw = json.loads(read_bytes(path, "optin"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -64,7 +68,7 @@ def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
             hint="Pass the .safetensors file that optin score wrote.",
         )
     artifact = validate(SCHEMAS[schema], raw, str(path))
-    return Read(name, sha256_of(artifact.dump().encode()), artifact)
+    return Read(name, sha256_of(artifact.dump().encode()), artifact, folder)
 
 
 def holds_scores(path: Path) -> bool:

@@ -14,9 +14,10 @@ RESULT = "sweep.json"
 
 
 class SweepBaseline(Frozen):
-    """The original model, measured as the sweep measures."""
+    """The original model, measured as the sweep measures. metrics: all of the task; none in earlier files."""
 
     value: float
+    metrics: dict[str, float] = Field(default_factory=dict)
     standard_error: float | None
     totals: Totals
     latency: Latency | None

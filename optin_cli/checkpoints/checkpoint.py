@@ -111,6 +111,7 @@ def load(
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     architecture: Path | None = None,
+    image_size: tuple[int, int] | None = None,
     device: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint, running no code from its folder. Its `model` is in evaluation mode.
@@ -121,11 +122,13 @@ def load(
             or timm:NAME.
         arch_args: arguments that the named model of timm was made with, such as img_size and num_classes.
         architecture: a description to use instead of the shipped one.
+        image_size: height and width of the images to work on, instead of what the checkpoint's preprocessing makes.
         device: where to put the model.
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
         ArchitectureError: no description fits it.
+        UsageError: it does not take images of that size.
     """
     target = pick_device(device)
     place, name = Path(path), str(path)
@@ -138,6 +141,7 @@ def load(
     else:
         folder = place if place.is_dir() else _fetch(name)
         blueprint, files = read_folder(folder, architecture), weight_files(folder)
+    blueprint = blueprint if image_size is None else blueprint.at_size(image_size, name)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
     state = read_state(files)
     model, root = blueprint.builder.build(blueprint, state, name)

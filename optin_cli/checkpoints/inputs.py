@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from optin_cli.artifacts.base import Workload
-from optin_cli.checkpoints.libraries.registry import Blueprint, ImageSpec, Preprocess
+from optin_cli.checkpoints.libraries.registry import Blueprint, ImageSpec, MapDecoder, Preprocess
 from optin_cli.data.batch import Batch
 from optin_cli.data.images.batches import image_batches
-from optin_cli.data.images.samples import load_image_samples
+from optin_cli.data.images.label_maps import LabelIds, explain_ids
+from optin_cli.data.images.samples import ImageSamples, load_image_samples
+from optin_cli.data.images.scene_samples import load_scene_samples
 from optin_cli.data.labels import image_class_ids, label_ids
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
@@ -30,6 +32,8 @@ from optin_cli.tasks.schema import InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
 PROBE_ROWS, PROBE_TOKENS = 4, 24
+MOST_PIXELS = 32 * 224 * 224
+"""Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -220,6 +224,12 @@ class ImageInput:
         try:
             self.model(**self.example(self.workload()))
         except (RuntimeError, ValueError, AssertionError) as error:
+            if image.resized:
+                raise UsageError(
+                    f"{self.name} does not take images of {image.height} x {image.width} pixels: "
+                    f"{first_line(error).rstrip('.')}.",
+                    hint="It may take one size only, or multiples of some number; pass another --image-size.",
+                ) from error
             raise CheckpointError(
                 f"{self.name} says that its images have {image.height} x {image.width} pixels and {image.channels} "
                 f"channels, but its model refuses them: {first_line(error).rstrip('.')}.",
@@ -239,7 +249,7 @@ class ImageInput:
     def workload(self, seq_len: int | None = None, batch_size: int = 1) -> Workload:
         """`batch_size` images of the model's size."""
         del seq_len
-        return Workload(batch_size=batch_size, image=self.image.shape)
+        return Workload(batch_size=batch_size, image=self.image.shape, resized=self.image.resized or None)
 
     def example(self, workload: Workload) -> Inputs:
         """Zeros."""
@@ -278,10 +288,13 @@ class ImageInput:
             raise UsageError(
                 f"--text-columns name columns of text, but {self.name} takes images.", hint="Leave them out."
             )
-        samples = load_image_samples(spec, progress)
+        samples = self._load(spec, progress)
         if samples.skipped_note is not None:
             progress.note(samples.skipped_note)
         return samples
+
+    def _load(self, spec: DataSpec, progress: Progress) -> ImageSamples:
+        return load_image_samples(spec, progress)
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Batches on the model's device that decode whenever they are gone through; `list` keeps them.
@@ -294,19 +307,55 @@ class ImageInput:
         blueprint, labels = self.blueprint, None
         if options.labelled:
             labels = image_class_ids(require_images(samples), options.task, blueprint.label_names, blueprint.num_labels)
-        return image_batches(
-            require_images(samples),
-            self.preprocess(),
-            input_name=self.image.input_name,
-            shape=self.image.shape,
-            batch_size=options.batch_size,
-            labels=labels,
-        ).to(device_of(self.model))
+        return self._cut(require_images(samples), options.batch_size, self.image.shape, labels)
+
+    def _cut(
+        self, samples: ImageSamples, batch_size: int, shape: tuple[int, int, int] | None, labels: Sequence[int] | None
+    ) -> Sequence[Batch]:
+        name, transform = self.image.input_name, self.preprocess()
+        size = min(batch_size, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
+        made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=size, labels=labels)
+        return made.to(device_of(self.model))
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The second class."""
         del samples, task
         return 1
+
+
+@dataclass(frozen=True)
+class SceneInput(ImageInput):
+    """Pixels under one name, (rows, channels, height, width), for models that put out a class for every pixel."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The model's names of its classes, or their numbers in words."""
+        known = self.blueprint.label_names
+        return known or tuple(f"class {number}" for number in range(self.blueprint.num_labels))
+
+    def map_decoder(self) -> MapDecoder:
+        """How label maps are read, and made of outputs."""
+        return self.blueprint.builder.map_decoder(self.blueprint)
+
+    def _load(self, spec: DataSpec, progress: Progress) -> ImageSamples:
+        """Images and, to evaluate, label maps whose ids are explained by the task or the image processor."""
+        blueprint = self.blueprint
+
+        def explain(task: Task | None) -> LabelIds:
+            usual = self.map_decoder().rule
+            return explain_ids(task, usual, blueprint.label_names, blueprint.num_labels, spec.ignored)
+
+        return load_scene_samples(spec, explain, progress)
+
+    def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
+        """Batches of images alone: label maps stay with the samples, since they need not be of the images' size.
+
+        Raises UsageError: a size out of range, or a maximum length. DataError: images of several sizes in a batch.
+        """
+        if options.max_length is not None:
+            raise UsageError(f"--max-length counts tokens, but {self.name} takes images.", hint="Leave it out.")
+        shape = self.image.shape if self.image.fixed else None
+        return self._cut(require_images(samples), options.batch_size, shape, None)
 
 
 ModelInput = TextInput | ImageInput
@@ -322,7 +371,8 @@ def model_input(name: str, blueprint: Blueprint, model: nn.Module, recorded: Wor
     """What a model takes by its config. recorded: the shape that an exported model's costs are recorded for."""
     if blueprint.image is None:
         return TextInput(name, blueprint, model, recorded)
-    return ImageInput(name, blueprint, model, blueprint.image)
+    kind = SceneInput if blueprint.purpose == "semantic-segmentation" else ImageInput
+    return kind(name, blueprint, model, blueprint.image)
 
 
 def random_inputs(inputs: Sequence[ModelInput], workload: Workload) -> list[Inputs]:

@@ -15,8 +15,8 @@ from optin_cli import files
 from optin_cli.cli import interrupts
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.common import SEQ_LEN
-from optin_cli.options.declare import nested, offer, option
-from optin_cli.options.images import ImageOptions
+from optin_cli.options.declare import nested, offer, option, shared
+from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
 from optin_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,15 +59,27 @@ class Opening:
     architecture: Path | None = option(
         None, "--architecture", "Own description of where the model's units lie.", metavar="JSON"
     )
+    image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
     def load(self, source: str) -> Checkpoint:
         """Load a checkpoint (torch is imported only now)."""
         from optin_cli.checkpoints.checkpoint import load
 
+        arguments, size = self.arguments(), self.size
         return load(
-            source, arch=self.arch, arch_args=self.arguments(), architecture=self.architecture, device=self.device
+            source,
+            arch=self.arch,
+            arch_args=arguments,
+            architecture=self.architecture,
+            image_size=size,
+            device=self.device,
         )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of images, if the user named them."""
+        return None if self.image_size is None else size_of(self.image_size)
 
     def arguments(self) -> dict[str, Any]:
         """What timm's model was made with, by name."""

@@ -1,7 +1,7 @@
 """`optin eval`: task metric, agreement with another checkpoint, size and speed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +52,8 @@ def evaluate(
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
     common.require_free(target, force=force)
+    if options.pictures is not None:
+        common.require_free(options.pictures, force=force, folder=True)
     from optin_cli.pruning.model_card import require_card, write_measured
 
     if card:
@@ -73,10 +75,9 @@ def evaluate(
     from optin_cli.files import write_text
 
     device = device_for(opening.device, checkpoint, against)
-    opened = load_evaluated(
-        checkpoint, device=device, arch=opening.arch, arch_args=opening.arguments(), architecture=opening.architecture
-    )
-    other = None if against is None else load_evaluated(against, device=device, architecture=opening.architecture)
+    how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
+    opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
+    other = None if against is None else load_evaluated(against, **how)
     with common.progress("evaluating") as progress:
         result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=progress)
     problem = None if max_drop is None else require_drop(result, max_drop)

@@ -55,6 +55,14 @@ def given_flags(context: typer.Context, kind: type) -> list[str]:
     return [flag for flag, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
+def whole_numbers_of(text: str, flag: str) -> tuple[int, ...]:
+    """Split a comma-separated list of whole numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r} is not a whole number or a comma-separated list of them.") from error
+
+
 def shares_of(text: str, flag: str) -> tuple[float, ...]:
     """Split a comma-separated list of numbers."""
     try:
@@ -125,6 +133,8 @@ def _value(one: Declared, given: Any) -> Any:
         return None if item is None else ()
     if item is str:
         return tuple(part.strip() for part in given.split(","))
+    if item is int:
+        return whole_numbers_of(given, one.flag)
     shares = shares_of(given, one.flag)
     if item is None and len(shares) > 1:
         raise UsageError(f"{one.flag} is {given}; expected one number, or none.")

@@ -153,7 +153,7 @@ def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
             eighths = round(8 * BAR * left / units)
             drawn = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
             drawn = drawn.ljust(BAR, "·")
-        by_block.setdefault(block, []).append(f"{kind} {drawn} {left:>{len(str(units))}}/{units}")
+        by_block.setdefault(block, []).append(f"{name.rpartition('.')[2]} {drawn} {left:>{len(str(units))}}/{units}")
     width = max(map(len, by_block))
     lines += [f"{block:<{width}}  {'  '.join(parts)}" for block, parts in by_block.items()]
     return "\n".join(lines)

@@ -19,6 +19,9 @@ from optin_cli.artifacts.sweep import Sweep
 if TYPE_CHECKING:
     from optin_cli.artifacts.evaluation import Latency
 
+MOST_CLASSES = 40
+"""How many classes a table gives the IoU of."""
+
 
 def profile_table(result: Profile) -> Table:
     """The profile as a table for people."""
@@ -126,10 +129,14 @@ def evaluation_table(result: Evaluation) -> Table:
         table.add_column(other.name, justify="right")
         table.add_column("ratio", justify="right")
     rows: list[tuple[str, str, str, str]] = []
+    known = {} if other is None else other.known_metrics
     for name, value in result.metrics.items():
         first = result.metric is not None and name == result.metric.name
-        theirs = f"{other.metric.value:.4f}" if other and other.metric and other.metric.name == name else ""
+        theirs = f"{known[name]:.4f}" if name in known else ""
         rows.append((name, with_error(value, result.standard_error if first else None), theirs, ""))
+    left_out = len(result.class_iou) - MOST_CLASSES
+    for name, iou in [*result.class_iou.items()][:MOST_CLASSES]:
+        rows.append((f"IoU of {name}", _iou(iou), _iou(other.class_iou.get(name)) if other else "", ""))
     if other is not None and other.agreement is not None:
         rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
     if other is not None and other.kl is not None:
@@ -151,6 +158,8 @@ def evaluation_table(result: Evaluation) -> Table:
             rows.append(("runtime", *runtimes, ""))
     for row in rows:
         table.add_row(*row[: len(table.columns)])
+    if left_out > 0:
+        table.caption = f"the IoU of {left_out} more classes is in the file"
     return table
 
 
@@ -199,6 +208,10 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.prune_seconds:.1f} ({point.prepare_seconds:.1f})",
         )
     return table
+
+
+def _iou(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _ms(latency: Latency | None) -> str:

@@ -1,6 +1,7 @@
-"""Samples of either kind."""
+"""Samples of every kind."""
 
 from optin_cli.data.images.samples import ImageSamples
+from optin_cli.data.images.scene_samples import SceneSamples
 from optin_cli.data.text.samples import Samples
 from optin_cli.errors import DataError
 
@@ -11,6 +12,13 @@ def require_texts(samples: AnySamples) -> Samples:
     """The samples, which must be texts (DataError otherwise)."""
     if isinstance(samples, ImageSamples):
         raise DataError(f"{samples.name} holds images; expected texts.", hint="Pass texts, or another task.")
+    return samples
+
+
+def require_scenes(samples: AnySamples) -> SceneSamples:
+    """The samples, which must be images that may have label maps (DataError otherwise)."""
+    if not isinstance(samples, SceneSamples):
+        raise DataError(f"{samples.name} holds no images with label maps.", hint="Pass images and label maps.")
     return samples
 
 

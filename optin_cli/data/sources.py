@@ -33,11 +33,12 @@ def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
             f"The task {task.name} has no data of its own.", hint="Pass a local file or folder with --data PATH."
         )
     split: str = getattr(task.splits, role)
-    name = "/".join(filter(None, (task.dataset.path, task.dataset.config)))
+    found = task.dataset
+    name = "/".join(filter(None, (found.path, found.config or found.folder)))
     local = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.input == "text" else "a folder of images"
     try:
         with quiet_datasets():
-            return split, datasets.load_dataset(task.dataset.path, task.dataset.config, split=split)
+            return split, datasets.load_dataset(found.path, found.config, split=split, **found.place())
     except Exception as error:
         raise DataError(
             f"The dataset {name} of task {task.name} is neither in the local cache nor reachable: {first_line(error)}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.errors import DataError, UsageError, did_you_mean
+from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.images import ImageOptions
 from optin_cli.tasks.registry import load_task, task_names
 from optin_cli.tasks.schema import InputKind, Role, Task
@@ -33,7 +34,8 @@ class DataSpec:
     the task's dataset. known: the task, where the caller knows it without `source`; that of `source` must be the same.
     columns: one or two text columns; label_column: column of labels. Both default to the task's, or are guessed.
     limit: most samples to take, None for all; seed: which ones. The stages set both from their options.
-    role: chooses the split. labelled: calibration is by labels. images: how images are read.
+    role: chooses the split. labelled: calibration is by labels. images: how images are read. ignored: ids of pixels
+    that do not count in label maps, in place of those that the task or checkpoint names.
 
     Raises:
         UsageError: a limit below 1, or more than two text columns.
@@ -48,6 +50,7 @@ class DataSpec:
     role: Role = "calibration"
     labelled: bool = False
     images: ImageOptions = field(default_factory=ImageOptions)
+    ignored: tuple[int, ...] | None = None
     known: Task | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class DataSpec:
         """The same data, of which `samples` calibrate."""
         return replace(self, role="calibration", limit=samples, seed=seed, labelled=labelled)
 
-    def evaluating(self, samples: int | None, seed: int, task: Task | None) -> DataSpec:
+    def evaluating(self, options: EvalOptions, task: Task | None) -> DataSpec:
         """The same data, on which `task` is evaluated."""
-        return replace(self, role="evaluation", limit=samples, seed=seed, known=task)
+        ignored = options.ignore_index
+        return replace(self, role="evaluation", limit=options.samples, seed=options.seed, known=task, ignored=ignored)

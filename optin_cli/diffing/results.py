@@ -33,7 +33,7 @@ def _split(rows: Section) -> tuple[Section, Section]:
 def diff_evaluations(a: Side, b: Side) -> Difference:
     """Compare metrics, sizes and ratios, then options and inputs."""
     mine, theirs = contents(Evaluation, a, b)
-    measures, timings = _split(diff_bodies(mine, theirs))
+    measures, timings = _split(diff_bodies(mine, theirs, "pictures"))
     return difference(a, b, {}, {"measures": measures, **diff_heads(mine, theirs)}, timings)
 
 

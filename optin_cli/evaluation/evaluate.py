@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -15,6 +13,8 @@ from optin_cli.data.load import AnySamples
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
+from optin_cli.evaluation.class_maps import agreement
+from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
@@ -56,7 +56,7 @@ def evaluate(
     options = fitted(options or EvalOptions(), opened)
     samples = None
     if known is not None or spec.is_named:
-        samples = opened.input.load_samples(spec.evaluating(options.samples, options.seed, known), progress)
+        samples = opened.input.load_samples(spec.evaluating(options, known), progress)
     return evaluate_samples(opened, Exam(samples, known, options, progress), other)
 
 
@@ -89,7 +89,16 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
             hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
         )
-    return measure(predicted(checkpoint, exam), None if against is None else predicted(against, exam), exam)
+    if (folder := exam.options.pictures) is not None:
+        require_drawable(checkpoint, samples)
+    mine = predicted(checkpoint, exam)
+    other = None if against is None else predicted(against, exam)
+    result = measure(mine, other, exam)
+    if folder is None or samples is None:
+        return result
+    drawn = [(one.checkpoint, one.prediction) for one in (mine, other) if one is not None]
+    pictures = write_pictures(drawn, samples, task, folder, exam.options.picture_count)
+    return result.model_copy(update={"pictures": pictures})
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         metric=Measure(name=first, value=values[first]) if first else None,
         metrics=values,
         standard_error=prediction.error,
+        class_iou=prediction.class_iou,
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
@@ -182,7 +192,7 @@ def _compare(
             f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
             hint="Compare checkpoints that share a tokenizer.",
         )
-    agreement, kl = _distances(mine.prediction.outputs, theirs.prediction.outputs)
+    same, kl = _distances(mine.prediction, theirs.prediction)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
         sign = 1 if metrics.find_metric(metric).higher_is_better else -1
@@ -191,8 +201,10 @@ def _compare(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
         metric=value,
+        metrics=theirs.prediction.values,
+        class_iou=theirs.prediction.class_iou,
         drop=drop,
-        agreement=agreement,
+        agreement=same,
         kl=kl,
         macs_ratio=totals.macs / other.macs,
         parameters_ratio=totals.parameters / other.parameters,
@@ -201,14 +213,17 @@ def _compare(
     )
 
 
-def _distances(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> tuple[float | None, float | None]:
-    """Agreement and KL averaged over the outputs that are distributions; None when there are none."""
-    if len(mine) != len(theirs):
+def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
+    """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
+    if len(mine.outputs) != len(theirs.outputs) or len(mine.maps) != len(theirs.maps):
         raise DataError(
-            f"The two models put out different things: {len(mine)} and {len(theirs)} distributions a sample.",
+            f"The two models put out different things: {len(mine.outputs)} and {len(theirs.outputs)} distributions a "
+            "sample.",
             hint="Compare checkpoints of the same task.",
         )
-    found = list(filter(None, map(metrics.distances, mine, theirs)))
+    if mine.maps:
+        return agreement(mine.maps, theirs.maps), None
+    found = list(filter(None, map(metrics.distances, mine.outputs, theirs.outputs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)

@@ -1,6 +1,7 @@
 """Task metrics, their standard errors, and distances between the outputs of two models.
 
-Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,).
+Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,). Label maps are measured by
+counts of pixels, (N, 3, C): see `count_pixels`.
 """
 
 import math
@@ -38,6 +39,25 @@ class ValueMetric(Metric):
     compute: Callable[[torch.Tensor, torch.Tensor, int], float]
     spread: bool = False
     fewest: int = 1
+
+
+@dataclass(frozen=True)
+class MapMetric(Metric):
+    """A score of label maps. `compute` takes counts of pixels (..., 3, C), float64, and returns (...)."""
+
+    compute: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """Metrics of label maps in the order asked, the standard error of the first, and the IoU of each class.
+
+    A class that neither labels nor predictions hold has no IoU.
+    """
+
+    values: dict[str, float]
+    error: float | None
+    class_iou: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,43 @@ def score_answers(
     return {name: float(values.mean()) for name, values in scores.items()}, error
 
 
+def count_pixels(predicted: torch.Tensor, labels: torch.Tensor, classes: int, ignored: int) -> torch.Tensor:
+    """What the metrics need of the confusion matrix of one image: (3, C) int64.
+
+    They are its diagonal and margins: pixels of each class that are right, those labelled so, those predicted so.
+    Pixels whose label is `ignored` count nowhere. predicted, labels: (height, width) classes.
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    flat = (predicted.flatten().long(), labels.flatten().long())
+    found = multiclass_confusion_matrix(*flat, num_classes=classes, ignore_index=ignored)
+    return torch.stack([found.diagonal(), found.sum(dim=1), found.sum(dim=0)])
+
+
+def score_maps(names: Sequence[str], counts: torch.Tensor) -> MapScores:
+    """Every named metric over all pixels of N images, whose counts are (N, 3, C).
+
+    The standard error is the spread over 200 bootstrap resamples of the images, drawn from a fixed seed.
+
+    Raises DataError: unknown metric, or no pixel counts.
+    """
+    chosen = {name: _map_metric(name) for name in names}
+    exact, images = counts.double(), len(counts)
+    total = exact.sum(dim=0)
+    if not bool(total[1].any()):
+        raise DataError("Every pixel of the label maps is ignored.", hint="Name other ids with --ignore-index.")
+    generator = torch.Generator().manual_seed(SEED)
+    rows = torch.randint(images, (RESAMPLES, images), generator=generator)
+    drawn = torch.zeros(RESAMPLES, images, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
+    spread = chosen[names[0]].compute((drawn @ exact.flatten(1)).reshape(RESAMPLES, *total.shape))
+    defined = spread[spread.isfinite()]
+    return MapScores(
+        {name: float(metric.compute(total)) for name, metric in chosen.items()},
+        float(defined.std()) if images > 1 and len(defined) > 1 else None,
+        [None if math.isnan(iou) else iou for iou in _ious(total).tolist()],
+    )
+
+
 def standard_error(
     name: str, value: float, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1
 ) -> float | None:
@@ -144,6 +201,13 @@ def _value_metric(name: str) -> ValueMetric:
     metric = find_metric(name)
     if not isinstance(metric, ValueMetric):
         raise DataError(f"The metric {name} scores answers, not numbers.")
+    return metric
+
+
+def _map_metric(name: str) -> MapMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, MapMetric):
+        raise DataError(f"The metric {name} does not score label maps.")
     return metric
 
 
@@ -222,6 +286,21 @@ def _constant(values: torch.Tensor) -> bool:
     return bool(values.min() == values.max())
 
 
+def _ious(counts: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of every class, (..., C); NaN for one that is nowhere."""
+    right, labelled, predicted = counts.unbind(dim=-2)
+    return right / (labelled + predicted - right)
+
+
+def _mean_iou(counts: torch.Tensor) -> torch.Tensor:
+    return _ious(counts).nanmean(dim=-1)
+
+
+def _pixel_accuracy(counts: torch.Tensor) -> torch.Tensor:
+    right, labelled, _ = counts.unbind(dim=-2)
+    return right.sum(dim=-1) / labelled.sum(dim=-1)
+
+
 def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> None:
     shapes = [(len(labels), num_labels)] + ([(len(labels),)] if num_labels == 1 else [])
     if tuple(predictions.shape) not in shapes or not len(labels):
@@ -249,6 +328,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             ValueMetric("spearman", True, _spearman, spread=True),
             AnswerMetric("squad_em", True, "exact_match"),
             AnswerMetric("squad_f1", True, "f1"),
+            MapMetric("mean_iou", True, _mean_iou),
+            MapMetric("pixel_accuracy", True, _pixel_accuracy),
         )
     }
 )

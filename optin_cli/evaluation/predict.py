@@ -12,6 +12,7 @@ from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples, require_texts
 from optin_cli.errors import DataError
+from optin_cli.evaluation.class_maps import ClassMap
 from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.progress import SILENT, Progress
@@ -35,7 +36,8 @@ class Prediction:
 
     outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
     keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
-    error: standard error of the first. constants: what this kind of task was evaluated with.
+    error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
+    images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
     """
 
     outputs: list[torch.Tensor]
@@ -43,6 +45,8 @@ class Prediction:
     values: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     constants: Options = field(default_factory=dict)
+    maps: list[ClassMap] = field(default_factory=list)
+    class_iou: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

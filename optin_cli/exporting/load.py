@@ -12,7 +12,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
 from optin_cli.checkpoints.inputs import Inputs
-from optin_cli.checkpoints.libraries.registry import read_folder
+from optin_cli.checkpoints.libraries.registry import Blueprint, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
 from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
@@ -49,7 +49,7 @@ def load_evaluated(source: str | Path, *, device: str | None = None, **options: 
             f"{source} is an exported file, which is run on the {DEVICE}, but the device {device!r} was asked for.",
             hint="Leave out --device.",
         )
-    return load_exported(Path(source), target, options.get("architecture"))
+    return load_exported(Path(source), target, options.get("architecture"), options.get("image_size"))
 
 
 def is_exported(source: Checkpoint | str | Path | None) -> bool:
@@ -69,11 +69,14 @@ def device_for(device: str | None, *sources: Checkpoint | str | Path | None) -> 
     return DEVICE if device is None and any(map(is_exported, sources)) else device
 
 
-def load_exported(path: Path, target: Target, architecture: Path | None = None) -> Checkpoint:
+def load_exported(
+    path: Path, target: Target, architecture: Path | None = None, image_size: tuple[int, int] | None = None
+) -> Checkpoint:
     """Open an exported file in its runtime, with as many threads as torch has.
 
-    Raises CheckpointError: there is no such file. ArtifactError: its record is missing, or of another file.
-    ArchitectureError: the description is not valid. ExportError: the runtime is not installed, or refuses the file.
+    Raises UsageError: it takes images of another size than `image_size`. CheckpointError: there is no such file.
+    ArtifactError: its record is missing, or of another file. ArchitectureError: the description is not valid.
+    ExportError: the runtime is not installed, or refuses the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", hint="Expected a file that optin export wrote.")
@@ -94,6 +97,7 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
     except Exception as error:
         message = f"{target.runtime} does not open {path}: {headline(error)}"
         raise ExportError(message, hint="Run optin export again.") from error
+    blueprint = _at_recorded_size(blueprint, record, path, image_size)
     head = known_heads()[blueprint.auto_class]
     return Checkpoint(
         name=f"{path.resolve().parent.name}/{path.name}",
@@ -111,6 +115,19 @@ def load_exported(path: Path, target: Target, architecture: Path | None = None) 
         ),
         description=description,
     )
+
+
+def _at_recorded_size(
+    blueprint: Blueprint, record: Export, path: Path, image_size: tuple[int, int] | None
+) -> Blueprint:
+    """The blueprint with images of the size that a file was traced with."""
+    image = record.workload.image
+    if image_size is not None and (image is None or image_size != image[1:]):
+        raise UsageError(
+            f"{path} was exported for {record.workload.shape}, which another --image-size does not change.",
+            hint="Leave out --image-size, or export again with it.",
+        )
+    return blueprint.at_size(image[1:], path.name) if image is not None and record.workload.resized else blueprint
 
 
 def _read_record(path: Path, target: Target) -> Export:

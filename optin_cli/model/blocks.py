@@ -34,7 +34,7 @@ class FoundStack:
 
 def find_stack(model: nn.Module, rule: StackRule, root: str) -> FoundStack:
     """Match a stack's pattern against a model; a block's name is that of the stack and the indices matched by *."""
-    prefix = f"{root}." if root else ""
+    prefix = f"{root}." if root and not rule.of_head else ""
     expression = re.compile(re.escape(prefix + rule.blocks).replace(r"\*", r"(\d+)") + r"\Z")
     modules = [(path, type(module).__name__) for path, module in model.named_modules()]
     found = [

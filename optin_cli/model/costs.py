@@ -18,7 +18,7 @@ from torch import nn
 
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import GroupCost, SharedCost
-from optin_cli.model.forward import call_model
+from optin_cli.model.forward import call_model, hooks
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Slice
@@ -31,7 +31,10 @@ with warnings.catch_warnings():
 
 Handler = Callable[[list[Any], list[Any]], int]
 NORMALISATIONS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "native_layer_norm")
-RESAMPLING = ("upsample_nearest2d", "upsample_bilinear2d", "adaptive_avg_pool2d", "grid_sampler")
+RESAMPLING = ("upsample_nearest2d", "upsample_bilinear2d", "adaptive_avg_pool2d")
+SAMPLE_MACS = 5
+"""MACs of a value that deformable attention samples: its four neighbours and its attention weight (Deformable DETR,
+arXiv 2010.04159, appendix A.1)."""
 
 
 def _shape(value: Any) -> list[int]:
@@ -49,19 +52,37 @@ def matmul_macs(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
+def einsum_macs(inputs: list[Any], _outputs: list[Any]) -> int:
+    """MACs of an einsum of two tensors, which multiplies once for every setting of its indices."""
+    terms = inputs[0].toIValue().replace(" ", "").partition("->")[0].split(",")
+    tensors = inputs[1].node().inputs()
+    sizes = {
+        index: n
+        for term, tensor in zip(terms, tensors, strict=True)
+        for index, n in zip(term, _shape(tensor), strict=True)
+    }
+    return math.prod(sizes.values())
+
+
 HANDLERS: Mapping[str, Handler] = {
     "aten::scaled_dot_product_attention": attention_macs,
     "aten::matmul": matmul_macs,
     "aten::mm": matmul_macs,
     "aten::bmm": matmul_macs,
     "aten::linear": matmul_macs,
+    "aten::einsum": einsum_macs,
+    "aten::grid_sampler": lambda _inputs, outputs: SAMPLE_MACS * math.prod(_shape(outputs[0])),
     "aten::addmm": lambda inputs, outputs: matmul_macs(inputs[1:], outputs),
     **{f"aten::{name}": lambda _inputs, _outputs: 0 for name in (*NORMALISATIONS, *RESAMPLING)},
 }
 
 
-class _LogitsOnly(nn.Module):
-    """Tracing takes positional tensors and wants tensors back; models take keywords and return records."""
+class _Traceable(nn.Module):
+    """Tracing takes positional tensors and wants tensors back; models take keywords and return records.
+
+    A trace leaves out what no returned tensor depends on, such as heads that serve training alone. A model computes it
+    all the same, so a number of every module's output is returned too.
+    """
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -69,13 +90,23 @@ class _LogitsOnly(nn.Module):
         self.names = names
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = call_model(self.model, dict(zip(self.names, tensors, strict=True)))
-        return tuple(v for v in output.values() if isinstance(v, torch.Tensor))
+        used: list[torch.Tensor] = []
+
+        def use(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if isinstance(first, torch.Tensor):
+                used.append(first.sum())
+
+        with hooks() as hook:
+            for module in self.model.modules():
+                hook.after(module, use)
+            output = call_model(self.model, dict(zip(self.names, tensors, strict=True)))
+        return (*(v for v in output.values() if isinstance(v, torch.Tensor)), *used)
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
     """Count MACs of one forward pass, every run of a module: in all, and by module path with everything inside it."""
-    analysis = FlopCountAnalysis(_LogitsOnly(model, tuple(inputs)), tuple(inputs.values()))
+    analysis = FlopCountAnalysis(_Traceable(model, tuple(inputs)), tuple(inputs.values()))
     analysis.set_op_handle(**HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     noisy = logging.getLogger("fvcore.nn.jit_analysis")

@@ -45,8 +45,8 @@ class Trajectory:
     features: block outputs in order of execution, each (rows, tokens, width), tokens being pixels
     in images; a block that runs several
     times (shared weights) appears as often.
-    outputs: final outputs in the order of the structure, each (rows, ..., classes); padding positions of
-    distributions over tokens are -inf.
+    outputs: final outputs in the order of the structure, each (rows, classes) or (rows, positions, classes), or the
+    (rows, entries) of independent distributions; padding positions of distributions over tokens are -inf.
     """
 
     features: list[torch.Tensor]
@@ -82,6 +82,8 @@ def as_tokens(output: torch.Tensor, layout: Layout, rows: int) -> torch.Tensor:
     """
     if layout == "BTC":
         return output.reshape(rows, -1, output.shape[-1])
+    if layout == "TBC":
+        return output.transpose(0, 1)
     if layout == "BHWC":
         output = output.movedim(-1, 1)
     height, width = output.shape[-2:]
@@ -117,18 +119,22 @@ def mean_hidden(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
-    """Pick the compared outputs; distributions over tokens get -inf at padding."""
+    """Pick the compared outputs, laid out as in a `Trajectory`; distributions over tokens get -inf at padding."""
     outputs = []
     for rule in rules:
         output = raw[rule.name]
         if rule.over == "tokens":
             output = output.masked_fill(~batch.mask_for(output), -torch.inf)
+        elif rule.over == "entries":
+            output = output.flatten(1)
+        elif (output := output.movedim(rule.axis, -1)).dim() > 3:
+            output = output.flatten(1, -2)
         outputs.append(output)
     return outputs
 
 
 def per_token(output: torch.Tensor, rule: OutputRule) -> bool:
-    """Whether an output holds one distribution a token: (rows, tokens, classes)."""
+    """Whether an output holds one distribution a token, query or pixel: (rows, positions, classes)."""
     return rule.over == "classes" and output.dim() == 3
 
 

@@ -16,20 +16,20 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Keeping
 
 
-def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int = -1) -> torch.Tensor:
+def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int = -1, rows: int = 0) -> torch.Tensor:
     """Scale each unit's columns.
 
     x: (rows, ..., units * unit_width), the consumer's input, or (rows * windows, ...) where it is in windows; `axis`
-    holds the columns. gates: (units,) for all rows alike, or (rows, units).
+    holds the columns, `rows` the samples. gates: (units,) for all rows alike, or (rows, units).
     """
     if unit_width > 1:
         gates = gates.repeat_interleave(unit_width, dim=-1)
-    if gates.dim() == 2 and x.shape[0] != gates.shape[0]:
-        gates = gates.repeat_interleave(x.shape[0] // gates.shape[0], dim=0)
+    if gates.dim() == 2 and x.shape[rows] != gates.shape[0]:
+        gates = gates.repeat_interleave(x.shape[rows] // gates.shape[0], dim=0)
     shape = [1] * x.dim()
     shape[axis] = gates.shape[-1]
     if gates.dim() == 2:
-        shape[0] = gates.shape[0]
+        shape[rows] = gates.shape[0]
     return x * gates.reshape(shape)
 
 
@@ -40,7 +40,7 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
         for gated_group, its_gates in groups.items():
 
             def scale(_: nn.Module, inputs: Any, group: Group = gated_group, gates: torch.Tensor = its_gates) -> Any:
-                return (gate_units(inputs[0], gates, group.unit_width, group.axis), *inputs[1:])
+                return (gate_units(inputs[0], gates, group.unit_width, group.axis, group.rows), *inputs[1:])
 
             hook.before(model.get_submodule(gated_group.gate), scale)
         yield

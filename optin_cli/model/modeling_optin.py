@@ -22,13 +22,15 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     Args:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
         plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
-            "select": [{"module", "argument", "axis", "index"}], "attend": [path],
+            "select": [{"module", "argument", "axis", "per_row", "index", "of"}], "attend": [path],
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str}}.
     """
     root = plan["root"] + "." if plan["root"] else ""
     inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
+    if not inside:
+        plan = _of_base(plan, root)
 
     def locate(path: str) -> tuple[Any, str]:
         owner, _, leaf = (path if inside else path.removeprefix(root)).rpartition(".")
@@ -45,8 +47,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         _select(getattr(owner, leaf), rule)
     for path in plan.get("attend", []):
         owner, leaf = locate(path)
-        module = getattr(owner, leaf)
-        module.forward = types.MethodType(_attend, module)
+        attend_by_parts(getattr(owner, leaf))
     for rule in plan.get("pad", []):
         owner, leaf = locate(rule["module"])
         _pad(getattr(owner, leaf), rule)
@@ -61,6 +62,16 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         base = model.get_submodule(plan["root"] if inside else "")
         merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
     return model
+
+
+def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
+    """What of a plan concerns the base model alone, and not the head."""
+    return {
+        **plan,
+        **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
+        **{key: [rule for rule in plan[key] if rule["module"].startswith(root)] for key in ("select", "empty")},
+        "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
+    }
 
 
 def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
@@ -96,6 +107,9 @@ def _select(module: nn.Module, rule: dict[str, Any]) -> None:
         value = bound.arguments.get(rule["argument"])
         if value is not None and value.shape[rule["axis"]] != 1:
             index = torch.tensor(rule["index"], device=value.device)
+            if rule.get("per_row"):
+                first = torch.arange(0, value.shape[rule["axis"]], rule["of"], device=value.device)
+                index = (first[:, None] + index).flatten()
             bound.arguments[rule["argument"]] = value.index_select(rule["axis"], index)
         return bound.args, bound.kwargs
 
@@ -118,8 +132,89 @@ def _widen(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
     return torch.cat([nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each], dim=-1)
 
 
-def _attend(self: Any, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Self-attention of fused projections with any number of heads; x: (rows, tokens, width)."""
+def attend_by_parts(module: Any) -> None:
+    """Give an attention a forward that runs with any number of heads and calls the module that joins them.
+
+    It may be torch's own, one of a fused projection `qkv`, or one of `q_proj`, `k_proj`, `v_proj` and `out_proj`.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        forward: Any = _attend_multihead
+    else:
+        forward = _attend_fused if hasattr(module, "qkv") else _attend_positions
+    module.forward = types.MethodType(forward, module)
+
+
+def _weigh(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, added: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend by projections (rows, tokens, heads x width), queries scaled: (rows, tokens, …), (rows, heads, T, S)."""
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2)
+    weights = (scores if added is None else scores + added).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2), weights
+
+
+def _attend_multihead(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_padding_mask: torch.Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: torch.Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Torch's multi-head attention of equal widths on batches; masks as in its documentation."""
+    del is_causal  # a hint that leaves out no mask
+    states = (
+        (query, key, value) if self.batch_first else (query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1))
+    )
+    biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+    q, k, v = map(nn.functional.linear, states, self.in_proj_weight.chunk(3), biases)
+    added = None if attn_mask is None else _as_added(attn_mask, q.dtype)
+    if added is not None and added.dim() == 3:
+        added = added.reshape(q.shape[0], -1, *added.shape[1:])
+    if key_padding_mask is not None:
+        padding = _as_added(key_padding_mask, q.dtype)[:, None, None, :]
+        added = padding if added is None else added + padding
+    joined, weights = _weigh(q * self.head_dim**-0.5, k, v, self.num_heads, added)
+    out = self.out_proj(joined)
+    shown = None if not need_weights else weights.mean(dim=1) if average_attn_weights else weights
+    return out if self.batch_first else out.transpose(0, 1), shown
+
+
+def _as_added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a mask adds to attention scores; true means that there is nothing to attend to."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -torch.inf)
+
+
+def _attend_positions(
+    self: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_embeddings: torch.Tensor | None = None,
+    key_value_states: torch.Tensor | None = None,
+    key_value_position_embeddings: torch.Tensor | None = None,
+    output_attentions: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of a decoder of queries: positions join queries and keys; states (tokens, rows, width)."""
+    own = key_value_states is None
+    source = hidden_states if key_value_states is None else key_value_states
+    places = position_embeddings if own else key_value_position_embeddings
+    asking = hidden_states if position_embeddings is None else hidden_states + position_embeddings
+    asked = source if places is None else source + places
+    asking, asked, source = (states.transpose(0, 1) for states in (asking, asked, source))
+    added = None if attention_mask is None else attention_mask.reshape(len(asking), -1, *attention_mask.shape[1:])
+    projected = self.q_proj(asking) * self.scaling, self.k_proj(asked), self.v_proj(source)
+    joined, weights = _weigh(*projected, self.num_heads, added)
+    return self.out_proj(joined).transpose(0, 1), weights if output_attentions else None
+
+
+def _attend_fused(self: Any, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Self-attention of fused projections; x: (rows, tokens, width)."""
     bias = None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
     projected = nn.functional.linear(x, self.qkv.weight, bias)
     q, k, v = projected.reshape(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -135,7 +230,8 @@ def _attend(self: Any, x: torch.Tensor, shared_rel_pos_bias: torch.Tensor | None
 def _empty(module: Any, rule: dict[str, Any]) -> None:
     """Replace the forward of a module that has no unit left by what it then computes: its bias, or nothing."""
 
-    def forward(self: Any, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden_states = args[0] if args else next(iter(kwargs.values()))
         out = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
         if rule["consumer"]:
             out = getattr(self, rule["consumer"])(out)

@@ -8,9 +8,10 @@ from optin_cli.architectures.schema import EmptyRule, SelectRule
 
 
 class SelectedArgument(SelectRule):
-    """The entries of an argument that stay along its axis."""
+    """The entries of an argument that stay along its axis, `of` how many."""
 
     index: list[int]
+    of: int
 
 
 class Padded(BaseModel):

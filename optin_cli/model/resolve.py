@@ -11,7 +11,9 @@ from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.blocks import FoundStack, find_stack
 from optin_cli.model.head_dims import find_head_dims
-from optin_cli.model.slices import find_slices
+from optin_cli.model.lookup import module_at
+from optin_cli.model.modeling_optin import attend_by_parts
+from optin_cli.model.slices import find_slices, opened
 from optin_cli.model.structure import Block, Structure
 from optin_cli.model.tokens import find_tokens
 from optin_cli.model.units import UnitKind
@@ -26,6 +28,9 @@ def find_structure(
 ) -> Structure:
     """Resolve a description against a model.
 
+    Torch's multi-head attention reads the weights of its output projection without calling it. Where that is a
+    consumer, the attention gets a forward that computes the same and calls it, so that what it is given can be seen.
+
     Args:
         architecture: the family's description; its block paths are relative to `root`.
         head: what this model's head puts out.
@@ -38,11 +43,15 @@ def find_structure(
     problems: list[str] = []
     stacks = [find_stack(model, rule, root) for rule in architecture.stacks]
     for stack in stacks:
-        if not stack.places:
+        if not stack.places and not stack.rule.optional:
             of = f" and is one of {', '.join(stack.rule.types)}" if stack.rule.types else ""
             problems.append(f"no module matches {stack.rule.blocks!r}{of} (stack {stack.rule.name})")
     found = (find(model, stacks, root, problems) for find in KINDS)
     kinds = tuple(kind for kind in found if kind is not None)
+    decisions = [
+        rule.model_copy(update={"module": f"{root}.{rule.module}".strip(".")}) for rule in architecture.decisions
+    ]
+    problems += [f"module {d.module} does not exist" for d in decisions if module_at(model, d.module) is None]
     if not problems and not any(kind.sliced for kind in kinds):
         problems.append("none of its blocks has a group that can be pruned")
     if problems:
@@ -52,8 +61,11 @@ def find_structure(
             + "\n".join(f"  {p}" for p in shown),
             hint="Correct the description, or pass another one with --architecture my.json.",
         )
+    for path in opened(model, (group for kind in kinds for group in kind.sliced)):
+        attend_by_parts(model.get_submodule(path))
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
-    return Structure(architecture.family, root, tuple(blocks), resolve_outputs(head, problem_type), kinds)
+    outputs = resolve_outputs(head, problem_type)
+    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions))
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

@@ -78,11 +78,15 @@ class Slices(UnitKind):
                         **dict.fromkeys(group.set_units, len(units)),
                         **dict.fromkeys(group.set_width, len(units) * group.unit_width),
                     },
-                    select=[SelectedArgument(**s.model_dump(), index=units) for s in group.select if units],
+                    select=[
+                        SelectedArgument(**s.model_dump(), index=units, of=group.units) for s in group.select if units
+                    ],
                     attend=[group.attend] if group.attend and units else [],
                     empty=[group.empty] if group.empty and not units else [],
                 )
             )
+        if left:  # a reloaded model then rounds as this one does
+            plan = plan.then(Plan(root=root, attend=opened(model, self.groups)))
         return plan, left
 
     def costs(self, model: nn.Module, by_module: Mapping[str, float]) -> dict[str, GroupCost]:
@@ -127,6 +131,11 @@ class Slices(UnitKind):
             else:
                 settings |= config.settings(count)
         return settings, problems
+
+
+def opened(model: nn.Module, groups: Iterable[Group]) -> list[str]:
+    """Attentions of groups that read their consumer's weights without calling it unless they are given a forward."""
+    return [g.attend for g in groups if g.attend and isinstance(module_at(model, g.attend), nn.MultiheadAttention)]
 
 
 def find_slices(model: nn.Module, stacks: Sequence[FoundStack], _root: str, problems: list[str]) -> Slices:
@@ -177,6 +186,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
         gate=place(rule.gate or rule.consumer),
         residual_sum=place(rule.residual_sum) if rule.residual_sum else None,
         residual=rule.residual,
+        rows=rule.rows,
         least=rule.least,
         block_path=place.path,
         slices=tuple(slices),
@@ -202,9 +212,7 @@ def applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
 def _unit_width(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:
     """Columns of a unit; 0 where they are not known, or no unit is left of those that an attribute counts."""
     if rule.count is None:
-        factors = rule.unit_width if isinstance(rule.unit_width, list) else [rule.unit_width]
-        paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
-        return math.prod(number_at(model, path, name, problems) for path in paths)
+        return _product(model, rule.unit_width, place, name, problems)
     count = attribute_at(model, place(rule.count))
     first = rule.slices[0]
     tensor = attribute_at(model, place(first.parameters[0]))
@@ -214,11 +222,19 @@ def _unit_width(model: nn.Module, rule: GroupRule, place: Place, name: str, prob
     return tensor.shape[first.axis] // (first.parts * count) if count else 0
 
 
+def _product(
+    model: nn.Module, stated: int | str | list[int | str], place: Place, name: str, problems: list[str]
+) -> int:
+    """A width as rules state it: a number, an attribute that holds it, or several whose product it is."""
+    factors = stated if isinstance(stated, list) else [stated]
+    paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
+    return math.prod(number_at(model, path, name, problems) for path in paths)
+
+
 def _resolve_slices(
     model: nn.Module, rule: SliceRule, unit_width: int, place: Place, name: str, problems: list[str]
 ) -> Iterator[Slice]:
-    own = place(rule.unit_width) if isinstance(rule.unit_width, str) else rule.unit_width or unit_width
-    size = number_at(model, own, name, problems)
+    size = _product(model, rule.unit_width or unit_width, place, name, problems)
     for parameter in rule.parameters if size else []:
         full = place(parameter)
         owner_path, _, leaf = full.rpartition(".")

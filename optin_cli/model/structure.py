@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from optin_cli.architectures.schema import Layout, OutputRule
+from optin_cli.architectures.schema import DecisionRule, Layout, OutputRule
 from optin_cli.model.units import Group, Keeping, Positions, UnitKind
 
 
@@ -25,13 +25,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """Blocks, outputs and kinds of units of a model. root: path of the base model in it ("" if it is that itself)."""
+    """Blocks, outputs and kinds of units of a model.
+
+    root: path of the base model in it ("" if it is that itself). decisions: modules and items of what they return that
+    are decided by comparing numbers (`schema.DecisionRule`), by full path.
+    """
 
     family: str
     root: str
     blocks: tuple[Block, ...]
     outputs: tuple[OutputRule, ...]
     kinds: tuple[UnitKind, ...]
+    decisions: tuple[DecisionRule, ...] = ()
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -49,8 +49,9 @@ class Slice:
 class Group:
     """One prunable axis of a block: `units` units of `unit_width` columns each, side by side in the consumer's input.
 
-    All paths are full paths in the model. axis: of the consumer's input. Masking scales the input of `gate`, mostly
-    the consumer. config: how the library's config states the number of units; None where it cannot.
+    All paths are full paths in the model. axis: of the consumer's input. rows: its axis of samples. Masking scales the
+    input of `gate`, mostly the consumer. config: how the library's config states the number of units; None where it
+    cannot.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Group:
     gate: str
     residual_sum: str | None
     residual: bool
+    rows: int
     least: int
     block_path: str
     slices: tuple[Slice, ...]
@@ -81,6 +83,10 @@ class Group:
     def width(self) -> int:
         """Columns of the consumer's input."""
         return self.units * self.unit_width
+
+    def rows_first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The consumer's input or output with samples on its first axis."""
+        return tensor.movedim(self.rows, 0)
 
 
 class Positions:

@@ -6,7 +6,7 @@ DEFAULT_SEQ_LEN = 128
 """Tokens per sequence that costs are stated for where no other number is asked for."""
 SEQ_LEN = Option("--seq-len", f"Sequence length that costs are stated for. (default: {DEFAULT_SEQ_LEN})", "N")
 SEED = Option("--seed", "Seed of sample selection and probes.")
-BATCH_SIZE = Option("--batch-size", "Samples at once.", above=0)
+BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0)
 DEFAULT_LENGTH = 128
 """Most tokens of a sample where no other number is asked for."""
 MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1)

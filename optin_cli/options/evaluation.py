@@ -1,6 +1,7 @@
 """Options of evaluation."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN
 from optin_cli.options.declare import Checked, nested, offer, option, shared
@@ -31,7 +32,8 @@ class EvalOptions(Checked):
     max_length: most tokens of a text; None means 128, or what the model holds. seq_len: length that costs are stated
     for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images
     have neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects
-    them.
+    them. ignore_index: ids of pixels of label maps that do not count, None for what the task or the checkpoint says.
+    pictures: folder for pictures of segmented images, of the first `picture_count` samples.
     """
 
     batch_size: int = shared(32, BATCH_SIZE)
@@ -46,3 +48,14 @@ class EvalOptions(Checked):
     answers: AnswerOptions = nested(AnswerOptions(), offer())
     samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
     seed: int = shared(0, replace(SEED, recorded=""))
+    ignore_index: tuple[int, ...] | None = option(
+        None,
+        "--ignore-index",
+        "Segmentation: ids of pixels that do not count. (default: the task's or checkpoint's, and 255)",
+        metavar="ID[,…]",
+        low=0,
+    )
+    pictures: Path | None = option(
+        None, "--pictures", "Segmentation: write pictures of labels and predictions.", metavar="DIR", recorded=""
+    )
+    picture_count: int = option(5, "--picture-count", "Images to draw.", low=1, recorded="")

@@ -1,8 +1,22 @@
 """Options of reading images."""
 
+import re
 from dataclasses import dataclass
 
-from optin_cli.options.declare import Checked, option
+from optin_cli.errors import UsageError
+from optin_cli.options.declare import Checked, Option, option
+
+IMAGE_SIZE = Option(
+    "--image-size", "Height and width to work on. (default: what preprocessing makes)", metavar="HEIGHTxWIDTH"
+)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Height and width from 192x256 (UsageError if it is not such a text)."""
+    found = re.fullmatch(r"([1-9]\d*)\s*x\s*([1-9]\d*)", text.strip())
+    if found is None:
+        raise UsageError(f"{IMAGE_SIZE.flag} {text!r} is no height and width.", hint="Such as 192x256.")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)

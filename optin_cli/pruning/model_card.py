@@ -253,7 +253,7 @@ def _measured(evaluation: Evaluation) -> str:
     for name, value in evaluation.metrics.items():
         first = evaluation.metric is not None and name == evaluation.metric.name
         after = with_error(value, evaluation.standard_error if first else None)
-        before = other.metric.value if first and other is not None and other.metric is not None else None
+        before = None if other is None else other.known_metrics.get(name)
         change = "" if before is None else f"{value - before:+.4f}"
         rows.append((name, conditions, "" if before is None else f"{before:.4f}", after, change))
     if other is not None and other.agreement is not None:

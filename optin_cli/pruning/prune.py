@@ -29,6 +29,7 @@ from optin_cli.files import atomic_folder, sha256_of
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
+from optin_cli.model.decisions import noting_decisions, repeating_decisions
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import alike_rows
@@ -224,10 +225,14 @@ def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.
 def cut_and_compare(planned: Pruning) -> Pruned:
     """Prune a copy of the model and compare it with the masked original (CertificateError if outputs differ)."""
     original, structure, probe = planned.checkpoint.model, planned.checkpoint.structure, planned.probe
-    with masked(original, structure, planned.mask.kept), structure.choices(original) as theirs:
+    with (
+        masked(original, structure, planned.mask.kept),
+        structure.choices(original) as theirs,
+        noting_decisions(original, structure) as decided,
+    ):
         expected = run_probe(original, probe, planned.outputs)
     model, plan = cut_copy(planned.checkpoint, planned.mask.kept)
-    with structure.choices(model) as mine:
+    with structure.choices(model) as mine, repeating_decisions(model, structure, decided):
         found = run_probe(model, probe, planned.outputs)
     alike = alike_rows(mine, theirs)
     difference = largest_difference(

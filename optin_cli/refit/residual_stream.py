@@ -191,14 +191,14 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
             target = call.positions.average(whole)
             aim = target if outputs is None else target.index_select(group.axis, outputs.to(target.device))
             laid = [
-                output_rows(t, group.axis, batch.size)
+                output_rows(group.rows_first(t), group.axis, batch.size)
                 for t in (*wanted_output(group, call.out, call.total, aim), call.out.detach())
             ]
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])
             y, scale, goal, given = (take(t, chosen) for t in laid)
             rows = None
             if inputs and isinstance(consumer, Consumer):
-                rows = input_rows(consumer, call.x, batch.size, chosen)
+                rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
 

@@ -19,6 +19,7 @@ from optin_cli.artifacts.sweep import Sweep
 from optin_cli.options.common import DEFAULT_SEQ_LEN, SEQ_LEN
 from optin_cli.options.declare import Declared, declared
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.images import IMAGE_SIZE
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.search import BudgetOptions, SearchOptions
@@ -47,6 +48,8 @@ def _line(command: str, words: Iterable[str], artifact: Artifact) -> str:
     workload = getattr(artifact, "workload", None)
     length = None if workload is None or command in ("search", "prune") else workload.seq_len
     more = [] if length in (None, DEFAULT_SEQ_LEN) else [str(SEQ_LEN.flag), str(length)]
+    if command != "search" and workload is not None and workload.resized:
+        more += [str(IMAGE_SIZE.flag), "{1}x{2}".format(*workload.image)]
     if command != "search" and (description := artifact.inputs.get("architecture")) is not None:
         more += ["--architecture", description.name]
     return shlex.join(["optin", command, *words, *more])

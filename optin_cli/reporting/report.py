@@ -1,9 +1,11 @@
 """Write one self-contained HTML page about a pruned model. Equal artifacts give equal bytes; torch is not imported."""
 
+import base64
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from optin_cli.artifacts.evaluation import with_error
@@ -13,6 +15,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.reporting.charts import draw_heat_map, draw_plots, is_drawn_by_unit
 from optin_cli.reporting.evidence import gather
 from optin_cli.reporting.facts import Report, make_report
+from optin_cli.reporting.pictures import find_pictures
 from optin_cli.version import __version__
 
 PAGE = "page.html"
@@ -37,13 +40,15 @@ def report(
     Raises:
         OptinError: artifacts that do not belong together, nothing to report, or an output that exists.
     """
-    made = make_report(gather(None if folder is None else Path(folder), files or {}, progress=progress))
-    write_bytes(output, render(made).encode("utf-8", "replace"), force=force)
+    evidence = gather(None if folder is None else Path(folder), files or {}, progress=progress)
+    made = make_report(evidence)
+    page = render(made, find_pictures(evidence, progress))
+    write_bytes(output, page.encode("utf-8", "replace"), force=force)
     return made
 
 
-def render(report: Report) -> str:
-    """Render the page's HTML."""
+def render(report: Report, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """Render the page's HTML. pictures: PNG files by sha256, of those that the evaluations name."""
     kinds = {
         kind: [g for g in report.groups if g.kind == kind] for kind in dict.fromkeys(g.kind for g in report.groups)
     }
@@ -51,6 +56,7 @@ def render(report: Report) -> str:
     sweeps = [(name, sweep, draw_plots(sweep, _this(report, sweep))) for name, sweep in report.sweeps]
     page: str = _template().render(
         report=report,
+        pictures={sha256: base64.b64encode(content).decode() for sha256, content in pictures.items()},
         headline=_headline(report),
         kinds=drawn,
         sweeps=sweeps,

@@ -53,7 +53,7 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
             weights = consumer_columns(model, group).square().sum(dim=2)
 
             def collect(_module: nn.Module, inputs: Any, g: Group = group, w: torch.Tensor = weights) -> None:
-                x = inputs[0].detach().movedim(g.axis, -1)
+                x = g.rows_first(inputs[0].detach()).movedim(g.axis, -1)
                 x = x.reshape(batch.size, -1, x.shape[-1])
                 x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
                 energy = (x.square().sum(dim=1) * w).sum(dim=2)

@@ -16,12 +16,21 @@ def normalized_tokens(features: torch.Tensor, token_mask: torch.Tensor) -> torch
 def manifold_distance(features: torch.Tensor, reference: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
     """Squared Frobenius distance of the token Gram matrices over T squared, per row: (rows,).
 
-    Both are (rows, tokens, width), unnormalised. T is the sum of the mask (rows, tokens) per row.
+    Both are (rows, tokens, width), unnormalised. T is the sum of the mask (rows, tokens) per row. Where there are more
+    tokens than columns, products of columns take the place of those of tokens, which are larger: with A = B + D,
+
+        ||A A^T - B B^T||^2 = ||D^T D||^2 + 4 <D^T D, D^T B> + 2 <D^T D, B^T B> + 2 tr(D^T B D^T B)
     """
     mine, theirs = normalized_tokens(features, token_mask), normalized_tokens(reference, token_mask)
-    difference = mine @ mine.transpose(1, 2) - theirs @ theirs.transpose(1, 2)
     tokens = token_mask.sum(dim=1).to(features.dtype)
-    return difference.square().sum(dim=(1, 2)) / tokens.square()
+    if mine.shape != theirs.shape or mine.shape[1] <= mine.shape[2]:
+        difference = mine @ mine.transpose(1, 2) - theirs @ theirs.transpose(1, 2)
+        return difference.square().sum(dim=(1, 2)) / tokens.square()
+    wide = theirs.double()
+    change = mine.double() - wide
+    own, mixed, other = change.mT @ change, change.mT @ wide, wide.mT @ wide
+    each = own * (own + 4 * mixed + 2 * other) + 2 * mixed * mixed.mT
+    return each.sum(dim=(1, 2)).clamp(min=0.0).to(features.dtype) / tokens.square()
 
 
 def output_distance(

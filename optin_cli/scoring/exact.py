@@ -18,12 +18,12 @@ from optin_cli.scoring.distances import manifold_distance, output_distance
 from optin_cli.scoring.sketch import Objective
 
 
-def repeat_rows(value: Any, times: int) -> Any:
-    """Repeat every tensor of a nested output `times` along the batch: (rows, ...) -> (times * rows, ...)."""
+def repeat_rows(value: Any, times: int, axis: int = 0) -> Any:
+    """Repeat every tensor of a nested output `times` along its axis of samples: (rows, ...) -> (times * rows, ...)."""
     if isinstance(value, torch.Tensor):
-        return value.repeat(times, *[1] * (value.dim() - 1))
+        return torch.cat([value] * times, dim=axis)
     if isinstance(value, (tuple, list)):
-        return type(value)(repeat_rows(item, times) for item in value)
+        return type(value)(repeat_rows(item, times, axis) for item in value)
     return value
 
 
@@ -73,6 +73,7 @@ def exact_batch(
     with captured(model, structure) as calls:
         raw_reference = observe(model, structure, batch)
     order = [path for path, _ in calls]
+    axes = {block.path: block.layout.index("B") for block in structure.blocks}
     result: dict[str, torch.Tensor] = {}
     for group in structure.groups:
         first = order.index(group.block_path)
@@ -84,7 +85,8 @@ def exact_batch(
             gates = torch.ones(len(chunk), group.units, device=batch.device)
             gates[torch.arange(len(chunk)), torch.tensor(chunk)] = 0.0
             gates = gates.repeat_interleave(batch.size, dim=0)
-            prefix = [repeat_rows(output, len(chunk)) for _, output in calls[: 0 if rows is None else first]]
+            known = calls[: 0 if rows is None else first]
+            prefix = [repeat_rows(output, len(chunk), axes[path]) for path, output in known]
             with replayed(model, structure, prefix), gated(model, {group: gates}):
                 mine = observe(model, structure, batch.repeated(len(chunk)))
             distance = trajectory_distance(mine, raw_reference, structure, batch, objective, first)

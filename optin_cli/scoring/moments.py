@@ -163,8 +163,8 @@ def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moment
 class Call:
     """One call of a consumer.
 
-    x: its input. read: positions of its output that S depends on, as far as gradients have shown, and all real ones
-    where there are no gradients: (rows, positions). chosen: positions that are taken, None for all.
+    x: its input, samples first. read: positions of its output that S depends on, as far as gradients have shown, and
+    all real ones where there are no gradients: (rows, positions). chosen: positions that are taken, None for all.
     """
 
     path: str
@@ -202,7 +202,7 @@ class Pass:
             values = x.detach()
 
             def collect(gradient: torch.Tensor) -> None:
-                product = (values * gradient).movedim(group.axis, -1)
+                product = group.rows_first(values * gradient).movedim(group.axis, -1)
                 slope = product.reshape(self.batch.size, -1, group.units, group.unit_width).sum(dim=(1, 3))
                 self.slopes[group] = self.slopes.get(group, 0.0) + slope
 
@@ -221,17 +221,17 @@ class Pass:
         moments, axis = self.moments[group.consumer], 1 if group.axis == 1 else -1
 
         def leave(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            laid = output_rows(output.detach(), axis, self.batch.size)
+            laid = output_rows(group.rows_first(output.detach()), axis, self.batch.size)
             real = self.batch.mask_for(laid)
             chosen = choose_positions(module, self.batch.keys, laid.shape[1])
-            call = Call(group.consumer, arguments[0].detach(), real, chosen)
+            call = Call(group.consumer, group.rows_first(arguments[0].detach()), real, chosen)
             self.calls.append(call)
             if not output.requires_grad:
                 return
             call.read = torch.zeros_like(real)
 
             def collect(gradient: torch.Tensor) -> None:
-                laid = output_rows(gradient.detach(), axis, self.batch.size)
+                laid = output_rows(group.rows_first(gradient.detach()), axis, self.batch.size)
                 read = (laid != 0).any(dim=-1) & real
                 call.read |= read
                 pull = laid.sum(dim=1, dtype=torch.float64)

@@ -83,7 +83,7 @@ def sweep(
     opened = as_checkpoint(checkpoint)
     require_fit(opened, known)
     options = replace(options, evaluation=fitted(options.evaluation, opened))
-    spec = DataSpec.of(data).evaluating(options.evaluation.samples, options.evaluation.seed, known)
+    spec = DataSpec.of(data).evaluating(options.evaluation, known)
     given = DataSpec.of(calib)
     calibrating = _calibration_spec(given, spec)
     calibration_task, _ = calibrating.resolve(opened.input.kind)
@@ -220,7 +220,11 @@ def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
     if measured.metric is None:
         raise DataError(f"{measured.inputs['data'].name} has no labels to measure {original.checkpoint.name} by.")
     return SweepBaseline(
-        value=measured.metric.value, standard_error=measured.standard_error, totals=totals, latency=measured.latency
+        value=measured.metric.value,
+        metrics=measured.metrics,
+        standard_error=measured.standard_error,
+        totals=totals,
+        latency=measured.latency,
     )
 
 

@@ -9,17 +9,32 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["calibration", "evaluation"]
-Kind = Literal["classification", "regression", "similarity", "question-answering"]
+Kind = Literal["classification", "regression", "similarity", "question-answering", "semantic-segmentation"]
 InputKind = Literal["text", "image"]
-MetricName = Literal["accuracy", "top5", "f1", "matthews", "pearson", "spearman", "squad_em", "squad_f1"]
+MetricName = Literal[
+    "accuracy",
+    "top5",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "squad_em",
+    "squad_f1",
+    "mean_iou",
+    "pixel_accuracy",
+]
+Colour = tuple[int, int, int]
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
     {
         "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
         "regression": frozenset({"pearson", "spearman"}),
         "similarity": frozenset({"pearson", "spearman"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
+        "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
     }
 )
+IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
+"""Kinds that a task on images may be of: those whose labels are classes, with names."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
 
@@ -29,10 +44,16 @@ class _Strict(BaseModel):
 
 
 class DatasetName(_Strict):
-    """Arguments of `datasets.load_dataset`."""
+    """Arguments of `datasets.load_dataset`. folder: of the repository, the one that holds the data."""
 
     path: str
     config: str | None = None
+    folder: str | None = None
+    revision: str | None = None
+
+    def place(self) -> dict[str, str]:
+        """Where in the repository the data lies, by the names of the arguments."""
+        return {k: v for k, v in (("data_dir", self.folder), ("revision", self.revision)) if v is not None}
 
 
 class Splits(_Strict):
@@ -42,6 +63,20 @@ class Splits(_Strict):
     evaluation: str
 
 
+class LabelMapRule(_Strict):
+    """What the ids in a task's label maps mean.
+
+    ignore_index: the id of pixels that do not count; reduce_labels: whether id 0 does not count either and id n is
+    class n - 1. Where they are None the checkpoint's image processor decides. raw_ids: class of each id in maps that
+    hold ids of another list; the other ids of those do not count. palette: a colour (red, green, blue) for each class.
+    """
+
+    ignore_index: int | None = None
+    reduce_labels: bool | None = None
+    raw_ids: dict[int, int] | None = None
+    palette: tuple[Colour, ...] | None = None
+
+
 class Task(_Strict):
     """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
 
@@ -49,7 +84,7 @@ class Task(_Strict):
     images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
     For question answering the texts are question and context, and the label column holds the answers
     (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls
-    unlike and alike: cosines 0 and 1 to a loss.
+    unlike and alike: cosines 0 and 1 to a loss. `maps` explains the label maps of semantic segmentation.
     """
 
     name: str
@@ -64,6 +99,7 @@ class Task(_Strict):
     kind: Kind
     unanswerable: bool = False
     label_range: tuple[float, float] | None = None
+    maps: LabelMapRule | None = None
 
     @property
     def each_alone(self) -> bool:
@@ -74,14 +110,16 @@ class Task(_Strict):
     def _check(self) -> Task:
         if self.input == "text" and (self.dataset is None or not self.text_columns or self.image_column):
             raise ValueError("a text task has a dataset, text_columns and no image_column")
-        if self.input == "image" and (self.text_columns or self.kind != "classification"):
-            raise ValueError("an image task is one of classification and has no text_columns")
+        if self.input == "image" and (self.text_columns or self.kind not in IMAGE_KINDS):
+            raise ValueError("an image task is one of classification or semantic-segmentation and has no text_columns")
+        if self.kind == "semantic-segmentation" and self.input != "image":
+            raise ValueError("a semantic-segmentation task is one on images")
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError("a metric is listed more than once")
         unfit = [m for m in self.metrics if m not in METRICS_OF[self.kind]]
         if unfit:
             raise ValueError(f"metric {unfit[0]} does not fit a {self.kind} task")
-        if self.kind != "classification" and self.label_names is not None:
+        if self.kind not in IMAGE_KINDS and self.label_names is not None:
             raise ValueError(f"a {self.kind} task has no label_names")
         if self.kind in PAIRED and len(self.text_columns) != 2:
             raise ValueError(f"a {self.kind} task has two text_columns")
@@ -89,4 +127,9 @@ class Task(_Strict):
             raise ValueError(f"unanswerable does not fit a {self.kind} task")
         if self.label_range is not None and (self.kind != "similarity" or self.label_range[0] >= self.label_range[1]):
             raise ValueError("label_range is two rising numbers, of a similarity task")
+        if self.maps is not None:
+            if self.kind != "semantic-segmentation":
+                raise ValueError("maps explain label maps, of a semantic-segmentation task")
+            if self.maps.palette is not None and len(self.maps.palette) != len(self.label_names or ()):
+                raise ValueError("a palette has one colour for each of the label_names")
         return self

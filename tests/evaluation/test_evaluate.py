@@ -120,6 +120,8 @@ def test_every_kind_of_head_says_what_it_is_for():
     assert found == {
         "AutoModelForSequenceClassification": ("classification", regression),
         "AutoModelForImageClassification": ("classification", regression),
+        "AutoModelForUniversalSegmentation": ("semantic-segmentation", {}),
+        "AutoModelForSemanticSegmentation": ("semantic-segmentation", {}),
         "timm.create_model": ("classification", {}),
         "AutoModelForTokenClassification": ("token-classification", {}),
         "AutoModelForCausalLM": ("next-token-prediction", {}),

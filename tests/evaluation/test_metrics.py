@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from optin_cli.errors import DataError
-from optin_cli.evaluation.metrics import METRICS, distances, score_answers, score_metrics, standard_error
+from optin_cli.evaluation.metrics import (
+    METRICS,
+    RESAMPLES,
+    SEED,
+    count_pixels,
+    distances,
+    score_answers,
+    score_maps,
+    score_metrics,
+    standard_error,
+)
 
 
 def one_hot(classes, count=2):
@@ -143,3 +153,66 @@ def test_metrics_of_the_other_kind_are_refused():
         score_metrics(["squad_em"], torch.eye(2), torch.tensor([0, 1]), 2)
     with pytest.raises(DataError, match="accuracy scores numbers"):
         score_answers(["accuracy"], ["a"], [["a"]])
+
+
+# Label maps
+
+IGNORED = -1
+
+
+def label_maps(images=6, classes=4, *, absent=()):
+    """Predicted and labelled maps (images, 5, 7); class 3 is rare, and some pixels do not count."""
+    draw = torch.Generator().manual_seed(3)
+    odds = torch.tensor([0.0 if number in absent else weight for number, weight in enumerate((4.0, 3.0, 2.0, 0.3))])
+    labels = torch.multinomial(odds, images * 35, replacement=True, generator=draw).reshape(images, 5, 7)
+    other = torch.multinomial(odds, images * 35, replacement=True, generator=draw).reshape(images, 5, 7)
+    predicted = torch.where(torch.rand(labels.shape, generator=draw) < 0.6, labels, other)
+    return predicted, labels.masked_fill(torch.rand(labels.shape, generator=draw) < 0.1, IGNORED)
+
+
+def counted(predicted, labels, classes=4):
+    return torch.stack([count_pixels(p, t, classes, IGNORED) for p, t in zip(predicted, labels, strict=True)])
+
+
+def test_counts_are_diagonal_and_margins_of_what_counts():
+    predicted, labels = torch.tensor([[0, 1, 1], [2, 2, 0]]), torch.tensor([[0, 1, 2], [IGNORED, 2, 1]])
+    assert count_pixels(predicted, labels, 3, IGNORED).tolist() == [[1, 1, 1], [1, 2, 2], [2, 2, 1]]
+    assert count_pixels(predicted, labels * 0 + IGNORED, 3, IGNORED).tolist() == [[0] * 3] * 3
+
+
+@pytest.mark.parametrize("absent", [(), (2,)], ids=["all classes", "one absent"])
+def test_scores_of_maps_are_those_of_all_pixels(absent):
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
+
+    predicted, labels = label_maps(absent=absent)
+    found = score_maps(("mean_iou", "pixel_accuracy"), counted(predicted, labels))
+    flat = predicted.flatten(), labels.flatten()
+    options = {"num_classes": 4, "ignore_index": IGNORED}
+    assert found.values["mean_iou"] == pytest.approx(float(multiclass_jaccard_index(*flat, **options)))
+    accuracy = multiclass_accuracy(*flat, average="micro", **options)
+    assert found.values["pixel_accuracy"] == pytest.approx(float(accuracy))
+    each = multiclass_jaccard_index(*flat, average="none", **options).tolist()
+    assert found.class_iou == [None if n in absent else pytest.approx(v) for n, v in enumerate(each)]
+
+
+def test_a_class_that_is_only_predicted_counts_as_missed():
+    found = score_maps(("mean_iou",), counted(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]]), 3))
+    assert found.class_iou == [0.5, 0.0, None] and found.values == {"mean_iou": 0.25} and found.error is None
+
+
+@pytest.mark.parametrize("name", ["mean_iou", "pixel_accuracy"])
+def test_errors_of_maps_are_those_of_resampled_images(name):
+    counts = counted(*label_maps())
+    rows = torch.randint(6, (RESAMPLES, 6), generator=torch.Generator().manual_seed(SEED))
+    by_hand = [score_maps((name,), counts[chosen]).values[name] for chosen in rows]
+    error = score_maps((name,), counts).error
+    assert error == pytest.approx(float(torch.tensor(by_hand, dtype=torch.float64).std()))
+    assert score_maps((name,), counts).error == error > 0
+
+
+def test_maps_that_cannot_be_scored_are_refused():
+    predicted, labels = label_maps()
+    with pytest.raises(DataError, match="Every pixel of the label maps is ignored"):
+        score_maps(("mean_iou",), counted(predicted, labels * 0 + IGNORED))
+    with pytest.raises(DataError, match="accuracy does not score label maps"):
+        score_maps(("accuracy",), counted(predicted, labels))

@@ -19,7 +19,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
-from optin_cli.errors import CertificateError
+from optin_cli.errors import CertificateError, UsageError
 from optin_cli.exporting import torch_export as for_torch_export
 from optin_cli.exporting.load import load_evaluated
 from optin_cli.exporting.registry import ExportError
@@ -231,6 +231,19 @@ def test_segments_of_pairs_are_an_input_where_the_tokenizer_gives_them(tmp_path)
     types = {"token_type_ids": (torch.arange(9) > 4).long().repeat(2, 1)}
     for given in (inputs, inputs | types):
         torch.testing.assert_close(opened(**given)["logits"], model(**given).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_exported_at_another_image_size_keeps_it(tmp_path):
+    folder = save_images(tmp_path / "convnext", "timm-convnext")
+    record = optin_cli.export(load_checkpoint(folder, image_size=(64, 96)), "torch-export", tmp_path / "out")
+    opened = load_evaluated(tmp_path / "out" / next(iter(record.files)))
+    assert opened.input.workload() == record.workload and record.workload.image == (3, 64, 96)
+    from PIL import Image
+
+    assert opened.input.preprocess()(Image.new("RGB", (40, 30))).shape == (3, 64, 96)
+    assert load_evaluated(tmp_path / "out" / next(iter(record.files)), image_size=(64, 96)).name == opened.name
+    with pytest.raises(UsageError, match="was exported for 64 x 96 pixels"):
+        load_evaluated(tmp_path / "out" / next(iter(record.files)), image_size=(32, 32))
 
 
 # What fails

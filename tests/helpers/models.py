@@ -81,6 +81,15 @@ TOGETHER = {"use_relative_position_bias": True, "use_shared_relative_position_bi
 WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [4, 4], "window_size": 3, "image_size": 24, "patch_size": 4}
 TIMM_WINDOWS = {"img_size": 24, "patch_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (4, 4)}
 SMALL_STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "num_labels": 3}
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+SWIN_STAGES = WINDOWS | STAGES | {"depths": [2, 1, 1, 1], "num_heads": [4, 4, 4, 4], "image_size": 32}
+CONVNEXT_STAGES = STAGES | {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
+QUERIES = {"num_queries": 6, "decoder_layers": 4, "num_attention_heads": 4}
+MASKED = QUERIES | {"feature_size": 64, "mask_feature_size": 16, "hidden_dim": 32, "dim_feedforward": 40}
+DETR = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40, "num_queries": 6}
+FPN = {"fpn_feature_size": 64, "mask_feature_size": 64}
+REDUCED = {"hidden_sizes": [8, 16, 16, 24], "num_attention_heads": [4, 2, 2, 3], "depths": [2, 1, 1, 1]}
+UPER = {"head": "UperNetForSemanticSegmentation", "hidden_size": 16, "auxiliary_in_channels": None, "num_labels": 3}
 MOBILE = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 12, 12, 16, 16, 40], "image_size": 24}
 
 IMAGES = {
@@ -91,6 +100,27 @@ IMAGES = {
     "mobilenet_v2": ("transformers", "mobilenet_v2", {"depth_multiplier": 0.25, "image_size": 24, "num_labels": 3}),
     "resnet": ("transformers", "resnet", SMALL_STAGES | {"embedding_size": 8, "layer_type": "basic"}),
     "resnet-bottleneck": ("transformers", "resnet", SMALL_STAGES | {"hidden_sizes": [16, 16, 24, 32]}),
+    "mask2former": (
+        "transformers",
+        "mask2former",
+        MASKED
+        | {"backbone_config": ("swin", SWIN_STAGES), "encoder_layers": 2, "encoder_feedforward_dim": 40}
+        | {"num_labels": 3, "head": "Mask2FormerForUniversalSegmentation"},
+    ),
+    "maskformer": (
+        "transformers",
+        "maskformer",
+        FPN
+        | {"backbone_config": ("swin", SWIN_STAGES), "decoder_config": ("detr", DETR)}
+        | {"num_labels": 3, "head": "MaskFormerForInstanceSegmentation"},
+    ),
+    "segformer": (
+        "transformers",
+        "segformer",
+        REDUCED | {"decoder_hidden_size": 16, "num_labels": 3, "head": "SegformerForSemanticSegmentation"},
+    ),
+    "upernet-swin": ("transformers", "upernet", UPER | {"backbone_config": ("swin", SWIN_STAGES)}),
+    "upernet-convnext": ("transformers", "upernet", UPER | {"backbone_config": ("convnext", CONVNEXT_STAGES)}),
     "timm-swin": ("timm", "swin_tiny_patch4_window7_224", TIMM_WINDOWS | {"window_size": 4, "num_classes": 3}),
     "timm-convnext": ("timm", "test_convnext2", {"num_classes": 3}),
     "timm-mobilevit": ("timm", "mobilevit_xxs", {"num_classes": 3}),
@@ -114,7 +144,13 @@ IMAGES = {
     "timm-beit": ("timm", "beit_base_patch16_224", TIMM_VIT),
     "timm-beit-shared": ("timm", "beit_base_patch16_224", TIMM_VIT | {"use_shared_rel_pos_bias": True}),
 }
-"""Families of image classifiers: library, model type or timm's name of a model, and what makes it tiny."""
+"""Families of image classifiers and segmenters: library, model type or timm's name, and what makes it tiny."""
+SEEING = (
+    "AutoModelForImageClassification",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+)
+"""Their auto classes in transformers."""
 SIDE = 24
 """Height and width of their images."""
 HALVED = 32
@@ -151,7 +187,9 @@ def build_stock(family, **overrides):
     library, kind, values = IMAGES[family]
     if library == "timm":
         return timm.create_model(kind, **(values | overrides))
-    values = values | overrides
+    values = {
+        k: AutoConfig.for_model(v[0], **v[1]) if k.endswith("_config") else v for k, v in values.items()
+    } | overrides
     head = getattr(transformers, values.pop("head", "AutoModelForImageClassification"))
     make = head.from_config if hasattr(head, "from_config") else head
     return make(AutoConfig.for_model(kind, **values))
@@ -165,14 +203,23 @@ def root_of(model):
     return "" if is_timm(model) else next(n for n, module in model.named_modules() if module is model.base_model)
 
 
+def sight_of(model):
+    """The auto class of a model of transformers that takes images; a pruned one has the name of the library's class."""
+    for auto_class in SEEING:
+        mapping = getattr(transformers, auto_class)._model_mapping
+        classes = mapping.get(type(model.config), ())
+        if type(model).__name__ in {kind.__name__ for kind in (classes if isinstance(classes, tuple) else (classes,))}:
+            return auto_class
+    return SEEING[0]
+
+
 def structure_of(model, head="classes", architecture=None):
     if is_timm(model):
         description = architecture or find_architecture(type(model).__name__, "timm")
         return find_structure(model, description, known_heads()["timm.create_model"])
     if model.main_input_name == "pixel_values":
         description = architecture or find_architecture(model.config.model_type)
-        rule = known_heads()["AutoModelForImageClassification"]
-        return find_structure(model, description, rule, root=root_of(model))
+        return find_structure(model, description, known_heads()[sight_of(model)], root=root_of(model))
     config, auto_class = model.config, (HEADS | NEXT)[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
@@ -190,7 +237,8 @@ def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):
 
 
 def side_of(model):
-    return HALVED if type(model).__name__ in ("VGG", "ConvNeXt", "ConvNextForImageClassification") else SIDE
+    halving = type(model).__name__ in ("VGG", "ConvNeXt", "ConvNextForImageClassification")
+    return HALVED if halving or (not is_timm(model) and "Segmentation" in sight_of(model)) else SIDE
 
 
 def make_pixels(model, rows=2, *, seed=0):

@@ -100,7 +100,7 @@ def test_masking_leaves_no_trace():
     names = head_dims_of(structure.kinds).units
     with torch.no_grad():
         whole = model(**inputs).logits
-        with masked(model, structure, dict.fromkeys(names, [0])):
+        with masked(model, structure, {name: [0] for name in names}):
             assert not torch.allclose(model(**inputs).logits, whole, rtol=1e-3)
         with masked(model, structure, {name: range(dims) for name, dims in names.items()}):
             assert torch.equal(model(**inputs).logits, whole)

@@ -46,6 +46,18 @@ def test_manifold_distance_by_hand():
     assert manifold_distance(a, b, mask_of(2)).item() == pytest.approx(2 / 4)
 
 
+@pytest.mark.parametrize("tokens", [3, 4, 9, 40])
+def test_manifold_distance_is_that_of_gram_matrices_whatever_is_larger(tokens):
+    a, b = draw(0, 2, tokens, 4), draw(1, 2, tokens, 4)
+    mask = mask_of(tokens, tokens - 2)
+    for near in (1.0, 1e-3, 1e-6):
+        moved = b + near * a
+        mine, theirs = (normalized_tokens(x, mask) for x in (moved, b))
+        gram = mine @ mine.mT - theirs @ theirs.mT
+        expected = gram.square().sum(dim=(1, 2)) / mask.sum(dim=1) ** 2
+        torch.testing.assert_close(manifold_distance(moved, b, mask), expected, rtol=1e-6, atol=0)
+
+
 def test_normalized_tokens_are_unit_vectors_or_zero():
     mask = mask_of(4, 2)
     normal = normalized_tokens(draw(0, 2, 4, 3), mask)

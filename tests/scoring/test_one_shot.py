@@ -21,8 +21,8 @@ from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError
-from optin_cli.model.lookup import tensor_at
 from optin_cli.model.head_dims import head_dims_of
+from optin_cli.model.lookup import tensor_at
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import moments
 from optin_cli.scoring.accumulate import SavedState

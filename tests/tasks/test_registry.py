@@ -17,6 +17,7 @@ VALID = {
     "metrics": ["accuracy"],
     "kind": "classification",
 }
+SCENES = {"input": "image", "text_columns": [], "kind": "semantic-segmentation", "metrics": ["mean_iou"]}
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -24,13 +25,17 @@ def test_shipped_task_is_named_as_its_file_and_uses_known_metrics(name):
     task = load_task(name)
     assert task.name == name
     assert set(task.metrics) <= set(METRICS)
-    assert (task.label_names is None) == (task.kind != "classification" or task.dataset is None)
+    if task.kind == "semantic-segmentation":
+        assert task.input == "image" and (task.label_names is None or task.maps.palette is not None)
+    else:
+        assert (task.label_names is None) == (task.kind != "classification" or task.dataset is None)
 
 
 def test_tasks_are_shipped():
     glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
     images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
-    assert set(task_names()) == {*glue, *images, "squad", "squad_v2", "stsb-cosine"}
+    scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
+    assert set(task_names()) == {*glue, *images, *scenes, "squad", "squad_v2", "stsb-cosine"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -62,6 +67,11 @@ def test_unknown_task_names_the_nearest():
         ({"image_column": "image"}, "no image_column"),
         ({"input": "image"}, "an image task"),
         ({"input": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
+        ({"kind": "semantic-segmentation", "metrics": ["mean_iou"]}, "is one on images"),
+        ({"metrics": ["mean_iou"]}, "mean_iou does not fit a classification task"),
+        ({"maps": {}}, "maps explain label maps"),
+        (SCENES | {"maps": {"palette": [[1, 2, 3]]}}, "one colour for each of the label_names"),
+        (SCENES | {"maps": {"colours": []}}, "maps.colours"),
     ],
 )
 def test_invalid_task_file_is_refused_with_its_place(tmp_path, change, problem):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import Purpose
 from optin_cli.errors import CheckpointError, UsageError
+from optin_cli.tasks.schema import LabelMapRule
 
 if TYPE_CHECKING:
     import torch
@@ -36,17 +37,41 @@ MODELING = "modeling_optin.py"
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The images that a model takes: (rows, channels, height, width) under the keyword `input_name`."""
+    """The images that a model takes: (rows, channels, height, width) under the keyword `input_name`.
+
+    fixed: whether preprocessing makes every image this size, or only square ones. resized: whether the user asked for
+    the size, to which preprocessing then scales.
+    """
 
     input_name: str
     channels: int
     height: int
     width: int
+    fixed: bool = True
+    resized: bool = False
+
+    @classmethod
+    def of(cls, name: str, shape: Sequence[int], *, fixed: bool = True) -> ImageSpec:
+        """Images of a shape (channels, height, width)."""
+        channels, height, width = map(int, shape)
+        return cls(name, channels, height, width, fixed)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True)
+class MapDecoder:
+    """How a checkpoint's own preprocessing explains label maps and turns the model's outputs into such.
+
+    rule: what it says of ids. decode: from the outputs by name of one image, each with a batch axis of 1, and (height,
+    width) to the class of every pixel, (height, width) int64.
+    """
+
+    rule: LabelMapRule
+    decode: Callable[[Mapping[str, torch.Tensor], tuple[int, int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,18 @@ class Blueprint:
         """The kind of task that the model is for, by its head and problem type."""
         return known_heads()[self.auto_class].purpose_for(self.problem_type)
 
+    def at_size(self, size: tuple[int, int], name: str) -> Blueprint:
+        """The same with images of a height and width that the user asks for; name: of the checkpoint, for messages.
+
+        Raises UsageError: the model takes text, or preprocessing does not make that size.
+        """
+        if self.image is None:
+            raise UsageError(f"--image-size is given, but {name} takes text.", hint="Leave it out.")
+        if self.image.fixed and size == self.image.shape[1:]:
+            return self
+        image = replace(self.image, height=size[0], width=size[1], fixed=True, resized=True)
+        return self.builder.at_size(self, image)
+
 
 class Library(Protocol):
     """One library of models."""
@@ -110,6 +147,12 @@ class Library(Protocol):
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
+
+    def at_size(self, blueprint: Blueprint, image: ImageSpec) -> Blueprint:
+        """The same with images of another size (UsageError where preprocessing does not make that size)."""
+
+    def map_decoder(self, blueprint: Blueprint) -> MapDecoder:
+        """How label maps are read and made, for a model of semantic segmentation (CheckpointError if it is unknown)."""
 
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
         """Write weights and config of a cut model into a folder."""

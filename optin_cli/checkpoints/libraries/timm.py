@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
-from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageSpec, Preprocess
+from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageSpec, MapDecoder, Preprocess
 from optin_cli.checkpoints.weights import State, strip_prefix
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
@@ -108,7 +108,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         kind=kind,
         auto_class=LOADED_BY,
         model_class=kind,
-        image=ImageSpec(INPUT, *(int(n) for n in size)),
+        image=ImageSpec.of(INPUT, size),
         num_labels=int(getattr(model, "num_classes", 0)),
         label_names=tuple(map(str, names)) if isinstance(names, list) else None,
         problem_type=None,
@@ -185,8 +185,21 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     """The evaluation transform of the model's own data config."""
     from timm.data import create_transform, resolve_model_data_config
 
-    transform: Preprocess = create_transform(**resolve_model_data_config(blueprint.prototype), is_training=False)
+    config = resolve_model_data_config(blueprint.prototype)
+    if blueprint.image is not None and blueprint.image.resized:
+        config |= {"input_size": blueprint.image.shape}
+    transform: Preprocess = create_transform(**config, is_training=False)
     return transform
+
+
+def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
+    """Scaled and cropped as the data config says, to another size."""
+    return replace(blueprint, image=image)
+
+
+def map_decoder(blueprint: Blueprint) -> MapDecoder:
+    """Refuse: timm has no models of segmentation."""
+    raise CheckpointError(f"{blueprint.model_class} is a model of timm, which has none of semantic segmentation.")
 
 
 def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads
@@ -18,12 +21,14 @@ from optin_cli.checkpoints.libraries.registry import (
     PLAN_KEY,
     Blueprint,
     ImageSpec,
+    MapDecoder,
     Preprocess,
     read_folder,
 )
 from optin_cli.checkpoints.weights import State, strip_prefix
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
 from optin_cli.model.modeling_optin import apply_plan
+from optin_cli.tasks.schema import LabelMapRule
 
 if TYPE_CHECKING:
     from optin_cli.model.config_counts import Settings
@@ -33,6 +38,10 @@ LIBRARY = "transformers"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 TEXT, IMAGE = "input_ids", "pixel_values"
 """Names of a model's main input."""
+SQUARE, WIDE = (256, 256), (320, 256)
+"""Sizes of two images (width, height) that show what a processor makes of images in general."""
+REDUCES = ("do_reduce_labels", "reduce_labels")
+"""How processors say that id 0 of a label map does not count, the second in files of old that are still around."""
 LOADER = '''
 
 class {stock}(transformers.{stock}):
@@ -125,12 +134,13 @@ def _processor(folder: Path) -> Any:
 def _image_spec(folder: Path, config: Any) -> ImageSpec:
     """What the image processor makes of an image, else what the config says."""
     channels = int(getattr(config, "num_channels", 3))
-    if any((folder / name).is_file() for name in PROCESSORS):
+    if _has_processor(folder):
         from PIL import Image
 
         mode = "L" if channels == 1 else "RGB"
-        found = _processor(folder)(images=Image.new(mode, (256, 256)), return_tensors="pt")[IMAGE]
-        return ImageSpec(IMAGE, *(int(n) for n in found.shape[1:]))
+        process = _as_pixels(_processor(folder))
+        square, wide = (process(Image.new(mode, size)) for size in (SQUARE, WIDE))
+        return ImageSpec.of(IMAGE, square.shape, fixed=square.shape == wide.shape)
     size = getattr(config, "image_size", None)
     if size is None:
         raise CheckpointError(
@@ -206,27 +216,80 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
 
 def preprocess(blueprint: Blueprint) -> Preprocess:
     """The checkpoint's own image processor."""
+    return _as_pixels(_required_processor(blueprint), blueprint.image)
+
+
+def _required_processor(blueprint: Blueprint) -> Any:
     folder = blueprint.folder
-    if folder is None or not any((folder / name).is_file() for name in PROCESSORS):
+    if folder is None or not _has_processor(folder):
         raise CheckpointError(
             f"{folder} holds no image processor, so it is unknown how to prepare images.",
             hint=f"Put the model's {PROCESSORS[0]} beside its {CONFIG}.",
         )
-    processor = _processor(folder)
-    return lambda image: processor(images=image, return_tensors="pt")[IMAGE][0]
+    return _processor(folder)
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSORS)
+
+
+def _as_pixels(processor: Any, image: ImageSpec | None = None) -> Preprocess:
+    """A processor as a function of one image. image: what to scale to, where the user asked for its size."""
+    how: dict[str, Any] = {"return_tensors": "pt"}
+    if image is not None and image.resized:
+        how |= {"do_resize": True, "size": {"height": image.height, "width": image.width}}
+        how |= {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
+    return lambda picture: processor(images=picture, **how)[IMAGE][0]
+
+
+def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
+    """Scaled to that size without a crop, which not every processor makes exactly."""
+    if blueprint.folder is not None and _has_processor(blueprint.folder):
+        from PIL import Image
+
+        picture = Image.new("L" if image.channels == 1 else "RGB", WIDE)
+        found = tuple(map(int, _as_pixels(_processor(blueprint.folder), image)(picture).shape))
+        if found != image.shape:
+            raise UsageError(
+                f"The image processor of {blueprint.folder} makes images of {found[1]} x {found[2]} pixels when asked "
+                f"for {image.height} x {image.width}.",
+                hint=f"Pass --image-size {found[1]}x{found[2]}, or another size that it keeps.",
+            )
+    return replace(blueprint, image=image)
+
+
+def map_decoder(blueprint: Blueprint) -> MapDecoder:
+    """By the processor's own rules; logits of pixels are interpolated where it has none."""
+    processor = _required_processor(blueprint)
+    reduce = any(getattr(processor, key, False) for key in REDUCES)
+    rule = LabelMapRule(ignore_index=getattr(processor, "ignore_index", None), reduce_labels=reduce)
+    post = getattr(processor, "post_process_semantic_segmentation", None)
+
+    def decode(outputs: Mapping[str, torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        if post is None:
+            return F.interpolate(outputs["logits"], size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
+        found: torch.Tensor = post(SimpleNamespace(**outputs), target_sizes=[size])[0]
+        return found
+
+    return MapDecoder(rule, decode)
 
 
 def _classes(blueprint: Blueprint) -> dict[str, str]:
-    """Stock class names by auto class: the checkpoint's own, and the bare base model."""
+    """Stock class names by auto class: the checkpoint's own, and the bare base model where there is one."""
     import transformers
 
-    base = transformers.AutoModel._model_mapping[type(blueprint.config)]
-    return {blueprint.auto_class: blueprint.model_class, "AutoModel": base.__name__}
+    bases = transformers.AutoModel._model_mapping
+    base = {"AutoModel": bases[type(blueprint.config)].__name__} if type(blueprint.config) in bases else {}
+    return {blueprint.auto_class: blueprint.model_class, **base}
 
 
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
-    """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`."""
-    model.save_pretrained(folder, state_dict=state)
+    """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
+
+    Weights keep the names they have in the model: transformers translates those of earlier versions for its own classes
+    alone, not for one beside the weights.
+    """
+    model.save_pretrained(folder, state_dict=state, save_original_format=False)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
     config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}

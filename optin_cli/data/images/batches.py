@@ -119,7 +119,7 @@ class ImageBatches(Sequence[Batch]):
                 f"The checkpoint's preprocessing leaves images of {self.samples.name} in different sizes: "
                 f"{self.samples.images[shapes[first]].name} as {first}, {self.samples.images[shapes[second]].name} "
                 f"as {second}; a batch needs one.",
-                hint="Give the checkpoint's preprocessing a crop to one size, or pass --batch-size 1.",
+                hint="Pass --image-size HEIGHTxWIDTH or --batch-size 1, or give the checkpoint's preprocessing a crop.",
             )
         (found,) = shapes
         if self.shape is not None and found != self.shape:

@@ -5,8 +5,10 @@ orientation that a camera noted is not applied. 16-bit values become 8-bit ones 
 """
 
 import io
+from typing import Any
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from optin_cli.errors import DataError, first_line
@@ -16,6 +18,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 SIXTEEN_BIT = ("PNG", "PPM")
 """Formats whose images of 32-bit integers hold 16-bit values."""
+NUMBERED = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of one whole number a pixel."""
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
@@ -24,6 +28,34 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         return _as_rgb(_open(content))
     except Exception as error:  # Pillow's plugins raise whatever a malformed file makes them trip over
         raise DataError(f"The image {name} cannot be decoded: {_reason(error)}.") from error
+
+
+def size_of_image(content: bytes, name: str) -> tuple[int, int]:
+    """Height and width of an image, from its header (DataError where that cannot be read)."""
+    try:
+        image = _open(content)
+    except Exception as error:
+        raise DataError(f"The image {name} cannot be decoded: {_reason(error)}.") from error
+    return image.height, image.width
+
+
+def decode_numbers(content: bytes, name: str) -> NDArray[Any]:
+    """Decode an image of one number a pixel, (height, width): those of a palette are its indices, not its colours.
+
+    Raises DataError: the file does not decode, or holds colours.
+    """
+    try:
+        image = _open(content)
+        numbers = numpy.asarray(image)
+    except Exception as error:
+        raise DataError(f"The label map {name} cannot be decoded: {_reason(error)}.") from error
+    if image.mode not in NUMBERED:
+        raise DataError(
+            f"The label map {name} holds colours (mode {image.mode}); expected one number a pixel, the id of its "
+            "class.",
+            hint="Save it as a grayscale PNG of class ids, or as a PNG with a palette, whose indices are the ids.",
+        )
+    return numbers
 
 
 def find_fault(content: bytes, *, max_ratio: float) -> str | None:

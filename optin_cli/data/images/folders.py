@@ -95,23 +95,35 @@ def read_gallery(path: Path | None, task: Task | None, role: Role, label_column:
         return _from_rows(task.name, *open_dataset(task, role), task, role, None)
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
-    name = path.resolve().name
-    preferred = [] if task is None else [str(getattr(task.splits, role))]
-    wanted = tuple(dict.fromkeys([*preferred, *FALLBACKS[role]]))
-    if path.is_dir() and is_saved(path):
-        return _from_rows(name, *open_saved(path, wanted), task, role, label_column)
-    if path.suffix.lower() == PARQUET or (path.is_dir() and any(path.glob(f"*{PARQUET}"))):
-        return _from_rows(name, *open_parquet(path, wanted), task, role, label_column)
+    name, wanted = path.resolve().name, wanted_splits(task, role)
+    rows = open_rows(path, wanted)
+    if rows is not None:
+        return _from_rows(name, *rows, task, role, label_column)
     if not path.is_dir():
         raise DataError(
             f"{path} is a file; expected a folder of images.",
             hint="Put the images into a folder, one folder a class within it where they are labelled.",
         )
-    split, folder = _split_folder(path, wanted, role)
+    split, folder = split_folder(path, wanted, role)
     return _from_folder(name, split, folder, role)
 
 
-def _split_folder(path: Path, wanted: Sequence[str], role: Role) -> tuple[str, Path]:
+def wanted_splits(task: Task | None, role: Role) -> tuple[str, ...]:
+    """The splits that can play a role, that of the task before the usual ones."""
+    preferred = [] if task is None else [str(getattr(task.splits, role))]
+    return tuple(dict.fromkeys([*preferred, *FALLBACKS[role]]))
+
+
+def open_rows(path: Path, wanted: Sequence[str]) -> tuple[str, Any] | None:
+    """Split and rows of a folder that `datasets` saved, or of Parquet files; None for what is neither."""
+    if path.is_dir() and is_saved(path):
+        return open_saved(path, wanted)
+    if path.suffix.lower() == PARQUET or (path.is_dir() and any(path.glob(f"*{PARQUET}"))):
+        return open_parquet(path, wanted)
+    return None
+
+
+def split_folder(path: Path, wanted: Sequence[str], role: Role) -> tuple[str, Path]:
     """The split to read and its folder; the folder itself, with split "all", where it has none."""
     folders = {folder.name.casefold(): folder for folder in _folders(path)}
     known = {name for spelt in SPELLINGS.values() for name in spelt} | set(wanted)
@@ -131,15 +143,10 @@ def _split_folder(path: Path, wanted: Sequence[str], role: Role) -> tuple[str, P
 
 def _from_folder(name: str, split: str, folder: Path, role: Role) -> Gallery:
     loose = _images(folder, [entry for entry in _entries(folder) if entry.is_file()])
-    classes = {child.name: _images(folder, _files_below(child)) for child in _folders(folder)}
+    classes = {child.name: _images(folder, files_below(child)) for child in _folders(folder)}
     sorted_images = [picture for images in classes.values() for picture in images]
     if not loose and not sorted_images:
-        others = [str(path.relative_to(folder)) for path in _files_below(folder)]
-        held = f"{len(others):,} other files, such as {others[0]}" if others else "nothing"
-        raise DataError(
-            f"The folder {folder} holds no images; expected files ending in {', '.join(SUFFIXES)}, found {held}.",
-            hint="Pass a folder of images, or of one folder of images a class.",
-        )
+        raise no_images(folder, "Pass a folder of images, or of one folder of images a class.")
     if not loose:
         names = sorted(classes, key=_class_order(list(classes)))
         numbers = {kind: number for number, kind in enumerate(names)}
@@ -155,23 +162,44 @@ def _from_folder(name: str, split: str, folder: Path, role: Role) -> Gallery:
 
 
 def _from_rows(name: str, split: str, data: Any, task: Task | None, role: Role, label_column: str | None) -> Gallery:
-    import datasets
-
     found = f"it has columns {', '.join(data.column_names)}"
-    kinds = {column for column, feature in data.features.items() if isinstance(feature, datasets.Image)}
-    column = next((c for c in (task and task.image_column, "image", "img", *sorted(kinds)) if c in kinds), None)
-    if column is None:
-        raise DataError(
-            f"{name} has no column of images: {found}.",
-            hint="Save it with datasets, its column of images as datasets.Image().",
-        )
+    column = image_column(name, data, task)
     labels, names = _row_labels(name, data, label_column or (task.label_column if task else "label"), role)
     if label_column is not None and label_column not in data.column_names:
         raise DataError(f"{name} has no label column {label_column!r}: {found}.")
+    return Gallery(name, split, row_pictures(name, data, column), labels, names)
+
+
+def image_columns(data: Any) -> list[str]:
+    """Columns of a dataset that hold images, sorted."""
+    import datasets
+
+    return sorted(column for column, feature in data.features.items() if isinstance(feature, datasets.Image))
+
+
+def image_column(name: str, data: Any, task: Task | None) -> str:
+    """The column of a dataset that holds its images: the task's, "image" or "img", else the first (DataError if none).
+
+    name: what messages call the dataset.
+    """
+    kinds = image_columns(data)
+    for column in (task and task.image_column, "image", "img", *kinds):
+        if column in kinds:
+            return str(column)
+    raise DataError(
+        f"{name} has no column of images: it has columns {', '.join(data.column_names)}.",
+        hint="Save it with datasets, its column of images as datasets.Image().",
+    )
+
+
+def row_pictures(name: str, data: Any, column: str) -> list[Picture]:
+    """The images of a column, undecoded (DataError if there are no rows)."""
+    import datasets
+
     rows = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     if not len(rows):
         raise DataError(f"{name} has no rows.", hint="Pass data with at least one image.")
-    return Gallery(name, split, [RowPicture(rows, column, number) for number in range(len(rows))], labels, names)
+    return [RowPicture(rows, column, number) for number in range(len(rows))]
 
 
 def _row_labels(name: str, data: Any, column: str, role: Role) -> tuple[list[int] | None, tuple[str, ...] | None]:
@@ -218,13 +246,22 @@ def _folders(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if entry.is_dir()]
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Every file in a folder and those below; links are followed to files only, since they may lead in circles."""
     files = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(root) / name for name in names if not name.startswith(".")]
     return files
+
+
+def no_images(folder: Path, hint: str) -> DataError:
+    """The error for a folder without images, which says what it holds instead."""
+    others = [str(path.relative_to(folder)) for path in files_below(folder)]
+    held = f"{len(others):,} other files, such as {others[0]}" if others else "nothing"
+    return DataError(
+        f"The folder {folder} holds no images; expected files ending in {', '.join(SUFFIXES)}, found {held}.", hint=hint
+    )
 
 
 def _images(folder: Path, files: Sequence[Path]) -> list[Picture]:

@@ -79,13 +79,17 @@ def load_image_samples(spec: DataSpec, progress: Progress = SILENT) -> ImageSamp
     Raises UsageError: no data is named, or two names contradict each other. DataError: the data is missing, empty, no
     images, labelled in part, or more images fail to decode than `spec.images` allows.
     """
-    options = spec.images
     task, path = spec.resolve("image")
-    gallery = read_gallery(path, task, spec.role, spec.label_column)
+    return select_images(read_gallery(path, task, spec.role, spec.label_column), spec, progress)
+
+
+def select_images(gallery: Gallery, spec: DataSpec, progress: Progress = SILENT) -> ImageSamples:
+    """Select and check images that were found already (DataError as of `load_image_samples`)."""
+    options = spec.images
     with ThreadPoolExecutor(reading_threads(options)) as pool, warnings.catch_warnings():
         # Of what Pillow warns about in a file that it decodes all the same, a user can change nothing.
         warnings.filterwarnings("ignore", module="PIL")
-        digests = list(_reported(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", progress))
+        digests = list(reported(pool.map(_digest, gallery.pictures), len(gallery.pictures), "reading", progress))
         ranked = rank_rows(digests, gallery.labels, spec.seed)
         chosen, skipped = _choose(pool, gallery, ranked, spec, progress)
     labels = None if gallery.labels is None else [gallery.labels[i] for i in chosen]
@@ -124,7 +128,7 @@ def _choose(
         next_ones = waiting[: wanted - len(chosen)]
         del waiting[: len(next_ones)]
         found = pool.map(lambda index: _fault(gallery.pictures[index], options), next_ones)
-        for index, fault in zip(next_ones, _reported(found, len(next_ones), "decoding", progress), strict=True):
+        for index, fault in zip(next_ones, reported(found, len(next_ones), "decoding", progress), strict=True):
             if fault is None:
                 chosen.append(index)
             else:
@@ -157,7 +161,7 @@ def _fault(picture: Picture, options: ImageOptions) -> str | None:
     return find_fault(content, max_ratio=options.max_ratio)
 
 
-def _reported(items: Iterable[Item], total: int, what: str, progress: Progress) -> Iterator[Item]:
+def reported(items: Iterable[Item], total: int, what: str, progress: Progress) -> Iterator[Item]:
     """Yield the items, reporting each."""
     for number, item in enumerate(items):
         progress.update(number, total, what)

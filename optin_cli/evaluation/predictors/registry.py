@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from optin_cli.architectures.schema import Purpose
 from optin_cli.checkpoints.checks import require_fit
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
+from optin_cli.evaluation.predictors.maps import predict_maps
 from optin_cli.evaluation.predictors.similarity import predict_similarity
 from optin_cli.tasks.schema import Kind
 
@@ -16,13 +18,18 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
         "regression": predict_labels,
         "similarity": predict_similarity,
         "question-answering": predict_answers,
+        "semantic-segmentation": predict_maps,
     }
 )
+WITHOUT_TASK: Mapping[Purpose, Callable[[Trial], Prediction]] = MappingProxyType(
+    {"semantic-segmentation": predict_maps}
+)
+"""Where outputs alone are compared, what models of a purpose need other than their outputs as they are."""
 
 
 def run_trial(trial: Trial) -> Prediction:
     """Predict as the task's kind demands, or run the model as it is without one (DataError if the task is unfit)."""
     if trial.task is None:
-        return predict_labels(trial)
+        return WITHOUT_TASK.get(trial.checkpoint.blueprint.purpose, predict_labels)(trial)
     require_fit(trial.checkpoint, trial.task)
     return PREDICTORS[trial.task.kind](trial)

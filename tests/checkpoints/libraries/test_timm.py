@@ -165,3 +165,19 @@ def test_without_timm_its_checkpoints_are_refused(folder, monkeypatch):
     with pytest.raises(CheckpointError, match="not installed") as caught:
         load_checkpoint(folder)
     assert "optin-cli[vision]" in caught.value.hint
+
+
+def test_images_of_another_size(tmp_path, folder):
+    convnet = save_images(tmp_path / "convnext", "timm-convnext")
+    opened = load_checkpoint(convnet, image_size=(64, 96))
+    assert opened.input.workload().image == (3, 64, 96) and opened.input.workload().resized
+    assert opened.input.preprocess()(Image.new("RGB", (50, 40))).shape == (3, 64, 96)
+    with pytest.raises(UsageError, match=r"tiny does not take images of 32 x 32 pixels: .*") as caught:
+        load_checkpoint(folder, image_size=(32, 32))
+    assert "--image-size" in caught.value.hint
+
+
+def test_timm_has_no_label_maps(folder):
+    checkpoint = load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="has none of semantic segmentation"):
+        checkpoint.blueprint.builder.map_decoder(checkpoint.blueprint)
