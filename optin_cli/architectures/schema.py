@@ -44,6 +44,16 @@ class SliceRule(_Strict):
     optional: bool = False
 
 
+class QueryKeyRule(_Strict):
+    """Linear layers whose outputs attention multiplies, head by head: their products alone matter, not their basis.
+
+    query, key: modules; where one layer gives both, queries are the first of its `parts` and keys the second.
+    """
+
+    query: str
+    key: str
+
+
 class ConfigKeyRule(_Strict):
     """A key of the library's own config, and its value when every block of the stack keeps `units` units of the group.
 
@@ -118,6 +128,7 @@ class GroupRule(_Strict):
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
     holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
     consumer's weights without calling it.
+    query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
     config: None where the library's config cannot state that there are fewer units.
     """
 
@@ -140,7 +151,14 @@ class GroupRule(_Strict):
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None
+    query_key: QueryKeyRule | None = None
     config: ConfigRule | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> GroupRule:
+        if self.query_key is not None and (self.kind != "head" or not isinstance(self.unit_width, str)):
+            raise ValueError("query_key needs heads whose unit_width is an attribute")
+        return self
 
 
 class TokenRule(_Strict):

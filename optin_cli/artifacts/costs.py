@@ -106,6 +106,8 @@ class TokenExchange(Frozen):
 
 TOKEN = UNITS["tokens"]
 """Kind of the groups whose units are tokens."""
+HEAD_DIM = UNITS["head-dims"]
+"""Kind of the groups whose units are dimensions of queries and keys."""
 
 
 def merges_at(shares: Sequence[int], units: int) -> list[int]:

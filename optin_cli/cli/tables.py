@@ -38,7 +38,10 @@ def profile_table(result: Profile) -> Table:
     macs = parameters = 0.0
     for name, group in result.groups.items():
         group_macs, group_parameters = group.units * group.unit_macs, group.units * group.unit_parameters
-        macs, parameters = macs + group_macs, parameters + group_parameters
+        # What two groups share is counted with the first.
+        shared = [(both, group.units * result.groups[other].units) for other, both in group.shared.items()]
+        macs += group_macs - sum(both.macs * pairs for both, pairs in shared)
+        parameters += group_parameters - sum(both.parameters * pairs for both, pairs in shared)
         table.add_row(
             name,
             f"{group.units:,}",

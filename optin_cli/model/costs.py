@@ -136,7 +136,7 @@ def unit_parameters(model: nn.Module, group: Group) -> int:
     """Parameters that one unit of a group holds."""
     tensors = ((piece, tensor_at(model, piece.parameter)) for piece in group.slices)
     return sum(
-        tensor.numel() // tensor.shape[piece.axis] * piece.parts * piece.unit_width
+        tensor.numel() // tensor.shape[piece.axis] * piece.unit_width
         for piece, tensor in tensors
         if isinstance(tensor, nn.Parameter)
     )
@@ -169,7 +169,7 @@ def shared_costs(
             macs = by_module.get(piece.parameter.rpartition(".")[0], 0.0)
             costs[other.name][group.name] = SharedCost(
                 macs=macs / (group.units * other.units),
-                parameters=columns * piece.parts * piece.unit_width * theirs.parts * theirs.unit_width,
+                parameters=columns * piece.unit_width * theirs.unit_width,
             )
     return costs
 

@@ -23,6 +23,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         model: a module whose base model lies at `plan["root"]`, or is that base model itself.
         plan: {"root": path, "parameters": {path: shape}, "attributes": {path: int},
             "select": [{"module", "argument", "axis", "per_row", "index", "of"}], "attend": [path],
+            "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str}}.
     """
@@ -47,6 +48,9 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     for path in plan.get("attend", []):
         owner, leaf = locate(path)
         attend_by_parts(getattr(owner, leaf))
+    for rule in plan.get("pad", []):
+        owner, leaf = locate(rule["module"])
+        _pad(getattr(owner, leaf), rule)
     for rule in plan["empty"]:
         owner, leaf = locate(rule["module"])
         _empty(getattr(owner, leaf), rule)
@@ -65,7 +69,7 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
     return {
         **plan,
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
-        **{key: [rule for rule in plan[key] if rule["module"].startswith(root)] for key in ("select", "empty")},
+        **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
     }
 
@@ -110,6 +114,22 @@ def _select(module: nn.Module, rule: dict[str, Any]) -> None:
         return bound.args, bound.kwargs
 
     module.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+def _pad(module: Any, rule: dict[str, Any]) -> None:
+    """Let a linear layer put out heads of their full width, of which it computes fewer columns."""
+    if not hasattr(module, "padded_heads"):
+        module.register_forward_hook(_widen)
+    module.padded_heads = (tuple(rule["widths"]), rule["to"])
+
+
+def _widen(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    """Pad every head with zeros, which add nothing to products of queries and keys; output: (..., columns)."""
+    widths, to = module.padded_heads
+    heads = output.shape[-1] // sum(widths)
+    parts = torch.split(output, [heads * width for width in widths], dim=-1)
+    each = (part.reshape(*part.shape[:-1], heads, width) for part, width in zip(parts, widths, strict=True))
+    return torch.cat([nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each], dim=-1)
 
 
 def attend_by_parts(module: Any) -> None:

@@ -14,6 +14,19 @@ class SelectedArgument(SelectRule):
     of: int
 
 
+class Padded(BaseModel):
+    """A linear layer whose heads are narrower than what reads them, which then sees zeros.
+
+    widths: of a head in each part of its output. to: the width that each part is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: str
+    widths: list[int]
+    to: int
+
+
 class Merge(BaseModel):
     """How many tokens merge behind each block; see `modeling_optin.merge_between`."""
 
@@ -35,6 +48,7 @@ class Plan(BaseModel):
     attributes: dict[str, int] = {}
     select: list[SelectedArgument] = []
     attend: list[str] = []
+    pad: list[Padded] = []
     empty: list[EmptyRule] = []
     merge: Merge | None = None
 
@@ -46,6 +60,7 @@ class Plan(BaseModel):
             attributes={**self.attributes, **later.attributes},
             select=[*self.select, *later.select],
             attend=[*self.attend, *(path for path in later.attend if path not in self.attend)],
+            pad=[*(p for p in self.pad if p.module not in {n.module for n in later.pad}), *later.pad],
             empty=[*self.empty, *later.empty],
             merge=later.merge or self.merge,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -145,7 +145,7 @@ def find_slices(model: nn.Module, stacks: Sequence[FoundStack], _root: str, prob
         for stack in stacks
         for name, place in stack.places.items()
         for rule in stack.rule.groups
-        if _applies(model, rule, place)
+        if applies(model, rule, place)
     )
     return Slices(tuple(group for group in found if group is not None))
 
@@ -157,7 +157,9 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     if unit_width < 1:
         return None
     config = resolve_config(model, rule.config, place, name, problems)
+    found = _count_heads(model, rule, unit_width, place)
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, unit_width, place, name, problems)]
+    slices = [_narrowed(model, s, found, rule, place) for s in slices] if found else slices
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
     inner += [rule.attend, rule.empty.module if rule.empty else None]
     problems += [
@@ -201,7 +203,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     )
 
 
-def _applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
+def applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
     needed = {**rule.when, **({"": rule.types} if rule.types else {})}
     return all(type(module_at(model, place(path))).__name__ in kinds for path, kinds in needed.items())
@@ -241,7 +243,25 @@ def _resolve_slices(
             if not rule.optional:
                 problems.append(f"{name}: parameter {full} does not exist")
         elif getattr(owner, leaf) is not None:
-            yield Slice(full, rule.axis, rule.parts, size)
+            yield Slice(full, rule.axis, (size,) * rule.parts)
+
+
+def _count_heads(model: nn.Module, rule: GroupRule, unit_width: int, place: Place) -> int:
+    """Heads whose queries and keys may be narrower than values, by what the consumer reads; 0 if there are none."""
+    consumer = module_at(model, place(rule.consumer))
+    return consumer.in_features // unit_width if rule.query_key and isinstance(consumer, nn.Linear) else 0
+
+
+def _narrowed(model: nn.Module, piece: Slice, heads: int, rule: GroupRule, place: Place) -> Slice:
+    """A slice of queries and keys with the width that they have left."""
+    assert rule.query_key is not None
+    query, key = place(rule.query_key.query), place(rule.query_key.key)
+    if piece.parameter.rpartition(".")[0] not in (query, key):
+        return piece
+    shared = 1 + (query == key)
+    others = piece.widths[shared:]
+    narrow = tensor_at(model, piece.parameter).shape[piece.axis] // heads - sum(others)
+    return replace(piece, widths=(*[narrow // shared] * shared, *others)) if narrow >= shared else piece
 
 
 def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: list[str]) -> int:
@@ -250,13 +270,13 @@ def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: lis
         tensor = tensor_at(model, piece.parameter)
         if tensor.dim() <= piece.axis:
             problems.append(f"{name}: {piece.parameter} has shape {tuple(tensor.shape)}, no axis {piece.axis}")
-        elif (length := tensor.shape[piece.axis]) % (each := piece.parts * piece.unit_width):
+        elif (length := tensor.shape[piece.axis]) % piece.unit_width:
             problems.append(
                 f"{name}: axis {piece.axis} of {piece.parameter} has length {length}, "
-                f"not a multiple of parts x unit width = {piece.parts} x {piece.unit_width}"
+                f"not a multiple of parts x unit width = {len(piece.widths)} x {piece.widths[-1]}"
             )
         else:
-            counts.setdefault(length // each, piece.parameter)
+            counts.setdefault(length // piece.unit_width, piece.parameter)
     if len(counts) > 1:
         stated = ", ".join(f"{parameter} says {units}" for units, parameter in counts.items())
         problems.append(f"{name}: its parameters disagree on the number of units: {stated}")

@@ -25,17 +25,24 @@ Keeping = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Slice:
-    """A parameter or buffer of which `axis` is laid out as parts x units x unit width."""
+    """A parameter or buffer of which `axis` is laid out in parts, each of units x its width of a unit.
+
+    widths: entries of a unit in each part.
+    """
 
     parameter: str
     axis: int
-    parts: int
-    unit_width: int
+    widths: tuple[int, ...]
+
+    @property
+    def unit_width(self) -> int:
+        """Entries of a unit in all parts together."""
+        return sum(self.widths)
 
     def indices(self, units: int, kept: Sequence[int]) -> torch.Tensor:
-        """Positions along `axis` that the kept units, of `units`, occupy: (parts * len(kept) * unit width,)."""
-        grid = torch.arange(self.parts * units * self.unit_width).reshape(self.parts, units, self.unit_width)
-        return grid[:, list(kept), :].flatten()
+        """Positions along `axis` that the kept units, of `units`, occupy: (len(kept) * unit width,)."""
+        parts = torch.split(torch.arange(units * self.unit_width), [units * width for width in self.widths])
+        return torch.cat([part.reshape(units, -1)[list(kept)].flatten() for part in parts])
 
 
 @dataclass(frozen=True)

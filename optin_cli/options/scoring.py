@@ -9,9 +9,15 @@ from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
 from optin_cli.options.declare import Checked, option, shared
 
 Estimator = Literal["obs", "sketch", "exact", "hybrid"]
-UNITS: Mapping[str, str] = {"heads": "head", "neurons": "neuron", "channels": "channel", "tokens": "token"}
+UNITS: Mapping[str, str] = {
+    "heads": "head",
+    "neurons": "neuron",
+    "channels": "channel",
+    "head-dims": "head-dim",
+    "tokens": "token",
+}
 """What can be scored, and the kind of the groups that hold it."""
-REMOVABLE: Mapping[str, str] = {name: kind for name, kind in UNITS.items() if name != "tokens"}
+REMOVABLE: Mapping[str, str] = {name: UNITS[name] for name in ("heads", "neurons", "channels")}
 """Those that the hybrid estimator can score exactly, by removal; tokens always are scored exactly."""
 EXACT_KINDS = ("head",)
 """Those that it does score so by default."""
@@ -60,9 +66,10 @@ class ScoreOptions(Checked):
         "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
     )
     units: tuple[str, ...] = option(
-        ("heads", "neurons", "channels"),
+        ("heads", "neurons", "channels", "head-dims"),
         "--units",
-        "What to score: of heads, neurons, channels and, in plain vision transformers, tokens.",
+        "What to score: of heads, neurons, channels, head-dims (dimensions of queries and keys) and, in plain vision "
+        "transformers, tokens.",
         choices=UNITS,
     )
     estimator: str = option(

@@ -51,7 +51,7 @@ def cut_shapes(model: nn.Module, structure: Structure, kept: Keeping) -> dict[st
         units = len(kept.get(group.name, range(group.units)))
         for piece in group.slices:
             if piece.parameter in shapes:
-                shapes[piece.parameter][piece.axis] = piece.parts * units * piece.unit_width
+                shapes[piece.parameter][piece.axis] = units * piece.unit_width
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 

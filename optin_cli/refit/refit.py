@@ -23,6 +23,7 @@ from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, reestimate
 from optin_cli.refit.design_matrix import Consumer, set_weight_matrix, weight_matrix, why_not
+from optin_cli.refit.products import refit_products
 from optin_cli.refit.residual_stream import RefitRun, refitting, stream_rows
 from optin_cli.refit.ridge import Normal, solve_ridge
 
@@ -113,6 +114,8 @@ def refit_model(
 ) -> dict[str, Refit]:
     """Re-solve every consumer of a pruned model in place, from the first one that pruning changes on.
 
+    Queries and keys that lost dimensions come first, for all blocks.
+
     Args:
         options: only the ridge, and whether consumers without a bias get one for the mean of their pruned inputs.
 
@@ -123,7 +126,7 @@ def refit_model(
     """
     original, structure = pruned.original, pruned.structure
     norms = following_norms(original, structure, batches[0])
-    report: dict[str, Refit] = {}
+    report = refit_products(pruned, batches)
     changed = False
     with refitting(pruned, batches) as run:
         for number, group in enumerate(run.calls):

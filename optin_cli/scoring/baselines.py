@@ -22,8 +22,9 @@ def magnitude(model: nn.Module, group: Group) -> torch.Tensor:
     total = torch.zeros(group.units, dtype=torch.float64)
     for piece in group.slices:
         tensor = tensor_at(model, piece.parameter).detach().double().cpu()
-        rows = tensor.movedim(piece.axis, 0).reshape(piece.parts, group.units, -1)
-        total += rows.square().sum(dim=(0, 2))
+        each = tensor.movedim(piece.axis, 0).reshape(tensor.shape[piece.axis], -1).square().sum(dim=1)
+        for part in torch.split(each, [group.units * width for width in piece.widths]):
+            total += part.reshape(group.units, -1).sum(dim=1)
     return total
 
 

@@ -22,6 +22,7 @@ from optin_cli.refit.batch_norm import following_norms
 from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.curves import curve_importance, removal_curve
+from optin_cli.scoring.products import DimWatch
 from optin_cli.scoring.sketch import Objective, probe_scalar
 
 STRIP = 256
@@ -241,12 +242,14 @@ def sensitivity_batch(
     *,
     probes: int,
     seed: int,
+    dims: DimWatch | None = None,
 ) -> dict[str, torch.Tensor]:
     """Add a batch to the moments, and measure the squared sensitivities of all units of a structure.
 
     Args:
         moments: by path of the consumer, from `empty_moments`; groups with other consumers are left out of them.
         probes: backward passes.
+        dims: what adds the batch to moments of queries and keys.
 
     Returns:
         (rows, units) float64 means of (dS/dm_u)^2 over probes, by group name.
@@ -257,6 +260,8 @@ def sensitivity_batch(
         for group in structure.groups:
             run.watch_units(hook, group)
         run.watch_consumers(hook, structure.groups)
+        if dims is not None:
+            dims.watch(hook, model, batch, run.leaves)
         trajectory = observe(model, structure, batch)
         for probe in range(probes):
             run.slopes.clear()

@@ -3,15 +3,18 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from optin_cli.artifacts.base import Options
+from optin_cli.artifacts.costs import HEAD_DIM
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.model.costs import measure_costs
+from optin_cli.model.head_dims import Products, head_dims_of
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
@@ -31,6 +34,7 @@ from optin_cli.scoring.moments import (
     sensitivity_batch,
     with_intercept,
 )
+from optin_cli.scoring.products import DimMoments, DimWatch, empty_dims
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.version import __version__
 
@@ -67,17 +71,20 @@ def only_units(structure: Structure, options: ScoreOptions) -> Structure:
     Raises:
         UsageError: units were asked for that the model lacks, or to score such exactly, or it has none of any.
     """
-    found = sorted({group.kind for group in structure.groups})
+    dims = head_dims_of(structure.kinds)
+    found = sorted({group.kind for group in structure.groups} | ({HEAD_DIM} if dims else set()))
     asked = {UNITS[name] for name in options.units if name not in KIND_ESTIMATORS}
     if options.units != ScoreOptions.units and (missing := sorted(asked - set(found))):
         raise UsageError(
             f"There are no units of kind {missing[0]!r}; the model's are {', '.join(found)}.",
             hint="Leave that out of --units.",
         )
-    if not asked:
+    if not asked - {HEAD_DIM}:
         alone = ", ".join(options.units)
         raise UsageError(f"{alone.capitalize()} alone were asked for.", hint=f"Pass --units heads,neurons,{alone}.")
     chosen = structure.with_groups(group for group in structure.groups if group.kind in asked)
+    if HEAD_DIM not in asked:
+        chosen = replace(chosen, kinds=tuple(kind for kind in chosen.kinds if kind is not dims))
     check_exact_kinds(chosen, options)
     return chosen
 
@@ -92,6 +99,24 @@ def check_exact_kinds(structure: Structure, options: ScoreOptions) -> None:
             f"There are no units of kind {missing[0]!r} to score exactly; what is scored is {', '.join(found)}.",
             hint="Leave that out of --exact-kinds.",
         )
+
+
+def scored_products(structure: Structure, curved: Sequence[Group], options: ScoreOptions) -> tuple[Products, ...]:
+    """Query and key layers whose dimensions are scored, which are those of heads with removal curves by trajectory.
+
+    Raises:
+        UsageError: dimensions were asked for, but cannot be compared with other units.
+    """
+    kind, names = head_dims_of(structure.kinds), {group.name for group in curved}
+    chosen = tuple(one for one in kind.products if one.heads in names) if kind is not None else ()
+    if CRITERIA[options.criterion].terms is None:
+        chosen = ()
+    if not chosen and options.units != ScoreOptions.units and "head-dims" in options.units:
+        raise UsageError(
+            "Head dimensions are scored beside their heads, by the estimator obs of a trajectory criterion.",
+            hint="Pass --units heads,neurons,head-dims with --criterion trajectory, or leave out head-dims.",
+        )
+    return chosen
 
 
 def score_checkpoint(
@@ -118,7 +143,8 @@ def score_checkpoint(
     used = options if curved or options.estimator != "obs" else replace(options, estimator="sketch")
     estimators = {group.name: estimator_of(group, used) for group in groups}
     moments = empty_moments(checkpoint.model, curved)
-    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, moments)
+    dims = empty_dims(checkpoint.model, scored_products(checkpoint.structure, curved, options))
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, (moments, dims))
     inputs = checkpoint.sources
     if calibration is not None:
         inputs["calibration"] = calibration.source
@@ -126,13 +152,16 @@ def score_checkpoint(
     workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
-    extra = {f"{name}.{path}": t for path, found in moments.items() for name, t in found.tensors().items()}
+    summed = [(path, found.tensors()) for part in (moments, dims) for path, found in part.items()]
+    extra = {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
     totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
         batch = calibration.batches[0].to(checkpoint.device)
         importance |= _by_curves(checkpoint, curved, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
+        importance |= {name: found.importance() for name, found in dims.items()}
+    _require_finite({name: importance[name] for name in dims})
     inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
@@ -151,6 +180,10 @@ def score_checkpoint(
                 samples=totals.counts.get(g.name, 0),
             )
             for g in groups
+        }
+        | {
+            name: GroupScores(**group_costs[name].model_dump(), estimator="obs", samples=found.number("samples"))
+            for name, found in dims.items()
         },
     )
     errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
@@ -191,8 +224,10 @@ def _jobs(
     calibration: Calibration,
     options: ScoreOptions,
     estimators: Mapping[str, str],
-    moments: Mapping[str, Moments],
+    summed: tuple[Mapping[str, Moments], Mapping[str, DimMoments]],
 ) -> list[Job]:
+    """Jobs of a run. summed: what they add to in place, by path of the consumer and by group name."""
+    moments, dims = summed
     model, structure = checkpoint.model, checkpoint.structure
     criterion = CRITERIA[options.criterion]
     if not criterion.needs_data:
@@ -209,8 +244,10 @@ def _jobs(
             for batch in _on(calibration.batches, checkpoint)
         ]
     objective = Objective.of(options)
-    how = {"probes": options.probes, "seed": options.seed}
+    how: dict[str, Any] = {"probes": options.probes, "seed": options.seed}
     if moments:
+        kind = head_dims_of(structure.kinds)
+        how["dims"] = DimWatch([] if kind is None else [one for one in kind.products if one.name in dims], dims)
         return [
             Job(
                 "obs",

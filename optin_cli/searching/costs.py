@@ -61,7 +61,10 @@ class Costs:
             if group.kind != TOKEN:
                 share, square = shares.get(group.block, 1.0), tokens.unit_square.get(name, 0.0)
                 unit = (group.unit_macs - square) * share + square * share**2
-                scaled[name] = group.model_copy(update={"unit_macs": unit})
+                shared = {
+                    other: both.model_copy(update={"macs": both.macs * share}) for other, both in group.shared.items()
+                }
+                scaled[name] = group.model_copy(update={"unit_macs": unit, "shared": shared})
         return Costs(scaled, self.totals.model_copy(update={"macs": round(macs)}))
 
     def merges(self, kept: Mapping[str, Sequence[int]]) -> list[int]:
@@ -76,7 +79,7 @@ class Costs:
         """Shares of the whole model's MACs and parameters that a mask leaves."""
         merged = self.with_merging(self.merges(kept))
         groups, totals = merged.groups, merged.totals
-        gone = {name: group.units - len(kept[name]) for name, group in groups.items()}
+        gone = {name: group.units - len(kept.get(name, range(group.units))) for name, group in groups.items()}
         macs = totals.macs - sum(g.unit_macs * gone[n] for n, g in groups.items())
         parameters = totals.parameters - sum(g.unit_parameters * gone[n] for n, g in groups.items())
         # What both groups of a pair removed has been taken off twice.

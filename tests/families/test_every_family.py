@@ -13,6 +13,7 @@ from helpers.models import (
     clone,
     make_inputs,
     make_pixels,
+    random_dims,
     random_kept,
     root_of,
     structure_of,
@@ -94,6 +95,8 @@ class TestEveryFamily:
         masks = [random_kept(tiny.structure, 1), random_kept(tiny.structure, 2, share=0.8)]
         masks += [empty(groups[:2], "head"), empty(groups[:2], "neuron"), empty(last, "head", "neuron")]
         masks += [empty(groups, "head"), empty(groups, "neuron"), empty(groups, "head", "neuron", "channel")]
+        if dims := random_dims(tiny.structure, 6):
+            masks += [dims, {**random_kept(tiny.structure, 7), **dims}, {**empty(groups[:2], "head"), **dims}]
         masks += [{groups[0].name: [1, 2]}, {}]
         whole = trajectory(tiny)
         for kept in masks:
@@ -114,9 +117,11 @@ class TestEveryFamily:
             tiny.model(**tiny.inputs)
         assert totals.macs == counter.get_total_flops() / 2
         groups = tiny.structure.groups
-        for kept in (random_kept(tiny.structure, 3), empty(groups, "head", "neuron", "channel")):
+        masks = [random_kept(tiny.structure, 3), empty(groups, "head", "neuron", "channel")]
+        masks += [{**masks[0], **random_dims(tiny.structure, 8)}]
+        for kept in masks:
             model = cut_copy(tiny, kept)
-            gone = {name: costs[name].units - len(units) for name, units in kept.items()}
+            gone = {name: cost.units - len(kept.get(name, range(cost.units))) for name, cost in costs.items()}
             macs = sum(costs[name].unit_macs * n for name, n in gone.items())
             parameters = sum(costs[name].unit_parameters * n for name, n in gone.items())
             for name, other, both in ((n, o, both) for n, c in costs.items() for o, both in c.shared.items()):
@@ -126,6 +131,16 @@ class TestEveryFamily:
             assert count_parameters(model) == totals.parameters - parameters
             share = Costs(costs, totals).remaining(kept)
             assert share["macs"] == pytest.approx(count_macs(model, tiny.inputs)[0] / totals.macs)
+
+    def test_head_dims_are_cut_twice(self, tiny):
+        first = random_dims(tiny.structure, 9, share=0.75)
+        once = cut_copy(tiny, {**first, **random_kept(tiny.structure, 10)})
+        found = structure_of(once, tiny.head)
+        second = random_dims(found, 11)
+        assert second.keys() == first.keys()
+        with masked(once, found, second):
+            expected = trajectory(tiny, once)
+        assert_same(trajectory(tiny, cut_copy(tiny, {**first, **random_kept(tiny.structure, 10)}, second)), expected)
 
     def test_cutting_twice_is_cutting_once(self, tiny):
         first = random_kept(tiny.structure, 4, share=0.7)

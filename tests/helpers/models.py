@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import call_model
+from optin_cli.model.head_dims import head_dims_of
 from optin_cli.model.resolve import find_structure
 
 torch.set_num_threads(1)  # models this small run up to ten times slower when threads must share a busy machine
@@ -206,7 +207,8 @@ def sight_of(model):
     """The auto class of a model of transformers that takes images; a pruned one has the name of the library's class."""
     for auto_class in SEEING:
         mapping = getattr(transformers, auto_class)._model_mapping
-        if type(model.config) in mapping and mapping[type(model.config)].__name__ == type(model).__name__:
+        found = mapping[type(model.config)] if type(model.config) in mapping else ()
+        if type(model).__name__ in {kind.__name__ for kind in (found if isinstance(found, tuple) else (found,))}:
             return auto_class
     return SEEING[0]
 
@@ -282,6 +284,17 @@ def random_kept(structure, seed=0, share=0.5):
         order = torch.randperm(group.units, generator=generator)
         kept[group.name] = sorted(order[: max(int(group.units * share), group.least)].tolist())
     return kept
+
+
+def random_dims(structure, seed=0, share=0.5):
+    """Random query-key dimensions of every block, ascending; none where the description does not name the layers."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = head_dims_of(structure.kinds)
+    units = {} if kind is None else kind.units
+    return {
+        name: sorted(torch.randperm(dims, generator=generator)[: max(int(dims * share), 1)].tolist())
+        for name, dims in units.items()
+    }
 
 
 def tiny_tokenizer(**options):

@@ -22,6 +22,7 @@ from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError
 from optin_cli.model.lookup import tensor_at
+from optin_cli.model.head_dims import head_dims_of
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import moments
 from optin_cli.scoring.accumulate import SavedState
@@ -232,7 +233,10 @@ def test_every_criterion_scores_every_unit(checkpoint, criterion):
     options = ScoreOptions(criterion=criterion, probes=1)
     data = calibration(torch.tensor([0, 2])) if needs_data else None
     scores = score_checkpoint(checkpoint, data, options, seq_len=16)
-    assert set(scores.importance) == {g.name for g in checkpoint.structure.groups}
+    names = {g.name for g in checkpoint.structure.groups}
+    if criterion in ("trajectory", "manifold", "output"):
+        names |= head_dims_of(checkpoint.structure.kinds).units.keys()
+    assert set(scores.importance) == names
     assert all((values >= 0).all() and values.max() > 0 for values in scores.importance.values())
     assert bool(scores.standard_error) == needs_data
 
