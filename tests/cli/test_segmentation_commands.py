@@ -84,6 +84,15 @@ def test_a_sweep_of_scenes(work):
     assert "Frontier: mean_iou, MACs and latency" in page_of("r.html").text
 
 
+def test_an_exported_file_segments_alike(work):
+    done("export", "net", "--to", "torch-export", "-o", "out")
+    found = json.loads(
+        done("eval", "out/model.pt2", *EVAL[2:], "--against", "net", "--pictures", "drawn", "--json").out
+    )
+    assert found["against"]["agreement"] > 0.999 and len(found["pictures"]) == 5
+    assert found["metrics"] == pytest.approx(found["against"]["metrics"], abs=1e-3)
+
+
 def test_another_image_size_is_recorded_and_repeated(work):
     size = ("--image-size", "64x32")
     done("profile", "net", *size, "-o", "p.json")
