@@ -69,7 +69,7 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
     return {
         **plan,
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
-        **{key: [rule for rule in plan[key] if rule["module"].startswith(root)] for key in ("select", "empty")},
+        **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
     }
 

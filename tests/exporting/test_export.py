@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import SIDE, make_inputs, random_kept, save_checkpoint, save_images
+from helpers.models import make_inputs, random_kept, save_checkpoint, save_images, side_of
 from helpers.running import call, done, run_cli, tree
 
 import optin_cli
@@ -61,7 +61,7 @@ def record_of(path):
 
 def cut_checkpoint(folder, family, kept=None, **options):
     """A checkpoint whose model is cut, in memory."""
-    save = save_images if family.startswith(("timm", "vit", "beit")) else save_checkpoint
+    save = save_images if family.startswith(("timm", "vit", "beit", "segformer")) else save_checkpoint
     checkpoint = load_checkpoint(save(folder, family, **options))
     model, _ = cut_copy(checkpoint, random_kept(checkpoint.structure) | (kept or {}))
     return replace(checkpoint, model=model)
@@ -186,6 +186,7 @@ CASES = [
     ("beit-shared", None, "torch-export", {}),
     ("vit", None, "onnx", {}),
     ("timm-dinov2", None, "onnx", {}),
+    ("segformer", None, "onnx", {}),
 ]
 
 
@@ -204,11 +205,12 @@ def test_exported_pruned_models_compute_the_same(tmp_path, family, head, target,
         assert set(record.takes) == {"input_ids", "attention_mask"}
         assert opened.input.most == checkpoint.input.most
     else:
-        inputs = {checkpoint.blueprint.image.input_name: torch.randn(4, 3, SIDE, SIDE)}
-        assert record.takes[checkpoint.blueprint.image.input_name].shape == ["batch", 3, SIDE, SIDE]
+        side = side_of(checkpoint.model)
+        inputs = {checkpoint.blueprint.image.input_name: torch.randn(4, 3, side, side)}
+        assert record.takes[checkpoint.blueprint.image.input_name].shape == ["batch", 3, side, side]
         from PIL import Image
 
-        assert opened.input.preprocess()(Image.new("RGB", (40, 30))).shape == (3, SIDE, SIDE)
+        assert opened.input.preprocess()(Image.new("RGB", (40, 30))).shape == (3, side, side)
     with torch.no_grad():
         raw = checkpoint.model(**inputs)
     expected = {"logits": raw} if isinstance(raw, torch.Tensor) else raw

@@ -207,8 +207,8 @@ def sight_of(model):
     """The auto class of a model of transformers that takes images; a pruned one has the name of the library's class."""
     for auto_class in SEEING:
         mapping = getattr(transformers, auto_class)._model_mapping
-        classes = mapping.get(type(model.config), ())
-        if type(model).__name__ in {kind.__name__ for kind in (classes if isinstance(classes, tuple) else (classes,))}:
+        found = mapping.get(type(model.config), ())
+        if type(model).__name__ in {kind.__name__ for kind in (found if isinstance(found, tuple) else (found,))}:
             return auto_class
     return SEEING[0]
 
