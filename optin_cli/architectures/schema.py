@@ -118,7 +118,7 @@ class GroupRule(_Strict):
 
     name: what distinguishes it in its block; its kind where None.
     types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
-    of which each must be for the block to have this group.
+    of which each must be for the block to have this group, or attributes and what they must be.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the

@@ -206,7 +206,14 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
 def applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
     needed = {**rule.when, **({"": rule.types} if rule.types else {})}
-    return all(type(module_at(model, place(path))).__name__ in kinds for path, kinds in needed.items())
+    return all(_called(model, place(path)) in kinds for path, kinds in needed.items())
+
+
+def _called(model: nn.Module, path: str) -> str:
+    """The class name of a module, NoneType where there is nothing, the value of another attribute."""
+    module = module_at(model, path)
+    found = attribute_at(model, path) if module is None else module
+    return type(found).__name__ if found is None or module is not None else str(found)
 
 
 def _unit_width(model: nn.Module, rule: GroupRule, place: Place, name: str, problems: list[str]) -> int:

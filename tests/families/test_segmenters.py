@@ -108,3 +108,9 @@ def test_backbones_are_the_stacks_of_their_own_family():
         ("backbone-encoder", "backbone.encoder.stages.*.layers.*", True),
         ("pixels", "decode_head", False),
     ]
+
+
+def test_queries_normalised_first_stay_whole():
+    """Their residual sums are elsewhere."""
+    names = {group.name for group in structure_of(build("mask2former", pre_norm=True)).groups}
+    assert not any(name.startswith("queries") for name in names) and "pixels.0.head" in names
