@@ -26,7 +26,7 @@ class Row:
 
     own: cost of a unit of each group by itself. pairs: (group, group, cost of a unit of each together). fixed:
     what no mask removes. share: of `total` that may remain. curves: cost of 0, 1, … units of a group (units + 1,),
-    never falling, beside `own`.
+    never falling, beside `own`. units: of each group that is in a pair.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Row:
     total: float
     share: float
     curves: Mapping[str, Vector64] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
@@ -69,10 +70,15 @@ class Row:
         """k_g such that sum_g own_g n_g + k_g n_g^2 is no less than `spent`, and equal to it at `counts`.
 
         By the inequality of means, n_a n_b <= (r n_a^2 + n_b^2 / r) / 2 for any r, with equality at r = n_b / n_a.
+        Where n_a is 0 there, n_a n_b <= N_b n_a^2.
         """
         found: dict[str, float] = {}
         for a, b, each in self.pairs:
-            ratio = max(counts[b], 1) / max(counts[a], 1)
+            few, other = (a, b) if counts[a] == 0 else (b, a)
+            if counts[few] == 0:
+                found[few] = found.get(few, 0.0) + each * self.units[other]
+                continue
+            ratio = counts[b] / counts[a]
             found[a] = found.get(a, 0.0) + each * ratio / 2
             found[b] = found.get(b, 0.0) + each / ratio / 2
         return found
@@ -107,7 +113,8 @@ def make_row(name: str, costs: Costs, share: float) -> Row:
     prunable += sum(each * groups[a].units * groups[b].units for a, b, each in pairs)
     scaled = tuple((a, b, each / unit) for a, b, each in pairs)
     fixed = (total - prunable) / unit
-    return Row(name, {g: c / unit for g, c in own.items()}, scaled, fixed, total / unit, share)
+    units = {name: groups[name].units for pair in scaled for name in pair[:2]}
+    return Row(name, {g: c / unit for g, c in own.items()}, scaled, fixed, total / unit, share, units=units)
 
 
 def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share: float) -> Row:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optin_cli.artifacts.base import Totals
-from optin_cli.artifacts.costs import ConfigCounts, GroupCost
+from optin_cli.artifacts.costs import ConfigCounts, GroupCost, SharedCost
 from optin_cli.artifacts.latency import Ladder
 from optin_cli.errors import ArtifactError, BudgetError, UsageError
+from optin_cli.searching.budget import make_row
 from optin_cli.searching.choose import choose_units
 from optin_cli.searching.costs import Costs, importance_lost
 from optin_cli.searching.limits import Limits
@@ -119,3 +120,23 @@ def test_a_budget_needs_its_table_and_its_units():
     instance.table = make_table({"encoder.0.head": Ladder(units=[0, 1, 3], ms=[0, 1, 2])})
     with pytest.raises(ArtifactError, match="has 3 units; it has 2"):
         instance.choose(keep_latency=0.9)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.data())
+def test_the_bound_of_shared_costs_is_one_and_is_exact_where_it_is_taken(heads, dims, data):
+    """Also where one of the two groups has no unit left."""
+    shared = {"b": SharedCost(macs=3.0, parameters=2)}
+    costs = Costs(
+        {
+            "a": GroupCost(
+                kind="head-dim", block="x", units=dims, unit_macs=3.0 * heads, unit_parameters=2 * heads, shared=shared
+            ),
+            "b": GroupCost(kind="head", block="x", units=heads, unit_macs=3.0 * dims + 5, unit_parameters=2 * dims),
+        },
+        Totals(macs=3 * heads * dims + 5 * heads + 7, parameters=2 * heads * dims + 7, bytes=0),
+    )
+    row = make_row("macs", costs, 0.5)
+    counts = st.fixed_dictionaries({"a": st.integers(0, dims), "b": st.integers(0, heads)})
+    around, other = data.draw(counts), data.draw(counts)
+    assert row.bound(around, around) == pytest.approx(row.spent(around))
+    assert row.bound(other, around) >= row.spent(other) * (1 - 1e-12)
