@@ -129,8 +129,8 @@ def prepare_flap(setting: Setting) -> Prepared:
     scores = {group.name: fluctuation(model, group, columns[group.consumer]) for group in groups}
 
     def decide(limits: Limits) -> Decision:
-        importance = gains(scores, setting.costs, macs=limits.keep_macs is not None)
-        kept = choose_units(importance, setting.costs, limits)
+        importance = gains(scores, setting.slice_costs, macs=limits.keep_macs is not None)
+        kept = choose_units(importance, setting.slice_costs, limits)
         return Decision(kept, lambda pruned: compensate(setting, pruned, kept, columns))
 
     return decide

@@ -143,14 +143,14 @@ def prune_upward(
             run.advance(group)
             if changed:
                 importance = measure_knowledge(setting, pruned.model, order[number:], run.prefixes)
-            done[group.name] = search_rest(importance, setting.costs, limits, done)[group.name]
+            done[group.name] = search_rest(importance, setting.slice_costs, limits, done)[group.name]
             cut(pruned.model, structure, {group.name: done[group.name]})
             changed = changed or len(done[group.name]) < group.units
             if changed:
                 report[group.name] = tune_consumer(setting, run, group)
                 state = pruned.model.get_submodule(group.consumer).state_dict()
                 tuned |= {f"{group.consumer}.{name}": tensor.clone() for name, tensor in state.items()}
-    return {name: done[name] for name in setting.costs.groups}, report, tuned
+    return {name: done[name] for name in setting.slice_costs.groups}, report, tuned
 
 
 def prepare_kprune(setting: Setting) -> Prepared:

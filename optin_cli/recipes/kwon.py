@@ -162,7 +162,7 @@ def prepare_kwon(setting: Setting) -> Prepared:
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
 
     def decide(limits: Limits) -> Decision:
-        found = choose_units(importance, setting.costs, limits, algorithm="optin")
+        found = choose_units(importance, setting.slice_costs, limits, algorithm="optin")
         kept = rearrange_all(found, gradients)
         return Decision(kept, lambda model: tune_masks(setting, model, kept))
 

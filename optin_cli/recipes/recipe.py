@@ -42,6 +42,11 @@ class Setting:
     ridge: float | None = None
     progress: Progress = SILENT
 
+    @property
+    def slice_costs(self) -> Costs:
+        """Costs of the units that are slices of weights, for recipes that decide on those alone."""
+        return self.costs.only({group.name for group in self.checkpoint.structure.groups})
+
 
 Prepared = Callable[[Limits], Decision]
 """Decides for one budget; work that all budgets share (scores) was done when it was made."""

@@ -88,8 +88,9 @@ def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload) -
         budget=Budget(asked={"macs": candidate.share}, reached=setting.costs.remaining(candidate.kept)),
         importance_lost=None,
         groups={
-            group.name: GroupMask(units=group.units, kept=candidate.kept[group.name])
-            for group in checkpoint.structure.groups
+            name: GroupMask(units=units, kept=candidate.kept[name])
+            for name, units in checkpoint.structure.units.items()
+            if name in candidate.kept
         },
     )
 

@@ -58,7 +58,7 @@ def test_search_states_what_uniformity_costs(bert, here):
         (("--keep-flops", "0.9", "--layout", "even"), 2, "Unknown layout 'even'"),
         (("--keep-flops", "0.9", "--layout", "uniform", "--protect", "encoder.0.*"), 2, "is protected and"),
         (("--keep-flops", "0.9", "--layout", "uniform", "--algorithm", "optin"), 2, "has no uniform layout"),
-        (("--keep-flops", "0.05", "--layout", "uniform"), 1, "under which encoder.head stays whole"),
+        (("--keep-flops", "0.05", "--layout", "uniform"), 1, "which encoder.head and encoder.head-dim stay whole"),
     ],
 )
 def test_contradicting_searches_are_refused(bert, here, args, code, words):

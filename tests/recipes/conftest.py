@@ -19,5 +19,11 @@ def costs(tiny):
 
 
 @pytest.fixture(scope="session")
+def slice_costs(tiny, costs):
+    totals, groups = costs
+    return totals, {group.name: groups[group.name] for group in tiny.structure.groups}
+
+
+@pytest.fixture(scope="session")
 def prepared(tiny):
     return {name: recipe.prepare(setting_of(tiny)) for name, recipe in recipes().items()}

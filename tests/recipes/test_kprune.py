@@ -29,8 +29,8 @@ def test_representational_knowledge_is_the_change_of_the_output(tiny):
             torch.testing.assert_close(found[group.name][:, unit], change, rtol=1e-4, atol=1e-7)
 
 
-def test_the_search_above_spends_what_is_left(tiny, costs):
-    totals, groups = costs
+def test_the_search_above_spends_what_is_left(tiny, slice_costs):
+    totals, groups = slice_costs
     importance = measure_knowledge(setting_of(tiny), tiny.model, tiny.structure.groups)
     for limits in (Limits(keep_macs=0.5), Limits(keep_macs=0.6, keep_parameters=0.7)):
         whole = search_rest(importance, Costs(groups, totals), limits, {})
@@ -42,8 +42,8 @@ def test_the_search_above_spends_what_is_left(tiny, costs):
             done[name] = found[name]
 
 
-def test_what_the_first_sublayers_free_goes_to_the_later_ones(tiny, costs):
-    totals, groups = costs
+def test_what_the_first_sublayers_free_goes_to_the_later_ones(tiny, slice_costs):
+    totals, groups = slice_costs
     importance = measure_knowledge(setting_of(tiny), tiny.model, tiny.structure.groups)
     first = {name: [] for name in list(groups)[:2]}
     more = search_rest(importance, Costs(groups, totals), Limits(keep_macs=0.5), first)
@@ -56,5 +56,5 @@ def test_a_whole_budget_changes_nothing(tiny):
     setting = setting_of(tiny)
     importance = measure_knowledge(setting, tiny.model, tiny.structure.groups)
     kept, report, tuned = prune_upward(setting, importance, Limits(keep_macs=1.0))
-    assert all(len(units) == setting.costs.groups[name].units for name, units in kept.items())
+    assert all(len(units) == setting.slice_costs.groups[name].units for name, units in kept.items())
     assert report == tuned == {}

@@ -59,9 +59,9 @@ def test_nothing_to_rearrange(pruned):
     assert rearrange(random_fisher(3, 0), pruned) == pruned
 
 
-def test_rearranged_masks_keep_their_sizes(tiny, costs, prepared):
+def test_rearranged_masks_keep_their_sizes(tiny, slice_costs, prepared):
     gradients = mask_gradients(setting_of(tiny))
-    totals, groups = costs
+    totals, groups = slice_costs
     importance = {name: np.square(rows).mean(axis=0).astype(np.float32) for name, rows in gradients.items()}
     start = choose_units(importance, Costs(groups, totals), Limits(keep_macs=0.6), algorithm="optin")
     found = rearrange_all(start, gradients)
