@@ -27,6 +27,8 @@ HEADS_TOO = {"vit", "deit", "deit-distilled", "beit", "dinov2", "dinov2-swiglu",
 
 NEVER = ("swin", "swinv2", "convnext", "mobilevit", "mobilenet_v2", "resnet", "resnet-bottleneck")
 
+NEVER += tuple(name for name in IMAGES if name.startswith(("mask", "segformer", "upernet")))
+
 NEVER += tuple(
     name for name in IMAGES if name.startswith("timm-") and not name.startswith(("timm-vit", "timm-d", "timm-b"))
 )

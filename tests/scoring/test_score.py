@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 import optin_cli
+from optin_cli.model.head_dims import head_dims_of
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.searching.limits import Limits
 
@@ -18,7 +19,8 @@ def test_estimators_and_their_records(bert, texts, estimator):
     used = {name: (group.estimator, group.samples) for name, group in scores.header.groups.items()}
     expected = {"head": (estimator, 4) if estimator in ("obs", "sketch") else ("exact", 2)}
     expected["neuron"] = ("exact", 2) if estimator == "exact" else ("obs" if estimator == "obs" else "sketch", 4)
-    assert used == {g.name: expected[g.kind] for g in bert.structure.groups}
+    dims = head_dims_of(bert.structure.kinds).units if estimator == "obs" else {}
+    assert used == {g.name: expected[g.kind] for g in bert.structure.groups} | dict.fromkeys(dims, ("obs", 4))
     assert set(scores.standard_error) == set(scores.importance)
     assert all((values >= 0).all() and values.any() for values in scores.importance.values())
 
