@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -72,6 +72,11 @@ class Products:
     parts: int
 
     @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Parts that each layer gives, by path: 0 for queries, 1 for keys."""
+        return {self.query: (0, 1)} if self.query == self.key else {self.query: (0,), self.key: (1,)}
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Columns of a head in each part of a layer's output."""
         return (self.dims,) if self.parts == 1 else (self.dims, self.dims, *[self.width] * (self.parts - 2))
@@ -104,10 +109,9 @@ class Products:
             basis: T and T^-1 of these heads, (heads, dims, dims).
         """
         turns = (basis[0][:, list(dims)], basis[1].mT[:, list(dims)])
-        layers = {self.query: turns[:1], self.key: turns[1:]} if self.parts == 1 else {self.query: turns}
         return {
-            f"{path}.{name}": self._turned(parameter.detach(), by, list(heads))
-            for path, by in layers.items()
+            f"{path}.{name}": self._turned(parameter.detach(), [turns[part] for part in parts], list(heads))
+            for path, parts in self.layers.items()
             for name, parameter in model.get_submodule(path).named_parameters(recurse=False)
         }
 
@@ -159,14 +163,12 @@ class HeadDims(UnitKind):
                 continue
             there, back = one.basis(model)
             tensors = one.rotated(model, (there[heads], back[heads]), heads, dims)
-            widths = [len(dims) if width == one.dims and place < 2 else width for place, width in enumerate(one.widths)]
+            widths = list(replace(one, dims=len(dims)).widths)
             plan = plan.then(
                 Plan(
                     root=root,
                     parameters={path: list(tensor.shape) for path, tensor in tensors.items()},
-                    pad=[
-                        Padded(module=path, widths=widths, to=one.width) for path in dict.fromkeys((one.query, one.key))
-                    ],
+                    pad=[Padded(module=path, widths=widths, to=one.width) for path in one.layers],
                 )
             )
             left |= tensors
@@ -177,12 +179,10 @@ class HeadDims(UnitKind):
         found = {}
         for one in self.products:
             macs, parameters = 0.0, 0
-            for path in dict.fromkeys((one.query, one.key)):
-                layer = model.get_submodule(path)
-                share = 1.0 if one.parts == 1 else 2 * one.dims / sum(one.widths)
-                macs += by_module.get(path, 0.0) * share / one.dims
-                each = sum(p.numel() // len(p) for p in layer.parameters(recurse=False))
-                parameters += each * one.count * (1 if one.parts == 1 else 2)
+            for path, parts in one.layers.items():
+                row = sum(p.numel() // len(p) for p in model.get_submodule(path).parameters(recurse=False))
+                macs += by_module.get(path, 0.0) * len(parts) / sum(one.widths)
+                parameters += row * one.count * len(parts)
             found[one.name] = GroupCost(
                 kind=HEAD_DIM,
                 block=one.block,

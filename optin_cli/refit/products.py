@@ -6,7 +6,7 @@ Of rank-r products those in the balanced basis of the queries and keys that the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -79,11 +79,6 @@ def token_rows(one: Products, part: int, output: torch.Tensor, batch: Batch) -> 
     return one.output(laid, part), batch.mask_for(laid)
 
 
-def parts_of(one: Products) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Layers of a block with the parts, 0 for queries and 1 for keys, that each gives."""
-    yield from [(one.query, (0, 1))] if one.query == one.key else [(one.query, (0,)), (one.key, (1,))]
-
-
 @torch.no_grad()
 def measure_products(
     model: nn.Module, products: Sequence[Products], batches: Sequence[Batch]
@@ -93,7 +88,7 @@ def measure_products(
     found = {one.name: (ProductMoments.zeros(one, device), ProductMoments.zeros(one, device)) for one in products}
 
     def watch(hook: Hooks, one: Products, batch: Batch) -> None:
-        for path, parts in parts_of(one):
+        for path, parts in one.layers.items():
 
             def see(_module: nn.Module, _inputs: object, output: torch.Tensor, parts: tuple[int, ...] = parts) -> None:
                 judge = held_out(batch)[:, None]

@@ -234,7 +234,12 @@ def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.
         for x, output in found:
             kept = x.index_select(group.axis, columns.to(x.device))
             given = output if outputs is None else output.index_select(group.axis, outputs.to(output.device))
-            laid = output_rows(given, group.axis, batch.size)
+            laid = output_rows(group.rows_first(given), group.axis, batch.size)
             chosen = choose_positions(consumer, batch.keys, laid.shape[1])
             y = take(laid, chosen)
-            yield input_rows(consumer, kept, batch.size, chosen), y, batch.mask_for(y), held_out(batch)
+            yield (
+                input_rows(consumer, group.rows_first(kept), batch.size, chosen),
+                y,
+                batch.mask_for(y),
+                held_out(batch),
+            )

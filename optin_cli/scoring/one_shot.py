@@ -178,8 +178,8 @@ def score_checkpoint(
             for g in groups
         }
         | {
-            name: GroupScores(**group_costs[name].model_dump(), estimator="obs", samples=found.number("samples"))
-            for name, found in dims.items()
+            name: GroupScores(**group_costs[name].model_dump(), estimator="obs", samples=totals.counts.get(name, 0))
+            for name in dims
         },
     )
     errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
@@ -242,14 +242,12 @@ def _jobs(
     objective = Objective.of(options)
     how = {"probes": options.probes, "seed": options.seed}
     if moments:
-        kind = head_dims_of(structure.kinds)
-        watched = () if kind is None else [one for one in kind.products if one.name in dims]
         return [
             Job(
                 "obs",
                 batch.size * (1 + 1.5 * options.probes),
                 functools.partial(
-                    sensitivity_batch, model, structure, moments, batch, objective, **how, dims=DimWatch(watched, dims)
+                    sensitivity_batch, model, structure, moments, batch, objective, **how, dims=DimWatch(dims)
                 ),
             )
             for batch in _on(calibration.batches, checkpoint)

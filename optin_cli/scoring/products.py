@@ -20,48 +20,47 @@ from torch import nn
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks
 from optin_cli.model.head_dims import Products, balanced_basis
-from optin_cli.refit.products import ProductMoments, parts_of, token_rows
+from optin_cli.refit.products import ProductMoments, token_rows
 from optin_cli.scoring.curves import Curve, curve_importance, typical_ratio
-
-COUNTS = ("gradients", "positions", "samples")
 
 
 @dataclass(frozen=True)
 class DimMoments:
-    """Moments of queries and keys, and of the gradients at queries.
+    """Moments of a block's queries and keys, and of the gradients at its queries.
 
-    basis: T and T^-1 of the weights (heads, dims, dims). curvature: sums of g g^T (heads, dims, dims) float64. counts:
-    int64 numbers of gradients, one per token and probe; of positions, the tokens that S depends on; and of samples.
+    basis: T and T^-1 of the weights (heads, dims, dims). curvature: sums of g g^T (heads, dims, dims) float64. draws:
+    int64, samples times probes.
     """
 
+    products: Products
     basis: tuple[torch.Tensor, torch.Tensor]
     moments: ProductMoments
     curvature: torch.Tensor
-    counts: torch.Tensor
+    draws: torch.Tensor
 
     @classmethod
     def zeros(cls, one: Products, model: nn.Module) -> Self:
         """No tokens yet."""
         basis = one.basis(model)
         moments = ProductMoments.zeros(one, basis[0].device)
-        return cls(basis, moments, torch.zeros_like(moments.queries), torch.zeros(len(COUNTS), dtype=torch.int64))
-
-    def number(self, name: str) -> int:
-        """A count by its name."""
-        return int(self.counts[COUNTS.index(name)])
+        return cls(one, basis, moments, torch.zeros_like(moments.queries), torch.zeros(1, dtype=torch.int64))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that is summed, by name."""
-        return {**self.moments.tensors(), "curvature": self.curvature, "counts": self.counts}
+        return {**self.moments.tensors(), "curvature": self.curvature, "draws": self.draws}
+
+    def add_gradients(self, rows: torch.Tensor, real: torch.Tensor) -> None:
+        """Add gradients of one probe at queries (samples, tokens, heads, dims); real: (samples, tokens)."""
+        heads = rows[real].double().transpose(0, 1)
+        self.curvature.add_(heads.mT @ heads)
+        self.draws.add_(len(rows))
 
     def losses(self, basis: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """What each dimension of a basis costs in all heads, errors of tokens being independent: (dims,)."""
-        there, back = basis
-        queries, _ = self.moments.second_moments()
-        gradients, positions, samples = self.counts.clamp(min=1).tolist()
+        (there, back), (queries, _) = basis, self.moments.second_moments()
         sizes = (there @ queries @ there.mT).diagonal(dim1=-2, dim2=-1)
-        slopes = (back.mT @ self.curvature @ back).diagonal(dim1=-2, dim2=-1) / gradients
-        losses: torch.Tensor = (sizes * slopes).sum(dim=0) * (positions / samples)
+        slopes = (back.mT @ self.curvature @ back).diagonal(dim1=-2, dim2=-1) / max(int(self.draws), 1)
+        losses: torch.Tensor = (sizes * slopes).sum(dim=0)
         return losses
 
     def importance(self, squared: torch.Tensor) -> torch.Tensor:
@@ -89,7 +88,6 @@ class DimWatch:
     probes so far, by group name.
     """
 
-    products: Sequence[Products]
     moments: Mapping[str, DimMoments]
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -99,48 +97,39 @@ class DimWatch:
 
     def watch(self, hook: Hooks, model: nn.Module, batch: Batch, leaves: list[torch.Tensor]) -> None:
         """Hook the layers. leaves: tensors at which backward passes end, to which more may be added."""
-        for one in self.products:
-            for path, parts in parts_of(one):
-                self._watch_layer(hook, model.get_submodule(path), (one, parts), batch, leaves)
+        for moments in self.moments.values():
+            self._watch_keys(hook, model, batch, moments)
+            self._watch_queries(hook, model, batch, moments, leaves)
 
-    def _watch_layer(
-        self,
-        hook: Hooks,
-        layer: nn.Module,
-        what: tuple[Products, tuple[int, ...]],
-        batch: Batch,
-        leaves: list[torch.Tensor],
+    def _watch_keys(self, hook: Hooks, model: nn.Module, batch: Batch, moments: DimMoments) -> None:
+        def see(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            rows, real = token_rows(moments.products, 1, output.detach(), batch)
+            moments.moments.add(1, rows[real])
+
+        hook.after(model.get_submodule(moments.products.key), see, prepend=True)
+
+    def _watch_queries(
+        self, hook: Hooks, model: nn.Module, batch: Batch, moments: DimMoments, leaves: list[torch.Tensor]
     ) -> None:
-        (one, parts), moments = what, self.moments[what[0].name]
+        one = moments.products
 
         def see(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            for part in parts:
-                rows, real = token_rows(one, part, output.detach(), batch)
-                moments.moments.add(part, rows[real])
-            if 0 not in parts:
-                return output
+            queries, real = token_rows(one, 0, output.detach(), batch)
+            moments.moments.add(0, queries[real])
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
                 leaves.append(output)
-            read = torch.zeros(real.shape, dtype=torch.bool, device=real.device)
-            queries, there, back = output.detach(), *(part.to(output) for part in moments.basis)
-            self.sums.setdefault(one.name, torch.zeros(batch.size, one.dims, dtype=torch.float64))
+            there, back = (part.to(output) for part in moments.basis)
+            self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64)
 
             def collect(gradient: torch.Tensor) -> None:
-                rows, real = token_rows(one, 0, gradient.detach(), batch)
-                now = (rows != 0).flatten(2).any(dim=-1) & real
-                # A position is counted once, whichever probes show that S depends on it.
-                moments.counts[1] += int((now & ~read).sum())
-                read.logical_or_(now)
-                heads = rows[now].double().transpose(0, 1)
-                moments.curvature.add_(heads.mT @ heads)
-                moments.counts[0] += int(now.sum())
-                mine = torch.einsum("bthd,hud->bthu", token_rows(one, 0, queries, batch)[0], there)
+                rows, _ = token_rows(one, 0, gradient.detach(), batch)
+                moments.add_gradients(rows, real)
+                mine = torch.einsum("bthd,hud->bthu", queries, there)
                 theirs = torch.einsum("bthd,hdu->bthu", rows, back)
                 self.sums[one.name] += (mine * theirs).sum(dim=(1, 2)).double().square().cpu()
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
-            moments.counts[2] += batch.size
             return output
 
-        hook.after(layer, see, prepend=True)
+        hook.after(model.get_submodule(one.query), see, prepend=True)
