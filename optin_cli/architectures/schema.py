@@ -47,11 +47,13 @@ class SliceRule(_Strict):
 class QueryKeyRule(_Strict):
     """Linear layers whose outputs attention multiplies, head by head: their products alone matter, not their basis.
 
-    query, key: modules; where one layer gives both, queries are the first of its `parts` and keys the second.
+    query, key: modules; where one layer gives both, queries are the first of its `parts` and keys the second. when:
+    modules, and the class names of which each must be, such as of norms that would see single dimensions.
     """
 
     query: str
     key: str
+    when: dict[str, list[str]] = {}
 
 
 class ConfigKeyRule(_Strict):

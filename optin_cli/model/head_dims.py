@@ -24,7 +24,7 @@ from optin_cli.model.config_counts import Settings
 from optin_cli.model.forward import hooks
 from optin_cli.model.lookup import attribute_at, module_at
 from optin_cli.model.plan import Padded, Plan
-from optin_cli.model.slices import applies
+from optin_cli.model.slices import applies, fits
 from optin_cli.model.units import Group, Keeping, UnitKind
 
 JITTER = 1e-9
@@ -233,7 +233,7 @@ def find_head_dims(model: nn.Module, stacks: Sequence[FoundStack], _root: str, p
         for stack in stacks
         for block, place in stack.places.items()
         for rule in stack.rule.groups
-        if rule.query_key is not None and applies(model, rule, place)
+        if rule.query_key is not None and applies(model, rule, place) and fits(model, rule.query_key.when, place)
     )
     products = tuple(one for one in found if one is not None)
     return HeadDims(products) if products else None

@@ -205,7 +205,11 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
 
 def applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
-    needed = {**rule.when, **({"": rule.types} if rule.types else {})}
+    return fits(model, {**rule.when, **({"": rule.types} if rule.types else {})}, place)
+
+
+def fits(model: nn.Module, needed: Mapping[str, list[str]], place: Place) -> bool:
+    """Whether each of some modules of a block, by path, is of one of the class names that are given for it."""
     return all(_called(model, place(path)) in kinds for path, kinds in needed.items())
 
 

@@ -86,6 +86,10 @@ def test_pruned_queries_pad_every_part():
     assert parts[:, :, 2].all()
 
 
+def test_norms_of_single_dimensions_keep_them_whole():
+    assert head_dims_of(structure_of(build("timm-vit", "images", qk_norm=True), "images").kinds) is None
+
+
 def test_a_mask_without_any_dimension_is_refused():
     model = build("bert", "classes")
     kind = head_dims_of(structure_of(model, "classes").kinds)
