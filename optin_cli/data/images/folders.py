@@ -90,22 +90,35 @@ def read_gallery(path: Path | None, task: Task | None, role: Role, label_column:
     Raises:
         DataError: missing, no folder of images, empty, without the wanted split, or labelled in part.
     """
+    hint = "Put the images into a folder, one folder a class within it where they are labelled."
+    rows = find_rows(path, task, role, hint)
+    if rows is not None:
+        return _from_rows(*rows, task, role, None if path is None else label_column)
+    assert path is not None
+    split, folder = split_folder(path, wanted_splits(task, role), role)
+    return _from_folder(path.resolve().name, split, folder, role)
+
+
+def find_rows(path: Path | None, task: Task | None, role: Role, hint: str) -> tuple[str, str, Any] | None:
+    """Name, split and rows of a dataset; None for a folder of image files.
+
+    Args:
+        path: a folder that `datasets` saved, Parquet files, or a folder of images; None for the dataset of `task`.
+        hint: what to do instead of passing another file.
+
+    Raises DataError: there is nothing, or another file.
+    """
     if path is None:
         assert task is not None
-        return _from_rows(task.name, *open_dataset(task, role), task, role, None)
+        return task.name, *open_dataset(task, role)
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
-    name, wanted = path.resolve().name, wanted_splits(task, role)
-    rows = open_rows(path, wanted)
+    rows = open_rows(path, wanted_splits(task, role))
     if rows is not None:
-        return _from_rows(name, *rows, task, role, label_column)
+        return path.resolve().name, *rows
     if not path.is_dir():
-        raise DataError(
-            f"{path} is a file; expected a folder of images.",
-            hint="Put the images into a folder, one folder a class within it where they are labelled.",
-        )
-    split, folder = split_folder(path, wanted, role)
-    return _from_folder(name, split, folder, role)
+        raise DataError(f"{path} is a file; expected a folder of images.", hint=hint)
+    return None
 
 
 def wanted_splits(task: Task | None, role: Role) -> tuple[str, ...]:

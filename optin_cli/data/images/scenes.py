@@ -15,16 +15,15 @@ from optin_cli.data.images.folders import (
     FilePicture,
     Picture,
     files_below,
+    find_rows,
     image_column,
     image_columns,
     listed,
     no_images,
-    open_rows,
     row_pictures,
     split_folder,
     wanted_splits,
 )
-from optin_cli.data.sources import open_dataset
 from optin_cli.errors import DataError
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Role, Task
@@ -85,20 +84,12 @@ def read_scenes(path: Path | None, task: Task | None, role: Role, label_column: 
     Raises:
         DataError: missing, empty, without the wanted split, or images and label maps that are not pairs.
     """
-    if path is None:
-        assert task is not None
-        return _from_rows(task.name, *open_dataset(task, role), task, role, None)
-    if not path.exists():
-        raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
-    name, wanted = path.resolve().name, wanted_splits(task, role)
-    rows = open_rows(path, wanted)
+    hint = "Put the images into images/ and their label maps, of the same names, into labels/ beside it."
+    rows = find_rows(path, task, role, hint)
     if rows is not None:
-        return _from_rows(name, *rows, task, role, label_column)
-    if not path.is_dir():
-        raise DataError(
-            f"{path} is a file; expected a folder of images.",
-            hint="Put the images into images/ and their label maps, of the same names, into labels/ beside it.",
-        )
+        return _from_rows(*rows, task, role, None if path is None else label_column)
+    assert path is not None
+    name, wanted = path.resolve().name, wanted_splits(task, role)
     layout, around = _layout_of(path), None
     if layout is None:
         around, folder = split_folder(path, wanted, role)
