@@ -24,7 +24,7 @@ from optin_cli.model.config_counts import Settings
 from optin_cli.model.forward import hooks
 from optin_cli.model.lookup import attribute_at, module_at
 from optin_cli.model.plan import Padded, Plan
-from optin_cli.model.slices import applies, fits
+from optin_cli.model.slices import applies, fits, query_width
 from optin_cli.model.units import Group, Keeping, UnitKind
 
 JITTER = 1e-9
@@ -256,7 +256,7 @@ def _find_products(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     if not count:
         return None
     shared = 1 + (query == key)
-    dims = (layer.out_features // count - width * (parts - shared)) // shared
+    dims = query_width(layer.out_features, count, shared, width * (parts - shared))
     return Products(
         f"{block}.{HEAD_DIM}", block, f"{block}.{rule.name or rule.kind}", count, dims, width, query, key, parts
     )

@@ -271,8 +271,13 @@ def _narrowed(model: nn.Module, piece: Slice, heads: int, rule: GroupRule, place
         return piece
     shared = 1 + (query == key)
     others = piece.widths[shared:]
-    narrow = tensor_at(model, piece.parameter).shape[piece.axis] // heads - sum(others)
-    return replace(piece, widths=(*[narrow // shared] * shared, *others)) if narrow >= shared else piece
+    width = query_width(tensor_at(model, piece.parameter).shape[piece.axis], heads, shared, sum(others))
+    return replace(piece, widths=(*[width] * shared, *others)) if width else piece
+
+
+def query_width(outputs: int, heads: int, shared: int, others: int) -> int:
+    """Columns of a head's queries in a layer that gives `shared` parts so wide, and `others` more columns a head."""
+    return max(outputs // heads - others, 0) // shared
 
 
 def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: list[str]) -> int:

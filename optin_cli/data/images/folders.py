@@ -113,7 +113,7 @@ def find_rows(path: Path | None, task: Task | None, role: Role, hint: str) -> tu
         return task.name, *open_dataset(task, role)
     if not path.exists():
         raise DataError(f"{path} does not exist.", hint="Pass an existing folder of images.")
-    rows = open_rows(path, wanted_splits(task, role))
+    rows = _open_rows(path, wanted_splits(task, role))
     if rows is not None:
         return path.resolve().name, *rows
     if not path.is_dir():
@@ -127,7 +127,7 @@ def wanted_splits(task: Task | None, role: Role) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*preferred, *FALLBACKS[role]]))
 
 
-def open_rows(path: Path, wanted: Sequence[str]) -> tuple[str, Any] | None:
+def _open_rows(path: Path, wanted: Sequence[str]) -> tuple[str, Any] | None:
     """Split and rows of a folder that `datasets` saved, or of Parquet files; None for what is neither."""
     if path.is_dir() and is_saved(path):
         return open_saved(path, wanted)
