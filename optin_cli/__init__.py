@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optin_cli.options.latency import LatencyOptions as LatencyOptions
     from optin_cli.options.refit import RefitOptions as RefitOptions
     from optin_cli.options.scoring import ScoreOptions as ScoreOptions
+    from optin_cli.options.shrink import ShrinkOptions as ShrinkOptions
     from optin_cli.options.sweep import SweepOptions as SweepOptions
     from optin_cli.profiling.latency import profile_latency as profile_latency
     from optin_cli.profiling.profile import profile as profile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from optin_cli.scoring.score import score as score
     from optin_cli.searching.limits import Limits as Limits
     from optin_cli.searching.search import search as search
+    from optin_cli.sweeping.shrink import shrink as shrink
     from optin_cli.sweeping.sweep import sweep as sweep
 
 _API = {
@@ -43,6 +45,7 @@ _API = {
     "evaluate": "evaluation.evaluate",
     "write_measured": "pruning.model_card",
     "export": "exporting.export",
+    "shrink": "sweeping.shrink",
     "sweep": "sweeping.sweep",
     "report": "reporting.report",
     "diff": "diffing.diff",
@@ -56,6 +59,7 @@ _API = {
     "LatencyOptions": "options.latency",
     "RefitOptions": "options.refit",
     "ScoreOptions": "options.scoring",
+    "ShrinkOptions": "options.shrink",
     "SweepOptions": "options.sweep",
 }
 """Module of the package that holds each public name."""
