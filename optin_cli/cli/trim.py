@@ -37,7 +37,7 @@ def trim(
     common.console(error=True).print(vocabulary_table(record))
     proof = record.proof
     common.say(
-        f"{proof.texts:,} texts and {proof.trials:,} random ones tokenize as before; loaded by {proof.loader}, outputs of "
+        f"{proof.texts:,} texts and {proof.trials:,} random ones tokenize as before; {proof.loader}: outputs of "
         f"{proof.rows} texts differ by {proof.difference:.2g} (tolerance {proof.tolerance:.2g})"
     )
     common.print_result(record.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)
