@@ -289,6 +289,7 @@ def _manifest(
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",
         groups=mask.groups,
+        left_out=checkpoint.left_out,
         refit=refit,
         certificate=certificate,
         versions={

@@ -57,6 +57,11 @@ class ImageSpec:
         return cls(name, channels, height, width, fixed)
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of images with as many channels."""
+        return "L" if self.channels == 1 else "RGB"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.channels, self.height, self.width

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 LIBRARY = "timm"
 LOADED_BY = "timm.create_model"
+WITHOUT_CLASSES = f"{LOADED_BY}(num_classes=0)"
+"""What loads models, and those that put out features."""
 INPUT = "x"
 WEIGHTS = "model.safetensors"
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
@@ -119,16 +121,17 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         find_architecture(kind, LIBRARY)
     size = resolve_model_data_config(model)["input_size"]
     names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
+    classes = int(getattr(model, "num_classes", 0))
     return Blueprint(
         library=LIBRARY,
         folder=folder,
         identity=path.read_bytes(),
         config=raw,
         kind=kind,
-        auto_class=LOADED_BY,
+        auto_class=LOADED_BY if classes else WITHOUT_CLASSES,
         model_class=kind,
         image=ImageSpec.of(INPUT, size),
-        num_labels=int(getattr(model, "num_classes", 0)),
+        num_labels=classes,
         label_names=tuple(map(str, names)) if isinstance(names, list) else None,
         problem_type=None,
         plan=raw.get(PLAN_KEY),
@@ -257,7 +260,8 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     if blueprint.image is not None and blueprint.image.resized:
         config |= {"input_size": blueprint.image.shape}
     transform: Preprocess = create_transform(**config, is_training=False)
-    return transform
+    mode = "RGB" if blueprint.image is None else blueprint.image.mode
+    return lambda picture: transform(picture.convert(mode))
 
 
 def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:

@@ -162,9 +162,8 @@ def _image_spec(folder: Path, config: Any) -> ImageSpec:
     if _has_processor(folder):
         from PIL import Image
 
-        mode = "L" if channels == 1 else "RGB"
-        process = _as_pixels(_processor(folder))
-        square, wide = (process(Image.new(mode, size)) for size in (SQUARE, WIDE))
+        process = _as_pixels(_processor(folder), ImageSpec(IMAGE, channels, *SQUARE))
+        square, wide = (process(Image.new("RGB", size)) for size in (SQUARE, WIDE))
         return ImageSpec.of(IMAGE, square.shape, fixed=square.shape == wide.shape)
     size = getattr(config, "image_size", None)
     if size is None:
@@ -276,12 +275,13 @@ def _has_processor(folder: Path) -> bool:
 
 
 def _as_pixels(processor: Any, image: ImageSpec | None = None) -> Preprocess:
-    """A processor as a function of one image. image: what to scale to, where the user asked for its size."""
+    """A processor as a function of one image. image: its channels, and what to scale to where the user asked for it."""
     how: dict[str, Any] = {"return_tensors": "pt"}
     if image is not None and image.resized:
         how |= {"do_resize": True, "size": {"height": image.height, "width": image.width}}
         how |= {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
-    return lambda picture: processor(images=picture, **how)[IMAGE][0]
+    mode = "RGB" if image is None else image.mode
+    return lambda picture: processor(images=picture.convert(mode), **how)[IMAGE][0]
 
 
 def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
@@ -289,7 +289,7 @@ def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
     if blueprint.folder is not None and _has_processor(blueprint.folder):
         from PIL import Image
 
-        picture = Image.new("L" if image.channels == 1 else "RGB", WIDE)
+        picture = Image.new("RGB", WIDE)
         found = tuple(map(int, _as_pixels(_processor(blueprint.folder), image)(picture).shape))
         if found != image.shape:
             raise UsageError(
