@@ -61,8 +61,14 @@ def known_architectures(library: str = "transformers") -> dict[str, Architecture
 
 
 def find_architecture(model_type: str, library: str = "transformers") -> Architecture:
-    """The description of a library's model type (ArchitectureError, naming the closest, if no shipped file has it)."""
+    """The description of a library's model type.
+
+    Raises ArchitectureError: no shipped file has it, in which case the closest is named, or it cannot be pruned.
+    """
     known = known_architectures(library)
+    refused = {kind: why for architecture in known.values() for kind, why in architecture.refused_types.items()}
+    if model_type in refused:
+        raise ArchitectureError(f"Models of type {model_type!r} cannot be pruned: {refused[model_type]}.")
     if model_type not in known:
         raise ArchitectureError(
             f"No architecture description covers model type {model_type!r}.",

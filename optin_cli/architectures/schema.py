@@ -120,7 +120,8 @@ class GroupRule(_Strict):
 
     name: what distinguishes it in its block; its kind where None.
     types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
-    of which each must be for the block to have this group, or attributes and what they must be.
+    of which each must be for the block to have this group, or attributes and what they must be. unless: the same, of
+    which any keeps a block from having it.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
@@ -138,6 +139,7 @@ class GroupRule(_Strict):
     name: str | None = None
     types: list[str] = []
     when: dict[str, list[str]] = {}
+    unless: dict[str, list[str]] = {}
     consumer: str
     gate: str | None = None
     residual_sum: str | None = None
@@ -215,19 +217,32 @@ class DecisionRule(_Strict):
     item: int = Field(ge=0)
 
 
+class RefusalRule(_Strict):
+    """Class names of modules with which no model of the family can be pruned.
+
+    which: why, as in "its mlp is a CLASS, which …".
+    """
+
+    types: list[str] = Field(min_length=1)
+    which: str
+
+
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm. backbones: families that models of this one may have in front of its own stacks.
+    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. backbones: families
+    that models of this one may have in front of its own stacks.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
+    refused_types: dict[str, str] = {}
     backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
     decisions: list[DecisionRule] = []
+    refusals: list[RefusalRule] = []
     stacks_of: str | None = None
 
     @model_validator(mode="after")

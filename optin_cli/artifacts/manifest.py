@@ -40,7 +40,10 @@ class Certificate(Frozen):
 
 
 class Manifest(Artifact):
-    """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone."""
+    """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone.
+
+    left_out: tensors that the original's files hold beside the model's weights, by name.
+    """
 
     kind: ClassVar[str] = "manifest"
     schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")
@@ -54,6 +57,7 @@ class Manifest(Artifact):
     after: Totals
     layout: Layout = "ragged"
     groups: dict[str, GroupMask]
+    left_out: tuple[str, ...] = ()
     refit: dict[str, Refit] | None = None
     certificate: Certificate
     versions: dict[str, str]

@@ -10,10 +10,17 @@ from optin_cli.files import sha256_of
 
 MANIFEST = "optin.json"
 CARD = "README.md"
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+TORCH_SUFFIXES = (".pth.tar", ".pt.tar", ".pt", ".pth", ".ckpt", ".bin")
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+"""Endings of weights files; longer ones come before those that end them."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
+
+
+def file_stem(path: Path) -> str:
+    """Name of a weights file without its ending."""
+    ending = next((suffix for suffix in FILE_SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(ending) or path.name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -48,7 +55,7 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in FILE_SUFFIXES:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(FILE_SUFFIXES):
         raise CheckpointError(f"{name} does not exist.", hint="Expected a checkpoint folder or a state-dict file.")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))

@@ -3,6 +3,7 @@
 `Checkpoint.input` chooses the implementation; the rest of the package does not ask which it is.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +32,12 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
+TEXT = "input_ids"
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 MOST_PIXELS = 32 * 224 * 224
 """Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+PIECES = "*.model"
+VOCABULARIES = ("tokenizer.json", "vocab.*", PIECES)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -155,6 +158,14 @@ class TextInput:
         # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
         if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
             raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
+        pieces = next(folder.glob(PIECES), None)
+        others = [path for pattern in VOCABULARIES if pattern != PIECES for path in folder.glob(pattern)]
+        if pieces is not None and not others and importlib.util.find_spec("sentencepiece") is None:
+            raise CheckpointError(
+                f"The tokenizer of {self.name} has only a SentencePiece file, {pieces.name}, and sentencepiece is not "
+                "installed.",
+                hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
+            )
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
@@ -184,12 +195,25 @@ class TextInput:
         length = usable_length(tokenizer, self.most, options.max_length)
         size = options.batch_size
         if options.labelled and task is not None and task.each_alone:
-            return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
+            return self._fed(pair_batches(texts, task, tokenizer, batch_size=size, max_length=length), tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
-        return fit_inputs(self.model, found)
+        return self._fed(found, tokenizer)
+
+    def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+        """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
+        fed = fit_inputs(self.model, batches)
+        highest = max((int(batch.inputs[TEXT].max()) for batch in fed if batch.inputs[TEXT].numel()), default=0)
+        if highest >= self.vocabulary:
+            raise CheckpointError(
+                f"The tokenizer of {self.name} has {len(tokenizer)} tokens and gives id {highest}, but the embeddings "
+                f"of its model have {self.vocabulary} rows.",
+                hint="Resize and save the model where it was made, model.resize_token_embeddings(len(tokenizer)), "
+                "or put the model's own tokenizer into the folder.",
+            )
+        return fed
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The model's id of the class that F1 of two classes counts: the data's class 1."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
+from optin_cli.checkpoints.weights import State
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.plan import Plan
@@ -36,12 +37,26 @@ def carried_files(checkpoint: Checkpoint) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def round_to_storage(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the weights in memory to what storing them as `dtype` keeps, so that saving changes nothing more."""
+def round_to_storage(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Round the weights in memory to what storing them as the checkpoint's keeps, so that saving changes nothing."""
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(dtype).to(tensor.dtype))
+                tensor.copy_(tensor.to(checkpoint.stored_as(name)).to(tensor.dtype))
+
+
+def stored_state(model: nn.Module, checkpoint: Checkpoint) -> State:
+    """The state dict in the checkpoint's storage types. Tied weights stay one tensor, which libraries store once."""
+    made: dict[tuple[int, int], torch.Tensor] = {}
+    state: State = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in made and made[place].shape == tensor.shape:
+            state[name] = made[place]
+            continue
+        kept = tensor.to(checkpoint.stored_as(name)) if tensor.is_floating_point() else tensor
+        state[name] = made[place] = kept.contiguous()
+    return state
 
 
 def modeling_source(checkpoint: Checkpoint) -> str:
@@ -57,10 +72,7 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
     config that state the pruned sizes; the folder then needs neither plan nor code.
     """
     blueprint = checkpoint.blueprint
-    state = {
-        name: (tensor.to(checkpoint.dtype) if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    state = stored_state(model, checkpoint)
     if settings is None:
         blueprint.builder.save(blueprint, model, state, plan.model_dump(), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")

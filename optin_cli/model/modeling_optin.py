@@ -39,6 +39,10 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     for path, shape in plan["parameters"].items():
         owner, leaf = locate(path)
         _resize(owner, leaf, shape)
+    for path in plan["parameters"]:
+        owner, leaf = locate(path.rpartition(".")[0])
+        if isinstance(linear := getattr(owner, leaf), nn.Linear) and not linear.weight.shape[1]:
+            setattr(owner, leaf, BiasAlone(linear))
     for path, value in plan["attributes"].items():
         owner, leaf = locate(path)
         setattr(owner, leaf, value)
@@ -96,6 +100,23 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
+
+
+class BiasAlone(nn.Module):
+    """A linear layer that reads no column any more: its bias in every row.
+
+    No quantizer replaces it by a kernel, which for no columns puts out whatever lies in memory.
+    """
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.register_parameter("weight", linear.weight)
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The bias, or zeros; x: (..., 0)."""
+        out = x.new_zeros((*x.shape[:-1], len(self.weight)))
+        return out if self.bias is None else out + self.bias
 
 
 def _select(module: nn.Module, rule: dict[str, Any]) -> None:

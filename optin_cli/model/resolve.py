@@ -38,8 +38,10 @@ def find_structure(
         problem_type: transformers' `config.problem_type`, which decides the distribution of some outputs.
 
     Raises:
-        ArchitectureError: a name is missing or a shape does not follow; all such problems together.
+        ArchitectureError: a name is missing or a shape does not follow; all such problems together. Or the model has a
+            module that the description refuses.
     """
+    _require_prunable(model, architecture)
     problems: list[str] = []
     stacks = [find_stack(model, rule, root) for rule in architecture.stacks]
     for stack in stacks:
@@ -66,6 +68,18 @@ def find_structure(
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     outputs = resolve_outputs(head, problem_type)
     return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions))
+
+
+def _require_prunable(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse a model with modules of which the description says that they bind its units together."""
+    for rule in architecture.refusals:
+        found = ((path, type(module).__name__) for path, module in model.named_modules())
+        path, name = next(((path, name) for path, name in found if name in rule.types), ("", ""))
+        if path:
+            raise ArchitectureError(
+                f"This {type(model).__name__} cannot be pruned: its {path} is a {name}, which {rule.which}.",
+                hint=f"Pass a model of the family {architecture.family} without such modules.",
+            )
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

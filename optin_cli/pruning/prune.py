@@ -185,7 +185,7 @@ def write_pruned(
         costs = measure_original(original, planned.mask)
         refit = None if adjustment is None else adjustment.apply(pruned.model)
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
-        round_to_storage(pruned.model, original.dtype)
+        round_to_storage(pruned.model, original)
         progress.update(1, 1, "saving")
         save_cut(original, pruned.model, plan, folder, settings=planned.settings)
         progress.update(1, 1, "certifying in a fresh process")
@@ -289,6 +289,7 @@ def _manifest(
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",
         groups=mask.groups,
+        left_out=checkpoint.left_out,
         refit=refit,
         certificate=certificate,
         versions={

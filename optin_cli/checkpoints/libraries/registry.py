@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from optin_cli.checkpoints.weights import State
+    from optin_cli.checkpoints.weights import State, Stored
     from optin_cli.model.config_counts import Settings
 
 
@@ -55,6 +55,11 @@ class ImageSpec:
         """Images of a shape (channels, height, width)."""
         channels, height, width = map(int, shape)
         return cls(name, channels, height, width, fixed)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of images with as many channels."""
+        return "L" if self.channels == 1 else "RGB"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,6 +128,23 @@ class Blueprint:
         return self.builder.at_size(self, image)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model with its weights, in evaluation mode.
+
+    root: path of the base model in it. left_out: names of stored weights that have no place in it. notes: what a user
+    should know of how its weights were found. dtype: the floating type that most stored values have. types: where they
+    have several, those of all tensors of the state dict, by name.
+    """
+
+    model: nn.Module
+    root: str
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    dtype: torch.dtype
+    types: Mapping[str, torch.dtype]
+
+
 class Library(Protocol):
     """One library of models."""
 
@@ -142,8 +164,8 @@ class Library(Protocol):
     def repository(self, name: str) -> str:
         """Hub repository that holds the model of that name."""
 
-    def build(self, blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-        """The model in evaluation mode, and its base model's path in it (CheckpointError if the weights do not fit)."""
+    def build(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
+        """The model with its weights, the ones among `stored` that fit it (CheckpointError if none do, or not all)."""
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
