@@ -72,10 +72,9 @@ def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed
         "similarity": pairs,
     }
     if not known.get(purpose, False):
-        several = " with several labels per sample" if output.kind == "bernoulli" else ""
         raise DataError(
             f"{needed_by} needs the loss of one label per sample, but {checkpoint.name} is a "
-            f"{blueprint.model_class} for {purpose}{several}.",
+            f"{blueprint.model_class} for {purpose}.",
             hint=hint,
         )
 

@@ -241,9 +241,9 @@ def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, floa
     """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
     kinds = [[output.kind for output in one.outputs] for one in (mine, theirs)]
     if kinds[0] != kinds[1] or len(mine.maps) != len(theirs.maps):
-        here, there = (", ".join(one) or "none that can be compared" for one in kinds)
+        here, there = (", ".join(one) or "nothing that can be compared" for one in kinds)
         raise DataError(
-            f"The two models put out different things. Their outputs are: {here}; and {there}.",
+            f"The two models put out different things: {here}, against {there}.",
             hint="Compare checkpoints of the same task.",
         )
     if mine.maps:

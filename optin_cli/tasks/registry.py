@@ -37,8 +37,8 @@ def load_task(name: str) -> Task:
 
 
 def own_task(kind: str, takes: InputKind) -> Task | None:
-    """The shipped task of that kind and input that has no dataset but takes the user's data; None without just one."""
-    found = [
-        task for task in map(load_task, task_names()) if (task.kind, task.input, task.dataset) == (kind, takes, None)
-    ]
+    """The shipped task of that kind and input for the user's data: no dataset, no classes; None without just one."""
+    wanted = (kind, takes, None, None)
+    every = map(load_task, task_names())
+    found = [task for task in every if (task.kind, task.input, task.dataset, task.label_names) == wanted]
     return found[0] if len(found) == 1 else None
