@@ -15,6 +15,7 @@ Layout = Literal["BTC", "TBC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
 Purpose = Literal[
     "classification",
+    "multi-label",
     "regression",
     "similarity",
     "question-answering",

@@ -38,7 +38,9 @@ class Latency(Workload):
 class Comparison(Frozen):
     """Comparison with another model on the same samples; ratios are this over other.
 
-    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class.
+    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class; of the same
+    classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of this model's
+    distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's values.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Evaluation(Artifact):
     """`optin eval`: task metric, size and speed of a checkpoint.
 
     class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
+    truncated: texts whose ends were cut off, at `options["max_length"]` tokens. notes: what makes a value suspicious.
     """
 
     kind: ClassVar[str] = "eval"
@@ -88,6 +91,8 @@ class Evaluation(Artifact):
     metrics: dict[str, float]
     standard_error: float | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
+    truncated: int = 0
+    notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload
     totals: Totals

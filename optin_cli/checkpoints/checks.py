@@ -5,11 +5,16 @@ from collections.abc import Iterable
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import no_classes
-from optin_cli.data.spec import require_input
+from optin_cli.data.spec import DataSpec, require_data, require_input
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.tokens import Tokens, tokens_of
+from optin_cli.tasks.registry import load_task, own_task
 from optin_cli.tasks.schema import Task
 
+SEVERAL = (
+    'For a model of several labels a text set "problem_type": "multi_label_classification" in its config.json, which '
+    "decides that."
+)
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
 
 
@@ -20,13 +25,29 @@ def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -
     purpose, outputs = blueprint.purpose, blueprint.num_labels
     if purpose == task.kind and task.kind in ("classification", "regression"):
         one = outputs == 1
-        counted = "" if one == (task.kind == "regression") else f" with {outputs} output{'s' * (not one)}"
+        # The user's own data may have as many numbers a sample as the model predicts.
+        fits = one == (task.kind == "regression") or (task.kind == "regression" and task.dataset is None)
+        counted = "" if fits else f" with {outputs} output{'s' * (not one)}"
     if purpose != task.kind or counted:
         raise DataError(
             f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {blueprint.model_class} "
             f"for {purpose}{counted}.",
-            hint=hint,
+            hint=SEVERAL if (task.kind, purpose) == ("multi-label", "classification") else hint,
         )
+
+
+def choose_task(checkpoint: Checkpoint, name: str | None, spec: DataSpec) -> Task | None:
+    """The task of that name; without a name, of data that names none either, what the model is for, if that has a task.
+
+    Raises DataError: there is no task of that name, or it needs local data and none is named.
+    """
+    if name is None:
+        known = spec.task
+        local = spec.is_named and known is None
+        return own_task(checkpoint.blueprint.purpose, checkpoint.input.kind) if local else known
+    task = load_task(name)
+    require_data(task, spec.local)
+    return task
 
 
 def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed_by: str, hint: str) -> None:
@@ -51,10 +72,9 @@ def require_loss(checkpoint: Checkpoint, task: Task | None, *, data: str, needed
         "similarity": pairs,
     }
     if not known.get(purpose, False):
-        several = " with several labels per sample" if output.kind == "bernoulli" else ""
         raise DataError(
             f"{needed_by} needs the loss of one label per sample, but {checkpoint.name} is a "
-            f"{blueprint.model_class} for {purpose}{several}.",
+            f"{blueprint.model_class} for {purpose}.",
             hint=hint,
         )
 

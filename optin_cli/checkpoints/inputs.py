@@ -5,6 +5,7 @@
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,11 +21,11 @@ from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.label_maps import LabelIds, explain_ids
 from optin_cli.data.images.samples import ImageSamples, load_image_samples
 from optin_cli.data.images.scene_samples import load_scene_samples
-from optin_cli.data.labels import image_class_ids, label_ids
+from optin_cli.data.labels import image_class_ids, label_ids, label_sets, value_rows
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
-from optin_cli.data.text.samples import load_samples
+from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
 from optin_cli.options.common import DEFAULT_SEQ_LEN
@@ -149,8 +150,12 @@ class TextInput:
         padding = self.blueprint.config.pad_token_id or 0
         return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
 
-    def tokenizer(self) -> Any:
-        """The tokenizer beside the config (CheckpointError where there is none)."""
+    def tokenizer(self, *, words: bool = False) -> Any:
+        """The tokenizer beside the config (CheckpointError where there is none).
+
+        words: for texts that come as words. A tokenizer that tells words by the space before them then takes the first
+        of a text, and each that follows, to have one.
+        """
         from transformers import AutoTokenizer
 
         folder = self.blueprint.folder
@@ -167,9 +172,12 @@ class TextInput:
                 hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
             )
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if words and getattr(found, "add_prefix_space", None) is False:
+                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
+        return found
 
     def preprocess(self) -> Preprocess:
         """Refuse: texts are tokenised."""
@@ -182,7 +190,7 @@ class TextInput:
         one sample per text, unless it is of a named task that makes one sequence of both.
         """
         del progress
-        return load_samples(spec, alone=self.blueprint.purpose == "similarity")
+        return load_samples(spec, alone=self.blueprint.purpose == "similarity", classes=self.blueprint.label_names)
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Padded batches on the model's device, of two texts as one sequence or, for similarity by labels, each alone.
@@ -191,15 +199,15 @@ class TextInput:
         without a class.
         """
         texts, task = require_texts(samples), options.task
-        tokenizer = self.tokenizer()
+        tokenizer = self.tokenizer(words=texts.words is not None)
         length = usable_length(tokenizer, self.most, options.max_length)
         size = options.batch_size
         if options.labelled and task is not None and task.each_alone:
             return self._fed(pair_batches(texts, task, tokenizer, batch_size=size, max_length=length), tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
-        labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
-        found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
+        labels = self._labels(texts, task) if options.labelled else None
+        found = make_batches(texts, tokenizer, batch_size=size, max_length=length, labels=labels)
         return self._fed(found, tokenizer)
 
     def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
@@ -214,6 +222,25 @@ class TextInput:
                 "or put the model's own tokenizer into the folder.",
             )
         return fed
+
+    def _labels(self, samples: Samples, task: Task | None) -> Sequence[int | float | Sequence[float]] | None:
+        """What the model is to put out for each sample, None where the samples have no labels."""
+        purpose, config = self.blueprint.purpose, self.blueprint.config
+        if purpose == "multi-label":
+            return label_sets(samples, task, config)
+        if purpose == "regression" and samples.label_lists is not None:
+            return value_rows(samples, int(config.num_labels))
+        known = label_ids(samples, task, config)
+        return None if known is None or samples.labels is None else [known[label] for label in samples.labels]
+
+    def read_length(self, asked: int | None) -> int | None:
+        """Most tokens that are read of a text: `asked`, or the default (UsageError if the model does not hold them)."""
+        return usable_length(self.tokenizer(), self.most, asked)
+
+    def read_limit(self) -> int | None:
+        """Most tokens of a text that both tokenizer and model take; None where nothing limits them."""
+        most = min(int(self.tokenizer().model_max_length), self.most or sys.maxsize)
+        return most if most < sys.maxsize else None
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The model's id of the class that F1 of two classes counts: the data's class 1."""
@@ -295,8 +322,9 @@ class ImageInput:
         del most, tokens
         return {self.image.input_name: torch.randn((rows, *self.image.shape), generator=_generator(0))}
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self, *, words: bool = False) -> Any:
         """Refuse: images are not tokenised."""
+        del words
         raise CheckpointError(
             f"{self.name} is an image model ({self.blueprint.model_class}), so it has no tokenizer.",
             hint="Pass a folder of images instead of texts.",
@@ -340,6 +368,15 @@ class ImageInput:
         size = min(batch_size, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
         made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=size, labels=labels)
         return made.to(device_of(self.model))
+
+    def read_length(self, asked: int | None) -> int | None:
+        """None: images are no texts."""
+        del asked
+        return None
+
+    def read_limit(self) -> int | None:
+        """None: images are no texts."""
+        return None
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The second class."""

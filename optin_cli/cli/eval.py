@@ -27,7 +27,7 @@ def evaluate(
         typer.Option(
             "--task",
             metavar="TASK",
-            help="Task whose metric is measured (sst2, imagenet-1k, imagefolder, …).",
+            help="Task whose metric is measured (sst2, cifar10, …). (default: what the model is for, on your --data)",
             autocompletion=completion.tasks,
         ),
     ] = None,
@@ -58,15 +58,16 @@ def evaluate(
 
     if card:
         require_card(Path(checkpoint))
-    if max_drop is not None and (against is None or task is None):
+    if max_drop is not None and (against is None or (task is None and data.path is None)):
         raise UsageError(
             "--max-drop compares the task's metric with another checkpoint's.",
-            hint="Pass --against CHECKPOINT and --task NAME.",
+            hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
         )
     if task is not None:
+        from optin_cli.data.spec import require_data
         from optin_cli.tasks.registry import load_task
 
-        load_task(task)
+        require_data(load_task(task), data.path)
     common.use_threads(threads)
     from optin_cli.cli.tables import evaluation_table
     from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint

@@ -31,15 +31,14 @@ def sweep(
     *,
     calib: Annotated[common.Data, CALIBRATION],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--task",
             metavar="TASK",
-            help="Task whose metric is measured.",
-            show_default=False,
+            help="Task whose metric is measured. (default: what the model is for, on your --data)",
             autocompletion=completion.tasks,
         ),
-    ],
+    ] = None,
     data: Annotated[common.Data, common.TASK_DATA],
     output: common.Output = None,
     options: SweepOptions,
@@ -55,12 +54,14 @@ def sweep(
     folder = Path(output or f"{common.stem_of(checkpoint)}-sweep")
     from optin_cli.artifacts.sweep import RESULT
     from optin_cli.cli.tables import sweep_table
+    from optin_cli.data.spec import require_data
     from optin_cli.sweeping.plots import PICTURES, draw_text
     from optin_cli.sweeping.sweep import MODEL, PARTIAL, check_folder, require_chosen
     from optin_cli.sweeping.sweep import sweep as sweep_checkpoint
     from optin_cli.tasks.registry import load_task
 
-    load_task(task)
+    if task is not None:
+        require_data(load_task(task), data.path)
     check_folder(folder, resume=resume, force=force)
     common.use_threads(threads)
     opened = opening.load(checkpoint)

@@ -17,10 +17,12 @@ class Batch:
     """B samples padded to the longest of them, T tokens.
 
     inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and
-    token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, or None.
+    token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, (B, outputs) of them where
+    a sample has several, or None.
     keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
     samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
     of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
+    truncated: samples whose ends were cut off.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -28,6 +30,7 @@ class Batch:
     keys: tuple[str, ...]
     rows: tuple[int, ...] = ()
     paired: bool = False
+    truncated: int = 0
 
     @property
     def size(self) -> int:

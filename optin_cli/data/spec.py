@@ -26,6 +26,16 @@ def require_input(task: Task, kind: InputKind) -> None:
         )
 
 
+def require_data(task: Task, local: Path | None) -> None:
+    """Refuse a task that has no dataset where no local data is named (DataError)."""
+    if task.dataset is None and local is None:
+        what = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.input == "text" else "a folder of images"
+        raise DataError(
+            f"The task {task.name} has no data of its own: it measures yours.",
+            hint=f"Pass it with --data PATH ({what}).",
+        )
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Data of one role, named and not yet read.

@@ -7,10 +7,10 @@ from pathlib import Path
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.checks import require_fit
+from optin_cli.checkpoints.checks import choose_task, require_fit
 from optin_cli.checkpoints.inputs import random_inputs
 from optin_cli.data.load import AnySamples
-from optin_cli.data.spec import DataSpec
+from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
@@ -40,16 +40,19 @@ def evaluate(
 
     Args:
         checkpoint, against: also files that `export` wrote, which run in their own runtimes.
-        task: names the metrics; without it, or without labels, agreement with `against` remains.
+        task: names the metrics; None for what the model is for. Without labels, agreement with `against` remains.
         data: a file, folder or specification; None for the task's own dataset.
 
     Raises:
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
-    known, spec = None if task is None else load_task(task), DataSpec.of(data)
+    spec = DataSpec.of(data)
+    if task is not None:
+        require_data(load_task(task), spec.local)
     device = device_for(None, checkpoint, against)
     opened = as_evaluated(checkpoint, device)
     other = None if against is None else as_evaluated(against, device)
+    known = choose_task(opened, task, spec)
     for each in (opened, other):
         if known is not None and each is not None:
             require_fit(each, known)
@@ -57,7 +60,26 @@ def evaluate(
     samples = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options, known), progress)
-    return evaluate_samples(opened, Exam(samples, known, options, progress), other)
+        if task is None and not samples.labelled:
+            known = None
+    result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
+    for note in remarks(result, opened):
+        progress.note(note)
+    return result
+
+
+def remarks(result: Evaluation, checkpoint: Checkpoint) -> list[str]:
+    """What the user should know of an evaluation: texts that were cut off, and what makes a value suspicious."""
+    said = [*result.notes]
+    if result.truncated:
+        length, most = result.options["max_length"], checkpoint.input.read_limit()
+        larger = "a larger --max-length" if most is None else f"--max-length {most}, all that the model takes,"
+        more = "" if most == length else f"; pass {larger} to measure by more of them"
+        said.append(
+            f"{result.truncated:,} of {result.samples:,} samples were truncated to {length} tokens, and their ends do "
+            f"not count{more}."
+        )
+    return said
 
 
 def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
@@ -87,7 +109,7 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
         what = "no labels" if task is not None else "no task that names a metric"
         raise DataError(
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
-            hint="Pass --task NAME with labelled data, or --against CHECKPOINT to measure agreement.",
+            hint="Pass labelled data of a --task that fits the model, or --against CHECKPOINT to measure agreement.",
         )
     if (folder := exam.options.pictures) is not None:
         require_drawable(checkpoint, samples)
@@ -127,13 +149,13 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         inputs["against"] = against.checkpoint.source
     latencies = _latencies([one.checkpoint for one in (mine, against) if one is not None], exam.options)
     values = prediction.values
-    first = task.metrics[0] if task is not None and values else None
+    first = next(iter(values), None)
     totals = _totals(checkpoint, workload)
     return Evaluation(
         optin_version=__version__,
         options={
             "batch_size": exam.options.batch_size,
-            "max_length": exam.options.max_length,
+            "max_length": exam.options.max_length,  # what was used, where texts were read
             "latency_warmup": exam.options.latency_warmup,
             **prediction.constants,
         },
@@ -145,6 +167,8 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         metrics=values,
         standard_error=prediction.error,
         class_iou=prediction.class_iou,
+        truncated=prediction.truncated,
+        notes=(*prediction.notes, *(() if against is None else against.prediction.notes)),
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
@@ -215,15 +239,17 @@ def _compare(
 
 def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
     """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
-    if len(mine.outputs) != len(theirs.outputs) or len(mine.maps) != len(theirs.maps):
+    kinds = [[output.kind for output in one.outputs] for one in (mine, theirs)]
+    if kinds[0] != kinds[1] or len(mine.maps) != len(theirs.maps):
+        here, there = (", ".join(one) or "nothing that can be compared" for one in kinds)
         raise DataError(
-            f"The two models put out different things: {len(mine.outputs)} and {len(theirs.outputs)} distributions a "
-            "sample.",
+            f"The two models put out different things: {here}, against {there}.",
             hint="Compare checkpoints of the same task.",
         )
     if mine.maps:
         return agreement(mine.maps, theirs.maps), None
-    found = list(filter(None, map(metrics.distances, mine.outputs, theirs.outputs)))
+    pairs = zip(mine.outputs, theirs.outputs, strict=True)
+    found = list(filter(None, (metrics.distances(a.values, b.values, a.kind) for a, b in pairs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)

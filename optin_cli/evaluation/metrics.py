@@ -1,7 +1,8 @@
 """Task metrics, their standard errors, and distances between the outputs of two models.
 
-Predictions are logits (N, C), or values (N,) or (N, 1) of a regression; labels are (N,). Label maps are measured by
-counts of pixels, (N, 3, C): see `count_pixels`.
+Predictions are logits (N, C), or values (N,) or (N, C) of a regression; labels are (N,), or (N, C) where each of C
+outputs has its own. Label maps are measured by counts of pixels, (N, 3, C): see `count_pixels`; tagged words by counts
+of entities and words, (N, 5): see `count_entities`.
 """
 
 import math
@@ -13,10 +14,13 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 
+from optin_cli.architectures.schema import OutputKind
 from optin_cli.errors import DataError, did_you_mean
 
 RESAMPLES = 200
 SEED = 0
+RARE = 2.0
+"""Standard errors that chance exceeds once in fifty times, on one side."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Metric:
 class ValueMetric(Metric):
     """A score of logits or values.
 
-    `compute` takes predictions (N, C) or (N,), labels (N,) and the positive class (for F1 of two classes).
+    `compute` takes predictions (N, C) or (N,), labels (N,) or (N, C) and the positive class (for F1 of two classes).
     `spread` says that it is undefined where labels do not vary, and 0 where predictions do not; `fewest`
     that it says nothing with fewer classes.
     """
@@ -46,6 +50,17 @@ class MapMetric(Metric):
     """A score of label maps. `compute` takes counts of pixels (..., 3, C), float64, and returns (...)."""
 
     compute: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TagMetric(Metric):
+    """A score of tagged words. `compute` takes counts (..., 5), float64, and returns (...).
+
+    entities: whether it is defined only where tags mark where entities begin and go on.
+    """
+
+    compute: Callable[[torch.Tensor], torch.Tensor]
+    entities: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,20 +148,42 @@ def score_maps(names: Sequence[str], counts: torch.Tensor) -> MapScores:
     Raises DataError: unknown metric, or no pixel counts.
     """
     chosen = {name: _map_metric(name) for name in names}
-    exact, images = counts.double(), len(counts)
-    total = exact.sum(dim=0)
+    total = counts.double().sum(dim=0)
     if not bool(total[1].any()):
         raise DataError("Every pixel of the label maps is ignored.", hint="Name other ids with --ignore-index.")
-    generator = torch.Generator().manual_seed(SEED)
-    rows = torch.randint(images, (RESAMPLES, images), generator=generator)
-    drawn = torch.zeros(RESAMPLES, images, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
-    spread = chosen[names[0]].compute((drawn @ exact.flatten(1)).reshape(RESAMPLES, *total.shape))
-    defined = spread[spread.isfinite()]
     return MapScores(
         {name: float(metric.compute(total)) for name, metric in chosen.items()},
-        float(defined.std()) if images > 1 and len(defined) > 1 else None,
+        _spread(chosen[names[0]].compute, counts),
         [None if math.isnan(iou) else iou for iou in _ious(total).tolist()],
     )
+
+
+def score_tags(names: Sequence[str], counts: torch.Tensor, *, entities: bool) -> tuple[dict[str, float], float | None]:
+    """Every named metric over all words of N samples, whose counts are (N, 5), and the standard error of the first.
+
+    entities: whether tags mark where entities begin and go on; without, only metrics of words are defined. The standard
+    error is that of `score_maps`, over samples.
+
+    Raises DataError: unknown metric, or no word counts.
+    """
+    asked = {name: _tag_metric(name) for name in names}
+    chosen = {name: metric for name, metric in asked.items() if entities or not metric.entities}
+    total = counts.double().sum(dim=0)
+    if total[-1] == 0:
+        raise DataError("No word has a label that counts.", hint="Name other ids with --ignore-index.")
+    error = _spread(next(iter(chosen.values())).compute, counts) if chosen else None
+    return {name: float(metric.compute(total)) for name, metric in chosen.items()}, error
+
+
+def _spread(compute: Callable[[torch.Tensor], torch.Tensor], counts: torch.Tensor) -> float | None:
+    """Standard deviation of a metric over bootstrap resamples of samples whose counts are (N, ...)."""
+    exact, samples = counts.double(), len(counts)
+    generator = torch.Generator().manual_seed(SEED)
+    rows = torch.randint(samples, (RESAMPLES, samples), generator=generator)
+    drawn = torch.zeros(RESAMPLES, samples, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape).double())
+    spread = compute((drawn @ exact.flatten(1)).reshape(RESAMPLES, *exact.shape[1:]))
+    defined = spread[spread.isfinite()]
+    return float(defined.std()) if samples > 1 and len(defined) > 1 else None
 
 
 def standard_error(
@@ -171,23 +208,72 @@ def standard_error(
     return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
 
 
-def distances(logits: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
-    """How far outputs are from a reference: agreement and mean KL divergence; None for regression (DataError: shapes).
+def distances(output: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> tuple[float, float] | None:
+    """How far outputs are from a reference: agreement and mean KL divergence (nats); None without any spread.
 
-    Agreement is the share of samples (0 to 1) whose largest logit is the same class in both. The divergence is
-    KL(reference || model) of the class distributions, in nats.
+    output, reference: (N, C) of what `kind` says.
+    categorical: agreement is the share of samples (0 to 1) whose largest logit is the same class in both; the
+    divergence is KL(reference || model) of the class distributions. bernoulli: the share of samples that have the same
+    classes, each of a probability above one half, in both; the divergences of all classes are added. real: Lin's
+    concordance of the values (-1 to 1), averaged over outputs; the divergence is that of normal distributions around
+    the two values, whose variance is the reference's over the samples, so that predicting its mean everywhere diverges
+    by one half.
+
+    Raises DataError: the shapes differ.
     """
-    if logits.shape != reference.shape:
+    if output.shape != reference.shape:
         raise DataError(
-            f"The outputs of the two models differ in shape: {tuple(logits.shape)} and {tuple(reference.shape)}.",
+            f"The outputs of the two models differ in shape: {tuple(output.shape)} and {tuple(reference.shape)}.",
             hint="Compare checkpoints of the same task.",
         )
-    if logits.dim() == 1 or logits.shape[-1] == 1:
-        return None
-    p, q = (F.log_softmax(x.double(), dim=-1) for x in (reference, logits))
-    divergence = float((p.exp() * (p - q)).sum(-1).mean())
+    found = DISTANCES[kind](output.double(), reference.double())
     # Rounding can leave a sum a little below zero, which no divergence is.
-    return float((_classes(logits) == _classes(reference)).double().mean()), max(divergence, 0.0)
+    return None if found is None else (found[0], max(found[1], 0.0))
+
+
+def _categorical_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
+    if output.shape[-1] == 1:
+        return None
+    p, q = (F.log_softmax(x, dim=-1) for x in (reference, output))
+    same = (_classes(output) == _classes(reference)).double().mean()
+    return float(same), float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _bernoulli_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    divergence = torch.zeros_like(reference)
+    for sign in (1, -1):
+        p, q = F.logsigmoid(sign * reference), F.logsigmoid(sign * output)
+        divergence += p.exp() * (p - q)
+    same = ((output > 0) == (reference > 0)).all(dim=-1).double().mean()
+    return float(same), float(divergence.sum(dim=-1).mean())
+
+
+def _real_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
+    varying = reference.var(dim=0, correction=0) > 0
+    mine, theirs = output[:, varying], reference[:, varying]
+    if not theirs.numel():
+        return None
+    spread, error = theirs.var(dim=0, correction=0), (mine - theirs).square().mean(dim=0)
+    shift = (mine.mean(dim=0) - theirs.mean(dim=0)).square()
+    concordance = 1 - error / (mine.var(dim=0, correction=0) + spread + shift)
+    return float(concordance.mean()), float((error / (2 * spread)).mean())
+
+
+DISTANCES: Mapping[OutputKind, Callable[[torch.Tensor, torch.Tensor], tuple[float, float] | None]] = MappingProxyType(
+    {"categorical": _categorical_distances, "bernoulli": _bernoulli_distances, "real": _real_distances}
+)
+
+
+def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | None:
+    """The accuracy, where it is so far below that of guessing among all classes that chance hardly explains it.
+
+    predictions: logits (N, C); labels: (N,). None where the accuracy is not `RARE` standard errors below 1 / C.
+    """
+    classes, count = predictions.shape[-1], len(labels)
+    if classes < 2:
+        return None
+    accuracy, chance = float((_classes(predictions) == labels).double().mean()), 1 / classes
+    return accuracy if accuracy < chance - RARE * math.sqrt(chance * (1 - chance) / count) else None
 
 
 def find_metric(name: str) -> Metric:
@@ -208,6 +294,13 @@ def _map_metric(name: str) -> MapMetric:
     metric = find_metric(name)
     if not isinstance(metric, MapMetric):
         raise DataError(f"The metric {name} does not score label maps.")
+    return metric
+
+
+def _tag_metric(name: str) -> TagMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, TagMetric):
+        raise DataError(f"The metric {name} does not score tagged words.")
     return metric
 
 
@@ -256,16 +349,33 @@ def _matthews(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
     return float(multiclass_matthews_corrcoef(_classes(predictions), labels, predictions.shape[-1]))
 
 
+def _micro_f1(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    """F1 of all decisions, of every text on every class; a class is chosen above a probability of one half."""
+    from torchmetrics.functional.classification import binary_f1_score
+
+    return float(binary_f1_score((predictions > 0).long().flatten(), labels.long().flatten()))
+
+
+def _macro_f1(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    """Mean of the F1 of each class, 0 for one that neither labels nor predictions hold."""
+    each = [_micro_f1(predictions[:, place], labels[:, place], 1) for place in range(labels.shape[1])]
+    return sum(each) / len(each)
+
+
+def _mse(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
+    return float((_values(predictions).double() - labels.double()).square().mean())
+
+
 def _pearson(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
     from torchmetrics.functional.regression import pearson_corrcoef
 
-    return float(pearson_corrcoef(_standard(_values(predictions)), _standard(labels)))
+    return float(pearson_corrcoef(_standard(_values(predictions)), _standard(labels)).mean())
 
 
 def _spearman(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
     from torchmetrics.functional.regression import spearman_corrcoef
 
-    return float(spearman_corrcoef(_values(predictions).double(), labels.double()))
+    return float(spearman_corrcoef(_values(predictions).double(), labels.double()).mean())
 
 
 def _classes(predictions: torch.Tensor) -> torch.Tensor:
@@ -273,17 +383,18 @@ def _classes(predictions: torch.Tensor) -> torch.Tensor:
 
 
 def _values(predictions: torch.Tensor) -> torch.Tensor:
-    return predictions.squeeze(-1) if predictions.dim() == 2 else predictions
+    return predictions.squeeze(-1) if predictions.shape[1:] == (1,) else predictions
 
 
 def _standard(values: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit deviation, in float64: correlation is unchanged and small scales stay exact."""
-    centred = values.double() - values.double().mean()
-    return centred / centred.std()
+    centred = values.double() - values.double().mean(dim=0)
+    return centred / centred.std(dim=0)
 
 
 def _constant(values: torch.Tensor) -> bool:
-    return bool(values.min() == values.max())
+    """Whether the values, or any column of them, are all the same."""
+    return bool((values.amin(dim=0) == values.amax(dim=0)).any())
 
 
 def _ious(counts: torch.Tensor) -> torch.Tensor:
@@ -301,8 +412,32 @@ def _pixel_accuracy(counts: torch.Tensor) -> torch.Tensor:
     return right.sum(dim=-1) / labelled.sum(dim=-1)
 
 
+def _entity_f1(counts: torch.Tensor) -> torch.Tensor:
+    hits, predicted, labelled, _, _ = counts.unbind(dim=-1)
+    return _share(2 * hits, predicted + labelled)
+
+
+def _entity_precision(counts: torch.Tensor) -> torch.Tensor:
+    return _share(counts[..., 0], counts[..., 1])
+
+
+def _entity_recall(counts: torch.Tensor) -> torch.Tensor:
+    return _share(counts[..., 0], counts[..., 2])
+
+
+def _word_accuracy(counts: torch.Tensor) -> torch.Tensor:
+    return _share(counts[..., 3], counts[..., 4])
+
+
+def _share(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """part / whole, 0 of nothing."""
+    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)
+
+
 def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> None:
     shapes = [(len(labels), num_labels)] + ([(len(labels),)] if num_labels == 1 else [])
+    if labels.dim() == 2 and labels.shape != predictions.shape:
+        raise DataError(f"Predictions have shape {tuple(predictions.shape)}, but labels {tuple(labels.shape)}.")
     if tuple(predictions.shape) not in shapes or not len(labels):
         raise DataError(
             f"Predictions have shape {tuple(predictions.shape)}; expected {shapes[0]} for {len(labels)} "
@@ -326,6 +461,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             ValueMetric("matthews", True, _matthews, spread=True),
             ValueMetric("pearson", True, _pearson, spread=True),
             ValueMetric("spearman", True, _spearman, spread=True),
+            ValueMetric("mse", False, _mse),
+            ValueMetric("micro_f1", True, _micro_f1),
+            ValueMetric("macro_f1", True, _macro_f1),
+            TagMetric("entity_f1", True, _entity_f1),
+            TagMetric("entity_precision", True, _entity_precision),
+            TagMetric("entity_recall", True, _entity_recall),
+            TagMetric("word_accuracy", True, _word_accuracy, entities=False),
             AnswerMetric("squad_em", True, "exact_match"),
             AnswerMetric("squad_f1", True, "f1"),
             MapMetric("mean_iou", True, _mean_iou),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from optin_cli.architectures.schema import OutputKind
 from optin_cli.artifacts.base import Options
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import BatchOptions
@@ -31,22 +32,33 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Output:
+    """One output of a model for N samples, (N, classes), and of what kind it is."""
+
+    kind: OutputKind
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model makes of samples, and what that is worth.
 
-    outputs: (N, classes) per output of the model that is a distribution, for comparison with another model's.
+    outputs: those of the model that can be compared with another model's.
     keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
     error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
     images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
+    truncated: samples whose ends the model did not see. notes: what is suspicious about the values.
     """
 
-    outputs: list[torch.Tensor]
+    outputs: list[Output]
     keys: list[str]
     values: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     constants: Options = field(default_factory=dict)
     maps: list[ClassMap] = field(default_factory=list)
     class_iou: dict[str, float | None] = field(default_factory=dict)
+    truncated: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,14 @@ class Outcome:
 
     outputs: one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
     Distributions over tokens are padded to the longest sample with the lowest finite number.
-    keys: one for each sample, in order. labels: one for each sample on the CPU, or None.
+    keys: one for each sample, in order. labels: for each sample on the CPU, or None. truncated: samples whose ends were
+    cut off.
     """
 
     outputs: list[torch.Tensor]
     keys: list[str]
     labels: torch.Tensor | None
+    truncated: int = 0
 
 
 @torch.inference_mode()
@@ -68,11 +82,13 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
     """Go through the batches once."""
     keys: list[str] = []
     labels: list[torch.Tensor] = []
+    truncated = 0
     rules = checkpoint.structure.outputs
     collected: list[list[torch.Tensor]] = [[] for _ in rules]
     for number, batch in enumerate(batches):
         progress.update(number, len(batches), checkpoint.name)
         keys += batch.keys
+        truncated += batch.truncated
         labels += [] if batch.labels is None else [batch.labels.cpu()]
         outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
         for rows, output, rule in zip(collected, outputs, rules, strict=True):
@@ -84,7 +100,7 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
         lowest = torch.finfo(torch.float32).min / 4
         padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
         merged.append(torch.cat(padded).clamp(min=lowest))
-    return Outcome(merged, keys, torch.cat(labels) if labels else None)
+    return Outcome(merged, keys, torch.cat(labels) if labels else None, truncated)
 
 
 def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
@@ -93,10 +109,20 @@ def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
     return trial.checkpoint.input.batches(trial.samples, how)
 
 
-def distributions(trial: Trial, outcome: Outcome) -> list[torch.Tensor]:
-    """Those of the model's outputs that are distributions over classes or tokens."""
+def read_options(trial: Trial) -> Options:
+    """What an evaluation records of how samples were read, with the most tokens of a text."""
+    return {**trial.samples.constants, "max_length": trial.checkpoint.input.read_length(trial.options.max_length)}
+
+
+def distributions(trial: Trial, outcome: Outcome) -> list[Output]:
+    """Those of the model's outputs that are distributions over classes or tokens, or values that it predicts."""
+    wanted = {"categorical", "bernoulli"} | ({"real"} if trial.checkpoint.blueprint.purpose == "regression" else set())
     rules = trial.checkpoint.structure.outputs
-    return [output for output, rule in zip(outcome.outputs, rules, strict=True) if rule.kind == "categorical"]
+    return [
+        Output(rule.kind, output)
+        for output, rule in zip(outcome.outputs, rules, strict=True)
+        if rule.kind in wanted and rule.over != "entries"
+    ]
 
 
 def require_pairs(trial: Trial, task: Task) -> None:

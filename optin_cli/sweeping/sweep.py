@@ -15,14 +15,14 @@ from pathlib import Path
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from optin_cli.checkpoints.checks import require_fit, require_loss
+from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples
 from optin_cli.data.sources import WHOLE
-from optin_cli.data.spec import DataSpec
+from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError
-from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, predicted
+from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, predicted, remarks
 from optin_cli.evaluation.metrics import find_metric
 from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
@@ -53,7 +53,7 @@ MASK = "mask.json"
 
 def sweep(
     checkpoint: Checkpoint | str | Path,
-    task: str,
+    task: str | None,
     calib: DataSpec | str | Path,
     output: str | Path,
     options: SweepOptions,
@@ -67,6 +67,7 @@ def sweep(
     """Score once, then prune and evaluate at every budget; or find the smallest model within an allowed drop.
 
     Args:
+        task: names the metric; None for what the model is for, on the local samples of `data`.
         calib: a task name, or a file or folder of texts or images; only some recipes need labels.
         output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
             is within the drop, none is written and the result has nothing `chosen`.
@@ -77,13 +78,21 @@ def sweep(
     Raises:
         OptinError: bad data, a budget that no mask can meet, or options that contradict each other.
     """
-    known, folder = load_task(task), Path(output)
+    folder, evaluating = Path(output), DataSpec.of(data)
+    if task is not None:
+        require_data(load_task(task), evaluating.local)
     needy = [name for name in options.recipes if recipes()[name].needs_labels]
     check_folder(folder, resume=resume, force=force)
     opened = as_checkpoint(checkpoint)
+    known = choose_task(opened, task, evaluating)
+    if known is None:
+        raise UsageError(
+            f"What {opened.name} is to be measured by is not clear.",
+            hint="Pass --task NAME, or labelled samples of what the model is for with --data PATH.",
+        )
     require_fit(opened, known)
     options = replace(options, evaluation=fitted(options.evaluation, opened))
-    spec = DataSpec.of(data).evaluating(options.evaluation, known)
+    spec = evaluating.evaluating(options.evaluation, known)
     given = DataSpec.of(calib)
     calibrating = _calibration_spec(given, spec)
     calibration_task, _ = calibrating.resolve(opened.input.kind)
@@ -138,6 +147,7 @@ def _record(
     baseline: SweepBaseline,
 ) -> Sweep:
     """The record of a sweep without any points."""
+    metric = next((name for name in task.metrics if name in baseline.metrics), task.metrics[0])
     return Sweep(
         optin_version=__version__,
         options={
@@ -154,8 +164,8 @@ def _record(
         task=task.name,
         split=samples.split,
         samples=len(samples),
-        metric=task.metrics[0],
-        higher_is_better=find_metric(task.metrics[0]).higher_is_better,
+        metric=metric,
+        higher_is_better=find_metric(metric).higher_is_better,
         workload=checkpoint.input.workload(options.evaluation.seq_len),
         baseline=baseline,
         points=[],
@@ -187,8 +197,8 @@ def _calibrations(
         return checkpoint.input.load_samples(wanted, progress)
 
     samples = read(labelled=False)
-    # Texts that a model reads one at a time have no labels of their own; the pairs that they make up do.
-    by_labels = read(labelled=True) if needy and task.each_alone else samples
+    # Labels of texts are read where they are needed alone; texts that a model reads one at a time then are pairs.
+    by_labels = read(labelled=True) if needy and samples.labels is None else samples
     if shared and samples.split == WHOLE:
         raise UsageError(
             f"{spec.path} has no splits, so the model would be scored on the very samples that it is evaluated on.",
@@ -219,6 +229,8 @@ def _baseline(original: Predicted, exam: Exam, totals: Totals) -> SweepBaseline:
     measured = measure(original, None, exam)
     if measured.metric is None:
         raise DataError(f"{measured.inputs['data'].name} has no labels to measure {original.checkpoint.name} by.")
+    for note in remarks(measured, original.checkpoint):
+        exam.progress.note(note)
     return SweepBaseline(
         value=measured.metric.value,
         metrics=measured.metrics,

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from optin_cli.errors import DataError, did_you_mean, problems
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import InputKind, Task
 
 FOLDER = Path(__file__).parent
 
@@ -34,3 +34,11 @@ def load_task(name: str) -> Task:
     if name not in names:
         raise DataError(f"There is no task named {name!r}.", hint=did_you_mean(name, names))
     return parse_task(FOLDER / f"{name}.json")
+
+
+def own_task(kind: str, takes: InputKind) -> Task | None:
+    """The shipped task of that kind and input for the user's data: no dataset, no classes; None without just one."""
+    wanted = (kind, takes, None, None)
+    every = map(load_task, task_names())
+    found = [task for task in every if (task.kind, task.input, task.dataset, task.label_names) == wanted]
+    return found[0] if len(found) == 1 else None

@@ -9,15 +9,30 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["calibration", "evaluation"]
-Kind = Literal["classification", "regression", "similarity", "question-answering", "semantic-segmentation"]
+Kind = Literal[
+    "classification",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "similarity",
+    "question-answering",
+    "semantic-segmentation",
+]
 InputKind = Literal["text", "image"]
 MetricName = Literal[
     "accuracy",
     "top5",
     "f1",
     "matthews",
+    "micro_f1",
+    "macro_f1",
     "pearson",
     "spearman",
+    "mse",
+    "entity_f1",
+    "entity_precision",
+    "entity_recall",
+    "word_accuracy",
     "squad_em",
     "squad_f1",
     "mean_iou",
@@ -27,7 +42,9 @@ Colour = tuple[int, int, int]
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
     {
         "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
-        "regression": frozenset({"pearson", "spearman"}),
+        "multi-label": frozenset({"micro_f1", "macro_f1"}),
+        "regression": frozenset({"pearson", "spearman", "mse"}),
+        "token-classification": frozenset({"entity_f1", "entity_precision", "entity_recall", "word_accuracy"}),
         "similarity": frozenset({"pearson", "spearman"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
@@ -81,10 +98,12 @@ class Task(_Strict):
     """A benchmark: dataset, columns, and metrics of which the first is *the* metric.
 
     `label_names` are in the dataset's label order, so that a model with another order is recognised; for
-    images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
-    For question answering the texts are question and context, and the label column holds the answers
-    (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls
-    unlike and alike: cosines 0 and 1 to a loss. `maps` explains the label maps of semantic segmentation.
+    images they are what class folders are called. A task without `dataset` takes local data, in which numbers are the
+    model's own class ids; its text columns may be left to be guessed, and `other_label_columns` are names that its
+    label column may have instead. For question answering the texts are question and context, and the label column
+    holds the answers (`{"text": [...]}`); `unanswerable` allows questions without any, and None allows them where the
+    data has such. `label_range` is what a similarity task calls unlike and alike: cosines 0 and 1 to a loss. `maps`
+    explains the label maps of semantic segmentation.
     """
 
     name: str
@@ -93,11 +112,12 @@ class Task(_Strict):
     text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
     image_column: str | None = None
     label_column: str
+    other_label_columns: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
     splits: Splits
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
     kind: Kind
-    unanswerable: bool = False
+    unanswerable: bool | None = False
     label_range: tuple[float, float] | None = None
     maps: LabelMapRule | None = None
 
@@ -108,8 +128,8 @@ class Task(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
-        if self.input == "text" and (self.dataset is None or not self.text_columns or self.image_column):
-            raise ValueError("a text task has a dataset, text_columns and no image_column")
+        if self.input == "text" and (self.image_column or (self.dataset is not None and not self.text_columns)):
+            raise ValueError("a text task has no image_column but, if it has a dataset, text_columns")
         if self.input == "image" and (self.text_columns or self.kind not in IMAGE_KINDS):
             raise ValueError("an image task is one of classification or semantic-segmentation and has no text_columns")
         if self.kind == "semantic-segmentation" and self.input != "image":
@@ -123,7 +143,7 @@ class Task(_Strict):
             raise ValueError(f"a {self.kind} task has no label_names")
         if self.kind in PAIRED and len(self.text_columns) != 2:
             raise ValueError(f"a {self.kind} task has two text_columns")
-        if self.unanswerable and self.kind != "question-answering":
+        if self.unanswerable is not False and self.kind != "question-answering":
             raise ValueError(f"unanswerable does not fit a {self.kind} task")
         if self.label_range is not None and (self.kind != "similarity" or self.label_range[0] >= self.label_range[1]):
             raise ValueError("label_range is two rising numbers, of a similarity task")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.pictures import CLASSES, image_folder, load_images, picture_rows, save_pictures
 
-from optin_cli.data.labels import image_class_ids, label_ids
+from optin_cli.data.labels import image_class_ids, label_ids, label_sets, tag_ids, value_rows
 from optin_cli.data.text.samples import Samples
 from optin_cli.errors import DataError
 from optin_cli.tasks.registry import load_task
@@ -108,3 +108,63 @@ def test_labels_without_a_class_are_refused(samples, task, model, message):
 
 def test_unlabelled_samples_have_no_label_map():
     assert label_ids(Samples("d", "all", [("a",)], None, None, "0" * 64, 1), SST2, config("a", "b")) is None
+
+
+def several(*rows, names=None):
+    return replace(labelled(*rows, names=names), labels=None, label_lists=[*rows])
+
+
+@pytest.mark.parametrize(
+    ("samples", "model", "expected"),
+    [
+        (several(("B", "a"), ()), config("a", "b", "c"), [[1, 1, 0], [0, 0, 0]]),
+        (several((2,), (0, 1)), config("a", "b", "c"), [[0, 0, 1], [1, 1, 0]]),
+        (several((0, 0, 1), (1, 1, 0)), config("a", "b", "c"), [[0, 0, 1], [1, 1, 0]]),
+        (several((0.0, 1.0), (1.0, 0.0)), config("a", "b"), [[0, 1], [1, 0]]),
+        (several((0, 1), (0,)), config("a", "b"), [[1, 1], [1, 0]]),
+        (several((0, 0, 1), names=("c", "b", "a")), config("a", "b", "c"), [[1, 0, 0]]),
+        (several((0,), names=("c", "b", "a")), config("a", "b", "c"), [[0, 0, 1]]),
+        (several((1,), (0,)), config("a"), [[1], [0]]),
+    ],
+)
+def test_several_labels_mark_the_models_classes(samples, model, expected):
+    assert label_sets(samples, load_task("multi-label"), model) == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "ignored", "expected"),
+    [
+        (several(("O", "b-per"), ("B-LOC",)), {-100}, [[0, 1], [2]]),
+        (several((0, -100, 2)), {-100}, [[0, None, 2]]),
+        (several((0, 1, 2)), {-100, 0}, [[None, 1, 2]]),
+        (several((1, 0), names=("B-PER", "O", "B-LOC")), {-100}, [[0, 1]]),
+        (several((1, 0), names=("x", "y")), {-100}, [[1, 0]]),
+    ],
+)
+def test_tags_are_the_models_classes_or_do_not_count(samples, ignored, expected):
+    assert tag_ids(samples, load_task("token-classification"), config("O", "B-PER", "B-LOC"), ignored) == expected
+
+
+def test_tags_and_classes_that_the_model_lacks_are_refused():
+    with pytest.raises(DataError, match="label 'B-MISC', which is no class of the model: o, b-per"):
+        tag_ids(several(("B-MISC",)), None, config("O", "B-PER"), set())
+    with pytest.raises(DataError, match="label 3, but the model has 2 classes"):
+        label_sets(several((3,)), None, config("a", "b"))
+
+
+def test_lists_of_numbers_are_as_long_as_what_is_predicted():
+    assert value_rows(several((1, 2.5)), 2) == [[1.0, 2.5]]
+    assert value_rows(several((1,), (2.5,)), 1) == [1.0, 2.5]
+    for row, message in (((1,), "predicts 2 numbers"), (("a", 1), "expected a number")):
+        with pytest.raises(DataError, match=message):
+            value_rows(several(row), 2)
+    assert value_rows(labelled(1), 2) is label_sets(labelled(1), None, config("a")) is None
+
+
+def test_numbers_in_data_of_other_columns_are_the_models():
+    mine = config("positive", "negative")
+    assert label_ids(labelled(0, 1), SST2, mine) == {0: 1, 1: 0}
+    own = replace(labelled(0, 1), own=True)
+    assert label_ids(own, SST2, mine) == {0: 0, 1: 1}
+    assert label_ids(replace(own, labels=["Negative"]), SST2, mine)["Negative"] == 1
+    assert label_ids(replace(own, label_names=("negative", "positive")), None, mine) == {0: 1, 1: 0}

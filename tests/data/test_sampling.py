@@ -30,7 +30,7 @@ def test_nothing_depends_on_the_order_of_rows(*, tmp_path_factory, tokenizer, ro
     for order in (rows, data.draw(st.permutations(rows))):
         path = write_rows(folder / "d.jsonl", [{"text": t, "label": y} for t, y in order])
         samples = load_texts(path, limit=limit, seed=seed)
-        batches = make_batches(samples, tokenizer, batch_size=3, max_length=8, label_map={0: 0, 1: 1})
+        batches = make_batches(samples, tokenizer, batch_size=3, max_length=8, labels=samples.labels)
         results.append((samples, [(b.keys, b.inputs["input_ids"].tolist(), b.labels.tolist()) for b in batches]))
         unlabelled = write_rows(folder / "u.jsonl", [{"text": t} for t, _ in order])
         assert load_texts(unlabelled, limit=limit, seed=seed).texts == samples.texts

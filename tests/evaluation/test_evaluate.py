@@ -54,10 +54,24 @@ def checkpoints(tmp_path_factory):
     return found
 
 
+def columns_of(task):
+    return task.text_columns or ("text",)
+
+
+def outputs_of(task):
+    return 1 if task.kind == "regression" else len(task.label_names or "ab")
+
+
+def concordance(ours, theirs):
+    """Lin's coefficient, as his paper writes it."""
+    shared = 2 * np.cov(ours, theirs, bias=True)[0, 1]
+    return shared / (ours.var() + theirs.var() + (ours.mean() - theirs.mean()) ** 2)
+
+
 def rows_of(task):
     """Nine samples whose labels take every value of the task."""
-    labels = [i / 2 for i in range(9)] if task.label_names is None else [i % len(task.label_names) for i in range(9)]
-    texts = [{c: f"{word} {'good' * (n == 1)} film" for n, c in enumerate(task.text_columns)} for word in WORDS]
+    labels = [i / 2 for i in range(9)] if task.kind == "regression" else [i % outputs_of(task) for i in range(9)]
+    texts = [{c: f"{word} {'good' * (n == 1)} film" for n, c in enumerate(columns_of(task))} for word in WORDS]
     return [text | {task.label_column: label} for text, label in zip(texts, labels, strict=True)]
 
 
@@ -72,6 +86,8 @@ def by_hand(metric, logits, labels):
     """A metric by its textbook formula; of two classes, where that matters."""
     if metric in ("pearson", "spearman"):
         return getattr(stats, f"{metric}r")(logits[:, 0], labels).statistic
+    if metric == "mse":
+        return ((logits[:, 0] - labels) ** 2).mean()
     predicted = logits.argmax(axis=1)
     assert len(set(predicted)) > 1, "or the metric says little"
     right, wrong = ((predicted == labels), (predicted != labels))
@@ -89,10 +105,10 @@ def test_task_is_measured_and_compared(task, tmp_path, checkpoints):
     rows = rows_of(task)
     path = write_rows(tmp_path / "d.jsonl", rows)
     samples = load_samples(DataSpec(path=path, known=task, role="evaluation"))
-    mine, theirs = checkpoints[len(task.label_names or "1")]
+    mine, theirs = checkpoints[outputs_of(task)]
     result = evaluate_samples(mine, Exam(samples, task, OPTIONS), theirs)
     labels = np.array([row[task.label_column] for row in rows])
-    logits, others = (logits_of(c, [[row[name] for name in task.text_columns] for row in rows]) for c in (mine, theirs))
+    logits, others = (logits_of(c, [[row[name] for name in columns_of(task)] for row in rows]) for c in (mine, theirs))
     assert list(result.metrics) == list(task.metrics)
     assert result.metrics == {name: pytest.approx(by_hand(name, logits, labels), abs=1e-5) for name in task.metrics}
     first = task.metrics[0]
@@ -100,14 +116,15 @@ def test_task_is_measured_and_compared(task, tmp_path, checkpoints):
     assert result.metric.value == result.metrics[first]
     assert result.against.metric.value == pytest.approx(by_hand(first, others, labels), abs=1e-5)
     assert result.against.drop == pytest.approx(result.against.metric.value - result.metric.value)
-    agreement = None if task.kind == "regression" else (logits.argmax(axis=1) == others.argmax(axis=1)).mean()
-    assert result.against.agreement == (agreement if agreement is None else pytest.approx(agreement))
+    same = (logits.argmax(axis=1) == others.argmax(axis=1)).mean()
+    agreement = concordance(logits[:, 0], others[:, 0]) if task.kind == "regression" else same
+    assert result.against.agreement == pytest.approx(agreement, abs=1e-6)
 
 
 def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
     path = write_rows(tmp_path / "d.jsonl", [{"sentence": "a b"}])
     samples = load_samples(DataSpec(path=path, role="evaluation"))
-    with pytest.raises(DataError, match="different things: 1 and 0"):
+    with pytest.raises(DataError, match="different things: categorical, against real"):
         evaluate_samples(checkpoints[2][0], Exam(samples, None, OPTIONS), checkpoints[1][0])
 
 
@@ -116,7 +133,7 @@ def test_models_of_different_outputs_are_not_compared(tmp_path, checkpoints):
 
 def test_every_kind_of_head_says_what_it_is_for():
     found = {name: (head.purpose, head.purpose_by_problem_type) for name, head in known_heads().items()}
-    regression = {"regression": "regression"}
+    regression = {"regression": "regression", "multi_label_classification": "multi-label"}
     assert found == {
         "AutoModelForSequenceClassification": ("classification", regression),
         "AutoModelForImageClassification": ("classification", regression),
@@ -149,8 +166,13 @@ MODELS = {
 """Tiny models for each purpose, of both modalities; None for an image classifier."""
 
 ONE_OF_EACH = {
-    "sst2": {"classes", "labels"},
+    "sst2": {"classes"},
+    "classification": {"classes"},
+    "multi-label": {"labels", "one-label"},
     "stsb": {"regression"},
+    "regression": {"regression", "two-numbers"},
+    "token-classification": {"tokens"},
+    "question-answering": {"answers"},
     "stsb-cosine": {"encoder"},
     "squad": {"answers"},
     "imagefolder": {"sight"},
@@ -211,7 +233,8 @@ def test_the_other_model_must_fit_too(zoo, unread, name):
 
 def test_outputs_are_counted_where_the_kind_fits(zoo, unread):
     for name, task, words in (
-        ("one-label", "sst2", "for classification with 1 output."),
+        ("regression", "sst2", "for regression."),
+        ("one-label", "sst2", "for multi-label."),
         ("two-numbers", "stsb", "for regression with 2 outputs."),
     ):
         with pytest.raises(DataError) as caught:
@@ -233,8 +256,8 @@ NO_LOSS = "needs the loss of one label per sample, but"
 
 CALIBRATED = {
     "classes": [("broken.jsonl", None), ("sst2", None), ("stsb", "The task stsb is a regression task")],
-    "labels": [("broken.jsonl", NO_LOSS), ("sst2", NO_LOSS)],
-    "one-label": [("broken.jsonl", NO_LOSS), ("sst2", "with 1 output.")],
+    "labels": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "one-label": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "regression": [("broken.jsonl", None), ("stsb", None), ("sst2", "The task sst2 is a classification task")],
     "two-numbers": [("broken.jsonl", NO_LOSS), ("stsb", "with 2 outputs.")],
     "encoder": [
@@ -270,7 +293,7 @@ def test_labels_that_do_not_fit_are_refused_before_data_is_read(zoo, unread, nam
     [
         ("answers", "squad", "broken.jsonl", "kwon", f"The recipe kwon {NO_LOSS}"),
         ("answers", "squad", "broken.jsonl", "optin", None),
-        ("labels", "sst2", "broken.jsonl", "fisher", f"The recipe fisher {NO_LOSS}"),
+        ("labels", "multi-label", "broken.jsonl", "fisher", f"The recipe fisher {NO_LOSS}"),
         ("classes", "sst2", "stsb", "optin,fisher", "The task stsb is a regression task"),
         ("classes", "sst2", "stsb", "optin", None),
         ("classes", "sst2", "imagefolder", "optin", "The task imagefolder is one on images"),

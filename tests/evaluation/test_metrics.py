@@ -25,6 +25,8 @@ def one_hot(classes, count=2):
 
 # Predicted 1 1 1 0 against 1 1 0 0: 2 true positives, 1 false positive, 1 true negative.
 PREDICTED, TRUTH = one_hot([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0])
+# Chosen {0, 1}, {0} against {0, 1}, {2}: of three classes.
+LOGITS, SETS = torch.tensor([[2.0, 1, -1], [0.5, -3, -1]]), torch.tensor([[1.0, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,13 @@ PREDICTED, TRUTH = one_hot([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0])
         ("pearson", torch.ones(3), torch.tensor([1.0, 3.0, 2.0]), 0.0),
         ("spearman", torch.tensor([1.0, 10.0, 100.0]), torch.tensor([0.0, 0.1, 5.0]), 1.0),
         ("spearman", torch.ones(3, 1), torch.tensor([0.0, 0.1, 5.0]), 0.0),
+        ("mse", torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]), 2.0),
+        ("mse", torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[1.0, 0.0], [4.0, 3.0]]), 2.0),
+        ("pearson", torch.tensor([[1.0, 0], [2, 9], [3, 3]]), torch.tensor([[1.0, 0], [3, 6], [2, 2]]), 0.75),
+        ("spearman", torch.tensor([[1.0, 1], [2, 2]]), torch.tensor([[0.0, 9], [0.1, 3]]), 0.0),
+        ("micro_f1", LOGITS, SETS, 2 * 2 / (3 + 3)),
+        ("macro_f1", LOGITS, SETS, (2 / 3 + 1 + 0) / 3),
+        ("micro_f1", torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [1.0]]), 2 / 3),
     ],
 )
 def test_metrics_equal_values_worked_by_hand(name, predictions, labels, expected):
@@ -50,9 +59,9 @@ def test_metrics_equal_values_worked_by_hand(name, predictions, labels, expected
     assert score_metrics([name], predictions, labels, outputs) == {name: pytest.approx(expected, abs=2e-6)}
 
 
-def test_metrics_keep_the_asked_order_and_all_grow_with_quality():
+def test_metrics_keep_the_asked_order_and_all_but_errors_grow_with_quality():
     assert list(score_metrics(["f1", "accuracy"], PREDICTED, TRUTH, 2)) == ["f1", "accuracy"]
-    assert all(metric.higher_is_better for metric in METRICS.values())
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mse"]
 
 
 def test_f1_counts_the_positive_class():
@@ -99,15 +108,39 @@ def test_agreement_and_kl_equal_values_worked_by_hand():
     p, q = torch.tensor([[0.8, 0.2], [0.5, 0.5]]), torch.tensor([[0.4, 0.6], [0.5, 0.5]])
     # KL(reference || model), not the other way about.
     expected = (0.4 * math.log(0.4 / 0.8) + 0.6 * math.log(0.6 / 0.2)) / 2
-    assert distances(p.log(), q.log()) == (0.5, pytest.approx(expected, abs=1e-6))
-    assert distances(p.log() + 3, p.log()) == (1, pytest.approx(0, abs=1e-9))
-    assert distances(torch.ones(3, 1), torch.ones(3, 1)) is None
-    assert distances(torch.ones(3), torch.ones(3)) is None
+    assert distances(p.log(), q.log(), "categorical") == (0.5, pytest.approx(expected, abs=1e-6))
+    assert distances(p.log() + 3, p.log(), "categorical") == (1, pytest.approx(0, abs=1e-9))
+    assert distances(torch.ones(3, 1), torch.ones(3, 1), "categorical") is None
 
 
-def test_comparing_different_shapes_is_refused():
+def test_distances_of_several_labels_equal_values_worked_by_hand():
+    # Probabilities of two classes in two texts; the first text gets one class in both, the second another number.
+    p, q = torch.tensor([[0.8, 0.3], [0.6, 0.7]]), torch.tensor([[0.9, 0.2], [0.6, 0.4]])
+    pairs = zip(p.flatten().tolist(), q.flatten().tolist(), strict=True)
+    expected = sum(b * math.log(b / a) + (1 - b) * math.log((1 - b) / (1 - a)) for a, b in pairs) / 2
+    assert distances(p.logit(), q.logit(), "bernoulli") == (0.5, pytest.approx(expected, abs=1e-6))
+    assert distances(p.logit(), p.logit(), "bernoulli") == (1, pytest.approx(0, abs=1e-9))
+
+
+def test_distances_of_values_equal_values_worked_by_hand():
+    reference = torch.tensor([[1.0], [3.0]])  # mean 2, variance 1
+    assert distances(reference, reference, "real") == (1, 0)
+    # Two above everywhere: covariance 1, so 2 * 1 / (1 + 1 + 4); squares of 4 over twice the variance.
+    assert distances(reference + 2, reference, "real") == (pytest.approx(1 / 3), pytest.approx(2))
+    # The mean everywhere.
+    assert distances(torch.full((2, 1), 2.0), reference, "real") == (pytest.approx(0), pytest.approx(0.5))
+    assert distances(-reference, -reference.flip(0), "real") == (pytest.approx(-1), pytest.approx(2))
+    # Outputs are averaged, less those that do not vary in the reference.
+    both = torch.cat([reference + 2, reference, torch.rand(2, 1)], dim=1)
+    fixed = torch.cat([reference, reference, torch.ones(2, 1)], dim=1)
+    assert distances(both, fixed, "real") == (pytest.approx(2 / 3), pytest.approx(1))
+    assert distances(torch.rand(2, 1), torch.ones(2, 1), "real") is None
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "real"])
+def test_comparing_different_shapes_is_refused(kind):
     with pytest.raises(DataError, match="differ in shape"):
-        distances(torch.ones(3, 2), torch.ones(3, 3))
+        distances(torch.ones(3, 2), torch.ones(3, 3), kind)
 
 
 def test_top5_counts_labels_among_the_five_largest_and_needs_six_classes():

@@ -6,7 +6,7 @@ import pytest
 
 from optin_cli.errors import DataError
 from optin_cli.evaluation.metrics import METRICS
-from optin_cli.tasks.registry import load_task, parse_task, task_names
+from optin_cli.tasks.registry import load_task, own_task, parse_task, task_names
 
 VALID = {
     "name": "toy",
@@ -35,10 +35,30 @@ def test_tasks_are_shipped():
     glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
     images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
     scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
-    assert set(task_names()) == {*glue, *images, *scenes, "squad", "squad_v2", "stsb-cosine"}
+    own = {"classification", "multi-label", "regression", "token-classification", "question-answering"}
+    assert set(task_names()) == {*glue, *images, *scenes, *own, "squad", "squad_v2", "stsb-cosine"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
+
+
+@pytest.mark.parametrize(
+    ("kind", "takes", "expected"),
+    [
+        ("classification", "text", "classification"),
+        ("classification", "image", "imagefolder"),
+        ("multi-label", "text", "multi-label"),
+        ("regression", "text", "regression"),
+        ("token-classification", "text", "token-classification"),
+        ("question-answering", "text", "question-answering"),
+        ("semantic-segmentation", "image", "semantic-segmentation"),
+        ("regression", "image", None),
+        ("next-token-prediction", "text", None),
+    ],
+)
+def test_own_data_has_a_task_of_every_kind(kind, takes, expected):
+    found = own_task(kind, takes)
+    assert (None if found is None else found.name) == expected
 
 
 def test_unknown_task_names_the_nearest():
@@ -63,7 +83,9 @@ def test_unknown_task_names_the_nearest():
         ({"splits": {"calibration": "train"}}, "splits.evaluation"),
         ({"colour": "red"}, "colour"),
         ({"text_columns": []}, "text_columns"),
-        ({"dataset": None}, "a text task has a dataset"),
+        ({"unanswerable": None}, "unanswerable does not fit a classification task"),
+        ({"kind": "multi-label", "metrics": ["f1"]}, "f1 does not fit a multi-label task"),
+        ({"kind": "token-classification"}, "accuracy does not fit a token-classification task"),
         ({"image_column": "image"}, "no image_column"),
         ({"input": "image"}, "an image task"),
         ({"input": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),

@@ -22,7 +22,7 @@ def read_answers(table: Table, column: str, task: Task, role: Role) -> list[Answ
             f"{len(found) - len(known)} with column {column!r} empty.",
             hint="Remove those rows.",
         )
-    if role == "evaluation" and not task.unanswerable and () in known:
+    if role == "evaluation" and task.unanswerable is False and () in known:
         raise DataError(
             f"Row {found.index(()) + 1} of {table.name} has no answer, but every question of task {task.name} has one.",
             hint="Pass --task squad_v2 for data with unanswerable questions, or remove those rows.",

@@ -1,4 +1,4 @@
-"""Read text files (.jsonl, .json, .csv, .tsv, .txt) as rows.
+"""Read text files (.jsonl, .json, .csv, .tsv, .txt, and CoNLL's columns) as rows.
 
 These formats are read here rather than by `datasets`, whose readers turn dates and numbers in text into other
 types, expand `*` and `[` in file names, leave files in the user's cache, and do not name the faulty line.
@@ -7,6 +7,7 @@ types, expand `*` and `[` in file names, leave files in the user's cache, and do
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,17 @@ from typing import Any
 from optin_cli.errors import DataError, first_line
 
 Row = dict[str, Any]
+PLAIN, TAGGED = ".txt", ".conll"
+"""Endings of files with a text a line, and with a word a line."""
+DOCUMENT = "-DOCSTART-"
+"""The word that stands for the start of a document in CoNLL's files."""
 
 
-def read_text_file(path: Path) -> list[Row]:
-    """Rows of a file with an ending of `TEXT_READERS` (DataError, naming the line, if unreadable or malformed)."""
+def read_text_file(path: Path, suffix: str) -> list[Row]:
+    """Rows of a file, read as one with that ending, of `TEXT_READERS`.
+
+    Raises DataError: unreadable or malformed, naming the line.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -26,7 +34,7 @@ def read_text_file(path: Path) -> list[Row]:
         raise DataError(f"{path} is not UTF-8 text (line {line}).", hint="Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return TEXT_READERS[path.suffix.lower()](text, path)
+    return TEXT_READERS[suffix](text, path)
 
 
 def _decoded(text: str, problem: str, hint: str) -> Any:
@@ -93,11 +101,42 @@ def _read_text(text: str, path: Path) -> list[Row]:
     return [{"text": line.removesuffix("\r")} for line in text.split("\n") if line.strip()]
 
 
+def _read_tagged(text: str, path: Path) -> list[Row]:
+    """A row of words a sentence: a word a line with its tag in the last column, blank lines between sentences.
+
+    Columns are apart by tabs or, in a file without any, by spaces. A file of one column has no tags.
+    """
+    separator = re.compile("\t" if "\t" in text else " +")
+    rows: list[Row] = []
+    sentence: list[list[str]] = []
+    width = 0
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        if line.strip() and not line.startswith(DOCUMENT):
+            fields = separator.split(line.rstrip(" \r"))
+            width = width or len(fields)
+            if len(fields) != width:
+                raise DataError(
+                    f"{path}, line {number}: expected {width} columns as in the first line, found {len(fields)}.",
+                    hint="Expected a word and its tag in every line, and blank lines between sentences.",
+                )
+            sentence.append(fields)
+            continue
+        if sentence:
+            tags = {"tags": [fields[-1] for fields in sentence]} if width > 1 else {}
+            rows.append({"tokens": [fields[0] for fields in sentence], **tags})
+        sentence = []
+    return rows
+
+
 TEXT_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     ".jsonl": _read_lines,
     ".json": _read_json,
     ".csv": partial(_read_delimited, strict=True),
     # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
     ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
-    ".txt": _read_text,
+    PLAIN: _read_text,
+    TAGGED: _read_tagged,
+    ".bio": _read_tagged,
+    ".iob": _read_tagged,
+    ".iob2": _read_tagged,
 }

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from optin_cli.artifacts.base import Options
 from optin_cli.data.sampling import content_hash, digest_of, rank_rows
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.answers import Answers, read_answers
+from optin_cli.data.text.label_columns import (
+    Label,
+    Labels,
+    listed,
+    place_of,
+    read_columns,
+    read_label_lists,
+    read_labels,
+)
 from optin_cli.data.text.tables import Table, read_table
 from optin_cli.errors import DataError
-from optin_cli.tasks.schema import Role, Task
+from optin_cli.tasks.schema import Kind, Task
 
-Label = float | int | str
+T = TypeVar("T")
+Words = tuple[str, ...]
+LISTED: frozenset[Kind] = frozenset({"multi-label", "token-classification"})
+"""Kinds of task whose samples have several labels each."""
 COLUMN_SETS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -25,8 +36,22 @@ COLUMN_SETS: tuple[tuple[str, ...], ...] = (
     ("sentence",),
     ("text",),
 )
+WORD_COLUMNS = ("tokens", "words")
 LABEL_COLUMN = "label"
-UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What predictions are measured by, of one form at most."""
+
+    labels: list[Label] | None = None
+    answers: list[Answers] | None = None
+    lists: list[Labels] | None = None
+
+    @property
+    def known(self) -> list[Any] | None:
+        """Whichever there is."""
+        return next((found for found in (self.labels, self.answers, self.lists) if found is not None), None)
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,9 @@ class Samples:
     label_names: names of integer labels 0, 1, … where the data declares them.
     sha256: over texts and labels, independent of row order. total: rows before limiting.
     answers: of question answering, in place of labels; every accepted one, none where there is no answer.
+    label_lists: several labels a sample, in place of labels: classes that a text has, or one for each word.
+    words: of samples that come as words; their texts are these words with spaces between.
+    own: whether the columns are others than the task's, so that numbers are not in the order of the task's classes.
     """
 
     name: str
@@ -48,6 +76,9 @@ class Samples:
     sha256: str
     total: int
     answers: list[Answers] | None = None
+    label_lists: list[Labels] | None = None
+    words: list[Words] | None = None
+    own: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -55,7 +86,7 @@ class Samples:
     @property
     def labelled(self) -> bool:
         """Whether there is anything to measure predictions by."""
-        return self.labels is not None or self.answers is not None
+        return any(found is not None for found in (self.labels, self.answers, self.label_lists))
 
     @property
     def constants(self) -> Options:
@@ -69,14 +100,18 @@ class Samples:
             texts=self.texts[:count],
             labels=None if self.labels is None else self.labels[:count],
             answers=None if self.answers is None else self.answers[:count],
+            label_lists=None if self.label_lists is None else self.label_lists[:count],
+            words=None if self.words is None else self.words[:count],
         )
 
 
-def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
+def load_samples(spec: DataSpec, *, alone: bool = False, classes: Sequence[str] | None = None) -> Samples:
     """Read and select samples of text.
 
-    Calibration data whose texts are read one at a time has one unlabelled sample per text, unless labels are wanted.
-    alone: whether the model reads texts one at a time, where no task says.
+    Calibration data whose texts are read one at a time has one unlabelled sample per text. Unless labels are wanted,
+    calibration does not look at them.
+    alone: whether the model reads texts one at a time, where no task says. classes: of the model, which may be columns
+    of 0 and 1 in the data of a multi-label task.
 
     Raises UsageError: no data is named, or two names contradict each other. DataError: the data is missing, malformed,
     empty, or lacks the columns.
@@ -87,39 +122,91 @@ def load_samples(spec: DataSpec, *, alone: bool = False) -> Samples:
         raise DataError(f"{table.name} has no rows.", hint="Pass a file with at least one row.")
     chosen = _text_columns(table, task, spec.columns)
     named = _label_column(table, task, spec.label_column)
-    texts = [tuple(_text(row.get(c), n, table.name, c) for c in chosen) for n, row in enumerate(table.rows, start=1)]
-    labels: list[Label] | None = None
-    answers: list[Answers] | None = None
-    if spec.role == "calibration" and not spec.labelled and (alone if task is None else task.each_alone):
+    words = _read_words(table, task, chosen)
+    texts = [(" ".join(each),) for each in words] if words is not None else _read_texts(table, chosen)
+    targets = Targets()
+    if spec.role == "evaluation" or spec.labelled:
+        targets = _read_targets(table, task, named, spec, classes)
+    elif words is None and (alone if task is None else task.each_alone):
         texts = [(text,) for row in texts for text in row]
-    elif named is not None and task is not None and task.kind == "question-answering":
-        answers = read_answers(table, named, task, spec.role)
-    elif named is not None:
-        labels = _labels(table, named, spec.role)
-    digests = [digest_of(t) for t in texts]
-    targets = answers if labels is None else labels
-    order = rank_rows(digests, targets, spec.seed)[: spec.limit]
+    if words is not None and task is not None and task.kind == "token-classification" and targets.lists is not None:
+        _require_same_count(table.name, words, targets.lists)
+    digests = [digest_of(t) for t in (texts if words is None else words)]
+    order = rank_rows(digests, targets.known, spec.seed)[: spec.limit]
+
+    def selected(items: list[T] | None) -> list[T] | None:
+        return None if items is None else [items[i] for i in order]
+
     return Samples(
         name=table.name,
         split=table.split,
         texts=[texts[i] for i in order],
-        labels=None if labels is None else [labels[i] for i in order],
+        labels=selected(targets.labels),
         label_names=None if named is None else table.class_names.get(named),
-        sha256=content_hash([digests[i] for i in order], None if targets is None else [targets[i] for i in order]),
+        sha256=content_hash([digests[i] for i in order], selected(targets.known)),
         total=len(texts),
-        answers=None if answers is None else [answers[i] for i in order],
+        answers=selected(targets.answers),
+        label_lists=selected(targets.lists),
+        words=selected(words),
+        own=task is not None and not {*task.text_columns, task.label_column} <= {*table.columns},
     )
+
+
+def _read_targets(
+    table: Table, task: Task | None, named: str | None, spec: DataSpec, classes: Sequence[str] | None
+) -> Targets:
+    """Labels in the form that the task has; without a task, one a row."""
+    kind = None if task is None else task.kind
+    if named is None:
+        columns = _class_columns(table, classes or ()) if kind == "multi-label" else None
+        return Targets(lists=None if columns is None else read_columns(table, columns))
+    if task is not None and kind == "question-answering":
+        return Targets(answers=read_answers(table, named, task, spec.role))
+    if kind in LISTED or (kind == "regression" and any(isinstance(listed(row.get(named)), list) for row in table.rows)):
+        lists = read_label_lists(table, named, spec.role, spaced=kind == "token-classification")
+        return Targets(lists=lists)
+    return Targets(labels=read_labels(table, named, spec.role))
+
+
+def _class_columns(table: Table, classes: Sequence[str]) -> list[str] | None:
+    """The columns called as the classes are, in their order; None if one lacks."""
+    by_name = {column.casefold(): column for column in table.columns}
+    found = [by_name.get(name.casefold()) for name in classes]
+    return [c for c in found if c is not None] if found and None not in found else None
+
+
+def _read_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(_text(row.get(c), place_of(table, n, c)) for c in columns) for n, row in enumerate(table.rows, 1)]
+
+
+def _read_words(table: Table, task: Task | None, columns: Sequence[str]) -> list[Words] | None:
+    """Words of every row, where one column holds lists of them or the task asks for words; None otherwise."""
+    column, first = columns[0], table.rows[0].get(columns[0])
+    wanted = task is not None and task.kind == "token-classification"
+    spelled = column in WORD_COLUMNS and isinstance(listed(first), list)
+    if len(columns) != 1 or not (wanted or spelled or isinstance(first, list)):
+        return None
+    return [_words(row.get(column), place_of(table, n, column)) for n, row in enumerate(table.rows, start=1)]
+
+
+def _require_same_count(name: str, words: Sequence[Words], tags: Sequence[Labels]) -> None:
+    for number, (mine, theirs) in enumerate(zip(words, tags, strict=True), start=1):
+        if len(mine) != len(theirs):
+            raise DataError(
+                f"Row {number} of {name} has {len(mine)} words but {len(theirs)} labels.",
+                hint="Give every word a label, -100 for one that does not count.",
+            )
 
 
 def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) -> tuple[str, ...]:
     if asked is not None:
         wanted: tuple[str, ...] | None = tuple(asked)
-    elif task is not None and table.nameless and len(task.text_columns) == 1:
+    elif task is not None and table.nameless and len(task.text_columns) <= 1:
         wanted = table.columns
-    elif task is not None:
+    elif task is not None and task.text_columns:
         wanted = task.text_columns
     else:
-        wanted = next((s for s in COLUMN_SETS if set(s) <= set(table.columns)), None)
+        wanted = next((s for s in _column_sets(task) if set(s) <= set(table.columns)), None)
     found = f"it has columns {', '.join(table.columns) or '(none)'}"
     if wanted is None:
         raise DataError(
@@ -141,12 +228,18 @@ def _label_column(table: Table, task: Task | None, asked: str | None) -> str | N
             f"{table.name} has no label column {asked!r}: it has columns {', '.join(table.columns)}.",
             hint="Name the label column with --label-column, or leave it out for data without labels.",
         )
-    wanted = asked or (task.label_column if task else LABEL_COLUMN)
-    return wanted if wanted in table.columns else None
+    usual = (LABEL_COLUMN,) if task is None else (task.label_column, *task.other_label_columns)
+    return asked or next((column for column in usual if column in table.columns), None)
 
 
-def _text(value: object, number: int, name: str, column: str) -> str:
-    place = f"Row {number} of {name}, column {column!r}:"
+def _column_sets(task: Task | None) -> list[tuple[str, ...]]:
+    """What text columns may be called, likeliest first."""
+    words = [(column,) for column in WORD_COLUMNS]
+    first = task is not None and task.kind == "token-classification"
+    return [*words, *COLUMN_SETS] if first else [*COLUMN_SETS, *words]
+
+
+def _text(value: object, place: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{place} expected text, found {value!r:.60} ({type(value).__name__}).")
     # JSON can spell half of a surrogate pair, which is no character and which tokenizers refuse.
@@ -155,51 +248,11 @@ def _text(value: object, number: int, name: str, column: str) -> str:
     return value
 
 
-def _labels(table: Table, column: str, role: Role) -> list[Label] | None:
-    """Labels of one type, or None where rows have none: null, an empty field, or -1.
-
-    Partly labelled data counts as unlabelled for calibration and is refused for evaluation.
-    """
-    labels = _parsed([_label(row.get(column), n, table.name, column) for n, row in enumerate(table.rows, 1)])
-    bare = [n for n, label in enumerate(labels, start=1) if label is None or label == UNLABELLED]
-    # Among fractions -1.0 is a value like others; a column of nothing else is how GLUE hides labels.
-    if any(isinstance(label, float) for label in labels) and len(bare) < len(labels):
-        bare = [n for n in bare if labels[n - 1] is None]
-    if bare and len(bare) < len(labels) and role == "evaluation":
-        raise DataError(
-            f"{table.name} is labelled in part: row {bare[0]} is the first of {len(bare)} with column "
-            f"{column!r} empty or -1.",
-            hint="Remove those rows, or name another column with --label-column.",
-        )
-    known: list[Label] = [label for label in labels if label is not None]
-    if bare:
-        return None
-    texts = [isinstance(label, str) for label in known]
-    if any(texts) and not all(texts):
-        raise DataError(
-            f"Column {column!r} of {table.name} mixes text and numbers: row {texts.index(True) + 1} is text, "
-            f"row {texts.index(False) + 1} is a number."
-        )
-    return [float(x) for x in known] if any(isinstance(x, float) for x in known) else known
-
-
-def _label(value: object, number: int, name: str, column: str) -> Label | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, (int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise DataError(f"Row {number} of {name}, column {column!r}: expected a number or a name, found {value!r:.60}.")
-
-
-def _parsed(labels: list[Label | None]) -> list[Label | None]:
-    """Labels written as text, as all are in .csv and .tsv files, as numbers where every one is a number."""
-    texts = [label for label in labels if isinstance(label, str)]
-    if not texts or len(texts) < sum(label is not None for label in labels):
-        return labels
-    if all(re.fullmatch(r"[+-]?\d+", t) for t in texts):
-        return [None if label is None else int(label) for label in labels]
-    if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", t) for t in texts):
-        return [None if label is None else float(label) for label in labels]
-    return labels
+def _words(value: object, place: str) -> Words:
+    """The words of a list, which may be written as text, or of a text that spaces part."""
+    value = listed(value)
+    if isinstance(value, str):
+        return tuple(_text(value, place).split())
+    if not isinstance(value, (list, tuple)):
+        raise DataError(f"{place} expected a list of words, found {value!r:.60} ({type(value).__name__}).")
+    return tuple(_text(word, place) for word in value)

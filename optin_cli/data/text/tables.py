@@ -21,7 +21,7 @@ from optin_cli.data.sources import (
     quiet_datasets,
     split_files,
 )
-from optin_cli.data.text.formats import Row, read_text_file
+from optin_cli.data.text.formats import PLAIN, TAGGED, Row, read_text_file
 from optin_cli.errors import DataError, first_line
 from optin_cli.tasks.schema import Role, Task
 
@@ -30,8 +30,8 @@ from optin_cli.tasks.schema import Role, Task
 class Table:
     """Rows of one split, in file order, numbered from 1 in messages.
 
-    `class_names` holds the names of columns that the data itself declares as classes; `nameless` is true
-    where the format has no column names (plain text), so that a lone text column may be called anything.
+    `class_names` holds the names of columns that the data itself declares as classes, or lists of them; `nameless` is
+    true where the format has no column names (plain text), so that a lone text column may be called anything.
     """
 
     name: str
@@ -61,7 +61,7 @@ def read_table(path: Path | None, task: Task | None, role: Role) -> Table:
     wanted = [*([] if task is None else [getattr(task.splits, role)]), *FALLBACKS[role]]
     name = path.resolve().name
     if not path.is_dir():
-        return _read_files(name, WHOLE, [path])
+        return _read_files(name, WHOLE, [path], task)
     if is_saved(path):
         return _from_dataset(name, *open_saved(path, wanted))
     splits = split_files(path)
@@ -76,11 +76,11 @@ def read_table(path: Path | None, task: Task | None, role: Role) -> Table:
     if len(suffixes) > 1:
         names = ", ".join(p.name for p in splits[split])
         raise DataError(f"The folder {path} has split {split} more than once: {names}.", hint="Name one file.")
-    return _read_files(name, split, splits[split])
+    return _read_files(name, split, splits[split], task)
 
 
-def _read_files(name: str, split: str, paths: Sequence[Path]) -> Table:
-    tables = [_read_file(name, split, path) for path in paths]
+def _read_files(name: str, split: str, paths: Sequence[Path], task: Task | None) -> Table:
+    tables = [_read_file(name, split, path, task) for path in paths]
     columns = dict.fromkeys(c for table in tables for c in table.columns)
     return Table(
         name=name,
@@ -92,7 +92,7 @@ def _read_files(name: str, split: str, paths: Sequence[Path]) -> Table:
     )
 
 
-def _read_file(name: str, split: str, path: Path) -> Table:
+def _read_file(name: str, split: str, path: Path, task: Task | None) -> Table:
     suffix = path.suffix.lower()
     if suffix == PARQUET:
         return _read_parquet(name, split, path)
@@ -101,9 +101,11 @@ def _read_file(name: str, split: str, path: Path) -> Table:
             f"{path} cannot be read: its ending {suffix or '(none)'} is not one of {', '.join(SUFFIXES)}.",
             hint="Save it as .jsonl: one JSON object per line.",
         )
-    rows = read_text_file(path)
+    # Tagged words come as .txt too, where other tasks have a text a line.
+    tagged = suffix == PLAIN and task is not None and task.kind == "token-classification"
+    rows = read_text_file(path, TAGGED if tagged else suffix)
     columns = dict.fromkeys(c for row in rows for c in row)
-    return Table(name, split, tuple(columns), rows, {}, nameless=suffix == ".txt")
+    return Table(name, split, tuple(columns), rows, {}, nameless=suffix == PLAIN and not tagged)
 
 
 def _read_parquet(name: str, split: str, path: Path) -> Table:
@@ -120,7 +122,8 @@ def _read_parquet(name: str, split: str, path: Path) -> Table:
 
 def _from_dataset(name: str, split: str, data: Any) -> Table:
     features = data.features or {}
-    classes = {c: tuple(f.names) for c, f in features.items() if getattr(f, "names", None)}
+    inner = {c: getattr(f, "feature", f) for c, f in features.items()}
+    classes = {c: tuple(f.names) for c, f in inner.items() if getattr(f, "names", None)}
     rows = [dict(row) for row in data]
     columns = tuple(features) or tuple(dict.fromkeys(c for row in rows for c in row))
     return Table(name, split, columns, rows, classes)

@@ -2,16 +2,30 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from optin_cli.data.batch import Batch, cut_order, unique_keys
-from optin_cli.data.text.samples import Label, Samples
+from optin_cli.data.text.samples import Samples
 from optin_cli.errors import DataError, UsageError
 from optin_cli.options.common import DEFAULT_LENGTH
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """N tokenised samples.
+
+    rows: token ids, masks and types by input name, unpadded. truncated: whether each was cut off. words: of samples
+    that come as words, the number of the word that each token is of, None for special tokens.
+    """
+
+    rows: Mapping[str, list[list[int]]]
+    truncated: list[bool]
+    words: list[list[int | None]] = field(default_factory=list)
 
 
 def make_batches(
@@ -20,26 +34,30 @@ def make_batches(
     *,
     batch_size: int,
     max_length: int,
-    label_map: Mapping[Label, int | float] | None = None,
+    labels: Sequence[int | float | Sequence[float]] | None = None,
 ) -> list[Batch]:
     """Tokenise, sort by length and content, and cut into batches, so that little padding is computed.
 
     samples: one or two texts each; two become one sequence, as the fast tokenizer of transformers pairs them.
     batch_size: samples per batch; the last may be smaller. max_length: tokens per sample, special ones included; longer
-    samples are truncated. label_map: from `label_ids`; without it batches carry no labels.
+    samples are truncated. labels: what the model is to put out for each sample, a number or as many as it puts out;
+    without them batches carry no labels.
 
     Raises UsageError: `batch_size` below 1, or `max_length` without room for any text. DataError: padding is needed and
     the tokenizer has no padding token.
     """
-    encoded = tokenise(samples, tokenizer, max_length)
-    labels = None
-    if samples.labels is not None and label_map is not None:
-        labels = [label_map[label] for label in samples.labels]
-    return cut_batches(encoded, tokenizer, batch_size=batch_size, labels=labels)
+    encoded = encode(samples, tokenizer, max_length)
+    batches = cut_batches(encoded.rows, tokenizer, batch_size=batch_size, labels=labels)
+    return [replace(batch, truncated=sum(encoded.truncated[row] for row in batch.rows)) for batch in batches]
 
 
 def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, list[list[int]]]:
     """Rows of token ids, masks and types by input name, unpadded; arguments and errors as of `make_batches`."""
+    return encode(samples, tokenizer, max_length).rows
+
+
+def encode(samples: Samples, tokenizer: Any, max_length: int) -> Encoded:
+    """Tokenise samples of texts or of words; arguments and errors as of `make_batches`."""
     pair = len(samples.texts[0]) == 2
     special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
@@ -47,14 +65,18 @@ def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, 
             f"The maximum length is {max_length} tokens, of which {special} are special ones; "
             f"expected at least {special + 1}."
         )
-    encoded: Mapping[str, list[list[int]]] = tokenizer(
-        *[[texts[i] for texts in samples.texts] for i in range(1 + pair)],
-        truncation=True,
-        max_length=max_length,
-        padding=False,
-        return_attention_mask=True,
-    )
-    return encoded
+    texts: list[Any] = [[each[i] for each in samples.texts] for i in range(1 + pair)]
+    if samples.words is not None:
+        texts = [[list(words) for words in samples.words]]
+    how = {"is_split_into_words": samples.words is not None, "padding": False}
+    found = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=True, **how)
+    count = len(samples.texts)
+    if found.encodings is None:
+        # Tokenizers in Python do not say what they cut off.
+        whole = tokenizer(*texts, verbose=False, **how)["input_ids"]
+        return Encoded(found, [len(row) > max_length for row in whole])
+    words = [] if samples.words is None else [found.word_ids(row) for row in range(count)]
+    return Encoded(found, [bool(each.overflowing) for each in found.encodings], words)
 
 
 def cut_batches(
@@ -62,11 +84,12 @@ def cut_batches(
     tokenizer: Any,
     *,
     batch_size: int,
-    labels: Sequence[int | float] | None = None,
+    labels: Sequence[int | float | Sequence[float]] | None = None,
 ) -> list[Batch]:
     """Sort encoded rows by length and content, and cut them into padded batches; errors as of `make_batches`.
 
-    encoded: rows of token ids, masks and types by input name; other names are passed over. labels: one per row.
+    encoded: rows of token ids, masks and types by input name; other names are passed over. labels: one per row, a
+    number or a row of numbers.
     """
     fields = [name for name in INPUTS if name in encoded]
     ids = encoded["input_ids"]

@@ -38,9 +38,8 @@ def predict_answers(trial: Trial) -> Prediction:
     values: dict[str, float] = {}
     error = None
     if samples.answers is not None:
-        given = decode_answers(
-            contexts, windows, batches, *outcome.outputs, options=chosen, unanswerable=task.unanswerable
-        )
+        unanswerable = () in samples.answers if task.unanswerable is None else task.unanswerable
+        given = decode_answers(contexts, windows, batches, *outcome.outputs, options=chosen, unanswerable=unanswerable)
         values, error = metrics.score_answers(task.metrics, given, samples.answers)
     constants = {"max_length": length, **asdict(chosen)}
     return Prediction(distributions(trial, outcome), outcome.keys, values, error, constants)

@@ -10,12 +10,15 @@ from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
 from optin_cli.evaluation.predictors.maps import predict_maps
 from optin_cli.evaluation.predictors.similarity import predict_similarity
+from optin_cli.evaluation.predictors.tags import predict_tags
 from optin_cli.tasks.schema import Kind
 
 PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
     {
         "classification": predict_labels,
+        "multi-label": predict_labels,
         "regression": predict_labels,
+        "token-classification": predict_tags,
         "similarity": predict_similarity,
         "question-answering": predict_answers,
         "semantic-segmentation": predict_maps,

@@ -14,7 +14,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, read_options, require_pairs
 from optin_cli.model.forward import call_model, mean_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -28,14 +28,16 @@ def predict_similarity(trial: Trial) -> Prediction:
     alone = replace(samples, texts=[(texts[side],) for side in range(2) for texts in samples.texts], labels=None)
     batches = encoded(replace(trial, samples=alone), labelled=False)
     keys = [key for batch in batches for key in batch.keys]
+    constants, truncated = read_options(trial), sum(batch.truncated for batch in batches)
     first, second = embed(trial.checkpoint, batches, trial.progress).chunk(2)
     cosine = F.cosine_similarity(first, second)
     if labels is None:
-        return Prediction([], keys)
+        return Prediction([], keys, constants=constants, truncated=truncated)
     truth = torch.tensor(labels)
     values = metrics.score_metrics(task.metrics, cosine, truth, num_labels=1)
     name = task.metrics[0]
-    return Prediction([], keys, values, metrics.standard_error(name, values[name], cosine, truth))
+    error = metrics.standard_error(name, values[name], cosine, truth)
+    return Prediction([], keys, values, error, constants, truncated=truncated)
 
 
 @torch.inference_mode()

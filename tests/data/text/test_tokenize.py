@@ -23,7 +23,7 @@ def samples_of(*texts, labels=None):
 
 def test_batches_are_sorted_by_length_and_padded(tokenizer):
     samples = samples_of("good bad film", "good", "bad film", "ab", labels=[0, 1, 1, 0])
-    first, last = make_batches(samples, tokenizer, batch_size=2, max_length=8, label_map={0: 0, 1: 1})
+    first, last = make_batches(samples, tokenizer, batch_size=2, max_length=8, labels=samples.labels)
     assert first.size == last.size == 2
     assert first.inputs["input_ids"].shape == (2, 4)
     assert last.inputs["input_ids"][-1].tolist() == [2, 4, 5, 6, 3]
@@ -38,7 +38,7 @@ def test_batches_are_sorted_by_length_and_padded(tokenizer):
 def test_pairs_are_truncated_and_padded_on_either_side():
     left = make_tokenizer(padding_side="left")
     samples = samples_of(("good film", "bad"), ("a", "a"), labels=[0.5, 2.0])
-    (batch,) = make_batches(samples, left, batch_size=2, max_length=5, label_map={0.5: 0.5, 2.0: 2.0})
+    (batch,) = make_batches(samples, left, batch_size=2, max_length=5, labels=samples.labels)
     assert sorted(batch.inputs["input_ids"].tolist()) == [[2, 4, 3, 5, 3], [2, 7, 3, 7, 3]]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]] * 2
     assert batch.labels.dtype == torch.float32

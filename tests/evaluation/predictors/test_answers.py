@@ -126,7 +126,7 @@ def test_unfit_checkpoint_and_columns_are_refused(folders, tmp_path, here):
     samples = read(write_rows(tmp_path / "d.jsonl", ROWS), SQUAD2)
     with pytest.raises(DataError, match=r"squad_v2 is a question-answering task, but classifier is .* classification"):
         evaluate_samples(classifier, Exam(samples, SQUAD2, OPTIONS))
-    with pytest.raises(DataError, match="different things: 2 and 1"):
+    with pytest.raises(DataError, match="different things: categorical, categorical, against categorical"):
         evaluate_samples(answerer, Exam(samples, None, OPTIONS), classifier)
     one = read(tmp_path / "d.jsonl", SQUAD2, columns=("context",))
     with pytest.raises(DataError, match="two texts a sample, question and context"):
