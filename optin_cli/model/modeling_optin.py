@@ -95,8 +95,8 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = shape
     elif isinstance(owner, nn.Conv2d) and leaf == "weight":
-        # A depthwise convolution has as many groups as channels; in any other, groups stay.
-        owner.groups = owner.groups if owner.groups == 1 else owner.groups * shape[0] // owner.out_channels
+        # Groups leave as a whole; a last one is a plain convolution, whose channels may leave one by one.
+        owner.groups = max(owner.groups * shape[0] // owner.out_channels, 1) if owner.groups > 1 else 1
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
@@ -107,6 +107,9 @@ class BiasAlone(nn.Module):
 
     No quantizer replaces it by a kernel, which for no columns puts out whatever lies in memory.
     """
+
+    weight: torch.Tensor
+    bias: Any
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
