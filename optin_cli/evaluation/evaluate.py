@@ -106,10 +106,15 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
     """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not (task is not None and samples.labelled):
-        what = "no labels" if task is not None else "no task that names a metric"
+        compare = "or --against CHECKPOINT to measure agreement."
+        if samples.labelled:
+            raise DataError(
+                f"There is no task that names a metric to measure {samples.name} by, and nothing to compare with.",
+                hint=f"Pass a --task that fits the model, {compare}",
+            )
         raise DataError(
-            f"There is {what} to measure {samples.name} by, and nothing to compare with.",
-            hint="Pass labelled data of a --task that fits the model, or --against CHECKPOINT to measure agreement.",
+            f"There are no labels to measure {samples.name} by, and nothing to compare with.",
+            hint=f"Pass labelled data, its --label-column where that has a name of its own, {compare}",
         )
     if (folder := exam.options.pictures) is not None:
         require_drawable(checkpoint, samples)

@@ -187,7 +187,12 @@ EVALUATIONS = {
         ["--task", "sst2", "--data", "texts.jsonl"],
         ["no labels", "--against"],
     ),
-    "no task": (lambda desk: desk.take("bert", "train.jsonl"), ["--data", "train.jsonl"], ["no task", "--task"]),
+    "neither task nor labels": (
+        lambda desk: desk.take("bert", "texts.jsonl"),
+        ["--data", "texts.jsonl"],
+        ["no labels", "--label-column", "--against"],
+    ),
+    "task without data": (nothing, ["--task", "regression"], ["regression has no data of its own", "--data PATH"]),
     "labels in part": (
         written("d.jsonl", row(sentence="a", label=1) + row(sentence="b", label=-1)),
         ["--task", "sst2", "--data", "d.jsonl"],

@@ -242,6 +242,13 @@ def test_outputs_are_counted_where_the_kind_fits(zoo, unread):
         assert caught.value.message.endswith(words)
 
 
+def test_what_no_task_measures_needs_one_by_name(zoo, here):
+    data = write_rows(here / "d.jsonl", [{"text": "a b", "label": 0}])
+    with pytest.raises(DataError, match="no task that names a metric to measure d") as caught:
+        optin_cli.evaluate(zoo["encoder"], data=data, options=OPTIONS)
+    assert "--task" in caught.value.hint
+
+
 def test_a_decoder_is_no_classifier(zoo, here, monkeypatch):
     monkeypatch.setattr(type(zoo["decoder"].model), "forward", lambda *_a, **_k: pytest.fail("the model ran"))
     data = write_rows(here / "d.jsonl", [{"sentence": "a b", "label": 0}, {"sentence": "good", "label": 1}])

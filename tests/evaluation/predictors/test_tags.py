@@ -149,3 +149,23 @@ def test_the_first_token_of_a_word_tags_it(side, tagger, tmp_path):
     tags = word_classes(torch.nn.functional.one_hot(ids, 99), batches, found.words)
     expected = [{n: tokenizer(word)["input_ids"][1] for n, word in enumerate(words)} for words in samples.words]
     assert tags == expected
+
+
+def test_words_have_the_space_that_a_text_has_before_them(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    inner = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner.train_from_iterator(["good film"] * 9, vocab_size=300, special_tokens=special, show_progress=False)
+    inner.save_model(str(tmp_path))
+    folder = save_checkpoint(tmp_path / "r", "roberta", "tokens", vocab_size=300)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    files = {"vocab": str(tmp_path / "vocab.json"), "merges": str(tmp_path / "merges.txt")}
+    RobertaTokenizer(**files).save_pretrained(folder)
+    found = load_checkpoint(folder).input
+    words, text = ["film", "good", "film"], " film good film"
+    expected = found.tokenizer()(text)["input_ids"]
+    assert found.tokenizer(words=True)(words, is_split_into_words=True)["input_ids"] == expected
+    assert found.tokenizer()(words, is_split_into_words=True)["input_ids"] != expected
