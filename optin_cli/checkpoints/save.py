@@ -1,6 +1,9 @@
 """Save a pruned model as a folder that its library loads without optin."""
 
+import importlib.metadata
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
+from optin_cli.model.earlier import with_earlier
 from optin_cli.model.plan import Plan
 
 CARRIED = (
@@ -50,6 +54,21 @@ def modeling_source(checkpoint: Checkpoint) -> str:
     return text + checkpoint.blueprint.builder.modeling(checkpoint.blueprint)
 
 
+def state_earlier_keys(path: Path, keys: Mapping[str, str]) -> None:
+    """Have a config state values under the keys of earlier versions too, which would take their defaults instead.
+
+    keys: theirs, and the dotted ones of the version that wrote the config.
+    """
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    for theirs, ours in keys.items():
+        value: Any = raw
+        for key in ours.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            raw.setdefault(theirs, value)
+    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
     """Write weights, config, modelling code and carried files of a cut model into an existing folder.
 
@@ -62,10 +81,14 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
         for name, tensor in model.state_dict().items()
     }
     if settings is None:
-        blueprint.builder.save(blueprint, model, state, plan.model_dump(), folder)
+        written_by = blueprint.library, importlib.metadata.version(blueprint.library)
+        complete = with_earlier(plan, checkpoint.structure.earlier, written_by)
+        blueprint.builder.save(blueprint, model, state, complete.model_dump(mode="json"), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:
         blueprint.builder.save_plain(blueprint, model, state, settings, folder)
+    if (rule := checkpoint.structure.earlier) is not None and rule.config:
+        state_earlier_keys(folder / CONFIG, rule.config)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

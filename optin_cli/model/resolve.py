@@ -65,7 +65,8 @@ def find_structure(
         attend_by_parts(model.get_submodule(path))
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     outputs = resolve_outputs(head, problem_type)
-    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions))
+    earlier = architecture.earlier and architecture.earlier.under(root, root)
+    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions), earlier)
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

@@ -50,6 +50,11 @@ class {stock}(transformers.{stock}):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         apply_plan(self, config.{key})
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the names of weights are those of the stock class, which the library translates for its own alone."""
+        return False
 '''
 TRUST = ", trust_remote_code=True"
 RELOAD = """
@@ -182,7 +187,10 @@ def planned_class(model_class: Any) -> Any:
         model_class.__init__(self, config, *args, **kwargs)
         apply_plan(self, getattr(config, PLAN_KEY))
 
-    return type(model_class.__name__, (model_class,), {"__init__": build_planned})
+    # The library translates names of weights for classes of its own modules alone.
+    return type(
+        model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__}
+    )
 
 
 def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
@@ -286,10 +294,9 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
 
-    Weights keep the names they have in the model: transformers translates those of earlier versions for its own classes
-    alone, not for one beside the weights.
+    Weights have the names of published checkpoints, which every version of transformers understands.
     """
-    model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
     config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
