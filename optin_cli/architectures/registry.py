@@ -26,7 +26,9 @@ def parse_architecture(path: Path) -> Architecture:
         ) from error
     if architecture.stacks_of is not None:
         other = _described(architecture.stacks_of, path)
-        return architecture.model_copy(update={"stacks": other.stacks, "earlier": architecture.earlier or other.earlier})
+        return architecture.model_copy(
+            update={"stacks": other.stacks, "earlier": architecture.earlier or other.earlier}
+        )
     stacks, earlier = [*architecture.stacks], architecture.earlier
     for rule in reversed(architecture.backbones):
         other = _described(rule.stacks_of, path)

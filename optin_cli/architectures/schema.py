@@ -235,7 +235,9 @@ class EarlierRule(_Strict):
     a path that none begins is the same there. Layers of ours that have one name there are one, with the rows of all.
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
-    the library's config had, and the dotted keys under which ours has their values.
+    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys
+    of ours that these models never read, and that classes there refuse. since: the first version that builds
+    such models as described; None where all that optin works with do.
     """
 
     names: dict[str, str] = {}
@@ -243,6 +245,8 @@ class EarlierRule(_Strict):
     empty: dict[str, EmptyRule] = {}
     arguments: dict[str, dict[str, str]] = {}
     config: dict[str, str] = {}
+    unread: list[str] = []
+    since: str | None = None
 
     def under(self, here: str, there: str) -> EarlierRule:
         """The rule for paths in a model in which what these are relative to lies at `here`, and lay at `there`."""
@@ -265,6 +269,8 @@ class EarlierRule(_Strict):
             },
             arguments={at(here, ours): names for ours, names in self.arguments.items()},
             config=self.config,
+            unread=self.unread,
+            since=self.since,
         )
 
     def beside(self, other: EarlierRule) -> EarlierRule:
@@ -275,6 +281,8 @@ class EarlierRule(_Strict):
             empty={**self.empty, **other.empty},
             arguments={**self.arguments, **other.arguments},
             config={**self.config, **other.config},
+            unread=[*self.unread, *other.unread],
+            since=self.since or other.since,
         )
 
 

@@ -3,13 +3,13 @@
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from optin_cli.architectures.schema import EarlierRule
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
 from optin_cli.model import modeling_optin as runtime
@@ -54,19 +54,25 @@ def modeling_source(checkpoint: Checkpoint) -> str:
     return text + checkpoint.blueprint.builder.modeling(checkpoint.blueprint)
 
 
-def state_earlier_keys(path: Path, keys: Mapping[str, str]) -> None:
-    """Have a config state values under the keys of earlier versions too, which would take their defaults instead.
-
-    keys: theirs, and the dotted ones of the version that wrote the config.
-    """
+def suit_earlier(path: Path, rule: EarlierRule) -> None:
+    """Change a config so that earlier versions of the library, too, read from it what it says."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    for theirs, ours in keys.items():
-        value: Any = raw
-        for key in ours.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            raw.setdefault(theirs, value)
+    for theirs, ours in rule.config.items():
+        owner, leaf = _owner(raw, ours)
+        if owner.get(leaf) is not None:
+            raw.setdefault(theirs, owner[leaf])
+    for key in rule.unread:
+        owner, leaf = _owner(raw, key)
+        owner.pop(leaf, None)
     path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a dotted key, empty where there is none, and the key's last component."""
+    *outer, leaf = dotted.split(".")
+    for key in outer:
+        raw = raw.get(key) or {}
+    return raw, leaf
 
 
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
@@ -87,8 +93,8 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:
         blueprint.builder.save_plain(blueprint, model, state, settings, folder)
-    if (rule := checkpoint.structure.earlier) is not None and rule.config:
-        state_earlier_keys(folder / CONFIG, rule.config)
+    if (rule := checkpoint.structure.earlier) is not None and (rule.config or rule.unread):
+        suit_earlier(folder / CONFIG, rule)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

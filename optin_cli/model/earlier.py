@@ -16,7 +16,8 @@ ANY = "*"
 def with_earlier(plan: Plan, rule: EarlierRule | None, written_by: tuple[str, str]) -> Plan:
     """The plan as a folder holds it. rule: paths in the whole model. written_by: name and version of the library."""
     earlier = [] if rule is None else [earlier_layout(plan, rule)]
-    return plan.model_copy(update={"earlier": earlier, "written_by": written_by})
+    since = None if rule is None else rule.since
+    return plan.model_copy(update={"earlier": earlier, "written_by": written_by, "since": since})
 
 
 def earlier_layout(plan: Plan, rule: EarlierRule) -> Layout:
@@ -87,4 +88,6 @@ def _sizes(shapes: Mapping[str, list[int]], rule: EarlierRule) -> Iterator[Size]
             found = _find(path, {size.rows: attribute})
             if found is not None and not found[2]:
                 values = found[1]
-                yield Size(attribute=_filled(attribute, values), rows=path, over=size.over and _filled(size.over, values))
+                yield Size(
+                    attribute=_filled(attribute, values), rows=path, over=size.over and _filled(size.over, values)
+                )

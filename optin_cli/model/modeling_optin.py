@@ -29,7 +29,8 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
             "sizes": [{"attribute": path, "rows": path, "over": path or None}],
-            "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version]}.
+            "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
+            "since": the first version whose terms the others are, if known}.
 
     Raises:
         ImportError: the library builds such models of other modules than the plan names, in any of its terms.
@@ -40,22 +41,25 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
         if not (lacks := placed.lacks()):
             placed.apply()
             return model
-    raise ImportError(_needs(model, lacks, plan.get("written_by")))
+    raise ImportError(_needs(model, lacks, plan))
 
 
-def _needs(model: nn.Module, lacks: str, written_by: list[str] | None) -> str:
+def _needs(model: nn.Module, lacks: str, plan: dict[str, Any]) -> str:
     """What to install for a folder that the installed version of the library cannot load."""
     kind = type(model).__name__
-    if not written_by:
+    if not plan.get("written_by"):
         return f"This folder needs the version of the library that wrote it: {kind} lacks {lacks}."
-    library, version = written_by
-    found = importlib.metadata.version(library)
-    before, after = ([int(part) for part in re.findall(r"\d+", text)] for text in (found, version))
-    sign = ">=" if before < after else "=="
+    library, written = plan["written_by"]
+    least, found = plan.get("since") or written, importlib.metadata.version(library)
+    wanted = f">={least}" if _numbers(found) < _numbers(least) else f"=={written}"
     return (
-        f"This folder needs {library} {sign} {version}: {kind} of the installed {library} {found} lacks {lacks}. "
-        f'pip install "{library}{sign}{version}"'
+        f"This folder needs {library} {wanted}: {kind} of the installed {library} {found} lacks {lacks}. "
+        f'pip install "{library}{wanted}"'
     )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 class _Placed:

@@ -63,11 +63,13 @@ class Layout(BaseModel):
 class Plan(Layout):
     """What is done to a model of the version of the library that wrote the folder, and of earlier ones.
 
-    earlier: the same in the terms of each. written_by: name and version of that library.
+    earlier: the same in the terms of each. written_by: name and version of that library; since: the first version of
+    it that has these terms, if known.
     """
 
     earlier: list[Layout] = []
     written_by: tuple[str, str] | None = None
+    since: str | None = None
 
     def then(self, later: Plan) -> Plan:
         """The plan of pruning by this one and then by `later`, without the terms of earlier versions."""

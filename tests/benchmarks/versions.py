@@ -53,8 +53,12 @@ from optin_cli.checkpoints.verify import run_probe, tolerance_for
 from optin_cli.model.tokens import tokens_of
 
 FACTS, INPUTS, OUTPUTS = "facts.json", "inputs.safetensors", "outputs.safetensors"
-UNUSUAL = {"rope_theta": 500.0}
-"""Settings of decoders that no version of the library has as its default."""
+UNUSUAL = {
+    **{name: {"rope_theta": 500.0} for name in DECODERS},
+    "upernet-swin": {"auxiliary_in_channels": 64},
+    "upernet-convnext": {"auxiliary_in_channels": 16},
+}
+"""Settings that no version of the library has as its default, or that some cannot do without."""
 LOAD = """
 import contextlib, importlib, json, os, sys, tempfile, traceback, warnings
 sys.modules["optin_cli"] = None
@@ -117,14 +121,13 @@ for folder in folders:
         said.seek(0)
         printed.seek(0)
         last = [line for line in said.read().splitlines() if line.strip()][-1:]
-        answer = {"difference": float(printed.read())} if status == 0 else {"error": last[0] if last else f"status {status}"}
+        failed = {"error": last[0] if last else f"status {status}"}
+        answer = failed if status else {"difference": float(printed.read())}
     print(json.dumps([folder, answer]), flush=True)
 """
 
 
-def reload_here(
-    folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Any
-) -> dict[str, torch.Tensor]:
+def reload_here(folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Any) -> dict[str, torch.Tensor]:
     """In place of a certificate's fresh process: every folder is loaded in one below."""
     del loading
     return run_probe(load_checkpoint(folder, device="cpu").model, inputs, names)
@@ -136,9 +139,11 @@ def checkpoints(library: str, wanted: list[str], root: Path) -> Iterator[tuple[s
     if library == "transformers":
         makers |= {name: lambda folder, f=name: save_checkpoint(folder, f) for name in FAMILIES}
         makers |= {f"bert {head}": lambda folder, h=head: save_checkpoint(folder, "bert", h) for head in HEADS}
-        makers |= {name: lambda folder, f=name: save_checkpoint(folder, f, "next", **UNUSUAL) for name in DECODERS}
+        makers |= {name: lambda folder, f=name: save_checkpoint(folder, f, "next", **UNUSUAL[f]) for name in DECODERS}
     makers |= {
-        name: lambda folder, f=name: save_images(folder, f) for name, (owner, *_) in IMAGES.items() if owner == library
+        name: lambda folder, f=name: save_images(folder, f, **UNUSUAL.get(f, {}))
+        for name, (owner, *_) in IMAGES.items()
+        if owner == library
     }
     for name, make in makers.items():
         if not wanted or name in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,9 @@ LOADER = '''
 
 class {stock}(transformers.{stock}):
     """The stock class with the shapes of `config.{key}`, under its name: by that pipelines know what it is for."""
+
+    # Buffers that the version which wrote this folder computes; in others they may be among the weights.
+    _keys_to_ignore_on_load_missing = [*(transformers.{stock}._keys_to_ignore_on_load_missing or []), *{computed}]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -188,9 +192,7 @@ def planned_class(model_class: Any) -> Any:
         apply_plan(self, getattr(config, PLAN_KEY))
 
     # The library translates names of weights for classes of its own modules alone.
-    return type(
-        model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__}
-    )
+    return type(model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__})
 
 
 def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
@@ -306,7 +308,10 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 def modeling(blueprint: Blueprint) -> str:
     """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
     stocks = dict.fromkeys(_classes(blueprint).values())
-    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
+    with torch.device("meta"):
+        modules = blueprint.prototype(blueprint.config).modules()
+    computed = sorted({rf"{re.escape(name)}$" for module in modules for name in module._non_persistent_buffers_set})
+    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY, computed=computed) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
