@@ -235,9 +235,10 @@ class EarlierRule(_Strict):
     a path that none begins is the same there. Layers of ours that have one name there are one, with the rows of all.
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
-    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys
-    of ours that these models never read, and that classes there refuse. since: the first version that builds
-    such models as described; None where all that optin works with do.
+    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys of ours that
+    these models never read, and that classes there refuse. needs: parameters that some models have, and that classes
+    there may not load. since: the first version that builds such models as described; None where all that optin works
+    with do.
     """
 
     names: dict[str, str] = {}
@@ -246,6 +247,7 @@ class EarlierRule(_Strict):
     arguments: dict[str, dict[str, str]] = {}
     config: dict[str, str] = {}
     unread: list[str] = []
+    needs: list[str] = []
     since: str | None = None
 
     def under(self, here: str, there: str) -> EarlierRule:
@@ -270,6 +272,7 @@ class EarlierRule(_Strict):
             arguments={at(here, ours): names for ours, names in self.arguments.items()},
             config=self.config,
             unread=self.unread,
+            needs=[at(there, path) for path in self.needs],
             since=self.since,
         )
 
@@ -282,6 +285,7 @@ class EarlierRule(_Strict):
             arguments={**self.arguments, **other.arguments},
             config={**self.config, **other.config},
             unread=[*self.unread, *other.unread],
+            needs=[*self.needs, *other.needs],
             since=self.since or other.since,
         )
 

@@ -88,7 +88,7 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
     }
     if settings is None:
         written_by = blueprint.library, importlib.metadata.version(blueprint.library)
-        complete = with_earlier(plan, checkpoint.structure.earlier, written_by)
+        complete = with_earlier(plan, model, checkpoint.structure.earlier, written_by)
         blueprint.builder.save(blueprint, model, state, complete.model_dump(mode="json"), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:

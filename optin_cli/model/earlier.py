@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from torch import nn
+
 from optin_cli.architectures.schema import EarlierRule, EmptyRule
+from optin_cli.model.lookup import attribute_at
 from optin_cli.model.plan import Layout, Plan, SelectedArgument, Size
 
 T = TypeVar("T")
@@ -13,11 +16,13 @@ ANY = "*"
 """Stands for any one component of a path."""
 
 
-def with_earlier(plan: Plan, rule: EarlierRule | None, written_by: tuple[str, str]) -> Plan:
-    """The plan as a folder holds it. rule: paths in the whole model. written_by: name and version of the library."""
-    earlier = [] if rule is None else [earlier_layout(plan, rule)]
-    since = None if rule is None else rule.since
-    return plan.model_copy(update={"earlier": earlier, "written_by": written_by, "since": since})
+def with_earlier(plan: Plan, model: nn.Module, rule: EarlierRule | None, written_by: tuple[str, str]) -> Plan:
+    """The plan of a model as a folder holds it. rule: paths in the whole model. written_by: library and version."""
+    if rule is None:
+        return plan.model_copy(update={"written_by": written_by})
+    needs = [path for path in rule.needs if attribute_at(model, path) is not None]
+    earlier = [earlier_layout(plan, rule)]
+    return plan.model_copy(update={"earlier": earlier, "written_by": written_by, "since": rule.since, "needs": needs})
 
 
 def earlier_layout(plan: Plan, rule: EarlierRule) -> Layout:

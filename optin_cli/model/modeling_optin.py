@@ -30,14 +30,14 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
             "sizes": [{"attribute": path, "rows": path, "over": path or None}],
             "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
-            "since": the first version whose terms the others are, if known}.
+            "since": the first version whose terms the others are, if known, "needs": [path that must be there]}.
 
     Raises:
         ImportError: the library builds such models of other modules than the plan names, in any of its terms.
     """
     lacks = ""
     for terms in [*plan.get("earlier", []), plan]:
-        placed = _Placed(model, terms)
+        placed = _Placed(model, {**terms, "needs": plan.get("needs", [])})
         if not (lacks := placed.lacks()):
             placed.apply()
             return model
@@ -82,16 +82,22 @@ class _Placed:
         owner, leaf = self.locate(path)
         return getattr(owner, leaf) if leaf else owner
 
+    def has(self, path: str) -> bool:
+        """Whether there is anything at a path, None included."""
+        try:
+            self.at(path)
+        except AttributeError:
+            return False
+        return True
+
     def lacks(self) -> str:
         """The first thing that the plan names and the model does not have; "" if it has all."""
         plan, merge = self.plan, self.plan.get("merge") or {"blocks": []}
         sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
         modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
-        modules += [*plan.get("attend", []), *merge["blocks"]]
+        modules += [*plan.get("attend", []), *merge["blocks"], *plan["needs"]]
         for path in [*plan["parameters"], *plan["attributes"], *sizes, *modules]:
-            try:
-                self.at(path)
-            except AttributeError:
+            if not self.has(path):
                 return path
         taken = [(rule["module"], rule["argument"]) for rule in plan["select"]]
         taken += [(path, merge["argument"]) for path in merge["blocks"]]
@@ -133,7 +139,7 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
         **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "sizes": [size for size in plan.get("sizes", []) if size["attribute"].startswith(root)],
-        "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
+        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "needs")},
     }
 
 

@@ -64,12 +64,13 @@ class Plan(Layout):
     """What is done to a model of the version of the library that wrote the folder, and of earlier ones.
 
     earlier: the same in the terms of each. written_by: name and version of that library; since: the first version of
-    it that has these terms, if known.
+    it that has these terms, if known. needs: what the plan does not change, and no version can do without.
     """
 
     earlier: list[Layout] = []
     written_by: tuple[str, str] | None = None
     since: str | None = None
+    needs: list[str] = []
 
     def then(self, later: Plan) -> Plan:
         """The plan of pruning by this one and then by `later`, without the terms of earlier versions."""

@@ -28,8 +28,8 @@ class Structure:
     """Blocks, outputs and kinds of units of a model.
 
     root: path of the base model in it ("" if it is that itself). decisions: modules and items of what they return that
-    are decided by comparing numbers (`schema.DecisionRule`), by full path. earlier: what earlier versions of the library
-    called its modules, by full path too.
+    are decided by comparing numbers (`schema.DecisionRule`), by full path. earlier: what earlier versions of the
+    library called its modules, by full path too.
     """
 
     family: str
