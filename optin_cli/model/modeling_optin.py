@@ -96,7 +96,8 @@ class _Placed:
         sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
         modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
         modules += [*plan.get("attend", []), *merge["blocks"], *plan["needs"]]
-        for path in [*plan["parameters"], *plan["attributes"], *sizes, *modules]:
+        paths: list[str] = [*plan["parameters"], *plan["attributes"], *sizes, *modules]
+        for path in paths:
             if not self.has(path):
                 return path
         taken = [(rule["module"], rule["argument"]) for rule in plan["select"]]
