@@ -1,5 +1,7 @@
 """Save a pruned model as a folder that its library loads without optin."""
 
+import importlib.metadata
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_cli.architectures.schema import EarlierRule
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
 from optin_cli.checkpoints.weights import State
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
+from optin_cli.model.earlier import with_earlier
 from optin_cli.model.plan import Plan
 
 CARRIED = (
@@ -65,6 +69,27 @@ def modeling_source(checkpoint: Checkpoint) -> str:
     return text + checkpoint.blueprint.builder.modeling(checkpoint.blueprint)
 
 
+def suit_earlier(path: Path, rule: EarlierRule) -> None:
+    """Change a config so that earlier versions of the library, too, read from it what it says."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    for theirs, ours in rule.config.items():
+        owner, leaf = _owner(raw, ours)
+        if owner.get(leaf) is not None:
+            raw.setdefault(theirs, owner[leaf])
+    for key in rule.unread:
+        owner, leaf = _owner(raw, key)
+        owner.pop(leaf, None)
+    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a dotted key, empty where there is none, and the key's last component."""
+    *outer, leaf = dotted.split(".")
+    for key in outer:
+        raw = raw.get(key) or {}
+    return raw, leaf
+
+
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
     """Write weights, config, modelling code and carried files of a cut model into an existing folder.
 
@@ -74,10 +99,14 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
     blueprint = checkpoint.blueprint
     state = stored_state(model, checkpoint)
     if settings is None:
-        blueprint.builder.save(blueprint, model, state, plan.model_dump(), folder)
+        written_by = blueprint.library, importlib.metadata.version(blueprint.library)
+        complete = with_earlier(plan, model, checkpoint.structure.earlier, written_by)
+        blueprint.builder.save(blueprint, model, state, complete.model_dump(mode="json"), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:
         blueprint.builder.save_plain(blueprint, model, state, settings, folder)
+    if (rule := checkpoint.structure.earlier) is not None and (rule.config or rule.unread):
+        suit_earlier(folder / CONFIG, rule)
     for path in carried_files(checkpoint):
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

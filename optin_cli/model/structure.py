@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from optin_cli.architectures.schema import DecisionRule, Layout, OutputRule
+from optin_cli.architectures.schema import DecisionRule, EarlierRule, Layout, OutputRule
 from optin_cli.model.units import Group, Keeping, Positions, UnitKind
 
 
@@ -28,7 +28,8 @@ class Structure:
     """Blocks, outputs and kinds of units of a model.
 
     root: path of the base model in it ("" if it is that itself). decisions: modules and items of what they return that
-    are decided by comparing numbers (`schema.DecisionRule`), by full path.
+    are decided by comparing numbers (`schema.DecisionRule`), by full path. earlier: what earlier versions of the
+    library called its modules, by full path too.
     """
 
     family: str
@@ -37,6 +38,7 @@ class Structure:
     outputs: tuple[OutputRule, ...]
     kinds: tuple[UnitKind, ...]
     decisions: tuple[DecisionRule, ...] = ()
+    earlier: EarlierRule | None = None
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -71,7 +71,9 @@ weights can (it needs torch and {library} only):
 {loading}
 ```
 
-or, without running code from this folder, `optin_cli.load(folder).model`.
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. Other
+versions load it too where their `{model_class}` has the same parts, under the names of today or of before; where it
+has not, the module says which version is needed before a weight is read.
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
@@ -123,7 +125,9 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
         sha=source.sha256,
         version=manifest.optin_version,
         work=manifest.workload,
-        how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
+        how=HOW[manifest.layout].format(
+            model_class=manifest.model_class, library=library, loading=loading, version=manifest.versions[library]
+        ),
         budget=_budget(manifest.budget),
         before=before,
         after=after,

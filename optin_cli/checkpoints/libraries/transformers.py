@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +63,17 @@ LOADER = '''
 class {stock}(transformers.{stock}):
     """The stock class with the shapes of `config.{key}`, under its name: by that pipelines know what it is for."""
 
+    # Buffers that the version which wrote this folder computes; in others they may be among the weights.
+    _keys_to_ignore_on_load_missing = [*(transformers.{stock}._keys_to_ignore_on_load_missing or []), *{computed}]
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         apply_plan(self, config.{key})
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the names of weights are those of the stock class, which the library translates for its own alone."""
+        return False
 '''
 TRUST = ", trust_remote_code=True"
 RELOAD = """
@@ -206,7 +215,8 @@ def planned_class(model_class: Any) -> Any:
         model_class.__init__(self, config, *args, **kwargs)
         apply_plan(self, getattr(config, PLAN_KEY))
 
-    return type(model_class.__name__, (model_class,), {"__init__": build_planned})
+    # The library translates names of weights for classes of its own modules alone.
+    return type(model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__})
 
 
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
@@ -328,10 +338,9 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
 
-    Weights keep the names they have in the model: transformers translates those of earlier versions for its own classes
-    alone, not for one beside the weights.
+    Weights have the names of published checkpoints, which every version of transformers understands.
     """
-    model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
     config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
@@ -341,7 +350,10 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 def modeling(blueprint: Blueprint) -> str:
     """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
     stocks = dict.fromkeys(_classes(blueprint).values())
-    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
+    with torch.device("meta"):
+        modules = blueprint.prototype(blueprint.config).modules()
+    computed = sorted({rf"{re.escape(name)}$" for module in modules for name in module._non_persistent_buffers_set})
+    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY, computed=computed) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
