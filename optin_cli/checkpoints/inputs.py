@@ -23,6 +23,7 @@ from optin_cli.data.labels import image_class_ids, label_ids
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
+from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
 from optin_cli.data.text.samples import load_samples
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
@@ -48,13 +49,15 @@ class BatchOptions:
     """How samples become batches.
 
     max_length: most tokens of a text, None for the default. task: names classes where the data does not. labelled:
-    whether batches carry the model's class ids.
+    whether batches carry the model's class ids. prompt: names of the prompt before each text, where the model has such;
+    the model's default one where it has none of them.
     """
 
     batch_size: int
     max_length: int | None = None
     task: Task | None = None
     labelled: bool = False
+    prompt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,15 @@ class TextInput:
 
     @property
     def most(self) -> int | None:
-        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
-        return self._positions - self.reserved if self._positions else None
+        """Most tokens of a sequence that the model's positions hold, or its folder says; None where nothing does."""
+        held = self._positions - self.reserved if self._positions else None
+        return held if self.own_length is None else self.own_length
+
+    @property
+    def own_length(self) -> int | None:
+        """Tokens at which sentence-transformers cut a text; None where the folder does not say."""
+        said = None if self.blueprint.sentences is None else self.blueprint.sentences.max_length
+        return min(said, self._positions - self.reserved) if said is not None and self._positions else said
 
     @property
     def reserved(self) -> int:
@@ -155,8 +165,11 @@ class TextInput:
         # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
         if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
             raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
+        sentences = self.blueprint.sentences
+        limit = {} if self.own_length is None else {"model_max_length": self.own_length}
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
+            return lower_cased(tokenizer) if sentences is not None and sentences.lower_case else tokenizer
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
 
@@ -183,13 +196,17 @@ class TextInput:
         tokenizer = self.tokenizer()
         length = usable_length(tokenizer, self.most, options.max_length)
         size = options.batch_size
+        sentences = self.blueprint.sentences
+        prompt = "" if sentences is None else sentences.prompt(options.prompt)
+        texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
         if options.labelled and task is not None and task.each_alone:
-            return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
+            found = pair_batches(texts, task, tokenizer, batch_size=size, max_length=length)
+            return fit_inputs(self.model, [replace(batch, prompt=before) for batch in found])
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
-        return fit_inputs(self.model, found)
+        return fit_inputs(self.model, [replace(batch, prompt=before) for batch in found])
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The model's id of the class that F1 of two classes counts: the data's class 1."""
@@ -210,6 +227,7 @@ class ImageInput:
     unmergeable: ClassVar[str | None] = None
     pairs: ClassVar[bool] = False
     most: ClassVar[int | None] = None
+    own_length: ClassVar[int | None] = None
     reserved: ClassVar[int] = 0
     vocabulary: ClassVar[int] = 0
 

@@ -21,6 +21,7 @@ class Batch:
     keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
     samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
     of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
+    prompt: how many real tokens every row begins with that are those of a prompt.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -28,6 +29,7 @@ class Batch:
     keys: tuple[str, ...]
     rows: tuple[int, ...] = ()
     paired: bool = False
+    prompt: int = 0
 
     @property
     def size(self) -> int:
@@ -53,7 +55,7 @@ class Batch:
     def repeated(self, times: int) -> Batch:
         """The samples `times` over, without labels: (times * B) rows."""
         inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
-        return Batch(inputs, None, self.keys * times, self.rows * times)
+        return Batch(inputs, None, self.keys * times, self.rows * times, prompt=self.prompt)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

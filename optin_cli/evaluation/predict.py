@@ -87,10 +87,11 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
     return Outcome(merged, keys, torch.cat(labels) if labels else None)
 
 
-def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
-    """The samples as batches, each one sequence or image."""
-    how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled)
-    return trial.checkpoint.input.batches(trial.samples, how)
+def encoded(trial: Trial, *, labelled: bool, prompt: tuple[str, ...] = ()) -> Sequence[Batch]:
+    """The samples as batches, each one sequence or image, as long as the model's own folder says where nobody else."""
+    takes, options = trial.checkpoint.input, trial.options
+    length = takes.own_length if options.max_length is None else options.max_length
+    return takes.batches(trial.samples, BatchOptions(options.batch_size, length, trial.task, labelled, prompt))
 
 
 def distributions(trial: Trial, outcome: Outcome) -> list[torch.Tensor]:
