@@ -1,16 +1,24 @@
 """Checks that a task, calibration by labels, or merging of tokens fits a model. They run before samples are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
+from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import no_classes
 from optin_cli.data.spec import require_input
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.tokens import Tokens, tokens_of
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import Kind, Task
 
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
+
+
+SERVING: Mapping[Kind, tuple[Purpose, ...]] = MappingProxyType(
+    {"retrieval": ("similarity",), "reranking": ("similarity", "regression")}
+)
+"""Purposes of the models that a kind of task is for, where they are called otherwise."""
 
 
 def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -> None:
@@ -21,7 +29,7 @@ def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -
     if purpose == task.kind and task.kind in ("classification", "regression"):
         one = outputs == 1
         counted = "" if one == (task.kind == "regression") else f" with {outputs} output{'s' * (not one)}"
-    if purpose != task.kind or counted:
+    if purpose not in SERVING.get(task.kind, (task.kind,)) or counted:
         raise DataError(
             f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {blueprint.model_class} "
             f"for {purpose}{counted}.",

@@ -25,11 +25,12 @@ from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
 from optin_cli.data.text.samples import load_samples
+from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_SEQ_LEN
+from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_SEQ_LEN
 from optin_cli.progress import SILENT, Progress
-from optin_cli.tasks.schema import InputKind, Task
+from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
 PROBE_ROWS, PROBE_TOKENS = 4, 24
@@ -184,6 +185,9 @@ class TextInput:
         one sample per text, unless it is of a named task that makes one sequence of both.
         """
         del progress
+        task, path = spec.resolve(self.kind)
+        if task is not None and task.kind in SEARCHES:
+            return load_searches(spec, task, path)
         return load_samples(spec, alone=self.blueprint.purpose == "similarity")
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
@@ -194,7 +198,7 @@ class TextInput:
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer()
-        length = usable_length(tokenizer, self.most, options.max_length)
+        length = usable_length(tokenizer, self.most, options.max_length, default=self.own_length or DEFAULT_LENGTH)
         size = options.batch_size
         sentences = self.blueprint.sentences
         prompt = "" if sentences is None else sentences.prompt(options.prompt)
@@ -227,7 +231,6 @@ class ImageInput:
     unmergeable: ClassVar[str | None] = None
     pairs: ClassVar[bool] = False
     most: ClassVar[int | None] = None
-    own_length: ClassVar[int | None] = None
     reserved: ClassVar[int] = 0
     vocabulary: ClassVar[int] = 0
 

@@ -88,10 +88,9 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
 
 
 def encoded(trial: Trial, *, labelled: bool, prompt: tuple[str, ...] = ()) -> Sequence[Batch]:
-    """The samples as batches, each one sequence or image, as long as the model's own folder says where nobody else."""
-    takes, options = trial.checkpoint.input, trial.options
-    length = takes.own_length if options.max_length is None else options.max_length
-    return takes.batches(trial.samples, BatchOptions(options.batch_size, length, trial.task, labelled, prompt))
+    """The samples as batches, each one sequence or image. prompt: as of `BatchOptions`."""
+    how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled, prompt)
+    return trial.checkpoint.input.batches(trial.samples, how)
 
 
 def distributions(trial: Trial, outcome: Outcome) -> list[torch.Tensor]:

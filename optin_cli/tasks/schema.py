@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["calibration", "evaluation"]
-Kind = Literal["classification", "regression", "similarity", "question-answering", "semantic-segmentation"]
+Kind = Literal[
+    "classification",
+    "regression",
+    "similarity",
+    "retrieval",
+    "reranking",
+    "question-answering",
+    "semantic-segmentation",
+]
 InputKind = Literal["text", "image"]
 MetricName = Literal[
     "accuracy",
@@ -18,6 +26,11 @@ MetricName = Literal[
     "matthews",
     "pearson",
     "spearman",
+    "ndcg@10",
+    "recall@10",
+    "recall@100",
+    "mrr@10",
+    "map",
     "squad_em",
     "squad_f1",
     "mean_iou",
@@ -29,12 +42,16 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "classification": frozenset({"accuracy", "top5", "f1", "matthews"}),
         "regression": frozenset({"pearson", "spearman"}),
         "similarity": frozenset({"pearson", "spearman"}),
+        "retrieval": frozenset({"ndcg@10", "recall@10", "recall@100", "mrr@10", "map"}),
+        "reranking": frozenset({"ndcg@10", "recall@10", "mrr@10", "map"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
     }
 )
 IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
 """Kinds that a task on images may be of: those whose labels are classes, with names."""
+SEARCHES: frozenset[Kind] = frozenset({"retrieval", "reranking"})
+"""Kinds that rank documents by how well they answer a query, on local data of their own layout."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
 
@@ -82,6 +99,7 @@ class Task(_Strict):
 
     `label_names` are in the dataset's label order, so that a model with another order is recognised; for
     images they are what class folders are called. A task on images may have no `dataset`: it takes local ones.
+    Retrieval and reranking take local data too, whose layouts `optin_cli.data.text.searches` describes.
     For question answering the texts are question and context, and the label column holds the answers
     (`{"text": [...]}`); `unanswerable` allows questions without any. `label_range` is what a similarity task calls
     unlike and alike: cosines 0 and 1 to a loss. `maps` explains the label maps of semantic segmentation.
@@ -108,8 +126,8 @@ class Task(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
-        if self.input == "text" and (self.dataset is None or not self.text_columns or self.image_column):
-            raise ValueError("a text task has a dataset, text_columns and no image_column")
+        if self.input == "text" and (self.image_column or (self.dataset is not None and not self.text_columns)):
+            raise ValueError("a text task has no image_column but, if it has a dataset, text_columns")
         if self.input == "image" and (self.text_columns or self.kind not in IMAGE_KINDS):
             raise ValueError("an image task is one of classification or semantic-segmentation and has no text_columns")
         if self.kind == "semantic-segmentation" and self.input != "image":

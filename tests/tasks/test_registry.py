@@ -35,7 +35,8 @@ def test_tasks_are_shipped():
     glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
     images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
     scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
-    assert set(task_names()) == {*glue, *images, *scenes, "squad", "squad_v2", "stsb-cosine"}
+    searches = {"retrieval", "reranking"}
+    assert set(task_names()) == {*glue, *images, *scenes, *searches, "squad", "squad_v2", "stsb-cosine"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -63,7 +64,8 @@ def test_unknown_task_names_the_nearest():
         ({"splits": {"calibration": "train"}}, "splits.evaluation"),
         ({"colour": "red"}, "colour"),
         ({"text_columns": []}, "text_columns"),
-        ({"dataset": None}, "a text task has a dataset"),
+        ({"text_columns": [], "dataset": {"path": "a"}}, "if it has a dataset, text_columns"),
+        ({"kind": "retrieval"}, "accuracy does not fit a retrieval task"),
         ({"image_column": "image"}, "no image_column"),
         ({"input": "image"}, "an image task"),
         ({"input": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),
