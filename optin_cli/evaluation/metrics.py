@@ -134,7 +134,7 @@ def score_searches(
         if not bool(scores.isfinite().all()):
             raise DataError(NOT_FINITE.format(count="a query"), hint="Check its weights, or run it in float32.")
         # torchmetrics takes a score that is not above 0 for a document that was not found.
-        places = scores.unique(return_inverse=True)[1].double() + 1
+        places = torch.unique(scores, return_inverse=True)[1].double() + 1
         rows.append([float(metric.compute(places, relevance)) for metric in chosen])
     values = torch.tensor(rows, dtype=torch.float64)
     error = float(values[:, 0].std()) / math.sqrt(len(rows)) if len(rows) > 1 else None

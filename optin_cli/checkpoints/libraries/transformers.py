@@ -70,8 +70,12 @@ from sentence_transformers import SentenceTransformer
 found = SentenceTransformer(folder, device="cpu"{trust}).float().eval()
 class Sentences(torch.nn.Module):
     def forward(self, **inputs):
-        features = found(inputs)
-        return {{"last_hidden_state": features["token_embeddings"], **features}}
+        first, *others = found
+        features = first(inputs)
+        hidden = features["token_embeddings"].clone()  # earlier versions pool in place
+        for module in others:
+            features = module(features)
+        return {{**features, "last_hidden_state": hidden}}
 model = Sentences()
 """,
     "CrossEncoder": """
