@@ -39,6 +39,8 @@ def embedding_of(blueprint: Blueprint) -> Embedding:
         return Embedding()
     pooling, *rest = sentences.stages
     modes = _modes(pooling)
+    for stage in rest:
+        _require_embeddings(stage)
     layers = nn.Sequential(*(BUILDERS[stage.kind](stage) for stage in rest))
     layers.eval().requires_grad_(False)
     found = Embedding(modes, layers, bool(pooling.settings.get("include_prompt", True)))
@@ -65,11 +67,15 @@ def _modes(stage: Stage) -> tuple[str, ...]:
     return modes
 
 
+def _require_embeddings(stage: Stage) -> None:
+    """Refuse a module that works on something else than embeddings."""
+    for key in ("module_input_name", "module_output_name"):
+        if stage.settings.get(key) not in (None, NAME):
+            raise CheckpointError(f"{stage.folder / CONFIG} has the {key} {stage.settings[key]!r}; expected {NAME!r}.")
+
+
 def _dense(stage: Stage) -> nn.Module:
     settings = stage.settings
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, NAME):
-            raise CheckpointError(f"{stage.folder / CONFIG} has the {key} {settings[key]!r}; expected {NAME!r}.")
     before, after = _sizes(stage, "in_features", "out_features")
     linear = nn.Linear(before, after, bias=bool(settings.get("bias", True)))
     return _loaded(Projection(linear, _activation(stage), residual=bool(settings.get("use_residual"))), stage)

@@ -50,8 +50,8 @@ class BatchOptions:
     """How samples become batches.
 
     max_length: most tokens of a text, None for the default. task: names classes where the data does not. labelled:
-    whether batches carry the model's class ids. prompt: names of the prompt before each text, where the model has such;
-    the model's default one where it has none of them.
+    whether batches carry the model's class ids. prompt: names that the prompt before each text may have; the model's
+    default one where there are none.
     """
 
     batch_size: int

@@ -65,9 +65,9 @@ class Sentences:
         return self.loader == "SentenceTransformer"
 
     def prompt(self, names: tuple[str, ...] = ()) -> str:
-        """The prompt of the first of the names that there is, else the default one, else nothing."""
-        found = next((name for name in names if name in self.prompts), self.default_prompt)
-        return "" if found is None else self.prompts[found]
+        """The prompt of the first of the names that there is; without names the default one; else nothing."""
+        usual = () if self.default_prompt is None else (self.default_prompt,)
+        return next((self.prompts[name] for name in names or usual if name in self.prompts), "")
 
 
 def is_installed() -> bool:
@@ -87,11 +87,12 @@ def read_sentences(folder: Path) -> Sentences | None:
     """
     if not (folder / MODULES).is_file():
         config = _read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        return Sentences(folder, folder, "CrossEncoder") if any(key in config for key in RERANKER_KEYS) else None
+        reranks = isinstance(config, dict) and any(key in config for key in RERANKER_KEYS)
+        return Sentences(folder, folder, "CrossEncoder") if reranks else None
     (kind, encoder), *rest = _modules(folder)
     if kind != TRANSFORMER:
         raise _unknown(folder, kind, "begins with", (TRANSFORMER,))
-    whole = _read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    whole = _settings(folder / SETTINGS)
     loader = whole.get("model_type", "SentenceTransformer")
     if loader == "CrossEncoder":
         if rest:
@@ -101,7 +102,7 @@ def read_sentences(folder: Path) -> Sentences | None:
             f"{folder} holds a {loader}; of sentence-transformers' models SentenceTransformer and CrossEncoder work.",
             hint=ALONE,
         )
-    settings: dict[str, Any] = next(map(_read_json, sorted(encoder.glob(TRANSFORMER_SETTINGS))), {})
+    settings: dict[str, Any] = next(map(_settings, sorted(encoder.glob(TRANSFORMER_SETTINGS))), {})
     prompts = {name: text for name, text in (whole.get("prompts") or {}).items() if text}
     default = whole.get("default_prompt_name")
     return Sentences(
@@ -168,7 +169,7 @@ def _stages(folder: Path, modules: list[tuple[str, Path]]) -> tuple[Stage, ...]:
     for kind, place in modules:
         if kind not in STAGES:
             raise _unknown(folder, kind, "names", STAGES)
-        stages.append(Stage(kind, place, _read_json(place / CONFIG) if (place / CONFIG).is_file() else {}))
+        stages.append(Stage(kind, place, _settings(place / CONFIG)))
     return tuple(stages)
 
 
@@ -177,6 +178,14 @@ def _unknown(folder: Path, kind: str, how: str, known: tuple[str, ...]) -> Check
         f"{folder / MODULES} {how} the module {kind}; expected {' or '.join(known) or 'a transformer alone'}.",
         hint=f"{did_you_mean(kind, known)} {ALONE}".lstrip(),
     )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The settings of a file; none where it is missing."""
+    found = _read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds {found!s:.40}; expected settings by name.")
+    return found
 
 
 def _read_json(path: Path) -> Any:

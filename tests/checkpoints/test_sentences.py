@@ -94,7 +94,7 @@ def test_a_default_prompt_stands_before_texts_of_no_part(tmp_path):
         {"prompts": {"query": "good ", "plain": "bad "}, "default_prompt_name": "plain"},
     )
     sentences = read_sentences(folder)
-    assert [sentences.prompt(names) for names in ((), QUERY, DOCUMENT)] == ["bad ", "good ", "bad "]
+    assert [sentences.prompt(names) for names in ((), QUERY, DOCUMENT)] == ["bad ", "good ", ""]
 
 
 def test_texts_are_cut_where_the_folder_says(tmp_path):
@@ -180,6 +180,8 @@ BROKEN = {
         "os.x",
     ),
     "sizes": ("2_Dense/config.json", {"in_features": 31, "out_features": 6}, "do not fit a Dense"),
+    "tokens": ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected 'sentence_embedding'"),
+    "no settings": ("sentence_bert_config.json", [32], "expected settings by name"),
     "no sizes": ("2_Dense/config.json", {}, "expected whole numbers in_features and out_features"),
     "JSON": ("2_Dense/config.json", None, "is not valid JSON"),
     "a sparse encoder": ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "holds a SparseEncoder"),
