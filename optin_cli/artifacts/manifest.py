@@ -28,7 +28,7 @@ class Certificate(Frozen):
 
     `reloaded` compares the pruned model in memory with the saved folder, loaded by its library in a fresh process
     without optin. `masked` compares the pruned model with the masked original, over rows in which the same tokens merge
-    (rounding decides between equally similar tokens).
+    (rounding decides between equally similar tokens). note: what was not tried, and why.
     """
 
     probe: str
@@ -37,6 +37,7 @@ class Certificate(Frozen):
     reloaded: float
     masked: float | None
     tolerance: float
+    note: str | None = None
 
 
 class Manifest(Artifact):

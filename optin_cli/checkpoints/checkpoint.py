@@ -5,7 +5,7 @@ single state-dict files with a config folder or the name of their architecture.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, weight_files
 from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
 from optin_cli.checkpoints.libraries.registry import (
@@ -159,6 +160,7 @@ def load(
     model, root = built.model.to(target), built.root
     structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
+    structure = replace(structure, embedding=embedding_of(blueprint))
     return Checkpoint(
         name=file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name,
         sha256=sha256_of(blueprint.identity, *files),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.libraries.registry import CONFIG
+from optin_cli.checkpoints.sentences import encoder_folder
 from optin_cli.errors import CheckpointError
 from optin_cli.files import sha256_of
 
@@ -14,7 +15,8 @@ TORCH_SUFFIXES = (".pth.tar", ".pt.tar", ".pt", ".pth", ".ckpt", ".bin")
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 """Endings of weights files; longer ones come before those that end them."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json", "[1-9]_*/*"]
+"""Patterns; the last is of the modules of sentence-transformers behind the transformer."""
 
 
 def file_stem(path: Path) -> str:
@@ -24,7 +26,11 @@ def file_stem(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one, or the shards an index names (CheckpointError if there are none)."""
+    """The files that hold a folder's weights: one, or the shards an index names (CheckpointError if there are none).
+
+    Of a folder of sentence-transformers, those of its transformer.
+    """
+    folder = encoder_folder(folder)
     for name in FOLDER_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -44,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def folder_source(folder: Path) -> Source:
     """Name and hash that loading a folder would give, without loading it (CheckpointError if a part is missing)."""
-    parts = [folder / CONFIG, *weight_files(folder)]
+    parts = [encoder_folder(folder) / CONFIG, *weight_files(folder)]
     if gone := [path.name for path in parts if not path.is_file()]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
     return Source(name=folder.resolve().name, sha256=sha256_of(*parts))

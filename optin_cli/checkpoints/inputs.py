@@ -25,12 +25,14 @@ from optin_cli.data.labels import image_class_ids, label_ids, label_sets, value_
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
+from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
 from optin_cli.data.text.samples import Samples, load_samples
+from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_SEQ_LEN
+from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_SEQ_LEN
 from optin_cli.progress import SILENT, Progress
-from optin_cli.tasks.schema import InputKind, Task
+from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
 TEXT = "input_ids"
@@ -52,13 +54,15 @@ class BatchOptions:
     """How samples become batches.
 
     max_length: most tokens of a text, None for the default. task: names classes where the data does not. labelled:
-    whether batches carry the model's class ids.
+    whether batches carry the model's class ids. prompt: names that the prompt before each text may have; the model's
+    default one where there are none.
     """
 
     batch_size: int
     max_length: int | None = None
     task: Task | None = None
     labelled: bool = False
+    prompt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,15 @@ class TextInput:
 
     @property
     def most(self) -> int | None:
-        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
-        return self._positions - self.reserved if self._positions else None
+        """Most tokens of a sequence that the model's positions hold, or its folder says; None where nothing does."""
+        held = self._positions - self.reserved if self._positions else None
+        return held if self.own_length is None else self.own_length
+
+    @property
+    def own_length(self) -> int | None:
+        """Tokens at which sentence-transformers cut a text; None where the folder does not say."""
+        said = None if self.blueprint.sentences is None else self.blueprint.sentences.max_length
+        return min(said, self._positions - self.reserved) if said is not None and self._positions else said
 
     @property
     def reserved(self) -> int:
@@ -171,10 +182,14 @@ class TextInput:
                 "installed.",
                 hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
             )
+        sentences = self.blueprint.sentences
+        limit = {} if self.own_length is None else {"model_max_length": self.own_length}
         try:
-            found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
             if words and getattr(found, "add_prefix_space", None) is False:
-                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True)
+                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
+            if sentences is not None and sentences.lower_case:
+                found = lower_cased(found)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
         return found
@@ -190,6 +205,9 @@ class TextInput:
         one sample per text, unless it is of a named task that makes one sequence of both.
         """
         del progress
+        task, path = spec.resolve(self.kind)
+        if task is not None and task.kind in SEARCHES:
+            return load_searches(spec, task, path)
         return load_samples(spec, alone=self.blueprint.purpose == "similarity", classes=self.blueprint.label_names)
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
@@ -200,15 +218,19 @@ class TextInput:
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer(words=texts.words is not None)
-        length = usable_length(tokenizer, self.most, options.max_length)
+        length = usable_length(tokenizer, self.most, options.max_length, default=self.own_length or DEFAULT_LENGTH)
         size = options.batch_size
+        sentences = self.blueprint.sentences
+        prompt = "" if sentences is None else sentences.prompt(options.prompt)
+        texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
         if options.labelled and task is not None and task.each_alone:
-            return self._fed(pair_batches(texts, task, tokenizer, batch_size=size, max_length=length), tokenizer)
+            pairs = pair_batches(texts, task, tokenizer, batch_size=size, max_length=length)
+            return self._fed([replace(batch, prompt=before) for batch in pairs], tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = self._labels(texts, task) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, labels=labels)
-        return self._fed(found, tokenizer)
+        return self._fed([replace(batch, prompt=before) for batch in found], tokenizer)
 
     def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
@@ -235,7 +257,7 @@ class TextInput:
 
     def read_length(self, asked: int | None) -> int | None:
         """Most tokens that are read of a text: `asked`, or the default (UsageError if the model does not hold them)."""
-        return usable_length(self.tokenizer(), self.most, asked)
+        return usable_length(self.tokenizer(), self.most, asked, default=self.own_length or DEFAULT_LENGTH)
 
     def read_limit(self) -> int | None:
         """Most tokens of a text that both tokenizer and model take; None where nothing limits them."""

@@ -11,7 +11,9 @@ from torch import nn
 
 from optin_cli.architectures.schema import EarlierRule
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.folders import CARD, FILE_SUFFIXES, MANIFEST
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
+from optin_cli.checkpoints.sentences import MODULES, rooted_modules
 from optin_cli.checkpoints.weights import State
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
@@ -32,13 +34,44 @@ CARRIED = (
     "NOTICE*",
 )
 """Files of a checkpoint that belong to any model cut from it: tokenizer, processor, licence."""
+WEIGHTS = (*FILE_SUFFIXES, ".h5", ".ot", ".msgpack", ".onnx", ".xml", ".gguf")
+"""Endings of weights in all formats that folders hold them in beside each other."""
 
 
-def carried_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files of a checkpoint that go along with any model made from it, in order of their names."""
-    source = checkpoint.blueprint.folder
-    found = {path for pattern in CARRIED for path in source.glob(pattern)} if source is not None else set()
-    return sorted(path for path in found if path.is_file())
+def carried_files(checkpoint: Checkpoint) -> dict[Path, Path]:
+    """The files of a checkpoint that go along with any model made from it, by their place in its folder, in order.
+
+    Of a folder of sentence-transformers those are all but weights, config and card of the transformer. Wherever that
+    lies there, its files go into the folder itself.
+    """
+    source, sentences = checkpoint.blueprint.folder, checkpoint.blueprint.sentences
+    if source is None:
+        return {}
+    found = {Path(path.name): path for pattern in CARRIED for path in source.glob(pattern)}
+    if sentences is not None:
+        for folder in (sentences.folder, source):
+            found |= {Path(path.name): path for path in folder.iterdir() if not _is_replaced(path)}
+        for stage in sentences.stages:
+            found |= {path.relative_to(sentences.folder): path for path in stage.folder.rglob("*")}
+    return {place: path for place, path in sorted(found.items()) if path.is_file()}
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a file beside a transformer is one that a cut one has of its own, or in another format."""
+    hidden, index = path.name.startswith("."), path.name.endswith(".index.json")
+    return hidden or index or path.suffix in WEIGHTS or path.name in (CONFIG, CARD, MANIFEST, MODELING)
+
+
+def carry_files(checkpoint: Checkpoint, folder: Path, present: Path) -> None:
+    """Copy into a folder what goes along with a model, less what `present`, a folder too, has already."""
+    sentences = checkpoint.blueprint.sentences
+    for place, path in carried_files(checkpoint).items():
+        if (present / place).exists():
+            continue
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / place)
+        if place == Path(MODULES) and sentences is not None and sentences.encoder != sentences.folder:
+            (folder / place).write_text(rooted_modules(sentences), encoding="utf-8")
 
 
 def round_to_storage(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -107,8 +140,6 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
         blueprint.builder.save_plain(blueprint, model, state, settings, folder)
     if (rule := checkpoint.structure.earlier) is not None and (rule.config or rule.unread):
         suit_earlier(folder / CONFIG, rule)
-    for path in carried_files(checkpoint):
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    carry_files(checkpoint, folder, folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(folder / CONFIG)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import Purpose
+from optin_cli.checkpoints.sentences import Sentences, bare_config, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -88,7 +89,8 @@ class Blueprint:
     what loads such a model, the key of what its head puts out: an auto class of transformers, or timm.create_model.
     image: None for a model that takes text. num_labels: classes of the head; label_names: their names in order, where
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
-    already. prototype: what `Library.build` starts from, a model class or an uncut model.
+    already. prototype: what `Library.build` starts from, a model class or an uncut model. sentences: what
+    sentence-transformers make of the folder, if it is theirs.
     """
 
     library: str
@@ -104,6 +106,7 @@ class Blueprint:
     problem_type: str | None
     plan: dict[str, Any] | None
     prototype: Any
+    sentences: Sentences | None = None
 
     @property
     def builder(self) -> Library:
@@ -211,7 +214,13 @@ def split_prefix(name: str) -> tuple[str | None, str]:
 
 
 def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
-    """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it)."""
+    """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it).
+
+    Of a folder of sentence-transformers, the config is that of its transformer.
+    """
+    sentences = read_sentences(folder)
+    if sentences is not None:
+        folder = sentences.encoder
     path = folder / CONFIG
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
@@ -225,7 +234,10 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
-            return library.read(folder, raw, architecture)
+            if sentences is None:
+                return library.read(folder, raw, architecture)
+            known = bare_config(raw) if sentences.embeds else raw
+            return replace(library.read(folder, known, architecture), sentences=sentences)
     raise CheckpointError(
         f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )

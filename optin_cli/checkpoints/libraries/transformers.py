@@ -26,6 +26,7 @@ from optin_cli.checkpoints.libraries.registry import (
     Preprocess,
     read_folder,
 )
+from optin_cli.checkpoints.sentences import is_installed
 from optin_cli.checkpoints.weights import (
     QUANTIZE_LATER,
     SHOWN,
@@ -85,6 +86,30 @@ CARD = """from transformers import {auto_class}, {processor}
 folder = "path/to/this/folder"
 model = {auto_class}.from_pretrained(folder{trust})
 {variable} = {processor}.from_pretrained(folder)"""
+
+
+RELOADS = {
+    "SentenceTransformer": """
+from sentence_transformers import SentenceTransformer
+found = SentenceTransformer(folder, device="cpu"{trust}).float().eval()
+class Sentences(torch.nn.Module):
+    def forward(self, **inputs):
+        first, *others = found
+        features = first(inputs)
+        hidden = features["token_embeddings"].clone()  # earlier versions pool in place
+        for module in others:
+            features = module(features)
+        return {{**features, "last_hidden_state": hidden}}
+model = Sentences()
+""",
+    "CrossEncoder": """
+from sentence_transformers import CrossEncoder
+model = CrossEncoder(folder, device="cpu"{trust}).model.float()
+""",
+}
+CARD_SENTENCES = """from sentence_transformers import {loader}
+
+model = {loader}("path/to/this/folder"{trust})"""
 
 
 def owns(raw: Mapping[str, Any]) -> bool:
@@ -385,8 +410,15 @@ def save_plain(blueprint: Blueprint, model: Any, state: State, settings: Setting
 
 
 def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By the auto class; with the code beside the weights unless the library's own class takes them."""
+    """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
+
+    With the code beside the weights unless the library's own class takes them.
+    """
     trust = "" if plain else TRUST
+    if blueprint.sentences is not None and is_installed():
+        loader = blueprint.sentences.loader
+        words = f"{'plain ' if plain else ''}{loader}({trust.lstrip(', ')})"
+        return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
     return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
@@ -395,5 +427,7 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
 def loading(blueprint: Blueprint, *, plain: bool = False) -> str:
     """By the auto class, with what prepares its inputs."""
     text, trust = blueprint.image is None, "" if plain else TRUST
+    if blueprint.sentences is not None:
+        return CARD_SENTENCES.format(loader=blueprint.sentences.loader, trust=trust)
     variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
     return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)
