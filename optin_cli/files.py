@@ -157,7 +157,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
-    """Yield a temporary folder whose files move into `folder` on success; nothing is left on failure.
+    """Yield a temporary folder whose files, also those in folders there, move into `folder` on success alone.
 
     folder: created if missing; its other files stay. last: the file that makes the others valid, moved after all.
     """
@@ -169,9 +169,13 @@ def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{last}.", suffix=".tmp", dir=folder))
         try:
             yield temporary
-            for file in sorted(temporary.iterdir(), key=lambda path: path.name == last):
-                file.chmod(_allowed(0o666))
-                file.replace(folder / file.name)
+            for file in sorted(temporary.rglob("*"), key=lambda path: path.name == last):
+                place = folder / file.relative_to(temporary)
+                if file.is_dir():
+                    place.mkdir(exist_ok=True)
+                else:
+                    file.chmod(_allowed(0o666))
+                    file.replace(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from optin_cli.errors import ArtifactError, OptinError
-from optin_cli.files import OutputError, atomic_file, atomic_folder, read_bytes, sha256_of, write_bytes, write_text
+from optin_cli.files import (
+    OutputError,
+    atomic_file,
+    atomic_files,
+    atomic_folder,
+    read_bytes,
+    sha256_of,
+    write_bytes,
+    write_text,
+)
 
 
 def fill(path: Path, text):
@@ -154,3 +163,15 @@ def test_a_device_is_written_through_and_never_replaced(tmp_path):
     with pytest.raises(OutputError, match="device or pipe"), atomic_folder(pipe, force=True):
         pass
     assert pipe.is_fifo()
+
+
+def test_files_move_into_a_folder_that_is_there_with_the_folders_they_are_in(tmp_path):
+    out = tmp_path / "out"
+    (out / "inner").mkdir(parents=True)
+    (out / "inner" / "old").write_text("stays")
+    with atomic_files(out, last="record") as temporary:
+        (temporary / "inner").mkdir()
+        for name in ("record", "inner/new"):
+            (temporary / name).write_text(name)
+    found = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.is_file()}
+    assert found == {"record": "record", "inner/new": "inner/new", "inner/old": "stays"}

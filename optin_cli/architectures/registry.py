@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from optin_cli.architectures.schema import Architecture, BackboneRule, HeadRule, StackRule
+from optin_cli.architectures.schema import Architecture, BackboneRule, EarlierRule, HeadRule, StackRule
 from optin_cli.errors import ArchitectureError, did_you_mean, problems
 
 FOLDER = Path(__file__).parent
@@ -25,15 +25,21 @@ def parse_architecture(path: Path) -> Architecture:
             hint=f"Start from one of those in {FOLDER.name}/ of the package, such as bert.json.",
         ) from error
     if architecture.stacks_of is not None:
-        return architecture.model_copy(update={"stacks": _stacks_of(architecture.stacks_of, path)})
-    if not architecture.backbones:
-        return architecture
-    backbones = [_moved(stack, rule) for rule in architecture.backbones for stack in _stacks_of(rule.stacks_of, path)]
-    return architecture.model_copy(update={"stacks": [*backbones, *architecture.stacks]})
+        other = _described(architecture.stacks_of, path)
+        return architecture.model_copy(
+            update={"stacks": other.stacks, "earlier": architecture.earlier or other.earlier}
+        )
+    stacks, earlier = [*architecture.stacks], architecture.earlier
+    for rule in reversed(architecture.backbones):
+        other = _described(rule.stacks_of, path)
+        stacks = [*(_moved(stack, rule) for stack in other.stacks), *stacks]
+        if other.earlier is not None:
+            earlier = other.earlier.under(rule.at, rule.earlier_at or rule.at).beside(earlier or EarlierRule())
+    return architecture.model_copy(update={"stacks": stacks, "earlier": earlier})
 
 
-def _stacks_of(family: str, path: Path) -> list[StackRule]:
-    """Stacks of another family (ArchitectureError if it is not described). path: the file that takes them."""
+def _described(family: str, path: Path) -> Architecture:
+    """The description of another family (ArchitectureError if there is none). path: the file that takes its stacks."""
     shared = FOLDER / f"{family}.json"
     if not shared.exists():
         names = (p.stem for p in FOLDER.glob("*.json") if p != HEADS_FILE)
@@ -41,7 +47,7 @@ def _stacks_of(family: str, path: Path) -> list[StackRule]:
             f"{path} takes its stacks from {family!r}, which is not described.",
             hint=did_you_mean(family, names),
         )
-    return parse_architecture(shared).stacks
+    return parse_architecture(shared)
 
 
 def _moved(stack: StackRule, backbone: BackboneRule) -> StackRule:
@@ -61,8 +67,14 @@ def known_architectures(library: str = "transformers") -> dict[str, Architecture
 
 
 def find_architecture(model_type: str, library: str = "transformers") -> Architecture:
-    """The description of a library's model type (ArchitectureError, naming the closest, if no shipped file has it)."""
+    """The description of a library's model type.
+
+    Raises ArchitectureError: no shipped file has it, in which case the closest is named, or it cannot be pruned.
+    """
     known = known_architectures(library)
+    refused = {kind: why for architecture in known.values() for kind, why in architecture.refused_types.items()}
+    if model_type in refused:
+        raise ArchitectureError(f"Models of type {model_type!r} cannot be pruned: {refused[model_type]}.")
     if model_type not in known:
         raise ArchitectureError(
             f"No architecture description covers model type {model_type!r}.",

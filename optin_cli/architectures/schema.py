@@ -121,7 +121,8 @@ class GroupRule(_Strict):
 
     name: what distinguishes it in its block; its kind where None.
     types: class names of the blocks that have this group; all have it where empty. when: modules, and the class names
-    of which each must be for the block to have this group, or attributes and what they must be.
+    of which each must be for the block to have this group, or attributes and what they must be. unless: the same, of
+    which any keeps a block from having it.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
@@ -139,6 +140,7 @@ class GroupRule(_Strict):
     name: str | None = None
     types: list[str] = []
     when: dict[str, list[str]] = {}
+    unless: dict[str, list[str]] = {}
     consumer: str
     gate: str | None = None
     residual_sum: str | None = None
@@ -199,10 +201,14 @@ class StackRule(_Strict):
 
 
 class BackboneRule(_Strict):
-    """Stacks of another family, whose base model lies at the path `at` in models that have it as a backbone."""
+    """Stacks of another family, whose base model lies at the path `at` in models that have it as a backbone.
+
+    earlier_at: where it lay in earlier versions of the library, if elsewhere.
+    """
 
     stacks_of: str
     at: str
+    earlier_at: str | None = None
 
 
 class DecisionRule(_Strict):
@@ -216,19 +222,105 @@ class DecisionRule(_Strict):
     item: int = Field(ge=0)
 
 
+class RefusalRule(_Strict):
+    """Class names of modules with which no model of the family can be pruned.
+
+    which: why, as in "its mlp is a CLASS, which …".
+    """
+
+    types: list[str] = Field(min_length=1)
+    which: str
+
+
+class RowsRule(_Strict):
+    """A number that follows from the rows of a parameter, divided by the attribute `over` if given."""
+
+    rows: str
+    over: str | None = None
+
+
+class EarlierRule(_Strict):
+    """How earlier versions of the library built models of a family, so that pruned folders load there too.
+
+    Paths are relative to the base model; `*` stands for one component, such as an index.
+
+    names: our modules, parameters or attributes, and their names there. Of those that begin a path the longest counts;
+    a path that none begins is the same there. Layers of ours that have one name there are one, with the rows of all.
+    sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
+    there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
+    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys of ours that
+    these models never read, and that classes there refuse. needs: parameters that some models have, and that classes
+    there may not load. since: the first version that builds such models as described; None where all that optin works
+    with do.
+    """
+
+    names: dict[str, str] = {}
+    sizes: dict[str, RowsRule] = {}
+    empty: dict[str, EmptyRule] = {}
+    arguments: dict[str, dict[str, str]] = {}
+    config: dict[str, str] = {}
+    unread: list[str] = []
+    needs: list[str] = []
+    since: str | None = None
+
+    def under(self, here: str, there: str) -> EarlierRule:
+        """The rule for paths in a model in which what these are relative to lies at `here`, and lay at `there`."""
+
+        def at(owner: str, path: str) -> str:
+            return ".".join(filter(None, (owner, path)))
+
+        return EarlierRule(
+            names={
+                **({here: there} if here != there else {}),
+                **{at(here, ours): at(there, theirs) for ours, theirs in self.names.items()},
+            },
+            sizes={
+                at(there, path): RowsRule(rows=at(there, size.rows), over=size.over and at(there, size.over))
+                for path, size in self.sizes.items()
+            },
+            empty={
+                at(here, ours): rule.model_copy(update={"module": at(there, rule.module)})
+                for ours, rule in self.empty.items()
+            },
+            arguments={at(here, ours): names for ours, names in self.arguments.items()},
+            config=self.config,
+            unread=self.unread,
+            needs=[at(there, path) for path in self.needs],
+            since=self.since,
+        )
+
+    def beside(self, other: EarlierRule) -> EarlierRule:
+        """Both rules."""
+        return EarlierRule(
+            names={**self.names, **other.names},
+            sizes={**self.sizes, **other.sizes},
+            empty={**self.empty, **other.empty},
+            arguments={**self.arguments, **other.arguments},
+            config={**self.config, **other.config},
+            unread=[*self.unread, *other.unread],
+            needs=[*self.needs, *other.needs],
+            since=self.since or other.since,
+        )
+
+
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm. backbones: families that models of this one may have in front of its own stacks.
+    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. backbones: families
+    that models of this one may have in front of its own stacks. earlier: how the library built such models before; that
+    of backbones and of `stacks_of` is added.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
+    refused_types: dict[str, str] = {}
     backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
     decisions: list[DecisionRule] = []
+    refusals: list[RefusalRule] = []
+    earlier: EarlierRule | None = None
     stacks_of: str | None = None
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class Certificate(Frozen):
 
     `reloaded` compares the pruned model in memory with the saved folder, loaded by its library in a fresh process
     without optin. `masked` compares the pruned model with the masked original, over rows in which the same tokens merge
-    (rounding decides between equally similar tokens).
+    (rounding decides between equally similar tokens). note: what was not tried, and why.
     """
 
     probe: str
@@ -37,10 +37,14 @@ class Certificate(Frozen):
     reloaded: float
     masked: float | None
     tolerance: float
+    note: str | None = None
 
 
 class Manifest(Artifact):
-    """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone."""
+    """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone.
+
+    left_out: tensors that the original's files hold beside the model's weights, by name.
+    """
 
     kind: ClassVar[str] = "manifest"
     schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")
@@ -54,6 +58,7 @@ class Manifest(Artifact):
     after: Totals
     layout: Layout = "ragged"
     groups: dict[str, GroupMask]
+    left_out: tuple[str, ...] = ()
     refit: dict[str, Refit] | None = None
     certificate: Certificate
     versions: dict[str, str]

@@ -5,7 +5,7 @@ single state-dict files with a config folder or the name of their architecture.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import nn
 from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
-from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, weight_files
+from optin_cli.checkpoints.embeddings import embedding_of
+from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, weight_files
 from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
@@ -25,7 +26,7 @@ from optin_cli.checkpoints.libraries.registry import (
     read_folder,
     split_prefix,
 )
-from optin_cli.checkpoints.weights import read_state, storage_dtype
+from optin_cli.checkpoints.weights import Types, read_stored
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.model.resolve import find_structure
@@ -49,8 +50,10 @@ class Checkpoint:
     """A model in memory with all that is known of its origin.
 
     `root` is the path of the base model inside `model`; `weight_bytes` and `dtype` are those of the stored weights,
-    whatever type the model computes in. recorded: for an exported model, whose `model` only passes tensors on.
-    description: the file of an architecture description that was used instead of the shipped one, None for the latter.
+    whatever type the model computes in; types: where they have several, those of all, by name. left_out: names of
+    stored weights that have no place in the model. notes: what a user should know of how it was loaded. recorded: for
+    an exported model, whose `model` only passes tensors on. description: the file of an architecture description that
+    was used instead of the shipped one, None for the latter.
     """
 
     name: str
@@ -63,6 +66,13 @@ class Checkpoint:
     weight_bytes: int
     recorded: Recorded | None = None
     description: Source | None = None
+    types: Types = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def stored_as(self, name: str) -> torch.dtype:
+        """The floating type in which a tensor of the state dict is stored, and so is what is left of it."""
+        return self.types.get(name, self.dtype)
 
     @property
     def source(self) -> Source:
@@ -143,22 +153,25 @@ def load(
         blueprint, files = read_folder(folder, architecture), weight_files(folder)
     blueprint = blueprint if image_size is None else blueprint.at_size(image_size, name)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
-    state = read_state(files)
-    model, root = blueprint.builder.build(blueprint, state, name)
-    takes = model_input(name, blueprint, model)
+    built = blueprint.builder.build(blueprint, read_stored(files), name)
+    takes = model_input(name, blueprint, built.model)
     takes.check()
     head = known_heads()[blueprint.auto_class]
-    model = model.to(target)
+    model, root = built.model.to(target), built.root
     structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
+    structure = replace(structure, embedding=embedding_of(blueprint))
     return Checkpoint(
-        name=place.stem if place.is_file() else place.resolve().name if place.is_dir() else name,
+        name=file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name,
         sha256=sha256_of(blueprint.identity, *files),
         blueprint=blueprint,
         model=model,
         structure=structure,
         root=root,
-        dtype=storage_dtype(state),
+        dtype=built.dtype,
+        types=built.types,
+        left_out=built.left_out,
+        notes=built.notes,
         weight_bytes=sum(f.stat().st_size for f in files),
         description=None if own is None else own[1],
     )
@@ -175,7 +188,7 @@ def _fetch(source: str) -> Path:
 
 
 def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
-    if path.suffix not in FILE_SUFFIXES:
+    if not path.name.endswith(FILE_SUFFIXES):
         raise CheckpointError(
             f"{path} is a {path.suffix or 'suffixless'} file; expected a checkpoint folder, "
             f"or a state dict ({', '.join(FILE_SUFFIXES)})."

@@ -1,7 +1,9 @@
 """Checks that a task, calibration by labels, or merging of tokens fits a model. They run before samples are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
+from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.inputs import no_classes
@@ -9,13 +11,19 @@ from optin_cli.data.spec import DataSpec, require_data, require_input
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.tokens import Tokens, tokens_of
 from optin_cli.tasks.registry import load_task, own_task
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import Kind, Task
 
 SEVERAL = (
     'For a model of several labels a text set "problem_type": "multi_label_classification" in its config.json, which '
     "decides that."
 )
 OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task and compare with --against."
+
+
+SERVING: Mapping[Kind, tuple[Purpose, ...]] = MappingProxyType(
+    {"retrieval": ("similarity",), "reranking": ("similarity", "regression")}
+)
+"""Purposes of the models that a kind of task is for, where they are called otherwise."""
 
 
 def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -> None:
@@ -28,7 +36,7 @@ def require_fit(checkpoint: Checkpoint, task: Task, *, hint: str = OTHER_TASK) -
         # The user's own data may have as many numbers a sample as the model predicts.
         fits = one == (task.kind == "regression") or (task.kind == "regression" and task.dataset is None)
         counted = "" if fits else f" with {outputs} output{'s' * (not one)}"
-    if purpose != task.kind or counted:
+    if purpose not in SERVING.get(task.kind, (task.kind,)) or counted:
         raise DataError(
             f"The task {task.name} is a {task.kind} task, but {checkpoint.name} is a {blueprint.model_class} "
             f"for {purpose}{counted}.",

@@ -5,19 +5,32 @@ from pathlib import Path
 
 from optin_cli.artifacts.base import Source
 from optin_cli.checkpoints.libraries.registry import CONFIG
+from optin_cli.checkpoints.sentences import encoder_folder
 from optin_cli.errors import CheckpointError
 from optin_cli.files import sha256_of
 
 MANIFEST = "optin.json"
 CARD = "README.md"
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+TORCH_SUFFIXES = (".pth.tar", ".pt.tar", ".pt", ".pth", ".ckpt", ".bin")
 FILE_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+"""Endings of weights files; longer ones come before those that end them."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json"]
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.safetensors.index.json", "[1-9]_*/*"]
+"""Patterns; the last is of the modules of sentence-transformers behind the transformer."""
+
+
+def file_stem(path: Path) -> str:
+    """Name of a weights file without its ending."""
+    ending = next((suffix for suffix in FILE_SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(ending) or path.name
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one, or the shards an index names (CheckpointError if there are none)."""
+    """The files that hold a folder's weights: one, or the shards an index names (CheckpointError if there are none).
+
+    Of a folder of sentence-transformers, those of its transformer.
+    """
+    folder = encoder_folder(folder)
     for name in FOLDER_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -37,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def folder_source(folder: Path) -> Source:
     """Name and hash that loading a folder would give, without loading it (CheckpointError if a part is missing)."""
-    parts = [folder / CONFIG, *weight_files(folder)]
+    parts = [encoder_folder(folder) / CONFIG, *weight_files(folder)]
     if gone := [path.name for path in parts if not path.is_file()]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
     return Source(name=folder.resolve().name, sha256=sha256_of(*parts))
@@ -48,7 +61,7 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in FILE_SUFFIXES:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(FILE_SUFFIXES):
         raise CheckpointError(f"{name} does not exist.", hint="Expected a checkpoint folder or a state-dict file.")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optin_cli.checkpoints.libraries.registry import CONFIG
-from optin_cli.errors import CertificateError
+from optin_cli.checkpoints.sentences import MODULES, PACKAGE, encoder_folder
+from optin_cli.errors import CertificateError, CheckpointError
 from optin_cli.files import atomic_file
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ Reload = Callable[[Path, str, Mapping[str, "torch.Tensor"], Sequence[str]], dict
 
 def modules_of(source: str | Path) -> list[str]:
     """Modules that loading a checkpoint folder will import, as its config has them; a wrong guess costs only time."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        raw = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError, CheckpointError):
+        folder = Path(source)
+        raw = json.loads((encoder_folder(folder) / CONFIG).read_text(encoding="utf-8"))
         name = str(raw["model_type"]).replace("-", "_") if "model_type" in raw else None
-        return ["timm"] if name is None else ["transformers", f"transformers.models.{name}.modeling_{name}"]
+        more = [PACKAGE] if (folder / MODULES).is_file() else []
+        return ["timm"] if name is None else ["transformers", f"transformers.models.{name}.modeling_{name}", *more]
     return []
 
 

@@ -3,6 +3,7 @@
 `Checkpoint.input` chooses the implementation; the rest of the package does not ask which it is.
 """
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,18 +25,22 @@ from optin_cli.data.labels import image_class_ids, label_ids, label_sets, value_
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.pairs import pair_batches
+from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
 from optin_cli.data.text.samples import Samples, load_samples
+from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_SEQ_LEN
+from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_SEQ_LEN
 from optin_cli.progress import SILENT, Progress
-from optin_cli.tasks.schema import InputKind, Task
+from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 Inputs = dict[str, torch.Tensor]
+TEXT = "input_ids"
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 MOST_PIXELS = 32 * 224 * 224
 """Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
+PIECES = "*.model"
+VOCABULARIES = ("tokenizer.json", "vocab.*", PIECES)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -49,13 +54,15 @@ class BatchOptions:
     """How samples become batches.
 
     max_length: most tokens of a text, None for the default. task: names classes where the data does not. labelled:
-    whether batches carry the model's class ids.
+    whether batches carry the model's class ids. prompt: names that the prompt before each text may have; the model's
+    default one where there are none.
     """
 
     batch_size: int
     max_length: int | None = None
     task: Task | None = None
     labelled: bool = False
+    prompt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,15 @@ class TextInput:
 
     @property
     def most(self) -> int | None:
-        """Most tokens of a sequence that the model's positions hold; None where nothing limits them."""
-        return self._positions - self.reserved if self._positions else None
+        """Most tokens of a sequence that the model's positions hold, or its folder says; None where nothing does."""
+        held = self._positions - self.reserved if self._positions else None
+        return held if self.own_length is None else self.own_length
+
+    @property
+    def own_length(self) -> int | None:
+        """Tokens at which sentence-transformers cut a text; None where the folder does not say."""
+        said = None if self.blueprint.sentences is None else self.blueprint.sentences.max_length
+        return min(said, self._positions - self.reserved) if said is not None and self._positions else said
 
     @property
     def reserved(self) -> int:
@@ -160,10 +174,22 @@ class TextInput:
         # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
         if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
             raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)
+        pieces = next(folder.glob(PIECES), None)
+        others = [path for pattern in VOCABULARIES if pattern != PIECES for path in folder.glob(pattern)]
+        if pieces is not None and not others and importlib.util.find_spec("sentencepiece") is None:
+            raise CheckpointError(
+                f"The tokenizer of {self.name} has only a SentencePiece file, {pieces.name}, and sentencepiece is not "
+                "installed.",
+                hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
+            )
+        sentences = self.blueprint.sentences
+        limit = {} if self.own_length is None else {"model_max_length": self.own_length}
         try:
-            found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
             if words and getattr(found, "add_prefix_space", None) is False:
-                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True)
+                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
+            if sentences is not None and sentences.lower_case:
+                found = lower_cased(found)
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
         return found
@@ -179,6 +205,9 @@ class TextInput:
         one sample per text, unless it is of a named task that makes one sequence of both.
         """
         del progress
+        task, path = spec.resolve(self.kind)
+        if task is not None and task.kind in SEARCHES:
+            return load_searches(spec, task, path)
         return load_samples(spec, alone=self.blueprint.purpose == "similarity", classes=self.blueprint.label_names)
 
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
@@ -189,15 +218,32 @@ class TextInput:
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer(words=texts.words is not None)
-        length = usable_length(tokenizer, self.most, options.max_length)
+        length = usable_length(tokenizer, self.most, options.max_length, default=self.own_length or DEFAULT_LENGTH)
         size = options.batch_size
+        sentences = self.blueprint.sentences
+        prompt = "" if sentences is None else sentences.prompt(options.prompt)
+        texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
         if options.labelled and task is not None and task.each_alone:
-            return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
+            pairs = pair_batches(texts, task, tokenizer, batch_size=size, max_length=length)
+            return self._fed([replace(batch, prompt=before) for batch in pairs], tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = self._labels(texts, task) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, labels=labels)
-        return fit_inputs(self.model, found)
+        return self._fed([replace(batch, prompt=before) for batch in found], tokenizer)
+
+    def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+        """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
+        fed = fit_inputs(self.model, batches)
+        highest = max((int(batch.inputs[TEXT].max()) for batch in fed if batch.inputs[TEXT].numel()), default=0)
+        if highest >= self.vocabulary:
+            raise CheckpointError(
+                f"The tokenizer of {self.name} has {len(tokenizer)} tokens and gives id {highest}, but the embeddings "
+                f"of its model have {self.vocabulary} rows.",
+                hint="Resize and save the model where it was made, model.resize_token_embeddings(len(tokenizer)), "
+                "or put the model's own tokenizer into the folder.",
+            )
+        return fed
 
     def _labels(self, samples: Samples, task: Task | None) -> Sequence[int | float | Sequence[float]] | None:
         """What the model is to put out for each sample, None where the samples have no labels."""
@@ -211,7 +257,7 @@ class TextInput:
 
     def read_length(self, asked: int | None) -> int | None:
         """Most tokens that are read of a text: `asked`, or the default (UsageError if the model does not hold them)."""
-        return usable_length(self.tokenizer(), self.most, asked)
+        return usable_length(self.tokenizer(), self.most, asked, default=self.own_length or DEFAULT_LENGTH)
 
     def read_limit(self) -> int | None:
         """Most tokens of a text that both tokenizer and model take; None where nothing limits them."""

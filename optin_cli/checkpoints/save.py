@@ -1,5 +1,7 @@
 """Save a pruned model as a folder that its library loads without optin."""
 
+import importlib.metadata
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from optin_cli.architectures.schema import EarlierRule
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.folders import CARD, FILE_SUFFIXES, MANIFEST
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
+from optin_cli.checkpoints.sentences import MODULES, rooted_modules
+from optin_cli.checkpoints.weights import State
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
+from optin_cli.model.earlier import with_earlier
 from optin_cli.model.plan import Plan
 
 CARRIED = (
@@ -27,27 +34,93 @@ CARRIED = (
     "NOTICE*",
 )
 """Files of a checkpoint that belong to any model cut from it: tokenizer, processor, licence."""
+WEIGHTS = (*FILE_SUFFIXES, ".h5", ".ot", ".msgpack", ".onnx", ".xml", ".gguf")
+"""Endings of weights in all formats that folders hold them in beside each other."""
 
 
-def carried_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files of a checkpoint that go along with any model made from it, in order of their names."""
-    source = checkpoint.blueprint.folder
-    found = {path for pattern in CARRIED for path in source.glob(pattern)} if source is not None else set()
-    return sorted(path for path in found if path.is_file())
+def carried_files(checkpoint: Checkpoint) -> dict[Path, Path]:
+    """The files of a checkpoint that go along with any model made from it, by their place in its folder, in order.
+
+    Of a folder of sentence-transformers those are all but weights, config and card of the transformer. Wherever that
+    lies there, its files go into the folder itself.
+    """
+    source, sentences = checkpoint.blueprint.folder, checkpoint.blueprint.sentences
+    if source is None:
+        return {}
+    found = {Path(path.name): path for pattern in CARRIED for path in source.glob(pattern)}
+    if sentences is not None:
+        for folder in (sentences.folder, source):
+            found |= {Path(path.name): path for path in folder.iterdir() if not _is_replaced(path)}
+        for stage in sentences.stages:
+            found |= {path.relative_to(sentences.folder): path for path in stage.folder.rglob("*")}
+    return {place: path for place, path in sorted(found.items()) if path.is_file()}
 
 
-def round_to_storage(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round the weights in memory to what storing them as `dtype` keeps, so that saving changes nothing more."""
+def _is_replaced(path: Path) -> bool:
+    """Whether a file beside a transformer is one that a cut one has of its own, or in another format."""
+    hidden, index = path.name.startswith("."), path.name.endswith(".index.json")
+    return hidden or index or path.suffix in WEIGHTS or path.name in (CONFIG, CARD, MANIFEST, MODELING)
+
+
+def carry_files(checkpoint: Checkpoint, folder: Path, present: Path) -> None:
+    """Copy into a folder what goes along with a model, less what `present`, a folder too, has already."""
+    sentences = checkpoint.blueprint.sentences
+    for place, path in carried_files(checkpoint).items():
+        if (present / place).exists():
+            continue
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / place)
+        if place == Path(MODULES) and sentences is not None and sentences.encoder != sentences.folder:
+            (folder / place).write_text(rooted_modules(sentences), encoding="utf-8")
+
+
+def round_to_storage(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Round the weights in memory to what storing them as the checkpoint's keeps, so that saving changes nothing."""
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(dtype).to(tensor.dtype))
+                tensor.copy_(tensor.to(checkpoint.stored_as(name)).to(tensor.dtype))
+
+
+def stored_state(model: nn.Module, checkpoint: Checkpoint) -> State:
+    """The state dict in the checkpoint's storage types. Tied weights stay one tensor, which libraries store once."""
+    made: dict[tuple[int, int], torch.Tensor] = {}
+    state: State = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in made and made[place].shape == tensor.shape:
+            state[name] = made[place]
+            continue
+        kept = tensor.to(checkpoint.stored_as(name)) if tensor.is_floating_point() else tensor
+        state[name] = made[place] = kept.contiguous()
+    return state
 
 
 def modeling_source(checkpoint: Checkpoint) -> str:
     """Text of the self-contained module beside the weights."""
     text = Path(runtime.__file__).read_text(encoding="utf-8")
     return text + checkpoint.blueprint.builder.modeling(checkpoint.blueprint)
+
+
+def suit_earlier(path: Path, rule: EarlierRule) -> None:
+    """Change a config so that earlier versions of the library, too, read from it what it says."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    for theirs, ours in rule.config.items():
+        owner, leaf = _owner(raw, ours)
+        if owner.get(leaf) is not None:
+            raw.setdefault(theirs, owner[leaf])
+    for key in rule.unread:
+        owner, leaf = _owner(raw, key)
+        owner.pop(leaf, None)
+    path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a dotted key, empty where there is none, and the key's last component."""
+    *outer, leaf = dotted.split(".")
+    for key in outer:
+        raw = raw.get(key) or {}
+    return raw, leaf
 
 
 def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
@@ -57,17 +130,16 @@ def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, se
     config that state the pruned sizes; the folder then needs neither plan nor code.
     """
     blueprint = checkpoint.blueprint
-    state = {
-        name: (tensor.to(checkpoint.dtype) if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    state = stored_state(model, checkpoint)
     if settings is None:
-        blueprint.builder.save(blueprint, model, state, plan.model_dump(), folder)
+        written_by = blueprint.library, importlib.metadata.version(blueprint.library)
+        complete = with_earlier(plan, model, checkpoint.structure.earlier, written_by)
+        blueprint.builder.save(blueprint, model, state, complete.model_dump(mode="json"), folder)
         (folder / MODELING).write_text(modeling_source(checkpoint), encoding="utf-8")
     else:
         blueprint.builder.save_plain(blueprint, model, state, settings, folder)
-    for path in carried_files(checkpoint):
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    if (rule := checkpoint.structure.earlier) is not None and (rule.config or rule.unread):
+        suit_earlier(folder / CONFIG, rule)
+    carry_files(checkpoint, folder, folder)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(folder / CONFIG)

@@ -67,7 +67,7 @@ class Opening:
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
-        return load(
+        checkpoint = load(
             source,
             arch=self.arch,
             arch_args=arguments,
@@ -75,6 +75,9 @@ class Opening:
             image_size=size,
             device=self.device,
         )
+        for note in checkpoint.notes:
+            say(note)
+        return checkpoint
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ class Batch:
     samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
     of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
     truncated: samples whose ends were cut off.
+    prompt: how many real tokens every row begins with that are those of a prompt.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -31,6 +32,7 @@ class Batch:
     rows: tuple[int, ...] = ()
     paired: bool = False
     truncated: int = 0
+    prompt: int = 0
 
     @property
     def size(self) -> int:
@@ -56,7 +58,7 @@ class Batch:
     def repeated(self, times: int) -> Batch:
         """The samples `times` over, without labels: (times * B) rows."""
         inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
-        return Batch(inputs, None, self.keys * times, self.rows * times)
+        return Batch(inputs, None, self.keys * times, self.rows * times, prompt=self.prompt)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -3,6 +3,7 @@
 from optin_cli.data.images.samples import ImageSamples
 from optin_cli.data.images.scene_samples import SceneSamples
 from optin_cli.data.text.samples import Samples
+from optin_cli.data.text.searches import Searches
 from optin_cli.errors import DataError
 
 AnySamples = Samples | ImageSamples
@@ -12,6 +13,13 @@ def require_texts(samples: AnySamples) -> Samples:
     """The samples, which must be texts (DataError otherwise)."""
     if isinstance(samples, ImageSamples):
         raise DataError(f"{samples.name} holds images; expected texts.", hint="Pass texts, or another task.")
+    return samples
+
+
+def require_searches(samples: AnySamples) -> Searches:
+    """The samples, which must be queries with documents (DataError otherwise)."""
+    if not isinstance(samples, Searches):
+        raise DataError(f"{samples.name} holds no queries with documents.", hint="Pass data of a retrieval task.")
     return samples
 
 

@@ -85,7 +85,7 @@ def _open(path: str | Path) -> Side:
         place = place / RESULT
     elif str(path) != STDIO and not place.exists():
         raise ArtifactError(f"{path} does not exist.")
-    elif place.suffix in TORCH_SUFFIXES or (place.suffix in FILE_SUFFIXES and not holds_scores(place)):
+    elif place.name.endswith(TORCH_SUFFIXES) or (place.name.endswith(FILE_SUFFIXES) and not holds_scores(place)):
         return Side(CHECKPOINT, Source(name=place.name, sha256=sha256_of(place)), place, None)
     read = read_artifact(place)
     return Side(read.kind, Source(name=read.name, sha256=read.sha256), place, read.content)

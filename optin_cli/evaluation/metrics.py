@@ -6,7 +6,7 @@ of entities and words, (N, 5): see `count_entities`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from optin_cli.architectures.schema import OutputKind
 from optin_cli.errors import DataError, did_you_mean
 
+NOT_FINITE = "The model put out NaN or infinity for {count}."
 RESAMPLES = 200
 SEED = 0
 RARE = 2.0
@@ -82,6 +83,13 @@ class AnswerMetric(Metric):
     key: str
 
 
+@dataclass(frozen=True)
+class SearchMetric(Metric):
+    """A score of one query. `compute` takes scores of documents (N,) and how relevant each is, (N,) int64 from 0."""
+
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 def score_metrics(
     names: Sequence[str], predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, *, positive: int = 1
 ) -> dict[str, float]:
@@ -125,6 +133,27 @@ def score_answers(
     count = len(each)
     error = float(scores[names[0]].std()) / math.sqrt(count) if count > 1 else None
     return {name: float(values.mean()) for name, values in scores.items()}, error
+
+
+def score_searches(
+    names: Sequence[str], searches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[dict[str, float], float | None]:
+    """The mean of every named metric over queries, in the order of `names`, and the standard error of the first.
+
+    searches: of each query the scores of the documents that it ranks, (N,), and how relevant each is, (N,) int64; at
+    least one is. Raises DataError: unknown metric, or a score is not finite.
+    """
+    chosen = [_search_metric(name) for name in names]
+    rows = []
+    for scores, relevance in searches:
+        if not bool(scores.isfinite().all()):
+            raise DataError(NOT_FINITE.format(count="a query"), hint="Check its weights, or run it in float32.")
+        # torchmetrics takes a score that is not above 0 for a document that was not found.
+        places = torch.unique(scores, return_inverse=True)[1].double() + 1
+        rows.append([float(metric.compute(places, relevance)) for metric in chosen])
+    values = torch.tensor(rows, dtype=torch.float64)
+    error = float(values[:, 0].std()) / math.sqrt(len(rows)) if len(rows) > 1 else None
+    return dict(zip(names, values.mean(dim=0).tolist(), strict=True)), error
 
 
 def count_pixels(predicted: torch.Tensor, labels: torch.Tensor, classes: int, ignored: int) -> torch.Tensor:
@@ -304,6 +333,13 @@ def _tag_metric(name: str) -> TagMetric:
     return metric
 
 
+def _search_metric(name: str) -> SearchMetric:
+    metric = find_metric(name)
+    if not isinstance(metric, SearchMetric):
+        raise DataError(f"The metric {name} does not score rankings.")
+    return metric
+
+
 def _answer_metric(name: str) -> AnswerMetric:
     metric = find_metric(name)
     if not isinstance(metric, AnswerMetric):
@@ -378,6 +414,35 @@ def _spearman(predictions: torch.Tensor, labels: torch.Tensor, _: int) -> float:
     return float(spearman_corrcoef(_values(predictions).double(), labels.double()).mean())
 
 
+def _ndcg(scores: torch.Tensor, relevance: torch.Tensor, *, top: int) -> torch.Tensor:
+    """Discounted gain of the best, relative to that of the right order; the gain is the relevance itself."""
+    from torchmetrics.functional.retrieval import retrieval_normalized_dcg
+
+    found: torch.Tensor = retrieval_normalized_dcg(scores, relevance, top_k=top)
+    return found
+
+
+def _recall(scores: torch.Tensor, relevance: torch.Tensor, *, top: int) -> torch.Tensor:
+    from torchmetrics.functional.retrieval import retrieval_recall
+
+    found: torch.Tensor = retrieval_recall(scores, relevance > 0, top_k=top)
+    return found
+
+
+def _reciprocal_rank(scores: torch.Tensor, relevance: torch.Tensor, *, top: int) -> torch.Tensor:
+    from torchmetrics.functional.retrieval import retrieval_reciprocal_rank
+
+    found: torch.Tensor = retrieval_reciprocal_rank(scores, relevance > 0, top_k=top)
+    return found
+
+
+def _average_precision(scores: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
+    from torchmetrics.functional.retrieval import retrieval_average_precision
+
+    found: torch.Tensor = retrieval_average_precision(scores, relevance > 0)
+    return found
+
+
 def _classes(predictions: torch.Tensor) -> torch.Tensor:
     return predictions.argmax(dim=-1)
 
@@ -446,7 +511,7 @@ def _check(predictions: torch.Tensor, labels: torch.Tensor, num_labels: int) -> 
     broken = int((~predictions.isfinite()).reshape(len(labels), -1).any(dim=-1).sum())
     if broken:
         raise DataError(
-            f"The model put out NaN or infinity for {broken} of {len(labels)} samples.",
+            NOT_FINITE.format(count=f"{broken} of {len(labels)} samples"),
             hint="Check its weights, or run it in float32.",
         )
 
@@ -470,6 +535,11 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             TagMetric("word_accuracy", True, _word_accuracy, entities=False),
             AnswerMetric("squad_em", True, "exact_match"),
             AnswerMetric("squad_f1", True, "f1"),
+            SearchMetric("ndcg@10", True, partial(_ndcg, top=10)),
+            SearchMetric("recall@10", True, partial(_recall, top=10)),
+            SearchMetric("recall@100", True, partial(_recall, top=100)),
+            SearchMetric("mrr@10", True, partial(_reciprocal_rank, top=10)),
+            SearchMetric("map", True, _average_precision),
             MapMetric("mean_iou", True, _mean_iou),
             MapMetric("pixel_accuracy", True, _pixel_accuracy),
         )

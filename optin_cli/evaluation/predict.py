@@ -103,9 +103,9 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
     return Outcome(merged, keys, torch.cat(labels) if labels else None, truncated)
 
 
-def encoded(trial: Trial, *, labelled: bool) -> Sequence[Batch]:
-    """The samples as batches, each one sequence or image."""
-    how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled)
+def encoded(trial: Trial, *, labelled: bool, prompt: tuple[str, ...] = ()) -> Sequence[Batch]:
+    """The samples as batches, each one sequence or image. prompt: as of `BatchOptions`."""
+    how = BatchOptions(trial.options.batch_size, trial.options.max_length, trial.task, labelled, prompt)
     return trial.checkpoint.input.batches(trial.samples, how)
 
 

@@ -9,7 +9,6 @@ import importlib.metadata
 import inspect
 import math
 import platform
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.fresh import run_fresh
 from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import CONFIG
-from optin_cli.checkpoints.save import carried_files
+from optin_cli.checkpoints.save import carry_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.registry import Target, Traced, check_place, place_of, record_of, target_named
@@ -243,6 +242,4 @@ def _copy_sidecar_files(checkpoint: Checkpoint, folder: Path, staged: Path) -> N
     """Put config, tokenizer and processor into `staged`, where `folder` lacks them."""
     if not (folder / CONFIG).is_file():
         (staged / CONFIG).write_bytes(checkpoint.blueprint.identity)
-    for path in carried_files(checkpoint):
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, staged / path.name)
+    carry_files(checkpoint, staged, folder)

@@ -11,6 +11,7 @@ from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
+from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import Blueprint, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
@@ -104,7 +105,9 @@ def load_exported(
         sha256=sha256_of(*(path.parent / name for name in record.files)),
         blueprint=blueprint,
         model=ExportedModel(run, record),
-        structure=Structure(record.family, "", (), resolve_outputs(head, blueprint.problem_type), ()),
+        structure=Structure(
+            record.family, "", (), resolve_outputs(head, blueprint.problem_type), (), embedding=embedding_of(blueprint)
+        ),
         root="",
         dtype=torch.float32,
         weight_bytes=record.totals.bytes,

@@ -112,10 +112,9 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
         yield features
 
 
-def mean_hidden(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean of hidden states (rows, tokens, width) over the real tokens of each row: (rows, width)."""
-    weights = batch.mask_for(hidden).unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+def embed_hidden(hidden: torch.Tensor, structure: Structure, batch: Batch) -> torch.Tensor:
+    """Sentence embeddings of hidden states (rows, tokens, width): (rows, embedding)."""
+    return structure.embedding(hidden, batch.mask_for(hidden), batch.prompt)
 
 
 def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import importlib.metadata
 import inspect
+import re
 import types
 from typing import Any
 
@@ -25,43 +27,114 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "select": [{"module", "argument", "axis", "per_row", "index", "of"}], "attend": [path],
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
-            "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str}}.
+            "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
+            "sizes": [{"attribute": path, "rows": path, "over": path or None}],
+            "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
+            "since": the first version whose terms the others are, if known, "needs": [path that must be there]}.
+
+    Raises:
+        ImportError: the library builds such models of other modules than the plan names, in any of its terms.
     """
-    root = plan["root"] + "." if plan["root"] else ""
-    inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
-    if not inside:
-        plan = _of_base(plan, root)
+    lacks = ""
+    for terms in [*plan.get("earlier", []), plan]:
+        placed = _Placed(model, {**terms, "needs": plan.get("needs", [])})
+        if not (lacks := placed.lacks()):
+            placed.apply()
+            return model
+    raise ImportError(_needs(model, lacks, plan))
 
-    def locate(path: str) -> tuple[Any, str]:
-        owner, _, leaf = (path if inside else path.removeprefix(root)).rpartition(".")
-        return model.get_submodule(owner), leaf
 
-    for path, shape in plan["parameters"].items():
-        owner, leaf = locate(path)
-        _resize(owner, leaf, shape)
-    for path, value in plan["attributes"].items():
-        owner, leaf = locate(path)
-        setattr(owner, leaf, value)
-    for rule in plan["select"]:
-        owner, leaf = locate(rule["module"])
-        _select(getattr(owner, leaf), rule)
-    for path in plan.get("attend", []):
-        owner, leaf = locate(path)
-        attend_by_parts(getattr(owner, leaf))
-    for rule in plan.get("pad", []):
-        owner, leaf = locate(rule["module"])
-        _pad(getattr(owner, leaf), rule)
-    for rule in plan["empty"]:
-        owner, leaf = locate(rule["module"])
-        _empty(getattr(owner, leaf), rule)
-        for path in rule.get("remove", []):
-            owner, leaf = locate(path)
-            setattr(owner, leaf, None)
-    if rule := plan.get("merge"):
-        blocks = [getattr(owner, leaf) for owner, leaf in map(locate, rule["blocks"])]
-        base = model.get_submodule(plan["root"] if inside else "")
-        merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
-    return model
+def _needs(model: nn.Module, lacks: str, plan: dict[str, Any]) -> str:
+    """What to install for a folder that the installed version of the library cannot load."""
+    kind = type(model).__name__
+    if not plan.get("written_by"):
+        return f"This folder needs the version of the library that wrote it: {kind} lacks {lacks}."
+    library, written = plan["written_by"]
+    least, found = plan.get("since") or written, importlib.metadata.version(library)
+    wanted = f">={least}" if _numbers(found) < _numbers(least) else f"=={written}"
+    return (
+        f"This folder needs {library} {wanted}: {kind} of the installed {library} {found} lacks {lacks}. "
+        f'pip install "{library}{wanted}"'
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+class _Placed:
+    """One form of a plan, and the model to which it is applied."""
+
+    def __init__(self, model: nn.Module, plan: dict[str, Any]) -> None:
+        root = plan["root"] + "." if plan["root"] else ""
+        inside = not root or any(path.startswith(root) for path, _ in model.named_modules())
+        self.model, self.prefix = model, "" if inside else root
+        self.base = plan["root"] if inside else ""
+        self.plan = plan if inside else _of_base(plan, root)
+
+    def locate(self, path: str) -> tuple[Any, str]:
+        """The module that holds what lies at a path, and its name there."""
+        owner, _, leaf = path.removeprefix(self.prefix).rpartition(".")
+        return self.model.get_submodule(owner), leaf
+
+    def at(self, path: str) -> Any:
+        """The module or attribute at a path."""
+        owner, leaf = self.locate(path)
+        return getattr(owner, leaf) if leaf else owner
+
+    def has(self, path: str) -> bool:
+        """Whether there is anything at a path, None included."""
+        try:
+            self.at(path)
+        except AttributeError:
+            return False
+        return True
+
+    def lacks(self) -> str:
+        """The first thing that the plan names and the model does not have; "" if it has all."""
+        plan, merge = self.plan, self.plan.get("merge") or {"blocks": []}
+        sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
+        modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
+        modules += [*plan.get("attend", []), *merge["blocks"], *plan["needs"]]
+        paths: list[str] = [*plan["parameters"], *plan["attributes"], *sizes, *modules]
+        for path in paths:
+            if not self.has(path):
+                return path
+        taken = [(rule["module"], rule["argument"]) for rule in plan["select"]]
+        taken += [(path, merge["argument"]) for path in merge["blocks"]]
+        for path, argument in taken:
+            if argument not in inspect.signature(self.at(path).forward).parameters:
+                return f"the argument {argument} of {path}"
+        return ""
+
+    def apply(self) -> None:
+        """Change the model."""
+        plan = self.plan
+        for path, shape in plan["parameters"].items():
+            _resize(*self.locate(path), shape)
+        for path in plan["parameters"]:
+            owner = path.rpartition(".")[0]
+            if isinstance(linear := self.at(owner), nn.Linear) and not linear.weight.shape[1]:
+                setattr(*self.locate(owner), BiasAlone(linear))
+        for path, value in plan["attributes"].items():
+            setattr(*self.locate(path), value)
+        for size in plan.get("sizes", []):
+            rows = self.at(size["rows"]).shape[0]
+            setattr(*self.locate(size["attribute"]), rows // (self.at(size["over"]) if size["over"] else 1))
+        for rule in plan["select"]:
+            _select(self.at(rule["module"]), rule)
+        for path in plan.get("attend", []):
+            attend_by_parts(self.at(path))
+        for rule in plan.get("pad", []):
+            _pad(self.at(rule["module"]), rule)
+        for rule in plan["empty"]:
+            _empty(self.at(rule["module"]), rule)
+            for path in rule.get("remove", []):
+                setattr(*self.locate(path), None)
+        if rule := plan.get("merge"):
+            blocks = [self.at(path) for path in rule["blocks"]]
+            base = self.model.get_submodule(self.base)
+            merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
 
 
 def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
@@ -70,7 +143,8 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
         **plan,
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
         **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
-        "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
+        "sizes": [size for size in plan.get("sizes", []) if size["attribute"].startswith(root)],
+        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "needs")},
     }
 
 
@@ -91,11 +165,31 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = shape
     elif isinstance(owner, nn.Conv2d) and leaf == "weight":
-        # A depthwise convolution has as many groups as channels; in any other, groups stay.
-        owner.groups = owner.groups if owner.groups == 1 else owner.groups * shape[0] // owner.out_channels
+        # Groups leave as a whole; a last one is a plain convolution, whose channels may leave one by one.
+        owner.groups = max(owner.groups * shape[0] // owner.out_channels, 1) if owner.groups > 1 else 1
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
+
+
+class BiasAlone(nn.Module):
+    """A linear layer that reads no column any more: its bias in every row.
+
+    No quantizer replaces it by a kernel, which for no columns puts out whatever lies in memory.
+    """
+
+    weight: torch.Tensor
+    bias: Any
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.register_parameter("weight", linear.weight)
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The bias, or zeros; x: (..., 0)."""
+        out = x.new_zeros((*x.shape[:-1], len(self.weight)))
+        return out if self.bias is None else out + self.bias
 
 
 def _select(module: nn.Module, rule: dict[str, Any]) -> None:

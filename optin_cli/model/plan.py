@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from optin_cli.architectures.schema import EmptyRule, SelectRule
+from optin_cli.architectures.schema import EmptyRule, RowsRule, SelectRule
 
 
 class SelectedArgument(SelectRule):
@@ -38,7 +38,13 @@ class Merge(BaseModel):
     argument: str
 
 
-class Plan(BaseModel):
+class Size(RowsRule):
+    """An attribute that is given the rows of a parameter as they are now, divided by the attribute `over` if given."""
+
+    attribute: str
+
+
+class Layout(BaseModel):
     """New shapes and attributes, emptied modules (all by full path) and merging of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,9 +57,23 @@ class Plan(BaseModel):
     pad: list[Padded] = []
     empty: list[EmptyRule] = []
     merge: Merge | None = None
+    sizes: list[Size] = []
+
+
+class Plan(Layout):
+    """What is done to a model of the version of the library that wrote the folder, and of earlier ones.
+
+    earlier: the same in the terms of each. written_by: name and version of that library; since: the first version of
+    it that has these terms, if known. needs: what the plan does not change, and no version can do without.
+    """
+
+    earlier: list[Layout] = []
+    written_by: tuple[str, str] | None = None
+    since: str | None = None
+    needs: list[str] = []
 
     def then(self, later: Plan) -> Plan:
-        """The plan of pruning by this one and then by `later`."""
+        """The plan of pruning by this one and then by `later`, without the terms of earlier versions."""
         return Plan(
             root=self.root,
             parameters={**self.parameters, **later.parameters},

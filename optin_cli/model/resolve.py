@@ -3,6 +3,7 @@
 Sizes are read from the tensors themselves, so a checkpoint that was pruned already is described as it is now.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -38,8 +39,10 @@ def find_structure(
         problem_type: transformers' `config.problem_type`, which decides the distribution of some outputs.
 
     Raises:
-        ArchitectureError: a name is missing or a shape does not follow; all such problems together.
+        ArchitectureError: a name is missing or a shape does not follow; all such problems together. Or the model has a
+            module that the description refuses.
     """
+    _require_prunable(model, architecture)
     problems: list[str] = []
     stacks = [find_stack(model, rule, root) for rule in architecture.stacks]
     for stack in stacks:
@@ -59,13 +62,36 @@ def find_structure(
         raise ArchitectureError(
             f"The architecture description {architecture.family!r} does not fit this {type(model).__name__}:\n"
             + "\n".join(f"  {p}" for p in shown),
-            hint="Correct the description, or pass another one with --architecture my.json.",
+            hint=_version_hint(architecture)
+            + "Correct the description, or pass another one with --architecture my.json.",
         )
     for path in opened(model, (group for kind in kinds for group in kind.sliced)):
         attend_by_parts(model.get_submodule(path))
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     outputs = resolve_outputs(head, problem_type)
-    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions))
+    earlier = architecture.earlier and architecture.earlier.under(root, root)
+    return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions), earlier)
+
+
+def _version_hint(architecture: Architecture) -> str:
+    """Which version of the library builds such models as described, where others do not."""
+    if architecture.earlier is None or architecture.earlier.since is None:
+        return ""
+    library, since = architecture.library, architecture.earlier.since
+    found = importlib.metadata.version(library)
+    return f"It describes {library} >= {since}; {found} is installed: pip install '{library}>={since}'. "
+
+
+def _require_prunable(model: nn.Module, architecture: Architecture) -> None:
+    """Refuse a model with modules of which the description says that they bind its units together."""
+    for rule in architecture.refusals:
+        found = ((path, type(module).__name__) for path, module in model.named_modules())
+        path, name = next(((path, name) for path, name in found if name in rule.types), ("", ""))
+        if path:
+            raise ArchitectureError(
+                f"This {type(model).__name__} cannot be pruned: its {path} is a {name}, which {rule.which}.",
+                hint=f"Pass a model of the family {architecture.family} without such modules.",
+            )
 
 
 def resolve_outputs(head: HeadRule, problem_type: str | None) -> tuple[OutputRule, ...]:

@@ -205,7 +205,8 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
 
 def applies(model: nn.Module, rule: GroupRule, place: Place) -> bool:
     """Whether a block is of the variant that has this group."""
-    return fits(model, {**rule.when, **({"": rule.types} if rule.types else {})}, place)
+    needed = {**rule.when, **({"": rule.types} if rule.types else {})}
+    return fits(model, needed, place) and not any(fits(model, {p: k}, place) for p, k in rule.unless.items())
 
 
 def fits(model: nn.Module, needed: Mapping[str, list[str]], place: Place) -> bool:

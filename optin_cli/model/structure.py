@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from optin_cli.architectures.schema import DecisionRule, Layout, OutputRule
+from optin_cli.architectures.schema import DecisionRule, EarlierRule, Layout, OutputRule
+from optin_cli.model.embeddings import Embedding
 from optin_cli.model.units import Group, Keeping, Positions, UnitKind
 
 
@@ -28,7 +29,9 @@ class Structure:
     """Blocks, outputs and kinds of units of a model.
 
     root: path of the base model in it ("" if it is that itself). decisions: modules and items of what they return that
-    are decided by comparing numbers (`schema.DecisionRule`), by full path.
+    are decided by comparing numbers (`schema.DecisionRule`), by full path. earlier: what earlier versions of the
+    library called its modules, by full path too. embedding: how hidden states become that of a sentence, where they
+    are used so.
     """
 
     family: str
@@ -37,6 +40,8 @@ class Structure:
     outputs: tuple[OutputRule, ...]
     kinds: tuple[UnitKind, ...]
     decisions: tuple[DecisionRule, ...] = ()
+    earlier: EarlierRule | None = None
+    embedding: Embedding = field(default_factory=Embedding, compare=False)
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -33,7 +33,8 @@ class EvalOptions(Checked):
     for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images
     have neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects
     them. ignore_index: ids of pixels of label maps, or of words, that do not count; None for what the task or
-    checkpoint says. pictures: folder for pictures of segmented images, of the first `picture_count` samples.
+    checkpoint says.
+    pictures: folder for pictures of segmented images, of the first `picture_count` samples.
     """
 
     batch_size: int = shared(32, BATCH_SIZE)

@@ -50,7 +50,7 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 ## Certificate
 
 Reloaded by {proof.loader}: outputs ({outputs}) differ from the cut model's by at most {proof.reloaded:.3g}{masked}
-(tolerance {proof.tolerance:.3g}). `optin.json` holds the whole record.
+(tolerance {proof.tolerance:.3g}).{note} `optin.json` holds the whole record.
 
 ## Limits
 
@@ -71,7 +71,9 @@ weights can (it needs torch and {library} only):
 {loading}
 ```
 
-or, without running code from this folder, `optin_cli.load(folder).model`.
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. Other
+versions load it too where their `{model_class}` has the same parts, under the names of today or of before; where it
+has not, the module says which version is needed before a weight is read.
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
@@ -91,6 +93,9 @@ By `optin eval` {version}{task}.{timed} Behind ± is the standard error; a cell 
 | | on | before | after | change |
 |---|---|---|---|---|
 {rows}"""
+LIBRARY = "sentence-transformers"
+PIPELINES = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
+"""What hubs file folders of that library under."""
 CARRIED = ("license", "license_name", "license_link", "language", "datasets", "base_model", "pipeline_tag")
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
@@ -114,16 +119,22 @@ def read_front(folder: Path | None) -> dict[str, Any]:
 def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence[str]) -> str:
     """Model card in Markdown. blueprint: of the original. licence_files: names of those that lie in the folder."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
-    library, front = blueprint.library, read_front(blueprint.folder)
+    library, sentences = blueprint.library, blueprint.sentences
+    front = read_front(blueprint.folder if sentences is None else sentences.folder)
+    kind = (library, known_heads()[blueprint.auto_class].pipeline)
+    if sentences is not None:
+        kind = (LIBRARY, PIPELINES[sentences.loader])
     loading = blueprint.builder.loading(blueprint, plain=manifest.layout == "uniform")
     source = manifest.inputs["checkpoint"]
     return TEXT.format(
-        front=_front(front, library, source.name, known_heads()[blueprint.auto_class].pipeline),
+        front=_front(front, *kind, source.name),
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,
         work=manifest.workload,
-        how=HOW[manifest.layout].format(model_class=manifest.model_class, library=library, loading=loading),
+        how=HOW[manifest.layout].format(
+            model_class=manifest.model_class, library=library, loading=loading, version=manifest.versions[library]
+        ),
         budget=_budget(manifest.budget),
         before=before,
         after=after,
@@ -138,6 +149,7 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
         proof=certificate,
         outputs=", ".join(certificate.outputs),
         masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
+        note="" if certificate.note is None else f" {certificate.note}",
         licence=_licence(front, licence_files),
     )
 
@@ -172,7 +184,7 @@ def require_card(folder: Path) -> None:
         )
 
 
-def _front(original: Mapping[str, Any], library: str, name: str, pipeline: str | None) -> str:
+def _front(original: Mapping[str, Any], library: str, pipeline: str | None, name: str) -> str:
     import yaml
 
     front: dict[str, Any] = {"library_name": library}

@@ -18,10 +18,12 @@ from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
+from optin_cli.checkpoints.embeddings import NAME
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.fresh import Reload, reloading
 from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
+from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
@@ -178,6 +180,7 @@ def write_pruned(
     """Prune, adjust, save and certify into a folder that appears only if all succeeds (else CertificateError)."""
     original = planned.checkpoint
     modules = [original.blueprint.library, type(original.model).__module__]
+    modules += [] if original.blueprint.sentences is None else [PACKAGE]
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
@@ -185,7 +188,7 @@ def write_pruned(
         costs = measure_original(original, planned.mask)
         refit = None if adjustment is None else adjustment.apply(pruned.model)
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
-        round_to_storage(pruned.model, original.dtype)
+        round_to_storage(pruned.model, original)
         progress.update(1, 1, "saving")
         save_cut(original, pruned.model, plan, folder, settings=planned.settings)
         progress.update(1, 1, "certifying in a fresh process")
@@ -246,9 +249,16 @@ def cut_and_compare(planned: Pruning) -> Pruned:
 
 def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:
     """Reload the folder in a fresh process without optin and compare it with the model in memory."""
-    blueprint, probe, names = planned.checkpoint.blueprint, planned.probe, planned.outputs
+    blueprint, probe = planned.checkpoint.blueprint, planned.probe
     loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None)
-    expected = run_probe(pruned.model, probe, names)
+    expected = run_probe(pruned.model, probe, planned.outputs)
+    sentences, note = blueprint.sentences, None
+    if sentences is not None and not is_installed():
+        note = f"sentence-transformers is not installed, so that {sentences.loader}(folder) was not tried."
+    elif sentences is not None and sentences.embeds:
+        hidden, mask = expected[planned.outputs[0]], probe["attention_mask"].bool()
+        expected[NAME] = planned.checkpoint.structure.embedding(hidden, mask)
+    names = [*expected]
     difference = largest_difference(expected, reload(folder, loading, probe, names))
     require_equal("The reloaded folder against the cut model", difference, pruned.tolerance)
     return Certificate(
@@ -258,6 +268,7 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> 
         reloaded=difference,
         masked=pruned.difference,
         tolerance=pruned.tolerance,
+        note=note,
     )
 
 
@@ -270,6 +281,7 @@ def _manifest(
 ) -> Manifest:
     """The record of a pruned folder. cost: the original's costs, and what the pruned model costs."""
     checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
+    packages = [blueprint.library, *([PACKAGE] if blueprint.sentences is not None and is_installed() else [])]
     return Manifest(
         optin_version=__version__,
         options={**mask.options, **({} if adjustment is None else adjustment.options)},
@@ -289,12 +301,13 @@ def _manifest(
         after=cost[1],
         layout="ragged" if planned.settings is None else "uniform",
         groups=mask.groups,
+        left_out=checkpoint.left_out,
         refit=refit,
         certificate=certificate,
         versions={
             "python": platform.python_version(),
             "safetensors": safetensors.__version__,
             "torch": torch.__version__,
-            blueprint.library: importlib.metadata.version(blueprint.library),
+            **{name: importlib.metadata.version(name) for name in packages},
         },
     )

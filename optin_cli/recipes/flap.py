@@ -61,7 +61,7 @@ def measure_columns(setting: Setting) -> dict[str, Columns]:
     model, groups = setting.checkpoint.model, setting.checkpoint.structure.groups
     found: dict[str, Columns] = {}
     for group in groups:
-        zeros = torch.zeros(linear(model, group).in_features, dtype=torch.float64, device=setting.checkpoint.device)
+        zeros = torch.zeros(linear(model, group).weight.shape[1], dtype=torch.float64, device=setting.checkpoint.device)
         found[group.consumer] = Columns(zeros, zeros.clone())
 
     def collect(_module: nn.Module, arguments: tuple[torch.Tensor, ...], path: str, batch: Batch) -> None:

@@ -14,6 +14,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.forward import call_model, final_outputs, hooks
 from optin_cli.model.structure import Structure
+from optin_cli.refit.design_matrix import Consumer
 from optin_cli.refit.residual_stream import held_out
 
 
@@ -52,7 +53,7 @@ def following_norms(model: nn.Module, structure: Structure, batch: Batch) -> dic
 
 
 @torch.no_grad()
-def fold_bias(consumer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
+def fold_bias(consumer: Consumer, norm: nn.BatchNorm2d) -> None:
     """Move a consumer's bias into the mean that the batch norm behind it subtracts."""
     if consumer.bias is not None and norm.running_mean is not None:
         norm.running_mean.sub_(consumer.bias)

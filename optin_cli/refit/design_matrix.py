@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from optin_cli.data.batch import keyed_generator
+from optin_cli.model.modeling_optin import BiasAlone
 
-Consumer = nn.Linear | nn.Conv2d
+Consumer = nn.Linear | nn.Conv2d | BiasAlone
 POSITIONS = 512
 """Most positions of a sample that are taken; fewer by a kernel's area, since neighbouring patches overlap."""
 WIDEST = 16384
@@ -40,7 +41,7 @@ def why_not(consumer: nn.Module, *, biased: bool = False) -> str | None:
             return "a grouped convolution"
         if isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
             return "a convolution padded with something else than a fixed border of zeros"
-    elif not isinstance(consumer, nn.Linear):
+    elif not isinstance(consumer, nn.Linear | BiasAlone):
         return f"a {type(consumer).__name__}"
     width = consumer.weight[0].numel()
     if width > WIDEST:

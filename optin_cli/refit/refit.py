@@ -23,6 +23,7 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.modeling_optin import BiasAlone
 from optin_cli.model.units import Group
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
@@ -37,10 +38,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 
 
-def linear(model: nn.Module, group: Group) -> nn.Linear:
+def linear(model: nn.Module, group: Group) -> nn.Linear | BiasAlone:
     """The consumer of a group, for what re-solves linear layers only (ArchitectureError if it is another module)."""
     consumer = model.get_submodule(group.consumer)
-    if not isinstance(consumer, nn.Linear):
+    if not isinstance(consumer, nn.Linear | BiasAlone):
         raise ArchitectureError(
             f"The consumer {group.consumer} is a {type(consumer).__name__}; this recipe re-solves linear layers only.",
             hint="Use another recipe.",

@@ -10,7 +10,7 @@ from torch import nn
 
 from optin_cli.data.batch import Batch, keyed_generator
 from optin_cli.errors import DataError
-from optin_cli.model.forward import call_model, hooks, mean_hidden
+from optin_cli.model.forward import call_model, embed_hidden, hooks
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
 from optin_cli.model.structure import Structure
@@ -88,7 +88,7 @@ def loss_gradients(
 ) -> dict[str, torch.Tensor]:
     """Gradient of each sample's task loss by each unit's gate: (rows, units), or (pairs, units), float64 by group name.
 
-    The loss of a pair is the squared error of the cosine of the mean hidden states.
+    The loss of a pair is the squared error of the cosine of its embeddings.
 
     Raises:
         DataError: the samples have no labels.
@@ -104,7 +104,7 @@ def loss_gradients(
     with torch.enable_grad(), gated(model, gates):
         logits = call_model(model, batch.inputs)[rule.name]
         if batch.paired:
-            first, second = mean_hidden(logits, batch).chunk(2)
+            first, second = embed_hidden(logits, structure, batch).chunk(2)
             found = F.cosine_similarity(first, second)
             loss = F.mse_loss(found, batch.labels.to(found.dtype), reduction="sum")
         elif rule.kind == "real" and logits.shape[-1] == 1:

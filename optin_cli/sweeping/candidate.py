@@ -42,7 +42,7 @@ def make_candidate(recipe: str, prepared: Prepared, setting: Setting, share: flo
     outcome = prepared(Limits(keep_macs=share))
     model, plan = cut_copy(setting.checkpoint, outcome.kept)
     refit = None if outcome.adjust is None else outcome.adjust(model)
-    round_to_storage(model, setting.checkpoint.dtype)
+    round_to_storage(model, setting.checkpoint)
     return Candidate(recipe, share, outcome.kept, model, plan, refit, time.perf_counter() - begin)
 
 

@@ -15,6 +15,8 @@ Kind = Literal[
     "regression",
     "token-classification",
     "similarity",
+    "retrieval",
+    "reranking",
     "question-answering",
     "semantic-segmentation",
 ]
@@ -33,6 +35,11 @@ MetricName = Literal[
     "entity_precision",
     "entity_recall",
     "word_accuracy",
+    "ndcg@10",
+    "recall@10",
+    "recall@100",
+    "mrr@10",
+    "map",
     "squad_em",
     "squad_f1",
     "mean_iou",
@@ -46,12 +53,16 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "regression": frozenset({"pearson", "spearman", "mse"}),
         "token-classification": frozenset({"entity_f1", "entity_precision", "entity_recall", "word_accuracy"}),
         "similarity": frozenset({"pearson", "spearman"}),
+        "retrieval": frozenset({"ndcg@10", "recall@10", "recall@100", "mrr@10", "map"}),
+        "reranking": frozenset({"ndcg@10", "recall@10", "mrr@10", "map"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
     }
 )
 IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
 """Kinds that a task on images may be of: those whose labels are classes, with names."""
+SEARCHES: frozenset[Kind] = frozenset({"retrieval", "reranking"})
+"""Kinds that rank documents by how well they answer a query, on local data of their own layout."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
 
@@ -103,7 +114,8 @@ class Task(_Strict):
     label column may have instead. For question answering the texts are question and context, and the label column
     holds the answers (`{"text": [...]}`); `unanswerable` allows questions without any, and None allows them where the
     data has such. `label_range` is what a similarity task calls unlike and alike: cosines 0 and 1 to a loss. `maps`
-    explains the label maps of semantic segmentation.
+    explains the label maps of semantic segmentation. Retrieval and reranking take local data, whose layouts
+    `optin_cli.data.text.searches` describes.
     """
 
     name: str

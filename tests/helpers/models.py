@@ -125,6 +125,11 @@ IMAGES = {
     "timm-convnext": ("timm", "test_convnext2", {"num_classes": 3}),
     "timm-mobilevit": ("timm", "mobilevit_xxs", {"num_classes": 3}),
     "timm-resnet": ("timm", "test_resnet", {"num_classes": 3}),
+    "timm-resnext": (
+        "timm",
+        "resnext50_32x4d",
+        {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 24], "cardinality": 4, "base_width": 16, "num_classes": 3},
+    ),
     "timm-mobilenetv2": ("timm", "mobilenetv2_035", {"num_classes": 3}),
     "timm-efficientnet": ("timm", "test_efficientnet", {"num_classes": 3}),
     "timm-vgg": ("timm", "vgg11", {"num_classes": 3, "mlp_ratio": 0.005}),

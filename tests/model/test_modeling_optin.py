@@ -19,6 +19,7 @@ from optin_cli.model.modeling_optin import (
     merge_tokens,
     pair_tokens,
 )
+from optin_cli.model.plan import Plan
 
 
 def merge(hidden, count, special, sizes=None):
@@ -216,7 +217,7 @@ def test_plans_of_earlier_folders_merge_the_same_tokens(image_checkpoint):
         },
     }
     now = cut(model, checkpoint.structure, tokens_kept(checkpoint, 4, 2))
-    assert now.model_dump() == {**plan, "pad": []}
+    assert now == Plan.model_validate(plan)
     older, base = copy.deepcopy(checkpoint.model), copy.deepcopy(checkpoint.model.vit)
     apply_plan(older, plan)
     assert torch.equal(logits(older, inputs), logits(model, inputs))
@@ -238,3 +239,19 @@ def test_models_that_merge_are_traced_by_torch_export(merging, inputs):
     for rows in (2, 3):
         more = make_pixels(model, rows, seed=1)
         torch.testing.assert_close(program(**more)["logits"], logits(model, more))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_without_columns_is_its_bias_and_no_linear_layer(bias):
+    """Quantizers replace linear layers, and a quantized kernel of no columns puts out whatever lies in memory."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 5, bias=bias))
+    plan = {"root": "", "parameters": {"0.weight": [0, 3], "0.bias": [0], "1.weight": [5, 0]}}
+    apply_plan(model, plan | {"attributes": {}, "select": [], "empty": []})
+    assert type(model[0]) is torch.nn.Linear and not isinstance(model[1], torch.nn.Linear)
+    assert {n: tuple(t.shape) for n, t in model[1].state_dict().items()} == {
+        "weight": (5, 0),
+        **({"bias": (5,)} if bias else {}),
+    }
+    expected = model[1].bias if bias else torch.zeros(5)
+    found = model[1](torch.ones(2, 7, 0))
+    assert torch.equal(found, expected.expand(2, 7, 5))

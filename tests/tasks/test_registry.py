@@ -36,7 +36,9 @@ def test_tasks_are_shipped():
     images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
     scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
     own = {"classification", "multi-label", "regression", "token-classification", "question-answering"}
-    assert set(task_names()) == {*glue, *images, *scenes, *own, "squad", "squad_v2", "stsb-cosine"}
+    searches = {"retrieval", "reranking"}
+    named = {"squad", "squad_v2", "stsb-cosine"}
+    assert set(task_names()) == {*glue, *images, *scenes, *own, *searches, *named}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -86,6 +88,8 @@ def test_unknown_task_names_the_nearest():
         ({"unanswerable": None}, "unanswerable does not fit a classification task"),
         ({"kind": "multi-label", "metrics": ["f1"]}, "f1 does not fit a multi-label task"),
         ({"kind": "token-classification"}, "accuracy does not fit a token-classification task"),
+        ({"text_columns": [], "dataset": {"path": "a"}}, "if it has a dataset, text_columns"),
+        ({"kind": "retrieval"}, "accuracy does not fit a retrieval task"),
         ({"image_column": "image"}, "no image_column"),
         ({"input": "image"}, "an image task"),
         ({"input": "image", "text_columns": [], "kind": "regression", "metrics": ["pearson"]}, "an image task"),

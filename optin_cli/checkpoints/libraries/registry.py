@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import Purpose
+from optin_cli.checkpoints.sentences import Sentences, bare_config, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from optin_cli.checkpoints.weights import State
+    from optin_cli.checkpoints.weights import State, Stored
     from optin_cli.model.config_counts import Settings
 
 
@@ -57,6 +58,11 @@ class ImageSpec:
         return cls(name, channels, height, width, fixed)
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of images with as many channels."""
+        return "L" if self.channels == 1 else "RGB"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.channels, self.height, self.width
@@ -83,7 +89,8 @@ class Blueprint:
     what loads such a model, the key of what its head puts out: an auto class of transformers, or timm.create_model.
     image: None for a model that takes text. num_labels: classes of the head; label_names: their names in order, where
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
-    already. prototype: what `Library.build` starts from, a model class or an uncut model.
+    already. prototype: what `Library.build` starts from, a model class or an uncut model. sentences: what
+    sentence-transformers make of the folder, if it is theirs.
     """
 
     library: str
@@ -99,6 +106,7 @@ class Blueprint:
     problem_type: str | None
     plan: dict[str, Any] | None
     prototype: Any
+    sentences: Sentences | None = None
 
     @property
     def builder(self) -> Library:
@@ -123,6 +131,23 @@ class Blueprint:
         return self.builder.at_size(self, image)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model with its weights, in evaluation mode.
+
+    root: path of the base model in it. left_out: names of stored weights that have no place in it. notes: what a user
+    should know of how its weights were found. dtype: the floating type that most stored values have. types: where they
+    have several, those of all tensors of the state dict, by name.
+    """
+
+    model: nn.Module
+    root: str
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    dtype: torch.dtype
+    types: Mapping[str, torch.dtype]
+
+
 class Library(Protocol):
     """One library of models."""
 
@@ -142,8 +167,8 @@ class Library(Protocol):
     def repository(self, name: str) -> str:
         """Hub repository that holds the model of that name."""
 
-    def build(self, blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-        """The model in evaluation mode, and its base model's path in it (CheckpointError if the weights do not fit)."""
+    def build(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
+        """The model with its weights, the ones among `stored` that fit it (CheckpointError if none do, or not all)."""
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
@@ -189,7 +214,13 @@ def split_prefix(name: str) -> tuple[str | None, str]:
 
 
 def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
-    """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it)."""
+    """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it).
+
+    Of a folder of sentence-transformers, the config is that of its transformer.
+    """
+    sentences = read_sentences(folder)
+    if sentences is not None:
+        folder = sentences.encoder
     path = folder / CONFIG
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
@@ -203,7 +234,10 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
-            return library.read(folder, raw, architecture)
+            if sentences is None:
+                return library.read(folder, raw, architecture)
+            known = bare_config(raw) if sentences.embeds else raw
+            return replace(library.read(folder, known, architecture), sentences=sentences)
     raise CheckpointError(
         f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,9 +14,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
-from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageSpec, MapDecoder, Preprocess
-from optin_cli.checkpoints.weights import State, strip_prefix
+from optin_cli.checkpoints.libraries.registry import (
+    CONFIG,
+    PLAN_KEY,
+    Blueprint,
+    Built,
+    ImageSpec,
+    MapDecoder,
+    Preprocess,
+)
+from optin_cli.checkpoints.weights import (
+    SHOWN,
+    State,
+    Stored,
+    fit_state,
+    fitting_notes,
+    storage_dtype,
+    stored_types,
+    with_counters,
+)
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
+from optin_cli.model.lookup import module_at
 from optin_cli.model.modeling_optin import apply_plan
 
 if TYPE_CHECKING:
@@ -24,6 +43,8 @@ if TYPE_CHECKING:
 
 LIBRARY = "timm"
 LOADED_BY = "timm.create_model"
+WITHOUT_CLASSES = f"{LOADED_BY}(num_classes=0)"
+"""What loads models, and those that put out features."""
 INPUT = "x"
 WEIGHTS = "model.safetensors"
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
@@ -100,16 +121,17 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         find_architecture(kind, LIBRARY)
     size = resolve_model_data_config(model)["input_size"]
     names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
+    classes = int(getattr(model, "num_classes", 0))
     return Blueprint(
         library=LIBRARY,
         folder=folder,
         identity=path.read_bytes(),
         config=raw,
         kind=kind,
-        auto_class=LOADED_BY,
+        auto_class=LOADED_BY if classes else WITHOUT_CLASSES,
         model_class=kind,
         image=ImageSpec.of(INPUT, size),
-        num_labels=int(getattr(model, "num_classes", 0)),
+        num_labels=classes,
         label_names=tuple(map(str, names)) if isinstance(names, list) else None,
         problem_type=None,
         plan=raw.get(PLAN_KEY),
@@ -155,30 +177,79 @@ def _require_known(name: str) -> None:
         raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
 
 
-def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-    """The model in float32 with exactly the weights that it needs."""
+def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
+    """The model in float32 with exactly the weights that it needs, converted by timm where their names are others."""
     model: nn.Module = blueprint.prototype
     if blueprint.plan:
         apply_plan(model, blueprint.plan)
     model = model.float()
-    expected = set(model.state_dict())
-    state = strip_prefix(state, expected)
+    fitted = fit_state(stored, model.state_dict(), name)
+    state, convert = with_counters(fitted.state, model), None
+    notes: tuple[str, ...] = ()
+    if any(_misfits(model, state)) and blueprint.plan is None and (found := _converted(blueprint, state)) is not None:
+        state, convert = found, functools.partial(_converted, blueprint)
+        notes = (f"{name} has weights under names of old; timm converted them.",)
+    missing, extra = _misfits(model, state)
     hint = "Name the model that the weights are of: --arch timm:NAME --arch-args img_size=112,num_classes=10."
-    for what, keys, needs in (
-        ("lacks", expected - set(state), "needs"),
-        ("holds", set(state) - expected, "has no place for"),
-    ):
+    for what, keys, needs in (("lacks", missing, "needs"), ("holds", extra, "has no place for")):
         if keys:
-            shown = ", ".join(sorted(keys)[:5]) + ("…" if len(keys) > 5 else "")
+            listed = ", ".join(sorted(keys)[:SHOWN]) + ("…" if len(keys) > SHOWN else "")
             raise CheckpointError(
-                f"{name} {what} {len(keys)} weight(s) that {blueprint.model_class} {needs}: {shown}", hint=hint
+                f"{name} {what} {len(keys)} weight(s) that {blueprint.model_class} {needs}: {listed}", hint=hint
             )
+    expected = model.state_dict()
+    left_out = (*fitted.left_out, *(key for key in state if key not in expected))
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({key: state[key] for key in expected})
     except RuntimeError as error:
-        shown = "\n".join(str(error).strip().splitlines()[:6])
-        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}", hint=hint) from error
-    return model.eval().requires_grad_(False), ""
+        lines = "\n".join(str(error).strip().splitlines()[:6])
+        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {lines}", hint=hint) from error
+    return Built(
+        model=model.eval().requires_grad_(False),
+        root="",
+        left_out=left_out,
+        notes=(*notes, *fitting_notes(fitted, left_out, name, blueprint.model_class)),
+        dtype=storage_dtype(fitted.state),
+        types=stored_types(fitted.state, lambda marks: marks if convert is None else convert(marks) or {}),
+    )
+
+
+def _misfits(model: nn.Module, state: State) -> tuple[list[str], list[str]]:
+    """Names that a state lacks, and those that it has of parts of the model that have weights, but not these.
+
+    Names of other parts are no misfit: of losses and counters, or of a head that the model was built without.
+    """
+    expected = model.state_dict()
+    extra = [key for key in state if key not in expected and _nearest(model, key).state_dict()]
+    return [key for key in expected if key not in state], extra
+
+
+def _nearest(model: nn.Module, name: str) -> nn.Module:
+    """The innermost module of the model that a name leads to; an empty one where it leads nowhere."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        if (module := module_at(model, ".".join(parts[:length]))) is not None:
+            return module
+    return nn.Module()
+
+
+def _converted(blueprint: Blueprint, state: State) -> State | None:
+    """A state as timm converts what it downloads to a model's current names; None where that does not fit the model."""
+    own: nn.Module = blueprint.prototype
+    source = {"state_dict": dict(state), "source": "", "num_classes": blueprint.num_labels}
+    arguments = blueprint.config.get("model_args", {})
+    if blueprint.image is not None:
+        source["input_size"] = blueprint.image.shape
+    try:
+        model = _timm().create_model(
+            blueprint.config["architecture"], pretrained=True, pretrained_cfg_overlay=source, **arguments
+        )
+    except REFUSALS:
+        return None
+    found: State = model.state_dict()
+    return (
+        found if {k: t.shape for k, t in found.items()} == {k: t.shape for k, t in own.state_dict().items()} else None
+    )
 
 
 def preprocess(blueprint: Blueprint) -> Preprocess:
@@ -189,7 +260,8 @@ def preprocess(blueprint: Blueprint) -> Preprocess:
     if blueprint.image is not None and blueprint.image.resized:
         config |= {"input_size": blueprint.image.shape}
     transform: Preprocess = create_transform(**config, is_training=False)
-    return transform
+    mode = "RGB" if blueprint.image is None else blueprint.image.mode
+    return lambda picture: transform(picture.convert(mode))
 
 
 def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.checkpoints.folders import download
@@ -20,12 +20,25 @@ from optin_cli.checkpoints.libraries.registry import (
     MODELING,
     PLAN_KEY,
     Blueprint,
+    Built,
     ImageSpec,
     MapDecoder,
     Preprocess,
     read_folder,
 )
-from optin_cli.checkpoints.weights import State, strip_prefix
+from optin_cli.checkpoints.sentences import is_installed
+from optin_cli.checkpoints.weights import (
+    QUANTIZE_LATER,
+    SHOWN,
+    State,
+    Stored,
+    fit_state,
+    fitting_notes,
+    shown,
+    storage_dtype,
+    stored_types,
+    with_counters,
+)
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.tasks.schema import LabelMapRule
@@ -38,6 +51,10 @@ LIBRARY = "transformers"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 TEXT, IMAGE = "input_ids", "pixel_values"
 """Names of a model's main input."""
+QUANTIZED = ("quantization_config", "compression_config")
+"""Keys of a config that say how weights are quantized, the second in files of old."""
+BITSANDBYTES = ("load_in_8bit", "load_in_4bit")
+"""How configs of old say that bitsandbytes is meant."""
 SQUARE, WIDE = (256, 256), (320, 256)
 """Sizes of two images (width, height) that show what a processor makes of images in general."""
 REDUCES = ("do_reduce_labels", "reduce_labels")
@@ -47,9 +64,17 @@ LOADER = '''
 class {stock}(transformers.{stock}):
     """The stock class with the shapes of `config.{key}`, under its name: by that pipelines know what it is for."""
 
+    # Buffers that the version which wrote this folder computes; in others they may be among the weights.
+    _keys_to_ignore_on_load_missing = [*(transformers.{stock}._keys_to_ignore_on_load_missing or []), *{computed}]
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         apply_plan(self, config.{key})
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: the names of weights are those of the stock class, which the library translates for its own alone."""
+        return False
 '''
 TRUST = ", trust_remote_code=True"
 RELOAD = """
@@ -61,6 +86,30 @@ CARD = """from transformers import {auto_class}, {processor}
 folder = "path/to/this/folder"
 model = {auto_class}.from_pretrained(folder{trust})
 {variable} = {processor}.from_pretrained(folder)"""
+
+
+RELOADS = {
+    "SentenceTransformer": """
+from sentence_transformers import SentenceTransformer
+found = SentenceTransformer(folder, device="cpu"{trust}).float().eval()
+class Sentences(torch.nn.Module):
+    def forward(self, **inputs):
+        first, *others = found
+        features = first(inputs)
+        hidden = features["token_embeddings"].clone()  # earlier versions pool in place
+        for module in others:
+            features = module(features)
+        return {{**features, "last_hidden_state": hidden}}
+model = Sentences()
+""",
+    "CrossEncoder": """
+from sentence_transformers import CrossEncoder
+model = CrossEncoder(folder, device="cpu"{trust}).model.float()
+""",
+}
+CARD_SENTENCES = """from sentence_transformers import {loader}
+
+model = {loader}("path/to/this/folder"{trust})"""
 
 
 def owns(raw: Mapping[str, Any]) -> bool:
@@ -76,11 +125,12 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
     path = folder / CONFIG
     if architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
+    _require_unquantized(raw, folder)
     try:
         config = AutoConfig.for_model(**raw)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        shown = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
+        words = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is refused by transformers: {words}") from error
     auto_class, model_class = _find_class(config)
     takes = str(model_class.main_input_name)
     if takes not in (TEXT, IMAGE):
@@ -105,6 +155,15 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         plan=getattr(config, PLAN_KEY, None),
         prototype=model_class,
     )
+
+
+def _require_unquantized(raw: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that says how its weights are quantized."""
+    stated = next((raw[key] for key in QUANTIZED if isinstance(raw.get(key), Mapping)), None)
+    if stated is not None:
+        legacy = next((key for key in BITSANDBYTES if stated.get(key)), None)
+        method = stated.get("quant_method") or ("bitsandbytes" if legacy else "a method that its config does not name")
+        raise CheckpointError(f"{folder} is quantized by {method}.", hint=QUANTIZE_LATER)
 
 
 def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
@@ -137,9 +196,8 @@ def _image_spec(folder: Path, config: Any) -> ImageSpec:
     if _has_processor(folder):
         from PIL import Image
 
-        mode = "L" if channels == 1 else "RGB"
-        process = _as_pixels(_processor(folder))
-        square, wide = (process(Image.new(mode, size)) for size in (SQUARE, WIDE))
+        process = _as_pixels(_processor(folder), ImageSpec(IMAGE, channels, *SQUARE))
+        square, wide = (process(Image.new("RGB", size)) for size in (SQUARE, WIDE))
         return ImageSpec.of(IMAGE, square.shape, fixed=square.shape == wide.shape)
     size = getattr(config, "image_size", None)
     if size is None:
@@ -182,36 +240,54 @@ def planned_class(model_class: Any) -> Any:
         model_class.__init__(self, config, *args, **kwargs)
         apply_plan(self, getattr(config, PLAN_KEY))
 
-    return type(model_class.__name__, (model_class,), {"__init__": build_planned})
+    # The library translates names of weights for classes of its own modules alone.
+    return type(model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__})
 
 
-def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
+def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with its weights; nothing is filled in at random."""
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
         with torch.device("meta"):
-            expected = set(kind(blueprint.config).state_dict())
-        model, report = kind.from_pretrained(
-            None,
-            config=blueprint.config,
-            state_dict=strip_prefix(state, expected),
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+            blank = kind(blueprint.config)
+        fitted = fit_state(stored, blank.state_dict(), name)
+        model, report = _load(kind, blueprint.config, with_counters(fitted.state, blank))
+        types = stored_types(fitted.state, lambda marks: _load(kind, blueprint.config, marks)[0].state_dict())
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        shown = "\n".join(str(error).strip().splitlines()[:6])
-        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}") from error
+        lines = "\n".join(str(error).strip().splitlines()[:6])
+        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {lines}") from error
     optional = known_heads()[blueprint.auto_class].may_miss
     missing = sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in optional)
+    if missing and len(report["missing_keys"]) >= len(dict(blank.named_parameters())):
+        raise CheckpointError(
+            f"None of the weights of {name} has a place in {blueprint.model_class}: there are "
+            f"{shown(list(fitted.state), 'tensor')}; expected {shown(missing, 'tensor')}.",
+            hint="Pass the weights of that model, or a config whose architectures names the class that was trained.",
+        )
     if missing:
         raise CheckpointError(
-            f"{name} lacks {len(missing)} weight(s) that {blueprint.model_class} needs: {', '.join(missing[:5])}"
-            + ("…" if len(missing) > 5 else "."),
+            f"{name} lacks {len(missing)} weight(s) that {blueprint.model_class} needs: {', '.join(missing[:SHOWN])}"
+            + ("…" if len(missing) > SHOWN else "."),
             hint="Transformers would fill them with random numbers. Pass the whole checkpoint, "
             "or a config whose architectures names the class that was trained.",
         )
-    root = next(path for path, module in model.named_modules() if module is model.base_model)
-    return model.eval().requires_grad_(False), root
+    left_out = (*fitted.left_out, *sorted(report["unexpected_keys"]))
+    return Built(
+        model=model.eval().requires_grad_(False),
+        root=next(path for path, module in model.named_modules() if module is model.base_model),
+        left_out=left_out,
+        notes=fitting_notes(fitted, left_out, name, blueprint.model_class),
+        dtype=storage_dtype(fitted.state),
+        types=types,
+    )
+
+
+def _load(kind: Any, config: Any, state: State) -> tuple[Any, dict[str, Any]]:
+    """A model in float32 with the weights of a state, and what transformers reports of names that do not match."""
+    model, report = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    return model, report
 
 
 def preprocess(blueprint: Blueprint) -> Preprocess:
@@ -234,12 +310,13 @@ def _has_processor(folder: Path) -> bool:
 
 
 def _as_pixels(processor: Any, image: ImageSpec | None = None) -> Preprocess:
-    """A processor as a function of one image. image: what to scale to, where the user asked for its size."""
+    """A processor as a function of one image. image: its channels, and what to scale to where the user asked for it."""
     how: dict[str, Any] = {"return_tensors": "pt"}
     if image is not None and image.resized:
         how |= {"do_resize": True, "size": {"height": image.height, "width": image.width}}
         how |= {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
-    return lambda picture: processor(images=picture, **how)[IMAGE][0]
+    mode = "RGB" if image is None else image.mode
+    return lambda picture: processor(images=picture.convert(mode), **how)[IMAGE][0]
 
 
 def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
@@ -247,7 +324,7 @@ def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
     if blueprint.folder is not None and _has_processor(blueprint.folder):
         from PIL import Image
 
-        picture = Image.new("L" if image.channels == 1 else "RGB", WIDE)
+        picture = Image.new("RGB", WIDE)
         found = tuple(map(int, _as_pixels(_processor(blueprint.folder), image)(picture).shape))
         if found != image.shape:
             raise UsageError(
@@ -286,10 +363,9 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
 
-    Weights keep the names they have in the model: transformers translates those of earlier versions for its own classes
-    alone, not for one beside the weights.
+    Weights have the names of published checkpoints, which every version of transformers understands.
     """
-    model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
     config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
@@ -299,7 +375,10 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
 def modeling(blueprint: Blueprint) -> str:
     """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
     stocks = dict.fromkeys(_classes(blueprint).values())
-    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY) for stock in stocks)
+    with torch.device("meta"):
+        modules = blueprint.prototype(blueprint.config).modules()
+    computed = sorted({rf"{re.escape(name)}$" for module in modules for name in module._non_persistent_buffers_set})
+    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY, computed=computed) for stock in stocks)
     return f"\n\nimport transformers  # noqa: E402\n{classes}"
 
 
@@ -319,8 +398,8 @@ def plain_shapes(blueprint: Blueprint, settings: Settings) -> dict[str, tuple[in
         with torch.device("meta"):
             state = blueprint.prototype(_plain_config(blueprint, settings)).state_dict()
     except (RuntimeError, ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
-        shown = " ".join(str(error).split())
-        raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {shown}") from error
+        words = " ".join(str(error).split())
+        raise CheckpointError(f"{blueprint.model_class} does not build with such a config: {words}") from error
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -331,8 +410,15 @@ def save_plain(blueprint: Blueprint, model: Any, state: State, settings: Setting
 
 
 def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By the auto class; with the code beside the weights unless the library's own class takes them."""
+    """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
+
+    With the code beside the weights unless the library's own class takes them.
+    """
     trust = "" if plain else TRUST
+    if blueprint.sentences is not None and is_installed():
+        loader = blueprint.sentences.loader
+        words = f"{'plain ' if plain else ''}{loader}({trust.lstrip(', ')})"
+        return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
     return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
@@ -341,5 +427,7 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
 def loading(blueprint: Blueprint, *, plain: bool = False) -> str:
     """By the auto class, with what prepares its inputs."""
     text, trust = blueprint.image is None, "" if plain else TRUST
+    if blueprint.sentences is not None:
+        return CARD_SENTENCES.format(loader=blueprint.sentences.loader, trust=trust)
     variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
     return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)

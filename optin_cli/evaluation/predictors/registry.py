@@ -9,6 +9,7 @@ from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
 from optin_cli.evaluation.predictors.maps import predict_maps
+from optin_cli.evaluation.predictors.searches import predict_searches
 from optin_cli.evaluation.predictors.similarity import predict_similarity
 from optin_cli.evaluation.predictors.tags import predict_tags
 from optin_cli.tasks.schema import Kind
@@ -20,6 +21,8 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
         "regression": predict_labels,
         "token-classification": predict_tags,
         "similarity": predict_similarity,
+        "retrieval": predict_searches,
+        "reranking": predict_searches,
         "question-answering": predict_answers,
         "semantic-segmentation": predict_maps,
     }

@@ -1,6 +1,7 @@
 """Sentence similarity: the cosine of two sentences' embeddings, each encoded alone.
 
-A sentence's embedding is the mean of its last hidden states over real tokens, special ones included.
+A sentence's embedding is what its folder of sentence-transformers makes of it; for any other encoder it is the mean of
+its last hidden states over real tokens, special ones included.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, read_options, require_pairs
-from optin_cli.model.forward import call_model, mean_hidden
+from optin_cli.model.forward import call_model, embed_hidden
 from optin_cli.progress import SILENT, Progress
 
 
@@ -42,11 +43,11 @@ def predict_similarity(trial: Trial) -> Prediction:
 
 @torch.inference_mode()
 def embed(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> torch.Tensor:
-    """Mean last hidden state of every sample over its real tokens, (N, width) on the CPU, in the samples' order."""
+    """Embedding of every sample, (N, width) on the CPU, in the samples' order."""
     rule = checkpoint.structure.outputs[0]
     embeddings: dict[int, torch.Tensor] = {}
     for number, batch in enumerate(batches):
         progress.update(number, len(batches), checkpoint.name)
         hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
-        embeddings.update(zip(batch.rows, mean_hidden(hidden, batch).cpu(), strict=True))
+        embeddings.update(zip(batch.rows, embed_hidden(hidden, checkpoint.structure, batch).cpu(), strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])

@@ -1,6 +1,9 @@
 """timm checkpoints: lone state dicts, broken folders, names on the hub, and timm itself missing."""
 
+import argparse
+import functools
 import json
+import re
 import sys
 
 import pytest
@@ -9,8 +12,9 @@ import torch
 from helpers.masks import make_mask
 from helpers.models import IMAGES, SIDE, TIMM_VIT, build, logits, random_kept, save_images
 from helpers.running import call, done, python
+from helpers.states import write_state
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import optin_cli
@@ -181,3 +185,104 @@ def test_timm_has_no_label_maps(folder):
     checkpoint = load_checkpoint(folder)
     with pytest.raises(CheckpointError, match="has none of semantic segmentation"):
         checkpoint.blueprint.builder.map_decoder(checkpoint.blueprint)
+
+
+def old_names(state):
+    """A ConvNeXt as its authors published it."""
+    rules = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample", r"downsample_layers.\1"),
+        (r"\.blocks", ""),
+        ("conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm", "norm"),
+        (r"^head\.fc", "head"),
+    )
+    return {functools.reduce(lambda name, rule: re.sub(*rule, name), rules, key): t for key, t in state.items()}
+
+
+def test_weights_that_timm_converts_are_converted(tmp_path):
+    folder = save_images(tmp_path / "tiny", "timm-convnext")
+    state = load_file(folder / "model.safetensors")
+    mixed = {name: tensor.half() if "pwconv" in name else tensor for name, tensor in old_names(state).items()}
+    path = write_state(tmp_path / "old.pth.tar", {"epoch": 1, "model": mixed, "args": argparse.Namespace(lr=0.1)})
+    found = load_checkpoint(path, arch="timm:test_convnext2", arch_args={"num_classes": 3})
+    assert found.name == "old"
+    assert found.notes == (f"{path} has weights under names of old; timm converted them.",)
+    for name, tensor in found.model.state_dict().items():
+        assert torch.equal(tensor, state[name].half().float() if "mlp.fc" in name else state[name])
+        assert found.stored_as(name) == (torch.float16 if "mlp.fc" in name else torch.float32)
+
+
+def test_what_lies_beside_timms_weights_is_left_out(tmp_path, folder):
+    beside = {"n_averaged": torch.tensor(5), "loss.weight": torch.ones(2)}
+    state = {f"module.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()} | beside
+    save_file(state, folder / "model.safetensors")
+    checkpoint = load_checkpoint(folder)
+    assert sorted(checkpoint.left_out) == ["loss.weight", "n_averaged"]
+    said = "2 tensors (loss.weight, n_averaged) left out, which VisionTransformer has no place for."
+    assert said in done("profile", folder).err
+    kept = random_kept(checkpoint.structure, 1)
+    assert sorted(optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / "small").left_out) == [
+        "loss.weight",
+        "n_averaged",
+    ]
+
+
+def test_old_batch_norms_have_counted_nothing(tmp_path):
+    folder = save_images(tmp_path / "tiny", "timm-resnet")
+    whole = load_checkpoint(folder)
+    state = {n: t for n, t in load_file(folder / "model.safetensors").items() if "num_batches" not in n}
+    save_file(state, folder / "model.safetensors")
+    assert torch.equal(logits(load_checkpoint(folder).model), logits(whole.model))
+
+
+def test_models_without_classes_put_out_features(tmp_path, folder):
+    bare = save_images(tmp_path / "bare", "timm-vit", num_classes=0)
+    edit_config(folder, model_args=IMAGES["timm-vit"][2] | {"num_classes": 0}, num_classes=0)
+    for path, left_out in ((bare, ()), (folder, ("head.bias", "head.weight"))):
+        checkpoint = load_checkpoint(path)
+        (output,) = checkpoint.structure.outputs
+        assert (output.kind, checkpoint.blueprint.purpose, checkpoint.left_out) == ("real", "similarity", left_out)
+        kept = random_kept(checkpoint.structure, 1)
+        optin_cli.prune(checkpoint, make_mask(checkpoint, kept), tmp_path / f"{path.name}-small")
+
+
+def test_models_of_one_channel_take_grayscale_images(tmp_path):
+    arguments = TIMM_VIT | {"in_chans": 1}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
+    config = {"model_args": arguments, "pretrained_cfg": {"input_size": [1, SIDE, SIDE], "mean": [0.5], "std": [0.5]}}
+    save_for_hf(model, tmp_path / "gray", model_config=config, safe_serialization=True)
+    pixels = load_checkpoint(tmp_path / "gray").input.preprocess()(Image.new("RGB", (9, 9), (51, 51, 51)))
+    torch.testing.assert_close(pixels, torch.full((1, SIDE, SIDE), -0.6))
+
+
+SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("skresnet18", {}, r"its layer1\.0\.conv1 is a SelectiveKernel, which weighs its branches by attention"),
+        ("resnest14d", {}, r"its layer1\.0\.conv2 is a SplitAttn, which weighs its splits by attention"),
+        (
+            "test_convnext2",
+            {"use_grn": True},
+            r"mlp\.grn is a GlobalResponseNorm, which divides each channel's response",
+        ),
+    ],
+)
+def test_blocks_that_bind_their_channels_together_are_refused_by_name(tmp_path, name, arguments, message):
+    arguments = {"num_classes": 3, **(SMALL_RESNET if "resn" in name else {}), **arguments}
+    model = timm.create_model(name, **arguments)
+    save_for_hf(model, tmp_path / name, model_config={"model_args": arguments}, safe_serialization=True)
+    with pytest.raises(ArchitectureError, match=message):
+        load_checkpoint(tmp_path / name)
+
+
+def test_channels_that_a_fixed_filter_reads_stay(tmp_path):
+    model = timm.create_model("resnetblur18", **SMALL_RESNET)
+    save_for_hf(model, tmp_path / "blur", model_config={"model_args": SMALL_RESNET}, safe_serialization=True)
+    checkpoint = load_checkpoint(tmp_path / "blur")
+    assert [group.name for group in checkpoint.structure.groups] == ["layer1.0.channel"]
+    optin_cli.prune(checkpoint, make_mask(checkpoint, random_kept(checkpoint.structure, 1)), tmp_path / "small")
