@@ -54,7 +54,7 @@ class ShrinkOptions(Checked):
         super().__post_init__()
         if self.keep_flops is None and self.max_drop is None:
             raise UsageError(
-                "No budget was given.", hint="Pass --keep-flops 0.5, or --task NAME with --max-drop 0.01, or all three."
+                "No budget was given.", hint="Pass --keep-flops 0.5, or --max-drop 0.01 with --task NAME, or both."
             )
         if self.keep_flops is None and (self.search != SearchOptions() or self.scoring.units != ScoreOptions.units):
             raise UsageError(

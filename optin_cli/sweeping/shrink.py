@@ -13,7 +13,7 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.scores import write_scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
 from optin_cli.checkpoints.folders import MANIFEST
-from optin_cli.data.spec import DataSpec
+from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import UsageError
 from optin_cli.evaluation.evaluate import evaluate
 from optin_cli.files import atomic_folder, check_output, read_bytes, write_bytes, write_text
@@ -131,7 +131,7 @@ class Run:
                 progress=progress,
             )
 
-    def by_drop(self, task: str, data: DataSpec, most: float) -> None:
+    def by_drop(self, task: str | None, data: DataSpec, most: float) -> None:
         """Find the smallest model within a drop; it stays in the record of the sweep too."""
         places, options = self.places, self.options
         how = SweepOptions(
@@ -180,27 +180,30 @@ def shrink(
     Args:
         calib: unlabelled texts or images to score and refit on; a task name, a file or a folder.
         output: folder of the smaller checkpoint. Scores (or the sweep), mask and evaluation are written beside it.
-        task: whose metric is measured; without it, size and speed are.
+        task: whose metric is measured; without it, that of what the model is for on `data`, or size and speed alone.
         data: what to evaluate on, in place of the task's dataset.
         report: called with the name of every stage that begins.
 
     Raises:
-        UsageError: a drop is limited but there is no task. GateError: no model within the drop was found. OptinError:
+        UsageError: a drop is limited but neither task nor data. GateError: no model within the drop was found. OptinError:
             whatever a stage raises. A drop beyond the limit at a share of the MACs is for the caller to see
             (`evaluation.evaluate.require_drop`), since the result is there.
     """
-    places = Places(Path(output))
+    places, examined = Places(Path(output)), DataSpec.of(data)
     if task is not None:
-        load_task(task)
-    elif options.max_drop is not None:
-        raise UsageError("--max-drop limits the fall of a task's metric.", hint="Pass --task NAME.")
+        require_data(load_task(task), examined.local)
+    elif options.max_drop is not None and not examined.is_named:
+        raise UsageError(
+            "--max-drop limits the fall of a metric, and nothing names one.",
+            hint="Pass --task NAME, or labelled samples of what the model is for with --data PATH.",
+        )
     check_places(places, options, force=force)
-    refit, examined = options.refit, DataSpec.of(data)
+    refit = options.refit
     run = Run(as_checkpoint(checkpoint), DataSpec.of(calib), places, options, refit, force, progress, report)
     if options.keep_flops is not None:
         run.by_share(options.keep_flops)
     else:
-        run.by_drop(task or "", examined, options.max_drop or 0.0)
+        run.by_drop(task, examined, options.max_drop or 0.0)
     evaluation = run.evaluate(task, examined)
     manifest = parse(Manifest, read_bytes(places.folder / MANIFEST, "manifest"), MANIFEST)
     return Shrunk(places, manifest, evaluation, run.seconds)
