@@ -185,8 +185,8 @@ def shrink(
         report: called with the name of every stage that begins.
 
     Raises:
-        UsageError: a drop is limited but neither task nor data. GateError: no model within the drop was found. OptinError:
-            whatever a stage raises. A drop beyond the limit at a share of the MACs is for the caller to see
+        UsageError: a drop is limited, but there is neither task nor data. GateError: no model within the drop was found.
+            OptinError: whatever a stage raises. A drop beyond the limit at a share of the MACs is for the caller to see
             (`evaluation.evaluate.require_drop`), since the result is there.
     """
     places, examined = Places(Path(output)), DataSpec.of(data)
