@@ -185,7 +185,7 @@ def shrink(
         report: called with the name of every stage that begins.
 
     Raises:
-        UsageError: a drop is limited, but there is neither task nor data. GateError: no model within the drop was found.
+        UsageError: a drop is limited, but there is neither task nor data. GateError: no model is within the drop.
             OptinError: whatever a stage raises. A drop beyond the limit at a share of the MACs is for the caller to see
             (`evaluation.evaluate.require_drop`), since the result is there.
     """
