@@ -19,6 +19,7 @@ Purpose = Literal[
     "similarity",
     "question-answering",
     "token-classification",
+    "fill-mask",
     "next-token-prediction",
     "semantic-segmentation",
 ]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 STDIO = files.STDIO
 PIPE_WIDTH = 160
+SHOWN = 4
+"""Names that a line lists."""
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -59,6 +61,12 @@ class Opening:
     architecture: Path | None = option(
         None, "--architecture", "Own description of where the model's units lie.", metavar="JSON"
     )
+    as_class: str | None = option(
+        None,
+        "--as",
+        "Class to open it as, not the one its config names: AutoModel, without the head.",
+        metavar="AUTOCLASS",
+    )
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
@@ -67,14 +75,17 @@ class Opening:
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
-        return load(
+        checkpoint = load(
             source,
             arch=self.arch,
             arch_args=arguments,
             architecture=self.architecture,
+            as_class=self.as_class,
             image_size=size,
             device=self.device,
         )
+        say_left_out(checkpoint)
+        return checkpoint
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -164,6 +175,14 @@ def console(*, error: bool = False) -> Console:
 def say(message: str) -> None:
     """One line of talk on stderr."""
     typer.echo(message, err=True)
+
+
+def say_left_out(checkpoint: Checkpoint) -> None:
+    """Name the weights that are left out of a checkpoint opened as another class."""
+    names, blueprint = checkpoint.left_out, checkpoint.blueprint
+    if blueprint.opened_as is not None and names:
+        more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
+        say(f"{checkpoint.name} is opened as {blueprint.model_class}, without {', '.join(names[:SHOWN])}{more}.")
 
 
 class Notes:

@@ -30,6 +30,7 @@ SMALL = {
 DISTIL = {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 40}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
 GROUPED = {"num_key_value_heads": 4, "num_attention_heads": 8, "pad_token_id": 0}
+MODERN = {"pad_token_id": 0, "global_attn_every_n_layers": 2, "local_attention": 6}
 SHARED = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
 
 FAMILIES = {
@@ -43,6 +44,7 @@ FAMILIES = {
     "albert-2-groups": ("albert", SMALL | {"embedding_size": 16, "num_hidden_groups": 2}),
     "deberta-v2": ("deberta-v2", SMALL | DISENTANGLED),
     "deberta-v2-shared": ("deberta-v2", SMALL | DISENTANGLED | SHARED),
+    "modernbert": ("modernbert", SMALL | MODERN),
 }
 HEADS = {
     "classes": ("AutoModelForSequenceClassification", {"num_labels": 3}),
@@ -53,6 +55,7 @@ HEADS = {
     ),
     "tokens": ("AutoModelForTokenClassification", {"num_labels": 3}),
     "answers": ("AutoModelForQuestionAnswering", {"num_labels": 2}),
+    "masked": ("AutoModelForMaskedLM", {}),
     "base": ("AutoModel", {}),
 }
 DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}

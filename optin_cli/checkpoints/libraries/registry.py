@@ -83,7 +83,8 @@ class Blueprint:
     what loads such a model, the key of what its head puts out: an auto class of transformers, or timm.create_model.
     image: None for a model that takes text. num_labels: classes of the head; label_names: their names in order, where
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
-    already. prototype: what `Library.build` starts from, a model class or an uncut model.
+    already. prototype: what `Library.build` starts from, a model class or an uncut model. opened_as: the auto class
+    that the user asked for in place of the class that the config names.
     """
 
     library: str
@@ -99,6 +100,7 @@ class Blueprint:
     problem_type: str | None
     plan: dict[str, Any] | None
     prototype: Any
+    opened_as: str | None = None
 
     @property
     def builder(self) -> Library:
@@ -123,27 +125,49 @@ class Blueprint:
         return self.builder.at_size(self, image)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the user asks for a config to be read.
+
+    architecture: an own description, with which the kind of model need not be known. as_class: the auto class to open
+    it as, None for the class that the config names.
+    """
+
+    architecture: Path | None = None
+    as_class: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model in evaluation mode, the path of its base model in it, and the weights that it has no place for."""
+
+    model: nn.Module
+    root: str
+    left_out: tuple[str, ...] = ()
+
+
 class Library(Protocol):
     """One library of models."""
 
     def owns(self, raw: Mapping[str, Any]) -> bool:
         """Whether a decoded config.json is one of this library's."""
 
-    def read(self, folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
-        """Understand a decoded config; with an own `architecture` description, the kind need not be known.
+    def read(self, folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
+        """Understand a decoded config.
 
         Raises:
             CheckpointError: the config is unsound. ArchitectureError: nothing describes its kind of model.
+            UsageError: the library has no such class to open it as.
         """
 
-    def describe(self, name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+    def describe(self, name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
         """Understand the name of a model (or config folder) and arguments that its weights file was made with."""
 
     def repository(self, name: str) -> str:
         """Hub repository that holds the model of that name."""
 
-    def build(self, blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-        """The model in evaluation mode, and its base model's path in it (CheckpointError if the weights do not fit)."""
+    def build(self, blueprint: Blueprint, state: State, name: str) -> Built:
+        """The model with its weights (CheckpointError if they do not fit)."""
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
@@ -188,7 +212,7 @@ def split_prefix(name: str) -> tuple[str | None, str]:
     return (prefix, rest) if mark and prefix in LIBRARIES else (None, name)
 
 
-def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
+def read_folder(folder: Path, reading: Reading = Reading()) -> Blueprint:
     """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it)."""
     path = folder / CONFIG
     if not path.is_file():
@@ -203,7 +227,7 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
-            return library.read(folder, raw, architecture)
+            return library.read(folder, raw, reading)
     raise CheckpointError(
         f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
-from optin_cli.checkpoints.libraries.registry import CONFIG, PLAN_KEY, Blueprint, ImageSpec, MapDecoder, Preprocess
+from optin_cli.checkpoints.libraries.registry import (
+    CONFIG,
+    PLAN_KEY,
+    Blueprint,
+    Built,
+    ImageSpec,
+    MapDecoder,
+    Preprocess,
+    Reading,
+)
 from optin_cli.checkpoints.weights import State, strip_prefix
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
@@ -84,9 +92,15 @@ def owns(raw: Mapping[str, Any]) -> bool:
     return isinstance(raw.get("architecture"), str)
 
 
-def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     """Understand a config of timm by building its model."""
     from timm.data import resolve_model_data_config
+
+    if reading.as_class not in (None, LOADED_BY):
+        raise UsageError(
+            f"--as names a class of transformers, {reading.as_class}, but this is a model of timm.",
+            hint="Leave out --as.",
+        )
 
     path = folder / CONFIG
     _require_known(str(raw["architecture"]))
@@ -96,7 +110,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         shown = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is refused by timm: {shown}") from error
     kind = type(model).__name__
-    if architecture is None:
+    if reading.architecture is None:
         find_architecture(kind, LIBRARY)
     size = resolve_model_data_config(model)["input_size"]
     names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
@@ -117,7 +131,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
     )
 
 
-def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+def describe(name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
     """Understand timm's name of a model and the arguments it was built with."""
     _require_known(name)
     try:
@@ -133,7 +147,7 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
         save_config_for_hf(model, str(path), model_config={"model_args": dict(arguments)})
         # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return replace(read(Path(scratch), raw, architecture), folder=None)
+        return replace(read(Path(scratch), raw, reading), folder=None)
 
 
 def repository(name: str) -> str:
@@ -155,7 +169,7 @@ def _require_known(name: str) -> None:
         raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
 
 
-def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
+def build(blueprint: Blueprint, state: State, name: str) -> Built:
     """The model in float32 with exactly the weights that it needs."""
     model: nn.Module = blueprint.prototype
     if blueprint.plan:
@@ -178,7 +192,7 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
     except RuntimeError as error:
         shown = "\n".join(str(error).strip().splitlines()[:6])
         raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}", hint=hint) from error
-    return model.eval().requires_grad_(False), ""
+    return Built(model.eval().requires_grad_(False), "")
 
 
 def preprocess(blueprint: Blueprint) -> Preprocess:

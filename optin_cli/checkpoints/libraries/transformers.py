@@ -20,9 +20,11 @@ from optin_cli.checkpoints.libraries.registry import (
     MODELING,
     PLAN_KEY,
     Blueprint,
+    Built,
     ImageSpec,
     MapDecoder,
     Preprocess,
+    Reading,
     read_folder,
 )
 from optin_cli.checkpoints.weights import State, strip_prefix
@@ -52,10 +54,15 @@ class {stock}(transformers.{stock}):
         apply_plan(self, config.{key})
 '''
 TRUST = ", trust_remote_code=True"
+RETURNS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Keys of a config that decide what a model returns, and their values where outputs are compared by name."""
 RELOAD = """
 import transformers
-model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
 """
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+ATTENTIONS = ("sdpa", "eager")
+"""Attention implementations that need nothing but torch, on any device and in float32."""
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
@@ -68,20 +75,22 @@ def owns(raw: Mapping[str, Any]) -> bool:
     return "model_type" in raw
 
 
-def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     """Understand a config of transformers."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = folder / CONFIG
-    if architecture is None:
+    if reading.architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
     try:
-        config = AutoConfig.for_model(**raw)
+        config = AutoConfig.for_model(**_with_own_attention(raw))
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         shown = " ".join(str(error).split())
         raise CheckpointError(f"{path} is refused by transformers: {shown}") from error
-    auto_class, model_class = _find_class(config)
+    named = config.architectures[0] if config.architectures else None
+    auto_class, model_class = _find_class(config, reading.as_class)
+    config.architectures = [model_class.__name__]
     takes = str(model_class.main_input_name)
     if takes not in (TEXT, IMAGE):
         raise CheckpointError(
@@ -104,17 +113,18 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         problem_type=problem_type,
         plan=getattr(config, PLAN_KEY, None),
         prototype=model_class,
+        opened_as=reading.as_class if model_class.__name__ != named else None,
     )
 
 
-def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+def describe(name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
     """Understand a config folder, or the hub id of one."""
     if arguments:
         raise UsageError(
             "--arch-args are for models of timm, which are named; a transformers config says everything itself.",
             hint="Pass --arch timm:NAME, or leave out --arch-args.",
         )
-    return read_folder(Path(name) if Path(name).is_dir() else download(name), architecture)
+    return read_folder(Path(name) if Path(name).is_dir() else download(name), reading)
 
 
 def repository(name: str) -> str:
@@ -151,28 +161,65 @@ def _image_spec(folder: Path, config: Any) -> ImageSpec:
     return ImageSpec(IMAGE, channels, int(height), int(width))
 
 
-def _find_class(config: Any) -> tuple[str, Any]:
-    """The auto class whose mapping holds the config's model class, and that class."""
+def _with_own_attention(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, and those inside it, without attention implementations that may be missing here."""
+    return {
+        key: _with_own_attention(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key not in ATTENTION_KEYS or value in ATTENTIONS
+    }
+
+
+def _find_class(config: Any, as_class: str | None) -> tuple[str, Any]:
+    """An auto class, and the model class that it has for a config: the one that the config names, or `as_class`'s.
+
+    Raises UsageError: there is no such auto class. CheckpointError: it has no class for this config, or the config
+    names a class with unknown outputs.
+    """
+    names, classes = list(config.architectures or []), _classes_by_head(type(config))
+    if as_class is not None:
+        return as_class, _class_asked(as_class, classes, names, config.model_type)
+    for name in names:
+        for auto_class, found in classes.items():
+            if name in found:
+                return auto_class, found[name]
+    found_words = f"the model class {names[0]}" if names else "no model class (architectures)"
+    raise CheckpointError(
+        f"The config names {found_words}, which optin has no outputs to compare for.",
+        hint=f"It can be opened as another class whose weights the checkpoint has: --as {_listed(classes)}.",
+    )
+
+
+def _classes_by_head(config_class: type) -> dict[str, dict[str, Any]]:
+    """Model classes of a config's type by name, of each auto class whose outputs are known."""
     import transformers
 
-    names = list(config.architectures or [])
-    candidates: dict[str, tuple[str, Any]] = {}
+    classes: dict[str, dict[str, Any]] = {}
     for auto_class, head in known_heads().items():
-        if head.library != LIBRARY:
-            continue
-        mapping = getattr(transformers, auto_class)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            for model_class in found if isinstance(found, tuple) else (found,):
-                candidates[model_class.__name__] = (auto_class, model_class)
-    for name in names:
-        if name in candidates:
-            return candidates[name]
-    found = f"the model class {names[0]}" if names else "no model class (architectures)"
-    raise CheckpointError(
-        f"The config names {found}, which optin has no outputs to compare for.",
-        hint=did_you_mean(names[0] if names else "", candidates),
-    )
+        mapping = getattr(transformers, auto_class)._model_mapping if head.library == LIBRARY else {}
+        if config_class in mapping:
+            found = mapping[config_class]
+            each = {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
+            classes[auto_class] = each
+    return classes
+
+
+def _class_asked(as_class: str, classes: Mapping[str, Mapping[str, Any]], names: list[str], model_type: str) -> Any:
+    """The model class that an auto class has for a config: one that the config names, else its first."""
+    known = [auto_class for auto_class, head in known_heads().items() if head.library == LIBRARY]
+    if as_class not in known:
+        raise UsageError(f"Unknown class --as {as_class}.", hint=did_you_mean(as_class, known))
+    if as_class not in classes:
+        raise CheckpointError(
+            f"{as_class} has no class for {model_type} models.", hint=f"Pass one that has: --as {_listed(classes)}."
+        )
+    own = [classes[as_class][name] for name in names if name in classes[as_class]]
+    return [*own, *classes[as_class].values()][0]
+
+
+def _listed(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Auto classes with their model classes, in words."""
+    return ", ".join(f"{auto_class} ({', '.join(found)})" for auto_class, found in classes.items())
 
 
 def planned_class(model_class: Any) -> Any:
@@ -185,15 +232,21 @@ def planned_class(model_class: Any) -> Any:
     return type(model_class.__name__, (model_class,), {"__init__": build_planned})
 
 
-def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str]:
-    """The model in float32 with its weights; nothing is filled in at random."""
+def build(blueprint: Blueprint, state: State, name: str) -> Built:
+    """The model in float32 with its weights; nothing is filled in at random.
+
+    It returns its outputs by name, whatever its config says.
+    """
+    config = copy.deepcopy(blueprint.config)
+    for key, value in RETURNS.items():
+        setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
         with torch.device("meta"):
-            expected = set(kind(blueprint.config).state_dict())
+            expected = set(kind(config).state_dict())
         model, report = kind.from_pretrained(
             None,
-            config=blueprint.config,
+            config=config,
             state_dict=strip_prefix(state, expected),
             dtype=torch.float32,
             output_loading_info=True,
@@ -203,6 +256,7 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
         raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}") from error
     optional = known_heads()[blueprint.auto_class].may_miss
     missing = sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in optional)
+    absent = {key.partition(".")[0] for key in report["missing_keys"]} & set(optional)
     if missing:
         raise CheckpointError(
             f"{name} lacks {len(missing)} weight(s) that {blueprint.model_class} needs: {', '.join(missing[:5])}"
@@ -210,8 +264,10 @@ def build(blueprint: Blueprint, state: State, name: str) -> tuple[nn.Module, str
             hint="Transformers would fill them with random numbers. Pass the whole checkpoint, "
             "or a config whose architectures names the class that was trained.",
         )
+    for part in absent:
+        setattr(model, part, None)
     root = next(path for path, module in model.named_modules() if module is model.base_model)
-    return model.eval().requires_grad_(False), root
+    return Built(model.eval().requires_grad_(False), root, tuple(sorted(report["unexpected_keys"])))
 
 
 def preprocess(blueprint: Blueprint) -> Preprocess:
@@ -335,7 +391,8 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
     trust = "" if plain else TRUST
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
+    code = RELOAD.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS)
+    return f"{words} in a fresh process without optin", code
 
 
 def loading(blueprint: Blueprint, *, plain: bool = False) -> str:
