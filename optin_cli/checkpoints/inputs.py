@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Workload
 from optin_cli.checkpoints.libraries.registry import Blueprint, ImageSpec, MapDecoder, Preprocess
 from optin_cli.data.batch import Batch
@@ -22,11 +23,12 @@ from optin_cli.data.images.scene_samples import load_scene_samples
 from optin_cli.data.labels import image_class_ids, label_ids
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
+from optin_cli.data.text.masked import Masking
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.samples import load_samples
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_SEQ_LEN
+from optin_cli.options.common import DEFAULT_MASK_EVERY, DEFAULT_SEQ_LEN
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import InputKind, Task
 
@@ -34,6 +36,10 @@ Inputs = dict[str, torch.Tensor]
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 MOST_PIXELS = 32 * 224 * 224
 """Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
+MOST_LOGITS = 2**26
+"""Numbers that the output of one batch holds, where there is one for every token and word of the vocabulary."""
+VOCABULARY_HEADS: frozenset[Purpose] = frozenset({"fill-mask", "next-token-prediction"})
+"""What models with such outputs are for."""
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
@@ -95,6 +101,12 @@ class TextInput:
     def vocabulary(self) -> int:
         """Number of token ids that the model knows."""
         return int(self.blueprint.config.vocab_size)
+
+    def rows_at_once(self, asked: int, tokens: int) -> int:
+        """Samples of so many tokens that are run at once: fewer than `asked` where outputs would be too large."""
+        if self.blueprint.purpose not in VOCABULARY_HEADS:
+            return asked
+        return min(asked, max(1, MOST_LOGITS // (tokens * self.vocabulary)))
 
     def names(self) -> tuple[str, ...]:
         """Names of the tensors that an exported file takes: what the tokenizer gives of what the model takes."""
@@ -176,19 +188,24 @@ class TextInput:
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Padded batches on the model's device, of two texts as one sequence or, for similarity by labels, each alone.
 
+        A model that fills in masked tokens gets some to fill in.
+
         Raises UsageError: a size out of range, or class labels and a model of sentence embeddings. DataError: labels
         without a class.
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer()
         length = usable_length(tokenizer, self.most, options.max_length)
-        size = options.batch_size
+        size = self.rows_at_once(options.batch_size, length)
         if options.labelled and task is not None and task.each_alone:
             return fit_inputs(self.model, pair_batches(texts, task, tokenizer, batch_size=size, max_length=length))
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = label_ids(texts, task, self.blueprint.config) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, label_map=labels)
+        if self.blueprint.purpose == "fill-mask":
+            masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
+            found = [masking.once(batch) for batch in found]
         return fit_inputs(self.model, found)
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
@@ -216,6 +233,11 @@ class ImageInput:
     def names(self) -> tuple[str, ...]:
         """The one tensor."""
         return (self.image.input_name,)
+
+    def rows_at_once(self, asked: int, tokens: int) -> int:
+        """Images that are run at once: fewer than `asked` where they are large."""
+        del tokens
+        return min(asked, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
 
     @torch.no_grad()
     def check(self) -> None:
@@ -313,7 +335,7 @@ class ImageInput:
         self, samples: ImageSamples, batch_size: int, shape: tuple[int, int, int] | None, labels: Sequence[int] | None
     ) -> Sequence[Batch]:
         name, transform = self.image.input_name, self.preprocess()
-        size = min(batch_size, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
+        size = self.rows_at_once(batch_size, 0)
         made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=size, labels=labels)
         return made.to(device_of(self.model))
 

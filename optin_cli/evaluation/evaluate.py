@@ -9,7 +9,7 @@ from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Meas
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.checks import require_fit
 from optin_cli.checkpoints.inputs import random_inputs
-from optin_cli.data.load import AnySamples
+from optin_cli.data.load import AnySamples, is_measurable
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
@@ -83,7 +83,7 @@ class Exam:
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
     """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
     samples, task = exam.samples, exam.task
-    if samples is not None and against is None and not (task is not None and samples.labelled):
+    if samples is not None and against is None and not is_measurable(samples, task):
         what = "no labels" if task is not None else "no task that names a metric"
         raise DataError(
             f"There is {what} to measure {samples.name} by, and nothing to compare with.",
@@ -215,12 +215,15 @@ def _compare(
 
 def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
     """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
-    if len(mine.outputs) != len(theirs.outputs) or len(mine.maps) != len(theirs.maps):
+    alike = (mine.stream is None) is (theirs.stream is None)
+    if not alike or len(mine.outputs) != len(theirs.outputs) or len(mine.maps) != len(theirs.maps):
         raise DataError(
             f"The two models put out different things: {len(mine.outputs)} and {len(theirs.outputs)} distributions a "
             "sample.",
             hint="Compare checkpoints of the same task.",
         )
+    if mine.stream is not None and theirs.stream is not None:
+        return metrics.streamed_distances(mine.stream(), theirs.stream())
     if mine.maps:
         return agreement(mine.maps, theirs.maps), None
     found = list(filter(None, map(metrics.distances, mine.outputs, theirs.outputs)))
@@ -230,7 +233,7 @@ def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, floa
 
 
 def require_drop(evaluation: Evaluation, most: float) -> str | None:
-    """The message if the metric fell by more than `most`, None if it did not (UsageError if nothing was compared)."""
+    """The message if the metric is worse by more than `most`, None if not (UsageError if nothing was compared)."""
     comparison = evaluation.against
     if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(
@@ -239,7 +242,8 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         )
     if comparison.drop <= most:
         return None
+    moved = "fell" if metrics.find_metric(evaluation.metric.name).higher_is_better else "rose"
     return (
-        f"{evaluation.metric.name} fell by {comparison.drop:.4f} "
+        f"{evaluation.metric.name} {moved} by {comparison.drop:.4f} "
         f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
     )

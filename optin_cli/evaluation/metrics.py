@@ -5,7 +5,7 @@ counts of pixels, (N, 3, C): see `count_pixels`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -190,6 +190,16 @@ def distances(logits: torch.Tensor, reference: torch.Tensor) -> tuple[float, flo
     return float((_classes(logits) == _classes(reference)).double().mean()), max(divergence, 0.0)
 
 
+def streamed_distances(logits: Iterable[torch.Tensor], reference: Iterable[torch.Tensor]) -> tuple[float, float]:
+    """The same of outputs that come in parts (n, classes), of which one at a time is held."""
+    same = divergence = 0.0
+    count = 0
+    for mine, theirs in zip(logits, reference, strict=True):
+        agreement, kl = distances(mine, theirs) or (1.0, 0.0)
+        same, divergence, count = same + agreement * len(mine), divergence + kl * len(mine), count + len(mine)
+    return same / count, divergence / count
+
+
 def find_metric(name: str) -> Metric:
     """The metric of that name (DataError if there is none)."""
     if name not in METRICS:
@@ -330,6 +340,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             AnswerMetric("squad_f1", True, "f1"),
             MapMetric("mean_iou", True, _mean_iou),
             MapMetric("pixel_accuracy", True, _pixel_accuracy),
+            Metric("pseudo_perplexity", False),
         )
     }
 )

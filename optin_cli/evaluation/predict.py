@@ -1,6 +1,6 @@
 """Run a checkpoint over samples: what the predictor of every kind of task builds on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,7 @@ class Prediction:
     keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
     error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
     images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
+    stream: computes logits (n, classes) anew, batch by batch, in place of outputs that would not fit in memory.
     """
 
     outputs: list[torch.Tensor]
@@ -47,6 +48,7 @@ class Prediction:
     constants: Options = field(default_factory=dict)
     maps: list[ClassMap] = field(default_factory=list)
     class_iou: dict[str, float | None] = field(default_factory=dict)
+    stream: Callable[[], Iterator[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

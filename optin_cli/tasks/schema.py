@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["calibration", "evaluation"]
-Kind = Literal["classification", "regression", "similarity", "question-answering", "semantic-segmentation"]
+Kind = Literal["classification", "regression", "similarity", "question-answering", "semantic-segmentation", "fill-mask"]
 InputKind = Literal["text", "image"]
 MetricName = Literal[
     "accuracy",
@@ -22,6 +22,7 @@ MetricName = Literal[
     "squad_f1",
     "mean_iou",
     "pixel_accuracy",
+    "pseudo_perplexity",
 ]
 Colour = tuple[int, int, int]
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
@@ -31,12 +32,15 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "similarity": frozenset({"pearson", "spearman"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
+        "fill-mask": frozenset({"pseudo_perplexity", "accuracy"}),
     }
 )
 IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
 """Kinds that a task on images may be of: those whose labels are classes, with names."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
+UNLABELLED: frozenset[Kind] = frozenset({"fill-mask"})
+"""Kinds whose texts are their own labels."""
 
 
 class _Strict(BaseModel):
@@ -92,7 +96,7 @@ class Task(_Strict):
     dataset: DatasetName | None = None
     text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
     image_column: str | None = None
-    label_column: str
+    label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     splits: Splits
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
@@ -105,6 +109,17 @@ class Task(_Strict):
     def each_alone(self) -> bool:
         """Whether the model reads the two texts of a sample one at a time, not as one sequence."""
         return self.kind == "similarity"
+
+    @property
+    def labels_itself(self) -> bool:
+        """Whether its texts are their own labels."""
+        return self.kind in UNLABELLED
+
+    @model_validator(mode="after")
+    def _check_label_column(self) -> Task:
+        if (self.label_column is None) is not self.labels_itself:
+            raise ValueError(f"a {self.kind} task has {'no' if self.labels_itself else 'a'} label_column")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Task:

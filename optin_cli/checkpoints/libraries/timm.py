@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
+from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
 from optin_cli.checkpoints.libraries.registry import (

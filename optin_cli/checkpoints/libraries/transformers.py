@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.checkpoints.folders import download

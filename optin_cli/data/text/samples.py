@@ -116,7 +116,7 @@ def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) 
         wanted: tuple[str, ...] | None = tuple(asked)
     elif task is not None and table.nameless and len(task.text_columns) == 1:
         wanted = table.columns
-    elif task is not None:
+    elif task is not None and not (task.labels_itself and not set(task.text_columns) <= set(table.columns)):
         wanted = task.text_columns
     else:
         wanted = next((s for s in COLUMN_SETS if set(s) <= set(table.columns)), None)

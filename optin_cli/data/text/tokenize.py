@@ -41,12 +41,7 @@ def make_batches(
 def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, list[list[int]]]:
     """Rows of token ids, masks and types by input name, unpadded; arguments and errors as of `make_batches`."""
     pair = len(samples.texts[0]) == 2
-    special = tokenizer.num_special_tokens_to_add(pair=pair)
-    if max_length <= special:
-        raise UsageError(
-            f"The maximum length is {max_length} tokens, of which {special} are special ones; "
-            f"expected at least {special + 1}."
-        )
+    require_room(tokenizer, max_length, pair=pair)
     encoded: Mapping[str, list[list[int]]] = tokenizer(
         *[[texts[i] for texts in samples.texts] for i in range(1 + pair)],
         truncation=True,
@@ -55,6 +50,16 @@ def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, 
         return_attention_mask=True,
     )
     return encoded
+
+
+def require_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
+    """Refuse a length that special tokens alone take up (UsageError)."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= special:
+        raise UsageError(
+            f"The maximum length is {max_length} tokens, of which {special} are special ones; "
+            f"expected at least {special + 1}."
+        )
 
 
 def cut_batches(
