@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
+from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, weight_files
@@ -153,9 +153,8 @@ def load(
     built = blueprint.builder.build(blueprint, state, name)
     takes = model_input(name, blueprint, built.model)
     takes.check()
-    head = known_heads()[blueprint.auto_class]
     model = built.model.to(target)
-    structure = find_structure(model, description, head, root=built.root, problem_type=blueprint.problem_type)
+    structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     return Checkpoint(
         name=place.stem if place.is_file() else place.resolve().name if place.is_dir() else name,

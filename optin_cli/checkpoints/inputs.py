@@ -67,6 +67,8 @@ class BatchOptions:
 class TextInput:
     """Token ids with their mask, `input_ids` and `attention_mask`, (rows, tokens).
 
+    A model that chooses among several texts, (rows, choices, tokens), gets one at a time: each has a number of its own.
+
     recorded: the shape that the costs of an exported model are recorded for.
     """
 
@@ -76,11 +78,15 @@ class TextInput:
     recorded: Workload | None = None
     kind: ClassVar[InputKind] = "text"
     noun: ClassVar[str] = "tokens"
-    axes: ClassVar[Mapping[int, str]] = MappingProxyType({0: "batch", 1: "length"})
     unmergeable: ClassVar[str | None] = (
         "it takes text, whose tokens do not repeat each other as the patches of an image do"
     )
     pairs: ClassVar[bool] = True
+
+    @property
+    def axes(self) -> Mapping[int, str]:
+        """Names of the free axes."""
+        return MappingProxyType({0: "batch", 2 if self.blueprint.head.choices else 1: "length"})
 
     @property
     def _positions(self) -> int:
@@ -145,7 +151,13 @@ class TextInput:
 
     def _unpadded(self, ids: torch.Tensor) -> Inputs:
         ids = ids.to(device_of(self.model))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return self._shaped({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    def _shaped(self, inputs: Inputs) -> Inputs:
+        """Inputs (rows, tokens) as the model takes them."""
+        if not self.blueprint.head.choices:
+            return inputs
+        return {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
 
     def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
         """Fixed random ids on the CPU, `tokens` or at most `most` long, each row padded more than the one before."""
@@ -156,7 +168,7 @@ class TextInput:
         for row in range(rows):
             mask[row, tokens - row * tokens // (2 * rows) :] = 0
         padding = self.blueprint.config.pad_token_id or 0
-        return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
+        return self._shaped({"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask})
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the config (CheckpointError where there is none)."""
@@ -206,7 +218,7 @@ class TextInput:
         if self.blueprint.purpose == "fill-mask":
             masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
             found = [masking.once(batch) for batch in found]
-        return fit_inputs(self.model, found)
+        return fit_inputs(self.model, [replace(batch, inputs=self._shaped(batch.inputs)) for batch in found])
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The model's id of the class that F1 of two classes counts: the data's class 1."""

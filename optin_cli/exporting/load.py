@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
@@ -107,13 +106,12 @@ def load_exported(
         message = f"{target.runtime} does not open {path}: {headline(error)}"
         raise ExportError(message, hint="Run optin export again.") from error
     blueprint = _at_recorded_size(blueprint, record, path, image_size)
-    head = known_heads()[blueprint.auto_class]
     return Checkpoint(
         name=f"{path.resolve().parent.name}/{path.name}",
         sha256=sha256_of(*(path.parent / name for name in record.files)),
         blueprint=blueprint,
         model=ExportedModel(run, record),
-        structure=Structure(record.family, "", (), resolve_outputs(head, blueprint.problem_type), ()),
+        structure=Structure(record.family, "", (), resolve_outputs(blueprint.head, blueprint.problem_type), ()),
         root="",
         dtype=torch.float32,
         weight_bytes=record.totals.bytes,

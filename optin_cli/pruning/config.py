@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.errors import ArtifactError, CheckpointError
@@ -35,7 +34,7 @@ def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings |
             problems = [error.message]
         else:
             cut = cut_shapes(checkpoint.model, checkpoint.structure, mask.kept)
-            optional = known_heads()[checkpoint.blueprint.auto_class].may_miss
+            optional = checkpoint.blueprint.head.may_miss
             missed = {name for name in built if name not in cut and name.partition(".")[0] in optional}
             problems = _differences({name: built[name] for name in built if name not in missed}, cut)
     if problems:

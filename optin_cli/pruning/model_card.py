@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import require_source
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.manifest import Manifest
@@ -118,7 +117,7 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     loading = blueprint.builder.loading(blueprint, plain=manifest.layout == "uniform")
     source = manifest.inputs["checkpoint"]
     return TEXT.format(
-        front=_front(front, library, source.name, known_heads()[blueprint.auto_class].pipeline),
+        front=_front(front, library, source.name, blueprint.head.pipeline),
         name=source.name,
         sha=source.sha256,
         version=manifest.optin_version,

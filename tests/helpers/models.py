@@ -10,7 +10,7 @@ import transformers
 from timm.models import save_for_hf
 from transformers import AutoConfig
 
-from optin_cli.architectures.registry import find_architecture, known_heads
+from optin_cli.architectures.registry import find_architecture, find_head, known_heads
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import call_model
 from optin_cli.model.head_dims import head_dims_of
@@ -58,6 +58,13 @@ HEADS = {
     "masked": ("AutoModelForMaskedLM", {}),
     "base": ("AutoModel", {}),
 }
+OTHER_HEADS = {
+    "pretraining": ("AutoModelForPreTraining", {}),
+    "sentences": ("AutoModelForNextSentencePrediction", {}),
+    "numbers": ("AutoModelForSequenceClassification", {"num_labels": 3, "problem_type": "regression"}),
+    "choices": ("AutoModelForMultipleChoice", {}),
+}
+"""Heads that few families have, or that differ from others in little."""
 DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}
 NEXT = {"next": ("AutoModelForCausalLM", {})}
 """The head of decoders, which continue a text."""
@@ -171,7 +178,7 @@ def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
     if family in IMAGES:
         model = build_stock(family, **overrides)
     else:
-        auto_class, values = (HEADS | NEXT)[head]
+        auto_class, values = (HEADS | OTHER_HEADS | NEXT)[head]
         model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
     for name, parameter in model.eval().requires_grad_(False).named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
@@ -223,10 +230,11 @@ def structure_of(model, head="classes", architecture=None):
     if model.main_input_name == "pixel_values":
         description = architecture or find_architecture(model.config.model_type)
         return find_structure(model, description, known_heads()[sight_of(model)], root=root_of(model))
-    config, auto_class = model.config, (HEADS | NEXT)[head][0]
+    config, auto_class = model.config, (HEADS | OTHER_HEADS | NEXT)[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
-    return find_structure(model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind)
+    rule = find_head(auto_class, type(model).__name__)
+    return find_structure(model, description, rule, root=root_of(model), problem_type=kind)
 
 
 def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from optin_cli.architectures.registry import known_heads
-from optin_cli.architectures.schema import Purpose
+from optin_cli.architectures.registry import find_head
+from optin_cli.architectures.schema import HeadRule, Purpose
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -110,7 +110,12 @@ class Blueprint:
     @property
     def purpose(self) -> Purpose:
         """The kind of task that the model is for, by its head and problem type."""
-        return known_heads()[self.auto_class].purpose_for(self.problem_type)
+        return self.head.purpose_for(self.problem_type)
+
+    @property
+    def head(self) -> HeadRule:
+        """What its head puts out."""
+        return find_head(self.auto_class, self.model_class)
 
     def at_size(self, size: tuple[int, int], name: str) -> Blueprint:
         """The same with images of a height and width that the user asks for; name: of the checkpoint, for messages.

@@ -199,8 +199,8 @@ def _classes_by_head(config_class: type) -> dict[str, dict[str, Any]]:
         if config_class in mapping:
             found = mapping[config_class]
             each = {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
-            classes[auto_class] = each
-    return classes
+            classes[auto_class] = {name: one for name, one in each.items() if not head.classes or name in head.classes}
+    return {auto_class: found for auto_class, found in classes.items() if found}
 
 
 def _class_asked(as_class: str, classes: Mapping[str, Mapping[str, Any]], names: list[str], model_type: str) -> Any:
@@ -253,7 +253,7 @@ def build(blueprint: Blueprint, state: State, name: str) -> Built:
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         shown = "\n".join(str(error).strip().splitlines()[:6])
         raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {shown}") from error
-    optional = known_heads()[blueprint.auto_class].may_miss
+    optional = blueprint.head.may_miss
     missing = sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in optional)
     absent = {key.partition(".")[0] for key in report["missing_keys"]} & set(optional)
     if missing:
