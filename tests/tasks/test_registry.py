@@ -35,7 +35,7 @@ def test_tasks_are_shipped():
     glue = {"sst2", "mrpc", "stsb", "qnli", "qqp", "mnli", "mnli-mm", "rte", "cola"}
     images = {"imagenet-1k", "cifar10", "cifar100", "imagefolder"}
     scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
-    assert set(task_names()) == {*glue, *images, *scenes, "squad", "squad_v2", "stsb-cosine"}
+    assert set(task_names()) == {*glue, *images, *scenes, "squad", "squad_v2", "stsb-cosine", "masked-lm"}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -57,6 +57,9 @@ def test_unknown_task_names_the_nearest():
         ({"kind": "regression"}, "accuracy does not fit a regression task"),
         ({"kind": "regression", "metrics": ["pearson"], "label_names": ["a"]}, "no label_names"),
         ({"kind": "similarity", "metrics": ["spearman"]}, "two text_columns"),
+        ({"label_column": None}, "a classification task has a label_column"),
+        ({"kind": "fill-mask", "metrics": ["pseudo_perplexity"]}, "a fill-mask task has no label_column"),
+        ({"kind": "fill-mask", "label_column": None, "metrics": ["f1"]}, "f1 does not fit a fill-mask task"),
         ({"kind": "question-answering", "metrics": ["f1"]}, "f1 does not fit a question-answering task"),
         ({"unanswerable": True}, "unanswerable does not fit a classification task"),
         ({"text_columns": ["a", "b", "c"]}, "text_columns"),
