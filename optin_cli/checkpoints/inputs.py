@@ -109,7 +109,7 @@ class TextInput:
         return int(self.blueprint.config.vocab_size)
 
     def rows_at_once(self, asked: int, tokens: int) -> int:
-        """Samples of so many tokens that are run at once: fewer than `asked` where outputs would be too large."""
+        """Rows of so many tokens that are run at once: fewer than `asked` where their outputs would be too large."""
         if self.blueprint.purpose not in VOCABULARY_HEADS:
             return asked
         return min(asked, max(1, MOST_LOGITS // (tokens * self.vocabulary)))
@@ -247,9 +247,9 @@ class ImageInput:
         return (self.image.input_name,)
 
     def rows_at_once(self, asked: int, tokens: int) -> int:
-        """Images that are run at once: fewer than `asked` where they are large."""
+        """As many as asked."""
         del tokens
-        return min(asked, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
+        return asked
 
     @torch.no_grad()
     def check(self) -> None:
@@ -347,7 +347,7 @@ class ImageInput:
         self, samples: ImageSamples, batch_size: int, shape: tuple[int, int, int] | None, labels: Sequence[int] | None
     ) -> Sequence[Batch]:
         name, transform = self.image.input_name, self.preprocess()
-        size = self.rows_at_once(batch_size, 0)
+        size = min(batch_size, max(1, MOST_PIXELS // (self.image.height * self.image.width)))
         made = image_batches(samples, transform, input_name=name, shape=shape, batch_size=size, labels=labels)
         return made.to(device_of(self.model))
 
