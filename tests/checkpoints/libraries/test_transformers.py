@@ -182,3 +182,15 @@ def test_weights_stored_twice_are_read(masked, tmp_path, layer):
         {**state, f"cls.predictions.{layer}": state[twin].clone()}, folder / "model.safetensors", {"format": "pt"}
     )
     assert torch.equal(logits(load_checkpoint(folder).model), logits(load_checkpoint(masked).model))
+
+
+def test_modernbert_of_earlier_versions_is_read(tmp_path):
+    """Published configs state the rotary frequencies by keys that are gone, and what a run on a GPU needs."""
+    folder = save_checkpoint(tmp_path / "tiny", "modernbert", "masked")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types"):
+        del config[key]
+    config |= {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "global_attn_every_n_layers": 2}
+    config |= {"reference_compile": True, "deterministic_flash_attn": False, "position_embedding_type": "absolute"}
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "flash_attention_2"}))
+    torch.testing.assert_close(logits(load_checkpoint(folder).model), logits(build("modernbert", "masked")))
