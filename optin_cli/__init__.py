@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from optin_cli.options.latency import LatencyOptions as LatencyOptions
     from optin_cli.options.refit import RefitOptions as RefitOptions
     from optin_cli.options.scoring import ScoreOptions as ScoreOptions
+    from optin_cli.options.shrink import ShrinkOptions as ShrinkOptions
     from optin_cli.options.sweep import SweepOptions as SweepOptions
+    from optin_cli.options.trim import TrimOptions as TrimOptions
     from optin_cli.profiling.latency import profile_latency as profile_latency
     from optin_cli.profiling.profile import profile as profile
     from optin_cli.pruning.model_card import write_measured as write_measured
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from optin_cli.scoring.score import score as score
     from optin_cli.searching.limits import Limits as Limits
     from optin_cli.searching.search import search as search
+    from optin_cli.sweeping.shrink import shrink as shrink
     from optin_cli.sweeping.sweep import sweep as sweep
+    from optin_cli.trimming.trim import trim as trim
 
 _API = {
     "load": "checkpoints.checkpoint",
@@ -43,7 +47,9 @@ _API = {
     "evaluate": "evaluation.evaluate",
     "write_measured": "pruning.model_card",
     "export": "exporting.export",
+    "shrink": "sweeping.shrink",
     "sweep": "sweeping.sweep",
+    "trim": "trimming.trim",
     "report": "reporting.report",
     "diff": "diffing.diff",
     "Checkpoint": "checkpoints.checkpoint",
@@ -56,7 +62,9 @@ _API = {
     "LatencyOptions": "options.latency",
     "RefitOptions": "options.refit",
     "ScoreOptions": "options.scoring",
+    "ShrinkOptions": "options.shrink",
     "SweepOptions": "options.sweep",
+    "TrimOptions": "options.trim",
 }
 """Module of the package that holds each public name."""
 __all__ = ["__version__", *_API]  # noqa: PLE0604 - a table of names

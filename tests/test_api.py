@@ -20,5 +20,5 @@ def test_a_public_name_is_no_module_whatever_was_imported(name):
 
 
 def test_unknown_names_are_no_attributes():
-    with pytest.raises(AttributeError, match="no attribute 'shrink'"):
-        optin_cli.shrink  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'retrain'"):
+        optin_cli.retrain  # noqa: B018

@@ -15,7 +15,7 @@ FLOORS = (
     {"model", "searching"},
     {"checkpoints"},
     {"refit"},
-    {"diffing", "exporting", "profiling", "pruning", "reporting", "scoring"},
+    {"diffing", "exporting", "profiling", "pruning", "reporting", "scoring", "trimming"},
     {"evaluation", "recipes"},
     {"sweeping", "cli", "__init__", "__main__"},
 )

@@ -26,12 +26,16 @@ class ExportProbe(Frozen):
 
 
 class ExportCertificate(Frozen):
-    """Proof by the runtime in a fresh process without optin. difference: the largest over all probes."""
+    """Proof by the runtime in a fresh process without optin.
+
+    difference: the largest over all probes. tolerance: most that was allowed; None where integers stand for weights,
+    which is measured, not proved.
+    """
 
     loader: str
     probes: list[ExportProbe] = Field(min_length=1)
     difference: float
-    tolerance: float
+    tolerance: float | None
 
 
 class Export(Artifact):
@@ -39,6 +43,7 @@ class Export(Artifact):
 
     files: sha256 by name of the file (first) and of the files that hold its weights. takes, gives: input and output
     tensors by name. reserved_positions: rows of the position table that no token uses. opset: ONNX opset version.
+    unquantized: certificate of the float32 file that one of int8 was made from.
     """
 
     kind: ClassVar[str] = "export"
@@ -55,6 +60,7 @@ class Export(Artifact):
     workload: Workload
     totals: Totals
     certificate: ExportCertificate
+    unquantized: ExportCertificate | None = None
     versions: dict[str, str]
 
     @model_validator(mode="after")

@@ -15,10 +15,21 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import HEADER, Scores, ScoresHeader, read_scores
 from optin_cli.artifacts.sweep import Sweep
+from optin_cli.artifacts.vocabulary import Vocabulary
 from optin_cli.errors import ArtifactError, OptinError
 from optin_cli.files import STDIO, read_bytes, sha256_of
 
-KINDS: tuple[type[Artifact], ...] = (Profile, ScoresHeader, Mask, Manifest, Evaluation, Sweep, Export, LatencyTable)
+KINDS: tuple[type[Artifact], ...] = (
+    Profile,
+    ScoresHeader,
+    Mask,
+    Manifest,
+    Evaluation,
+    Sweep,
+    Export,
+    LatencyTable,
+    Vocabulary,
+)
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
 Content = TypeVar("Content", bound=Artifact | Scores)
 MOST_BYTES = 1 << 26

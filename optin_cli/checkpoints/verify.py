@@ -1,5 +1,6 @@
 """Verify that a saved folder computes what the model in memory computes: probes and tolerances."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,6 +36,8 @@ DEFECT = "This is a defect of the architecture description or of optin; please r
 
 def require_equal(what: str, difference: float, tolerance: float, hint: str = DEFECT) -> None:
     """Raise CertificateError when outputs differ by more than the tolerance (or are not numbers)."""
+    if math.isnan(difference):
+        raise CertificateError(f"{what}: outputs are not numbers. Nothing was written.", hint=hint)
     if not difference <= tolerance:
         raise CertificateError(
             f"{what}: outputs differ by {difference:.3g}, more than the tolerance of {tolerance:.3g}. "

@@ -47,19 +47,24 @@ def export(
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
     target = target_named(to)
-    target.require_writing(options.opset)
+    target.require_writing(options.opset, int8=options.int8)
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
-    place = place_of(beside if output is None else Path(output), target)
+    place = place_of(beside if output is None else Path(output), target, int8=options.int8)
     check_place(place, force=force)
     from optin_cli.exporting.export import export as export_checkpoint
 
     opened = replace(opening, device="cpu").load(checkpoint)
     with common.progress("exporting") as progress:
         record = export_checkpoint(opened, to, place, options=options, force=force, progress=progress)
-    certificate, totals = record.certificate, record.totals
+    certificate, totals = record.unquantized or record.certificate, record.totals
     common.say(
         f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes; certified by {certificate.loader}: "
         f"outputs differ by {certificate.difference:.2g} over {len(certificate.probes)} shapes "
-        f"(tolerance {certificate.tolerance:.2g})"
+        f"(tolerance {certificate.tolerance or 0:.2g})"
     )
+    if record.unquantized is not None:
+        common.say(
+            f"so far in float32; with weights in int8 they differ by {record.certificate.difference:.2g}. What that "
+            f"does to a metric: optin eval {place} --task NAME --against {opened.name}"
+        )
     common.print_result(record.dump(), place, as_json=as_json)

@@ -18,7 +18,9 @@ from optin_cli.cli.prune import prune
 from optin_cli.cli.report import report
 from optin_cli.cli.score import score
 from optin_cli.cli.search import search
+from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
+from optin_cli.cli.trim import trim
 from optin_cli.errors import Exit, OptinError
 from optin_cli.version import __version__
 
@@ -50,7 +52,7 @@ def _root(
     pass
 
 
-for command in (profile, score, search, prune, evaluate, export, sweep, report, diff, inspect, demo):
+for command in (profile, score, search, prune, evaluate, export, trim, shrink, sweep, report, diff, inspect, demo):
     app.command(name="eval" if command is evaluate else None)(command)
 
 

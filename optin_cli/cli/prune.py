@@ -66,12 +66,12 @@ def prune(
                 reload=reload,
                 progress=progress,
             )
-    for line in _summary(manifest):
+    for line in summary(manifest):
         common.say(line)
     common.print_result(manifest.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)
 
 
-def _summary(manifest: Manifest) -> list[str]:
+def summary(manifest: Manifest) -> list[str]:
     """What was pruned and how it was proved, in a line each."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     lines = [

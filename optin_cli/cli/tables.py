@@ -15,6 +15,7 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
+from optin_cli.artifacts.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from optin_cli.artifacts.evaluation import Latency
@@ -218,6 +219,19 @@ def _ms(latency: Latency | None) -> str:
     return "" if latency is None else f"{latency.median_ms:.1f}"
 
 
+def vocabulary_table(record: Vocabulary) -> Table:
+    """Tokens and size before and after, for people."""
+    table = Table(title=f"{record.model_class}: vocabulary")
+    for heading in ("", "before", "after", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows = {"tokens": (record.tokens_before, record.tokens_after)} | {
+        name: (getattr(record.before, name), getattr(record.after, name)) for name in ("parameters", "bytes", "macs")
+    }
+    for name, (before, after) in rows.items():
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
+    return table
+
+
 TABLES: Mapping[type, Callable[[Any], Table]] = {
     Scores: scores_table,
     Profile: profile_table,
@@ -227,5 +241,6 @@ TABLES: Mapping[type, Callable[[Any], Table]] = {
     Evaluation: evaluation_table,
     Export: export_table,
     Sweep: sweep_table,
+    Vocabulary: vocabulary_table,
 }
 """The table of each artifact."""

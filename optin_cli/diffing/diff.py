@@ -13,7 +13,14 @@ from optin_cli.artifacts.sweep import RESULT
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, TORCH_SUFFIXES, folder_source
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.diffing.masks import diff_masks
-from optin_cli.diffing.results import diff_evaluations, diff_exports, diff_latencies, diff_profiles, diff_sweeps
+from optin_cli.diffing.results import (
+    diff_evaluations,
+    diff_exports,
+    diff_latencies,
+    diff_profiles,
+    diff_sweeps,
+    diff_vocabularies,
+)
 from optin_cli.diffing.scores import diff_scores
 from optin_cli.diffing.tables import Difference, Side
 from optin_cli.errors import ArtifactError, UsageError
@@ -39,6 +46,7 @@ COMPARISONS: Mapping[str, Callable[[Side, Side], Difference]] = MappingProxyType
         "profile": diff_profiles,
         "latency": diff_latencies,
         "export": diff_exports,
+        "vocabulary": diff_vocabularies,
         CHECKPOINT: diff_weights,
     }
 )

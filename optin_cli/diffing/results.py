@@ -7,6 +7,7 @@ from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep
+from optin_cli.artifacts.vocabulary import Vocabulary
 from optin_cli.diffing.tables import (
     Difference,
     Row,
@@ -62,6 +63,13 @@ def diff_profiles(a: Side, b: Side) -> Difference:
     """Compare totals and the costs of each group."""
     mine, theirs = contents(Profile, a, b)
     return difference(a, b, {}, {"costs": diff_bodies(mine, theirs), **diff_heads(mine, theirs)})
+
+
+def diff_vocabularies(a: Side, b: Side) -> Difference:
+    """Compare numbers of tokens, costs and proofs."""
+    mine, theirs = contents(Vocabulary, a, b)
+    tokens: dict[str, JsonValue] = {"tokens of a": mine.tokens_after, "tokens of b": theirs.tokens_after}
+    return difference(a, b, tokens, {"record": diff_bodies(mine, theirs), **diff_heads(mine, theirs)})
 
 
 def diff_latencies(a: Side, b: Side) -> Difference:

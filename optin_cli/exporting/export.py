@@ -7,6 +7,7 @@ be those of the model in memory, or nothing is written.
 import copy
 import importlib.metadata
 import inspect
+import math
 import platform
 import shutil
 import tempfile
@@ -79,10 +80,11 @@ def export(
         UsageError: the target has no such opset.
     """
     target, options = target_named(to), options or ExportOptions()
-    target.require_writing(options.opset)
+    target.require_writing(options.opset, int8=options.int8)
     beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
     opened = as_checkpoint(checkpoint, "cpu")
-    path = place_of(Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}"), target)
+    given = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
+    path = place_of(given, target, int8=options.int8)
     check_place(path, force=force)
     _check_sibling_config(opened, path)
     if opened.device.type != "cpu":  # the device of a model's constants would be written into the file
@@ -90,15 +92,21 @@ def export(
     options = replace(options, seq_len=opened.input.length(options.seq_len))
     takes = opened.input.names()
     probes = export_probes(opened, takes)
-    with atomic_files(path.parent, last=record_of(path).name) as folder:
+    file = path.name
+    with atomic_files(path.parent, last=record_of(path).name) as folder, tempfile.TemporaryDirectory() as scratch:
+        exact = Path(scratch) / file if options.int8 else folder / file
         progress.update(0, 3, "tracing")
         with silenced():
             traced = trace(opened, takes, probes[0])
             progress.update(1, 3, f"writing {target.name}")
-            opset = target.write(traced, folder / path.name, options.opset)
+            opset = target.write(traced, exact, options.opset)
         progress.update(2, 3, "certifying in a fresh process")
-        certificate = certify_export(opened, target, folder / path.name, traced, probes)
-        record = _record(opened, target, traced, probes[0], folder / path.name, opset, certificate, options)
+        proofs = [certify_export(opened, target, exact, traced, probes)]
+        if options.int8 and target.quantize is not None:
+            with silenced():
+                target.quantize(exact, folder / file)
+            proofs.append(certify_export(opened, target, folder / file, traced, probes, exact=False))
+        record = _record(opened, target, traced, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
         _copy_sidecar_files(opened, path.parent, folder)
     return record
@@ -111,17 +119,24 @@ def _record(
     example: Inputs,
     path: Path,
     opset: int | None,
-    certificate: ExportCertificate,
+    proofs: Sequence[ExportCertificate],
     options: ExportOptions,
 ) -> Export:
-    """The record of a file, which is alone with its weights in its folder. example: the inputs that were traced."""
+    """The record of a file, which is alone with its weights in its folder.
+
+    Args:
+        example: the inputs that were traced. proofs: certificates, the file's own last.
+    """
     takes, blueprint = checkpoint.input, checkpoint.blueprint
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
     packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with})
     return Export(
         optin_version=__version__,
-        options={} if options.opset is None else {"opset": options.opset},
+        options={
+            **({} if options.opset is None else {"opset": options.opset}),
+            **({"int8": True} if options.int8 else {}),
+        },
         inputs={**checkpoint.sources, "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity))},
         target=target.name,
         files={file.name: sha256_of(file) for file in files},
@@ -134,15 +149,27 @@ def _record(
         opset=opset,
         workload=workload,
         totals=count_totals(checkpoint.model, takes.example(workload), sum(file.stat().st_size for file in files)),
-        certificate=certificate,
+        certificate=proofs[-1],
+        unquantized=proofs[0] if len(proofs) > 1 else None,
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
     )
 
 
 def certify_export(
-    checkpoint: Checkpoint, target: Target, path: Path, traced: Traced, probes: Sequence[Inputs]
+    checkpoint: Checkpoint,
+    target: Target,
+    path: Path,
+    traced: Traced,
+    probes: Sequence[Inputs],
+    *,
+    exact: bool = True,
 ) -> ExportCertificate:
-    """Compare a file and the model on all probes, in a fresh process (CertificateError if it fails or they differ)."""
+    """Compare a file and the model on all probes, in a fresh process.
+
+    Raises:
+        CertificateError: the file does not run, or gives outputs of other shapes, or none that are numbers; or, if it
+            is to be `exact`, ones that differ.
+    """
     expected = [run_probe(checkpoint.model, probe, traced.gives) for probe in probes]
     with tempfile.TemporaryDirectory() as scratch:
         feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
@@ -151,7 +178,7 @@ def certify_export(
         code = RUN.format(source=inspect.getsource(target.open))
         run_fresh(code, arguments, Path(scratch), f"The exported file does not run ({target.runtime})")
         found = load_file(result)
-    tolerance = max(map(tolerance_for, expected))
+    tolerance = max(map(tolerance_for, expected)) if exact else None
     records = []
     for number, (probe, outputs) in enumerate(zip(probes, expected, strict=True)):
         shape = tuple(probe[traced.takes[0]].shape)
@@ -163,7 +190,7 @@ def certify_export(
         require_equal(
             f"The exported file in {target.runtime} against the model, inputs of {shape}",
             difference,
-            tolerance,
+            math.inf if tolerance is None else tolerance,
             "The exporter or the runtime is at fault: try another --opset, or another --to.",
         )
         padded = mask is not None and not bool(mask.all())

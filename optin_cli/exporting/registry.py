@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 STEM = "model"
+INT8_STEM = "model.int8"
 RECORD = ".optin.json"
 """What an exported file's name is followed by in the name of its record."""
 Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
@@ -56,7 +57,7 @@ class Target:
     write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and returns
     the opset it took. open: returns what runs a file on a number of CPU threads. Its source must be self-contained,
     with all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run
-    code.
+    code. quantize: makes of a float32 file one in which 8-bit integers stand for weights; None if there is no way.
     """
 
     name: str
@@ -68,14 +69,17 @@ class Target:
     open: Callable[[str, int], Run]
     opsets: tuple[int, int] | None = None
     check: Callable[[Path], None] = lambda _path: None
+    quantize: Callable[[Path, Path], None] | None = None
 
     @property
     def runtime(self) -> str:
         """The package that runs its files."""
         return self.runs_with[0]
 
-    def require_writing(self, opset: int | None) -> None:
-        """Refuse to write without packages to write and certify (ExportError), or in no opset of it (UsageError)."""
+    def require_writing(self, opset: int | None, *, int8: bool = False) -> None:
+        """Refuse to write without packages to write and certify (ExportError), or in no form of it (UsageError)."""
+        if int8 and self.quantize is None:
+            raise UsageError(f"The target {self.name} has no --int8.", hint="Pass --to onnx with it, or leave it out.")
         if opset is not None:
             if self.opsets is None:
                 raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")
@@ -111,9 +115,11 @@ def target_of(path: str | Path) -> Target | None:
     return next((target for target in map(target_named, TARGETS) if target.suffix == Path(path).suffix), None)
 
 
-def place_of(output: Path, target: Target) -> Path:
-    """The file to write: `output` itself where it has the target's suffix, else model.SUFFIX in that folder."""
-    return output if output.suffix == target.suffix and not output.is_dir() else output / f"{STEM}{target.suffix}"
+def place_of(output: Path, target: Target, *, int8: bool = False) -> Path:
+    """The file to write: `output` itself where it has the target's suffix, else model(.int8).SUFFIX in that folder."""
+    if output.suffix == target.suffix and not output.is_dir():
+        return output
+    return output / f"{INT8_STEM if int8 else STEM}{target.suffix}"
 
 
 def record_of(path: Path) -> Path:

@@ -11,8 +11,9 @@ class ExportOptions(Checked):
     """Options of an export.
 
     opset: version of ONNX operators, None for the exporter's own. seq_len: that costs are stated for, None for 128
-    or what the model holds.
+    or what the model holds. int8: store weights as 8-bit integers.
     """
 
     opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
     seq_len: int | None = shared(None, SEQ_LEN)
+    int8: bool = option(False, "--int8", "Store weights as 8-bit integers (onnx): a quarter of the bytes.")

@@ -17,6 +17,7 @@ from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, T
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.reading import KINDS
 from optin_cli.artifacts.scores import Scores, read_scores, write_scores
+from optin_cli.artifacts.vocabulary import Vocabulary, VocabularyProof
 from optin_cli.diffing.scores import spearman
 from optin_cli.diffing.tables import diff_values, flatten
 
@@ -50,6 +51,13 @@ def make_table(**changes):
         "versions": {"torch": "2.6"},
     }
     return LatencyTable(**HEAD, **(fields | changes))
+
+
+def make_vocabulary(**changes):
+    cost = Totals(macs=10, parameters=10, bytes=40)
+    proof = VocabularyProof(texts=3, trials=9, rows=2, loader="someone", difference=0.0, tolerance=1.0)
+    fields = {"tokens_before": 9, "tokens_after": 5, "before": cost, "after": cost, "proof": proof}
+    return Vocabulary(**HEAD, model_class="BertModel", **(fields | changes))
 
 
 def make_export(**changes):
@@ -107,6 +115,11 @@ def shelf(made, here):
         "eval": (made.evaluation, edit(made.evaluation, "e.json", worse), ["metric.value", "0.125"]),
         "sweep": (write("s.json", sweeps[0]), write("t.json", sweeps[1]), ["optin at 0.5: value", "0.75"]),
         "export": (write("x.json", make_export()), write("y.json", make_export(opset=19)), ["opset", "18", "19"]),
+        "vocabulary": (
+            write("v.json", make_vocabulary()),
+            write("w.json", make_vocabulary(tokens_after=7)),
+            ["tokens_after", "7"],
+        ),
         "latency": (
             write("l.json", make_table()),
             write("k.json", make_table(threads=7)),

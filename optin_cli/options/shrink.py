@@ -1,0 +1,69 @@
+"""Options of shrinking in one go."""
+
+from dataclasses import dataclass, replace
+
+from optin_cli.errors import UsageError
+from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.refit import RIDGE, RefitOptions
+from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.search import SearchOptions
+
+SCORING = offer("units", "samples", "batch_size", "max_length", "seed")
+SEARCH = offer("round_to", "min_heads", "min_neurons", "protect", "layout")
+EVALUATION = offer(
+    "latency_batch",
+    "latency_length",
+    "latency_runs",
+    "ignore_index",
+    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
+)
+
+
+@dataclass(frozen=True)
+class ShrinkOptions(Checked):
+    """How small the model becomes, and the options of the stages.
+
+    keep_flops: share of the MACs to keep. max_drop: a gate on the task's metric if there is a share, else the drop
+    up to which the smallest model is searched, by at most `evaluations` of them.
+    """
+
+    keep_flops: float | None = option(
+        None,
+        "--keep-flops",
+        "Share of the model's MACs to keep: 0.5.",
+        metavar="SHARE",
+        above=0,
+        high=1,
+        noun="The share of macs to keep",
+    )
+    max_drop: float | None = option(
+        None,
+        "--max-drop",
+        "Exit with status 3 if the metric falls by more; without --keep-flops, find the smallest model within it.",
+        low=0,
+        noun="The allowed drop",
+    )
+    evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)
+    ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
+    scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
+    search: SearchOptions = nested(SearchOptions(), SEARCH)
+    evaluation: EvalOptions = nested(EvalOptions(), EVALUATION)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_flops is None and self.max_drop is None:
+            raise UsageError(
+                "No budget was given.", hint="Pass --keep-flops 0.5, or --task NAME with --max-drop 0.01, or all three."
+            )
+        if self.keep_flops is None and (self.search != SearchOptions() or self.scoring.units != ScoreOptions.units):
+            raise UsageError(
+                "The search for the smallest model within --max-drop takes every unit and layout.",
+                hint="Pass --keep-flops with --units, --layout, --protect and --round-to, or leave those out.",
+            )
+
+    @property
+    def refit(self) -> RefitOptions:
+        """Options of the refit, which sees the samples that are scored on."""
+        how = self.scoring
+        return RefitOptions(how.samples, self.ridge, how.batch_size, how.max_length, how.seed)
