@@ -141,6 +141,10 @@ def test_every_kind_of_head_says_what_it_is_for():
         "AutoModelForSemanticSegmentation": ("semantic-segmentation", {}),
         "timm.create_model": ("classification", {}),
         "AutoModelForTokenClassification": ("token-classification", {}),
+        "AutoModelForMaskedLM": ("fill-mask", {}),
+        "AutoModelForPreTraining": ("fill-mask", {}),
+        "AutoModelForNextSentencePrediction": ("classification", {}),
+        "AutoModelForMultipleChoice": ("multiple-choice", {}),
         "AutoModelForCausalLM": ("next-token-prediction", {}),
         "AutoModelForQuestionAnswering": ("question-answering", {}),
         "AutoModel": ("similarity", {}),
@@ -160,6 +164,9 @@ MODELS = {
     "encoder": {"head": "base"},
     "answers": {"head": "answers"},
     "tokens": {"head": "tokens"},
+    "masked": {"head": "masked"},
+    "pretrained": {"head": "pretraining"},
+    "choices": {"head": "choices"},
     "decoder": {"family": "llama", "head": "next"},
     "sight": None,
 }
@@ -175,6 +182,7 @@ ONE_OF_EACH = {
     "question-answering": {"answers"},
     "stsb-cosine": {"encoder"},
     "squad": {"answers"},
+    "masked-lm": {"masked", "pretrained"},
     "imagefolder": {"sight"},
 }
 """A task of every kind and modality, and the models that it fits."""
@@ -274,6 +282,8 @@ CALIBRATED = {
     ],
     "answers": [("broken.jsonl", NO_LOSS), ("squad", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "tokens": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "masked": [("broken.jsonl", NO_LOSS), ("masked-lm", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "choices": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "decoder": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "sight": [("empty", None), ("imagefolder", None), ("sst2", "The task sst2 is one on texts")],
 }
