@@ -23,7 +23,7 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.registry import load_task
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import UNLABELLED, Task
 from optin_cli.version import __version__
 
 
@@ -107,7 +107,7 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not is_measurable(samples, task):
         compare = "or --against CHECKPOINT to measure agreement."
-        if samples.labelled:
+        if samples.labelled or checkpoint.blueprint.purpose in UNLABELLED:
             raise DataError(
                 f"There is no task that names a metric to measure {samples.name} by, and nothing to compare with.",
                 hint=f"Pass a --task that fits the model, {compare}",

@@ -17,6 +17,7 @@ import optin_cli
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import HeadRule, Purpose
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.checkpoints.checks import SERVING
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
@@ -140,6 +141,7 @@ def test_every_kind_of_head_says_what_it_is_for():
         "AutoModelForUniversalSegmentation": ("semantic-segmentation", {}),
         "AutoModelForSemanticSegmentation": ("semantic-segmentation", {}),
         "timm.create_model": ("classification", {}),
+        "timm.create_model(num_classes=0)": ("similarity", {}),
         "AutoModelForTokenClassification": ("token-classification", {}),
         "AutoModelForMaskedLM": ("fill-mask", {}),
         "AutoModelForPreTraining": ("fill-mask", {}),
@@ -149,7 +151,8 @@ def test_every_kind_of_head_says_what_it_is_for():
         "AutoModelForQuestionAnswering": ("question-answering", {}),
         "AutoModel": ("similarity", {}),
     }
-    assert set(get_args(Kind)) < set(get_args(Purpose))
+    assert {*get_args(Kind)} - {*SERVING} < {*get_args(Purpose)}
+    assert {purpose for served in SERVING.values() for purpose in served} < {*get_args(Purpose)}
     for head in known_heads().values():
         with pytest.raises(ValidationError, match="purpose"):
             HeadRule.model_validate(head.model_dump(exclude={"purpose"}))

@@ -85,6 +85,8 @@ def test_without_a_task_models_are_compared_at_masked_tokens(models, data):
     assert compared.against.kl == measured.against.kl > 0
     same = optin_cli.evaluate(models[0], None, data, against=models[0], options=OPTIONS)
     assert (same.against.agreement, same.against.kl) == (1.0, 0.0)
+    with pytest.raises(DataError, match="no task that names a metric"):
+        optin_cli.evaluate(models[0], None, data, options=OPTIONS)
 
 
 def test_outputs_of_a_batch_stay_below_the_limit(models, data, monkeypatch):
