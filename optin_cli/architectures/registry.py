@@ -84,6 +84,11 @@ def find_architecture(model_type: str, library: str = "transformers") -> Archite
     return known[model_type]
 
 
+def find_head(auto_class: str, model_class: str) -> HeadRule:
+    """What a model class puts out that an auto class loads."""
+    return known_heads()[auto_class].for_class(model_class)
+
+
 @functools.cache
 def known_heads() -> dict[str, HeadRule]:
     """What each kind of model head puts out, by transformers' auto class name."""

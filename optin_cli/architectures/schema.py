@@ -20,6 +20,9 @@ Purpose = Literal[
     "similarity",
     "question-answering",
     "token-classification",
+    "fill-mask",
+    "replaced-token-detection",
+    "multiple-choice",
     "next-token-prediction",
     "semantic-segmentation",
 ]
@@ -334,24 +337,34 @@ class OutputRule(_Strict):
     """A model output that scoring compares: its key, distribution, and which axis after the batch holds classes.
 
     `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
-    "tokens" when it runs over the positions of the sequence, and "entries" when every entry has one of its own, such as
-    each pixel of each query's mask. weight: by which lambda is multiplied for this output: hidden states, which the
-    trajectory holds anyway, are on another scale than logits.
+    "tokens" when it runs over the positions of the sequence, "each-token" when every position has one of its own, and
+    "entries" when every entry has, such as each pixel of each query's mask. weight: by which lambda is multiplied for
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
     """
 
     name: str
     kind: OutputKind
-    over: Literal["classes", "tokens", "entries"] = "classes"
+    over: Literal["classes", "tokens", "each-token", "entries"] = "classes"
     axis: int = -1
     weight: float = Field(default=1.0, gt=0)
     kind_by_problem_type: dict[str, OutputKind] = {}
+
+
+class ClassRule(_Strict):
+    """What a single model class is for and puts out, where an auto class has classes that differ in that."""
+
+    pipeline: str | None = None
+    purpose: Purpose
+    outputs: list[OutputRule] = Field(min_length=1)
 
 
 class HeadRule(_Strict):
     """A kind of model head, by what loads it (an auto class of transformers), what it is for and what it puts out.
 
     pipeline: the task that hubs file such models under. purpose: the kind of task that fits such a model, which its
-    problem type may change.
+    problem type may change. classes: the only model classes that have this head, by name, where not all of the auto
+    class's do; `for_class` has what is said of one. choices: whether the model takes several texts a sample, (rows,
+    choices, tokens), each of which gets a number.
     """
 
     library: LibraryName = "transformers"
@@ -359,8 +372,16 @@ class HeadRule(_Strict):
     purpose: Purpose
     purpose_by_problem_type: dict[str, Purpose] = {}
     outputs: list[OutputRule] = Field(min_length=1)
+    classes: dict[str, ClassRule] = {}
+    choices: bool = False
     may_miss: list[str] = []
     """First path components of weights that no output depends on and that checkpoints often lack."""
+
+    def for_class(self, name: str) -> HeadRule:
+        """The rule for one model class."""
+        own = self.classes.get(name)
+        update = {} if own is None else {field: getattr(own, field) for field in type(own).model_fields}
+        return self.model_copy(update=update)
 
     def purpose_for(self, problem_type: str | None) -> Purpose:
         """What a model with this head is for, given its config's `problem_type`."""

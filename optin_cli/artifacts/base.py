@@ -36,10 +36,18 @@ class Frozen(BaseModel):
 
 
 class Source(Frozen):
-    """Name and content sha256 of something that an artifact was made from."""
+    """Name and content sha256 of something that an artifact was made from.
+
+    opened_as: the auto class that a checkpoint was opened as, where that is not the class that its config names.
+    """
 
     name: str
     sha256: str
+    opened_as: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class Artifact(Frozen):
@@ -146,7 +154,10 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
 
 
 def require_source(artifact: Artifact, artifact_name: str, role: str, found: Source) -> None:
-    """Refuse an artifact made from another `role` (checkpoint, scores, …) than the one given (ArtifactError)."""
+    """Refuse an artifact made from another `role` (checkpoint, scores, …) than the one given (ArtifactError).
+
+    A checkpoint that was opened as another class is another one.
+    """
     made_from = artifact.inputs.get(role)
     if made_from is None or made_from.sha256 != found.sha256:
         origin = f"{made_from.name} (sha256 {made_from.sha256[:12]})" if made_from else "something unnamed"
@@ -154,6 +165,17 @@ def require_source(artifact: Artifact, artifact_name: str, role: str, found: Sou
             f"{artifact_name} was made from {role} {origin}, but {found.name} (sha256 {found.sha256[:12]}) was given.",
             hint=f"Pass the {role} it was made from, or make the {artifact.kind} again from {found.name}.",
         )
+    if made_from.opened_as != found.opened_as:
+        flag = f"Pass --as {made_from.opened_as}" if made_from.opened_as else "Leave out --as"
+        raise ArtifactError(
+            f"{artifact_name} was made from {made_from.name} opened as {_class_words(made_from)}, but {found.name} was "
+            f"opened as {_class_words(found)}.",
+            hint=f"{flag}, or make the {artifact.kind} again: every command needs the same --as, or none.",
+        )
+
+
+def _class_words(source: Source) -> str:
+    return source.opened_as or "the class that its config names"
 
 
 def require_description(artifact: Artifact, artifact_name: str, found: Source | None, other: str) -> None:

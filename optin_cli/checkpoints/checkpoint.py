@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.architectures.registry import find_architecture, known_heads, parse_architecture
+from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.embeddings import embedding_of
@@ -22,6 +22,7 @@ from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     LIBRARIES,
     Blueprint,
+    Reading,
     library_named,
     read_folder,
     split_prefix,
@@ -51,9 +52,9 @@ class Checkpoint:
 
     `root` is the path of the base model inside `model`; `weight_bytes` and `dtype` are those of the stored weights,
     whatever type the model computes in; types: where they have several, those of all, by name. left_out: names of
-    stored weights that have no place in the model. notes: what a user should know of how it was loaded. recorded: for
-    an exported model, whose `model` only passes tensors on. description: the file of an architecture description that
-    was used instead of the shipped one, None for the latter.
+    stored weights that have no place in the model, such as those of a head that it was opened without. notes: what a
+    user should know of how it was loaded. recorded: for an exported model, whose `model` only passes tensors on.
+    description: the file of an architecture description that was used instead of the shipped one, None for the latter.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Checkpoint:
     @property
     def source(self) -> Source:
         """Name and hash, as artifacts record them."""
-        return Source(name=self.name, sha256=self.sha256)
+        return Source(name=self.name, sha256=self.sha256, opened_as=self.blueprint.opened_as)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -121,6 +122,7 @@ def load(
     arch: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     architecture: Path | None = None,
+    as_class: str | None = None,
     image_size: tuple[int, int] | None = None,
     device: str | None = None,
 ) -> Checkpoint:
@@ -132,33 +134,34 @@ def load(
             or timm:NAME.
         arch_args: arguments that the named model of timm was made with, such as img_size and num_classes.
         architecture: a description to use instead of the shipped one.
+        as_class: the auto class of transformers to open it as, in place of the class that its config names: AutoModel
+            for the bare encoder of a masked language model.
         image_size: height and width of the images to work on, instead of what the checkpoint's preprocessing makes.
         device: where to put the model.
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
         ArchitectureError: no description fits it.
-        UsageError: it does not take images of that size.
+        UsageError: it does not take images of that size, or there is no such auto class.
     """
     target = pick_device(device)
     place, name = Path(path), str(path)
     arguments = arch_args or {}
-    own = None if architecture is None else read_description(architecture)
+    own, reading = None if architecture is None else read_description(architecture), Reading(architecture, as_class)
     if place.is_file():
-        blueprint, files = _describe(place, arch, arguments, architecture), [place]
+        blueprint, files = _describe(place, arch, arguments, reading), [place]
     elif arch is not None or arguments:
         raise UsageError(f"--arch names the config of a single weights file, but {name} is not a file.")
     else:
         folder = place if place.is_dir() else _fetch(name)
-        blueprint, files = read_folder(folder, architecture), weight_files(folder)
+        blueprint, files = read_folder(folder, reading), weight_files(folder)
     blueprint = blueprint if image_size is None else blueprint.at_size(image_size, name)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
     built = blueprint.builder.build(blueprint, read_stored(files), name)
     takes = model_input(name, blueprint, built.model)
     takes.check()
-    head = known_heads()[blueprint.auto_class]
-    model, root = built.model.to(target), built.root
-    structure = find_structure(model, description, head, root=root, problem_type=blueprint.problem_type)
+    model = built.model.to(target)
+    structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))
     return Checkpoint(
@@ -167,7 +170,7 @@ def load(
         blueprint=blueprint,
         model=model,
         structure=structure,
-        root=root,
+        root=built.root,
         dtype=built.dtype,
         types=built.types,
         left_out=built.left_out,
@@ -187,7 +190,7 @@ def _fetch(source: str) -> Path:
     return download(source if prefix is None else library_named(LIBRARIES[prefix]).repository(name))
 
 
-def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
     if not path.name.endswith(FILE_SUFFIXES):
         raise CheckpointError(
             f"{path} is a {path.suffix or 'suffixless'} file; expected a checkpoint folder, "
@@ -195,11 +198,11 @@ def _describe(path: Path, arch: str | None, arguments: Mapping[str, Any], archit
         )
     if arch is not None:
         prefix, name = split_prefix(arch)
-        return library_named(LIBRARIES[prefix or "hf"]).describe(name, arguments, architecture)
+        return library_named(LIBRARIES[prefix or "hf"]).describe(name, arguments, reading)
     if arguments:
         raise UsageError("--arch-args need the model's name.", hint="Pass --arch timm:NAME beside them.")
     if (path.parent / CONFIG).is_file():
-        return read_folder(path.parent, architecture)
+        return read_folder(path.parent, reading)
     raise UsageError(
         f"{path} is a state dict, which does not say what model it belongs to, and no {CONFIG} lies beside it.",
         hint=f"Pass --arch FOLDER, where FOLDER holds the model's {CONFIG} (and tokenizer), or --arch timm:NAME.",

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Workload
 from optin_cli.checkpoints.libraries.registry import Blueprint, ImageSpec, MapDecoder, Preprocess
 from optin_cli.data.batch import Batch
@@ -24,13 +25,14 @@ from optin_cli.data.images.scene_samples import load_scene_samples
 from optin_cli.data.labels import image_class_ids, label_ids, label_sets, value_rows
 from optin_cli.data.load import AnySamples, require_images, require_texts
 from optin_cli.data.spec import DataSpec
+from optin_cli.data.text.masked import Masking
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
 from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
 from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_SEQ_LEN
+from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_MASK_EVERY, DEFAULT_SEQ_LEN
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
@@ -39,6 +41,10 @@ TEXT = "input_ids"
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 MOST_PIXELS = 32 * 224 * 224
 """Pixels of the images of one batch. Scores of a Mask2Former keep some 12 KB a pixel for their backward passes."""
+MOST_LOGITS = 2**26
+"""Numbers that the output of one batch holds, where there is one for every token and word of the vocabulary."""
+VOCABULARY_HEADS: frozenset[Purpose] = frozenset({"fill-mask", "next-token-prediction"})
+"""What models with such outputs are for."""
 PIECES = "*.model"
 VOCABULARIES = ("tokenizer.json", "vocab.*", PIECES)
 
@@ -69,6 +75,8 @@ class BatchOptions:
 class TextInput:
     """Token ids with their mask, `input_ids` and `attention_mask`, (rows, tokens).
 
+    A model that chooses among several texts, (rows, choices, tokens), gets one at a time: each has a number of its own.
+
     recorded: the shape that the costs of an exported model are recorded for.
     """
 
@@ -78,11 +86,15 @@ class TextInput:
     recorded: Workload | None = None
     kind: ClassVar[InputKind] = "text"
     noun: ClassVar[str] = "tokens"
-    axes: ClassVar[Mapping[int, str]] = MappingProxyType({0: "batch", 1: "length"})
     unmergeable: ClassVar[str | None] = (
         "it takes text, whose tokens do not repeat each other as the patches of an image do"
     )
     pairs: ClassVar[bool] = True
+
+    @property
+    def axes(self) -> Mapping[int, str]:
+        """Names of the free axes."""
+        return MappingProxyType({0: "batch", 2 if self.blueprint.head.choices else 1: "length"})
 
     @property
     def _positions(self) -> int:
@@ -110,6 +122,12 @@ class TextInput:
     def vocabulary(self) -> int:
         """Number of token ids that the model knows."""
         return int(self.blueprint.config.vocab_size)
+
+    def rows_at_once(self, asked: int, tokens: int) -> int:
+        """Rows of so many tokens that are run at once: fewer than `asked` where their outputs would be too large."""
+        if self.blueprint.purpose not in VOCABULARY_HEADS:
+            return asked
+        return min(asked, max(1, MOST_LOGITS // (tokens * self.vocabulary)))
 
     def names(self) -> tuple[str, ...]:
         """Names of the tensors that an exported file takes: what the tokenizer gives of what the model takes."""
@@ -148,7 +166,13 @@ class TextInput:
 
     def _unpadded(self, ids: torch.Tensor) -> Inputs:
         ids = ids.to(device_of(self.model))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return self._shaped({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    def _shaped(self, inputs: Inputs) -> Inputs:
+        """Inputs (rows, tokens) as the model takes them."""
+        if not self.blueprint.head.choices:
+            return inputs
+        return {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
 
     def probe(self, most: int | None, *, rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Inputs:
         """Fixed random ids on the CPU, `tokens` or at most `most` long, each row padded more than the one before."""
@@ -159,7 +183,7 @@ class TextInput:
         for row in range(rows):
             mask[row, tokens - row * tokens // (2 * rows) :] = 0
         padding = self.blueprint.config.pad_token_id or 0
-        return {"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
+        return self._shaped({"input_ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask})
 
     def tokenizer(self, *, words: bool = False) -> Any:
         """The tokenizer beside the config (CheckpointError where there is none).
@@ -213,13 +237,15 @@ class TextInput:
     def batches(self, samples: AnySamples, options: BatchOptions) -> Sequence[Batch]:
         """Padded batches on the model's device, of two texts as one sequence or, for similarity by labels, each alone.
 
+        A model that fills in masked tokens gets some to fill in.
+
         Raises UsageError: a size out of range, or class labels and a model of sentence embeddings. DataError: labels
         without a class.
         """
         texts, task = require_texts(samples), options.task
         tokenizer = self.tokenizer(words=texts.words is not None)
         length = usable_length(tokenizer, self.most, options.max_length, default=self.own_length or DEFAULT_LENGTH)
-        size = options.batch_size
+        size = self.rows_at_once(options.batch_size, length)
         sentences = self.blueprint.sentences
         prompt = "" if sentences is None else sentences.prompt(options.prompt)
         texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
@@ -230,11 +256,14 @@ class TextInput:
             raise no_classes(self.name, texts.name)
         labels = self._labels(texts, task) if options.labelled else None
         found = make_batches(texts, tokenizer, batch_size=size, max_length=length, labels=labels)
+        if self.blueprint.purpose == "fill-mask":
+            masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
+            found = [masking.once(batch) for batch in found]
         return self._fed([replace(batch, prompt=before) for batch in found], tokenizer)
 
     def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
-        fed = fit_inputs(self.model, batches)
+        fed = fit_inputs(self.model, [replace(batch, inputs=self._shaped(batch.inputs)) for batch in batches])
         highest = max((int(batch.inputs[TEXT].max()) for batch in fed if batch.inputs[TEXT].numel()), default=0)
         if highest >= self.vocabulary:
             raise CheckpointError(
@@ -289,6 +318,11 @@ class ImageInput:
     def names(self) -> tuple[str, ...]:
         """The one tensor."""
         return (self.image.input_name,)
+
+    def rows_at_once(self, asked: int, tokens: int) -> int:
+        """As many as asked."""
+        del tokens
+        return asked
 
     @torch.no_grad()
     def check(self) -> None:

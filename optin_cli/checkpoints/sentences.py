@@ -64,6 +64,11 @@ class Sentences:
         """Whether texts become embeddings, of the bare encoder's hidden states."""
         return self.loader == "SentenceTransformer"
 
+    @property
+    def auto_class(self) -> str:
+        """What loads the transformer: embeddings are made with the one without a head."""
+        return "AutoModel" if self.embeds else "AutoModelForSequenceClassification"
+
     def prompt(self, names: tuple[str, ...] = ()) -> str:
         """The prompt of the first of the names that there is; without names the default one; else nothing."""
         usual = () if self.default_prompt is None else (self.default_prompt,)
@@ -116,16 +121,6 @@ def read_sentences(folder: Path) -> Sentences | None:
         default_prompt=default if default in prompts else None,
         similarity=whole.get("similarity_fn_name") or "cosine",
     )
-
-
-def bare_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformer's config that names the class without a head, which embeddings are made with."""
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    named = MODEL_MAPPING_NAMES.get(str(raw.get("model_type")))
-    if named is None:
-        return dict(raw)
-    return {**raw, "architectures": [named if isinstance(named, str) else named[0]]}
 
 
 def rooted_modules(sentences: Sentences) -> str:

@@ -59,6 +59,12 @@ class Opening:
     architecture: Path | None = option(
         None, "--architecture", "Own description of where the model's units lie.", metavar="JSON"
     )
+    as_class: str | None = option(
+        None,
+        "--as",
+        "Class to open it as, not the one its config names: AutoModel, without the head.",
+        metavar="AUTOCLASS",
+    )
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
@@ -72,6 +78,7 @@ class Opening:
             arch=self.arch,
             arch_args=arguments,
             architecture=self.architecture,
+            as_class=self.as_class,
             image_size=size,
             device=self.device,
         )

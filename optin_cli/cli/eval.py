@@ -77,8 +77,12 @@ def evaluate(
 
     device = device_for(opening.device, checkpoint, against)
     how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
+    how["as_class"] = opening.as_class
     opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
     other = None if against is None else load_evaluated(against, **how)
+    for each in filter(None, (opened, other)):
+        for note in each.notes:
+            common.say(note)
     with common.progress("evaluating") as progress:
         result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=progress)
     problem = None if max_drop is None else require_drop(result, max_drop)

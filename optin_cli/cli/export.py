@@ -40,7 +40,7 @@ def export(
     ] = None,
     options: ExportOptions,
     as_json: common.Json = False,
-    opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture", "image_size")],
+    opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture", "as_class", "image_size")],
     force: common.Force = False,
 ) -> None:
     """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO. Certified in that runtime."""

@@ -16,14 +16,13 @@ from optin_cli.errors import UsageError
 class Batch:
     """B samples padded to the longest of them, T tokens.
 
-    inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and
-    token_type_ids if the tokenizer gives them. labels: (B,) int64 class ids, float32 values, (B, outputs) of them where
-    a sample has several, or None.
-    keys: one per sample, unique over all batches of a set: hash of its token ids, and its number among
-    samples of the same ids. rows: which of the samples given to the tokenizer each is. paired: the second half
-    of the rows are the second texts of the pairs that the first half begins, with one label a pair, (B / 2,).
-    truncated: samples whose ends were cut off.
-    prompt: how many real tokens every row begins with that are those of a prompt.
+    inputs: the model's keyword arguments, (B, T) int64: input_ids, attention_mask (1 = real token), and token_type_ids
+    if the tokenizer gives them; or (B, 1, T) for models that take several texts a sample. labels: (B,) int64 class ids,
+    float32 values, (B, outputs) of them where a sample has several, or None. keys: one per sample, unique over all
+    batches of a set: hash of its token ids, and its number among samples of the same ids. rows: which of the samples
+    given to the tokenizer each is. paired: the second half of the rows are the second texts of the pairs that the first
+    half begins, with one label a pair, (B / 2,). truncated: samples whose ends were cut off. prompt: how many real
+    tokens every row begins with that are those of a prompt.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -42,7 +41,7 @@ class Batch:
     @property
     def token_mask(self) -> torch.Tensor:
         """(B, T) bool, true where a token of a text is real."""
-        return self.inputs["attention_mask"].bool()
+        return self.inputs["attention_mask"].flatten(1).bool()
 
     @property
     def device(self) -> torch.device:

@@ -5,8 +5,14 @@ from optin_cli.data.images.scene_samples import SceneSamples
 from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.searches import Searches
 from optin_cli.errors import DataError
+from optin_cli.tasks.schema import Task
 
 AnySamples = Samples | ImageSamples
+
+
+def is_measurable(samples: AnySamples, task: Task | None) -> bool:
+    """Whether predictions can be measured: a task names the metrics, and there is something to measure by."""
+    return task is not None and (samples.labelled or task.labels_itself)
 
 
 def require_texts(samples: AnySamples) -> Samples:

@@ -9,7 +9,7 @@ from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Meas
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit
 from optin_cli.checkpoints.inputs import random_inputs
-from optin_cli.data.load import AnySamples
+from optin_cli.data.load import AnySamples, is_measurable
 from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
@@ -23,7 +23,7 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.registry import load_task
-from optin_cli.tasks.schema import Task
+from optin_cli.tasks.schema import UNLABELLED, Task
 from optin_cli.version import __version__
 
 
@@ -60,7 +60,7 @@ def evaluate(
     samples = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options, known), progress)
-        if task is None and not samples.labelled:
+        if task is None and not is_measurable(samples, known):
             known = None
     result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
     for note in remarks(result, opened):
@@ -105,9 +105,9 @@ class Exam:
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
     """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
     samples, task = exam.samples, exam.task
-    if samples is not None and against is None and not (task is not None and samples.labelled):
+    if samples is not None and against is None and not is_measurable(samples, task):
         compare = "or --against CHECKPOINT to measure agreement."
-        if samples.labelled:
+        if samples.labelled or checkpoint.blueprint.purpose in UNLABELLED:
             raise DataError(
                 f"There is no task that names a metric to measure {samples.name} by, and nothing to compare with.",
                 hint=f"Pass a --task that fits the model, {compare}",
@@ -242,15 +242,22 @@ def _compare(
     )
 
 
+def _kinds(prediction: Prediction) -> list[str]:
+    """Of what kinds the outputs are that can be compared."""
+    return ["vocabulary"] if prediction.stream is not None else [output.kind for output in prediction.outputs]
+
+
 def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
     """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
-    kinds = [[output.kind for output in one.outputs] for one in (mine, theirs)]
+    kinds = [_kinds(one) for one in (mine, theirs)]
     if kinds[0] != kinds[1] or len(mine.maps) != len(theirs.maps):
         here, there = (", ".join(one) or "nothing that can be compared" for one in kinds)
         raise DataError(
             f"The two models put out different things: {here}, against {there}.",
             hint="Compare checkpoints of the same task.",
         )
+    if mine.stream is not None and theirs.stream is not None:
+        return metrics.streamed_distances(mine.stream(), theirs.stream())
     if mine.maps:
         return agreement(mine.maps, theirs.maps), None
     pairs = zip(mine.outputs, theirs.outputs, strict=True)
@@ -261,7 +268,7 @@ def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, floa
 
 
 def require_drop(evaluation: Evaluation, most: float) -> str | None:
-    """The message if the metric fell by more than `most`, None if it did not (UsageError if nothing was compared)."""
+    """The message if the metric is worse by more than `most`, None if not (UsageError if nothing was compared)."""
     comparison = evaluation.against
     if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(
@@ -270,7 +277,8 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         )
     if comparison.drop <= most:
         return None
+    moved = "fell" if metrics.find_metric(evaluation.metric.name).higher_is_better else "rose"
     return (
-        f"{evaluation.metric.name} fell by {comparison.drop:.4f} "
+        f"{evaluation.metric.name} {moved} by {comparison.drop:.4f} "
         f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
     )

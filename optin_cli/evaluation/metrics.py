@@ -305,6 +305,16 @@ def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | Non
     return accuracy if accuracy < chance - RARE * math.sqrt(chance * (1 - chance) / count) else None
 
 
+def streamed_distances(logits: Iterable[torch.Tensor], reference: Iterable[torch.Tensor]) -> tuple[float, float]:
+    """The same of class distributions that come in parts (n, classes), of which one at a time is held."""
+    same = divergence = 0.0
+    count = 0
+    for mine, theirs in zip(logits, reference, strict=True):
+        agreement, kl = distances(mine, theirs, "categorical") or (1.0, 0.0)
+        same, divergence, count = same + agreement * len(mine), divergence + kl * len(mine), count + len(mine)
+    return same / count, divergence / count
+
+
 def find_metric(name: str) -> Metric:
     """The metric of that name (DataError if there is none)."""
     if name not in METRICS:
@@ -542,6 +552,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             SearchMetric("map", True, _average_precision),
             MapMetric("mean_iou", True, _mean_iou),
             MapMetric("pixel_accuracy", True, _pixel_accuracy),
+            Metric("pseudo_perplexity", False),
         )
     }
 )

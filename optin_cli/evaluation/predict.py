@@ -1,6 +1,6 @@
 """Run a checkpoint over samples: what the predictor of every kind of task builds on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,7 +47,8 @@ class Prediction:
     keys: the keys of the N samples, in order. values: the task's metrics in its order, empty without labels;
     error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
     images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
-    truncated: samples whose ends the model did not see. notes: what is suspicious about the values.
+    truncated: samples whose ends the model did not see. notes: what is suspicious about the values. stream: computes
+    logits (n, classes) anew, batch by batch, in place of outputs that would not fit in memory.
     """
 
     outputs: list[Output]
@@ -59,6 +60,7 @@ class Prediction:
     class_iou: dict[str, float | None] = field(default_factory=dict)
     truncated: int = 0
     notes: tuple[str, ...] = ()
+    stream: Callable[[], Iterator[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def certify_export(
             "The exporter or the runtime is at fault: try another --opset, or another --to.",
         )
         padded = mask is not None and not bool(mask.all())
-        length = None if mask is None else shape[1]
+        length = None if mask is None else shape[-1]
         records.append(ExportProbe(batch_size=shape[0], seq_len=length, padded=padded, difference=difference))
     return ExportCertificate(
         loader=f"{target.runtime} in a fresh process without optin",

@@ -2,18 +2,18 @@
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.inputs import Inputs
-from optin_cli.checkpoints.libraries.registry import Blueprint, read_folder
+from optin_cli.checkpoints.libraries.registry import Blueprint, Reading, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
 from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
@@ -50,7 +50,8 @@ def load_evaluated(source: str | Path, *, device: str | None = None, **options: 
             f"{source} is an exported file, which is run on the {DEVICE}, but the device {device!r} was asked for.",
             hint="Leave out --device.",
         )
-    return load_exported(Path(source), target, options.get("architecture"), options.get("image_size"))
+    reading = Reading(options.get("architecture"), options.get("as_class"))
+    return load_exported(Path(source), target, reading, options.get("image_size"))
 
 
 def is_exported(source: Checkpoint | str | Path | None) -> bool:
@@ -71,20 +72,27 @@ def device_for(device: str | None, *sources: Checkpoint | str | Path | None) -> 
 
 
 def load_exported(
-    path: Path, target: Target, architecture: Path | None = None, image_size: tuple[int, int] | None = None
+    path: Path, target: Target, reading: Reading | None = None, image_size: tuple[int, int] | None = None
 ) -> Checkpoint:
     """Open an exported file in its runtime, with as many threads as torch has.
 
-    Raises UsageError: it takes images of another size than `image_size`. CheckpointError: there is no such file.
+    Raises UsageError: it takes images of another size than `image_size`, or was exported as another class than
+    `reading` asks for. CheckpointError: there is no such file.
     ArtifactError: its record is missing, or of another file. ArchitectureError: the description is not valid.
     ExportError: the runtime is not installed, or refuses the file.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.", hint="Expected a file that optin export wrote.")
-    record = _read_record(path, target)
-    description = None if architecture is None else read_description(architecture)[1]
+    record, reading = _read_record(path, target), reading or Reading()
+    if reading.as_class not in (None, record.auto_class):
+        raise UsageError(
+            f"--as is {reading.as_class}, but {path.name} was exported as {record.auto_class}.",
+            hint=f"Pass --as {record.auto_class}, or export again.",
+        )
+    description = None if reading.architecture is None else read_description(reading.architecture)[1]
     target.require(target.runs_with)
-    blueprint = read_folder(path.parent, architecture)
+    # The config beside it is the checkpoint's own, which may name another class.
+    blueprint = read_folder(path.parent, replace(reading, as_class=record.auto_class))
     config = record.inputs.get("config")
     if config is None or config.sha256 != sha256_of(blueprint.identity):
         raise ArtifactError(
@@ -99,14 +107,18 @@ def load_exported(
         message = f"{target.runtime} does not open {path}: {headline(error)}"
         raise ExportError(message, hint="Run optin export again.") from error
     blueprint = _at_recorded_size(blueprint, record, path, image_size)
-    head = known_heads()[blueprint.auto_class]
     return Checkpoint(
         name=f"{path.resolve().parent.name}/{path.name}",
         sha256=sha256_of(*(path.parent / name for name in record.files)),
         blueprint=blueprint,
         model=ExportedModel(run, record),
         structure=Structure(
-            record.family, "", (), resolve_outputs(head, blueprint.problem_type), (), embedding=embedding_of(blueprint)
+            record.family,
+            "",
+            (),
+            resolve_outputs(blueprint.head, blueprint.problem_type),
+            (),
+            embedding=embedding_of(blueprint),
         ),
         root="",
         dtype=torch.float32,

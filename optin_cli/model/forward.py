@@ -124,6 +124,8 @@ def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...]
         output = raw[rule.name]
         if rule.over == "tokens":
             output = output.masked_fill(~batch.mask_for(output), -torch.inf)
+        elif rule.over == "each-token":
+            output = output.unsqueeze(-1)
         elif rule.over == "entries":
             output = output.flatten(1)
         elif (output := output.movedim(rule.axis, -1)).dim() > 3:
@@ -134,7 +136,7 @@ def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...]
 
 def per_token(output: torch.Tensor, rule: OutputRule) -> bool:
     """Whether an output holds one distribution a token, query or pixel: (rows, positions, classes)."""
-    return rule.over == "classes" and output.dim() == 3
+    return rule.over in ("classes", "each-token") and output.dim() == 3
 
 
 def observe(model: nn.Module, structure: Structure, batch: Batch) -> Trajectory:

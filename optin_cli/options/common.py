@@ -9,4 +9,6 @@ SEED = Option("--seed", "Seed of sample selection and probes.")
 BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0)
 DEFAULT_LENGTH = 128
 """Most tokens of a sample where no other number is asked for."""
+DEFAULT_MASK_EVERY = 7
+"""Of so many tokens one is masked where no other number is asked for: about the 15 % that models are trained with."""
 MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED, SEQ_LEN
+from optin_cli.options.common import BATCH_SIZE, DEFAULT_MASK_EVERY, MAX_LENGTH, SEED, SEQ_LEN
 from optin_cli.options.declare import Checked, nested, offer, option, shared
 
 DEFAULT_WINDOW = 384
@@ -30,11 +30,11 @@ class EvalOptions(Checked):
     """Options of an evaluation.
 
     max_length: most tokens of a text; None means 128, or what the model holds. seq_len: length that costs are stated
-    for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images
-    have neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects
-    them. ignore_index: ids of pixels of label maps, or of words, that do not count; None for what the task or
-    checkpoint says.
-    pictures: folder for pictures of segmented images, of the first `picture_count` samples.
+    for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images have
+    neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects them.
+    mask_every: of so many tokens one is masked at once, to be filled in. ignore_index: ids of pixels of label maps, or
+    of words, that do not count; None for what the task or checkpoint says. pictures: folder for pictures of segmented
+    images, of the first `picture_count` samples.
     """
 
     batch_size: int = shared(32, BATCH_SIZE)
@@ -49,6 +49,13 @@ class EvalOptions(Checked):
     answers: AnswerOptions = nested(AnswerOptions(), offer())
     samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
     seed: int = shared(0, replace(SEED, recorded=""))
+    mask_every: int = option(
+        DEFAULT_MASK_EVERY,
+        "--mask-every",
+        "Masked language models: one token in N is masked at once, each in its turn; a large N masks one alone.",
+        metavar="N",
+        low=1,
+    )
     ignore_index: tuple[int, ...] | None = option(
         None,
         "--ignore-index",

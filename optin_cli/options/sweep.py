@@ -32,6 +32,7 @@ EVALUATION = offer(
     "latency_length",
     "latency_runs",
     "seed",
+    "mask_every",
     "ignore_index",
     samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
     prefix="eval_",

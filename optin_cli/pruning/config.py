@@ -33,7 +33,10 @@ def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings |
         except CheckpointError as error:
             problems = [error.message]
         else:
-            problems = _differences(built, cut_shapes(checkpoint.model, checkpoint.structure, mask.kept))
+            cut = cut_shapes(checkpoint.model, checkpoint.structure, mask.kept)
+            optional = checkpoint.blueprint.head.may_miss
+            missed = {name for name in built if name not in cut and name.partition(".")[0] in optional}
+            problems = _differences({name: built[name] for name in built if name not in missed}, cut)
     if problems:
         raise ArtifactError(
             f"{name} has a uniform layout, but the stock {checkpoint.blueprint.model_class} cannot express it:\n"

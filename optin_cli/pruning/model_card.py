@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optin_cli.architectures.registry import known_heads
 from optin_cli.artifacts.base import require_source
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.manifest import Manifest
@@ -121,7 +120,7 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     library, sentences = blueprint.library, blueprint.sentences
     front = read_front(blueprint.folder if sentences is None else sentences.folder)
-    kind = (library, known_heads()[blueprint.auto_class].pipeline)
+    kind = (library, blueprint.head.pipeline)
     if sentences is not None:
         kind = (LIBRARY, PIPELINES[sentences.loader])
     loading = blueprint.builder.loading(blueprint, plain=manifest.layout == "uniform")

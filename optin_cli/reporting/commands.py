@@ -52,6 +52,9 @@ def _line(command: str, words: Iterable[str], artifact: Artifact) -> str:
         more += [str(IMAGE_SIZE.flag), "{1}x{2}".format(*workload.image)]
     if command != "search" and (description := artifact.inputs.get("architecture")) is not None:
         more += ["--architecture", description.name]
+    if command != "search":
+        opened = (artifact.inputs[role].opened_as for role in ("checkpoint", "against") if role in artifact.inputs)
+        more += ["--as", name] if (name := next(filter(None, opened), None)) else []
     return shlex.join(["optin", command, *words, *more])
 
 

@@ -269,7 +269,14 @@ def _jobs(
         Job(
             f"exact {group.name}",
             batch.size * group.units * 0.5,
-            functools.partial(exact_batch, model, structure.with_groups([group]), batch, objective, rows=options.rows),
+            functools.partial(
+                exact_batch,
+                model,
+                structure.with_groups([group]),
+                batch,
+                objective,
+                rows=checkpoint.input.rows_at_once(options.rows, next(iter(batch.inputs.values())).shape[-1]),
+            ),
         )
         for group in exact.groups
         for batch in _on(calibration.exact_batches, checkpoint)

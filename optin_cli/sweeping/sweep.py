@@ -18,7 +18,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.data.batch import Batch
-from optin_cli.data.load import AnySamples
+from optin_cli.data.load import AnySamples, is_measurable
 from optin_cli.data.sources import WHOLE
 from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError
@@ -105,7 +105,7 @@ def sweep(
             hint="Pass another --recipe, or labelled data of the model's own task to --calib.",
         )
     samples = opened.input.load_samples(spec, progress)
-    if not samples.labelled:
+    if not is_measurable(samples, known):
         raise DataError(f"{samples.name} has no labels to measure {known.metrics[0]} by.")
     calibrations = _calibrations(opened, calibrating, known, needy, options, progress, shared=calibrating is not given)
     workload = opened.input.workload(options.evaluation.seq_len)

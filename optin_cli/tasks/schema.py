@@ -19,6 +19,7 @@ Kind = Literal[
     "reranking",
     "question-answering",
     "semantic-segmentation",
+    "fill-mask",
 ]
 InputKind = Literal["text", "image"]
 MetricName = Literal[
@@ -44,6 +45,7 @@ MetricName = Literal[
     "squad_f1",
     "mean_iou",
     "pixel_accuracy",
+    "pseudo_perplexity",
 ]
 Colour = tuple[int, int, int]
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
@@ -57,6 +59,7 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "reranking": frozenset({"ndcg@10", "recall@10", "mrr@10", "map"}),
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
+        "fill-mask": frozenset({"pseudo_perplexity", "accuracy"}),
     }
 )
 IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
@@ -65,6 +68,8 @@ SEARCHES: frozenset[Kind] = frozenset({"retrieval", "reranking"})
 """Kinds that rank documents by how well they answer a query, on local data of their own layout."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
+UNLABELLED: frozenset[Kind] = frozenset({"fill-mask"})
+"""Kinds whose texts are their own labels."""
 
 
 class _Strict(BaseModel):
@@ -123,7 +128,7 @@ class Task(_Strict):
     dataset: DatasetName | None = None
     text_columns: Annotated[tuple[str, ...], Field(max_length=2)] = ()
     image_column: str | None = None
-    label_column: str
+    label_column: str | None = None
     other_label_columns: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
     splits: Splits
@@ -137,6 +142,22 @@ class Task(_Strict):
     def each_alone(self) -> bool:
         """Whether the model reads the two texts of a sample one at a time, not as one sequence."""
         return self.kind == "similarity"
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label column, if it has one."""
+        return () if self.label_column is None else (self.label_column,)
+
+    @property
+    def labels_itself(self) -> bool:
+        """Whether its texts are their own labels."""
+        return self.kind in UNLABELLED
+
+    @model_validator(mode="after")
+    def _check_label_column(self) -> Task:
+        if (self.label_column is None) is not self.labels_itself:
+            raise ValueError(f"a {self.kind} task has {'no' if self.labels_itself else 'a'} label_column")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Task:

@@ -64,8 +64,23 @@ def test_a_model_with_another_head_is_loaded_without_it(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"architectures": ["MPNetForMaskedLM"]})
     checkpoint = load(folder)
-    assert checkpoint.blueprint.model_class == "MPNetModel"
+    assert (checkpoint.blueprint.model_class, checkpoint.source.opened_as) == ("MPNetModel", None)
+    assert checkpoint.left_out == ("lm_head.bias",) and "which MPNetModel has no place for" in checkpoint.notes[0]
     torch.testing.assert_close(embedded(checkpoint), expected)
+
+
+def test_as_another_class_an_encoder_is_a_model_like_any_other(tmp_path):
+    folder = sentence_folder(tmp_path / "st", family="bert")
+    whole = build("bert", "masked")
+    whole.save_pretrained(folder)
+    assert load(folder, as_class="AutoModel").source == load(folder).source
+    assert load(folder).blueprint.sentences is not None
+    masked = load(folder, as_class="AutoModelForMaskedLM")
+    assert (masked.blueprint.sentences, masked.source.opened_as) == (None, "AutoModelForMaskedLM")
+    assert masked.blueprint.purpose == "fill-mask" and not masked.left_out
+    pruned(masked, tmp_path / "small")
+    assert not (tmp_path / "small" / "modules.json").exists()
+    assert load(tmp_path / "small").blueprint.model_class == "BertForMaskedLM"
 
 
 @pytest.mark.parametrize("stated", ["mean", ["mean"], None])

@@ -17,6 +17,7 @@ import optin_cli
 from optin_cli.architectures.registry import known_heads
 from optin_cli.architectures.schema import HeadRule, Purpose
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
+from optin_cli.checkpoints.checks import SERVING
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples
 from optin_cli.errors import DataError, UsageError
@@ -140,12 +141,18 @@ def test_every_kind_of_head_says_what_it_is_for():
         "AutoModelForUniversalSegmentation": ("semantic-segmentation", {}),
         "AutoModelForSemanticSegmentation": ("semantic-segmentation", {}),
         "timm.create_model": ("classification", {}),
+        "timm.create_model(num_classes=0)": ("similarity", {}),
         "AutoModelForTokenClassification": ("token-classification", {}),
+        "AutoModelForMaskedLM": ("fill-mask", {}),
+        "AutoModelForPreTraining": ("fill-mask", {}),
+        "AutoModelForNextSentencePrediction": ("classification", {}),
+        "AutoModelForMultipleChoice": ("multiple-choice", {}),
         "AutoModelForCausalLM": ("next-token-prediction", {}),
         "AutoModelForQuestionAnswering": ("question-answering", {}),
         "AutoModel": ("similarity", {}),
     }
-    assert set(get_args(Kind)) < set(get_args(Purpose))
+    assert {*get_args(Kind)} - {*SERVING} < {*get_args(Purpose)}
+    assert {purpose for served in SERVING.values() for purpose in served} < {*get_args(Purpose)}
     for head in known_heads().values():
         with pytest.raises(ValidationError, match="purpose"):
             HeadRule.model_validate(head.model_dump(exclude={"purpose"}))
@@ -160,6 +167,9 @@ MODELS = {
     "encoder": {"head": "base"},
     "answers": {"head": "answers"},
     "tokens": {"head": "tokens"},
+    "masked": {"head": "masked"},
+    "pretrained": {"head": "pretraining"},
+    "choices": {"head": "choices"},
     "decoder": {"family": "llama", "head": "next"},
     "sight": None,
 }
@@ -175,6 +185,7 @@ ONE_OF_EACH = {
     "question-answering": {"answers"},
     "stsb-cosine": {"encoder"},
     "squad": {"answers"},
+    "masked-lm": {"masked", "pretrained"},
     "imagefolder": {"sight"},
 }
 """A task of every kind and modality, and the models that it fits."""
@@ -274,6 +285,8 @@ CALIBRATED = {
     ],
     "answers": [("broken.jsonl", NO_LOSS), ("squad", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "tokens": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "masked": [("broken.jsonl", NO_LOSS), ("masked-lm", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
+    "choices": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "decoder": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "sight": [("empty", None), ("imagefolder", None), ("sst2", "The task sst2 is one on texts")],
 }

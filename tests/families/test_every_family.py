@@ -9,6 +9,7 @@ from helpers.models import (
     FAMILIES,
     HEADS,
     IMAGES,
+    OTHER_HEADS,
     build,
     clone,
     make_inputs,
@@ -38,6 +39,8 @@ CASES = [
     *((family, head) for family in FAMILIES for head in HEADS),
     *((family, "images") for family in IMAGES),
     *((family, "next") for family in DECODERS),
+    *((family, "pretraining") for family in ("bert", "albert", "electra")),
+    *(("bert", head) for head in OTHER_HEADS if head != "pretraining"),
 ]
 
 
@@ -48,6 +51,8 @@ def tiny(request):
     model = build(family, head, dtype=dtype)
     pixels = {name: tensor.to(dtype) for name, tensor in make_pixels(model).items()} if family in IMAGES else None
     inputs = pixels or make_inputs()
+    if head == "choices":
+        inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
     return Tiny(model, structure_of(model, head), root_of(model), head, inputs)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.masks import make_mask
-from helpers.models import DECODERS, FAMILIES, HEADS, make_inputs, save_checkpoint
+from helpers.models import DECODERS, FAMILIES, HEADS, OTHER_HEADS, make_inputs, save_checkpoint
 from helpers.running import write_rows
 
 import optin_cli
@@ -21,14 +21,20 @@ CASES = [
     *((family, "classes") for family in FAMILIES),
     *(("bert", head) for head in HEADS if head != "classes"),
     *((family, "next") for family in DECODERS),
+    *((family, "masked") for family in ("mpnet", "roberta", "albert", "deberta-v2", "modernbert")),
+    *(("bert", head) for head in OTHER_HEADS),
+    ("albert", "pretraining"),
+    ("electra", "pretraining"),
+    ("modernbert", "choices"),
 ]
 
 
 def outputs_of(checkpoint, model, kept=None):
     """The outputs that the head is judged by, at real tokens."""
     inputs = make_inputs(3, 12)
+    given = {k: t.unsqueeze(1) for k, t in inputs.items()} if checkpoint.blueprint.head.choices else inputs
     with torch.no_grad(), masked(model, checkpoint.structure, kept or {}):
-        found = model(**inputs)
+        found = model(**given)
     tensors = [found[rule.name] for rule in checkpoint.structure.outputs]
     real = inputs["attention_mask"].bool()
     return [t[real] if t.shape[:2] == real.shape else t for t in tensors]

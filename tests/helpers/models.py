@@ -10,7 +10,7 @@ import transformers
 from timm.models import save_for_hf
 from transformers import AutoConfig
 
-from optin_cli.architectures.registry import find_architecture, known_heads
+from optin_cli.architectures.registry import find_architecture, find_head, known_heads
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import call_model
 from optin_cli.model.head_dims import head_dims_of
@@ -30,6 +30,7 @@ SMALL = {
 DISTIL = {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 40}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
 GROUPED = {"num_key_value_heads": 4, "num_attention_heads": 8, "pad_token_id": 0}
+MODERN = {"pad_token_id": 0, "global_attn_every_n_layers": 2, "local_attention": 6}
 SHARED = {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3}
 
 FAMILIES = {
@@ -43,6 +44,7 @@ FAMILIES = {
     "albert-2-groups": ("albert", SMALL | {"embedding_size": 16, "num_hidden_groups": 2}),
     "deberta-v2": ("deberta-v2", SMALL | DISENTANGLED),
     "deberta-v2-shared": ("deberta-v2", SMALL | DISENTANGLED | SHARED),
+    "modernbert": ("modernbert", SMALL | MODERN),
 }
 HEADS = {
     "classes": ("AutoModelForSequenceClassification", {"num_labels": 3}),
@@ -53,8 +55,16 @@ HEADS = {
     ),
     "tokens": ("AutoModelForTokenClassification", {"num_labels": 3}),
     "answers": ("AutoModelForQuestionAnswering", {"num_labels": 2}),
+    "masked": ("AutoModelForMaskedLM", {}),
     "base": ("AutoModel", {}),
 }
+OTHER_HEADS = {
+    "pretraining": ("AutoModelForPreTraining", {}),
+    "sentences": ("AutoModelForNextSentencePrediction", {}),
+    "numbers": ("AutoModelForSequenceClassification", {"num_labels": 3, "problem_type": "regression"}),
+    "choices": ("AutoModelForMultipleChoice", {}),
+}
+"""Heads that few families have, or that differ from others in little."""
 DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}
 NEXT = {"next": ("AutoModelForCausalLM", {})}
 """The head of decoders, which continue a text."""
@@ -173,7 +183,7 @@ def build(family, head="classes", *, seed=0, dtype=torch.float32, **overrides):
     if family in IMAGES:
         model = build_stock(family, **overrides)
     else:
-        auto_class, values = (HEADS | NEXT)[head]
+        auto_class, values = (HEADS | OTHER_HEADS | NEXT)[head]
         model = getattr(transformers, auto_class).from_config(tiny_config(family, **(values | overrides)))
     for name, parameter in model.eval().requires_grad_(False).named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
@@ -225,10 +235,11 @@ def structure_of(model, head="classes", architecture=None):
     if model.main_input_name == "pixel_values":
         description = architecture or find_architecture(model.config.model_type)
         return find_structure(model, description, known_heads()[sight_of(model)], root=root_of(model))
-    config, auto_class = model.config, (HEADS | NEXT)[head][0]
+    config, auto_class = model.config, (HEADS | OTHER_HEADS | NEXT)[head][0]
     kind = "regression" if head == "regression" else config.problem_type
     description = architecture or find_architecture(config.model_type)
-    return find_structure(model, description, known_heads()[auto_class], root=root_of(model), problem_type=kind)
+    rule = find_head(auto_class, type(model).__name__)
+    return find_structure(model, description, rule, root=root_of(model), problem_type=kind)
 
 
 def make_inputs(rows=2, tokens=10, *, padding=3, seed=0, left=False):

@@ -143,7 +143,7 @@ def test_a_hub_id_is_a_base_model_and_long_masks_fold(made):
     source = manifest.inputs["checkpoint"].model_copy(update={"name": "org/bert"})
     groups = {f"encoder.{n}.{kind}": GroupMask(units=4, kept=[0]) for n in range(48) for kind in ("head", "neuron")}
     changed = manifest.model_copy(update={"inputs": {**manifest.inputs, "checkpoint": source}, "groups": groups})
-    blueprint = read_folder(made.bert, None)
+    blueprint = read_folder(made.bert)
     card = write_card(changed, blueprint, [])
     assert "base_model: org/bert\n" in card
     assert "<summary>What 48 layers keep</summary>" in card and "| encoder.47 | 1 of 4 | 1 of 4 |" in card

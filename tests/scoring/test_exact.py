@@ -46,7 +46,7 @@ def test_exact_is_the_distance_to_the_model_really_cut(head):
             manifold_distance(a, b, mask) for a, b in list(zip(mine.features, reference.features, strict=True))[first:]
         )
         output = sum(
-            rule.weight * output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "base") else None)
+            rule.weight * output_distance(a, b, rule.kind, 2.0, mask if head in ("tokens", "masked", "base") else None)
             for a, b, rule in zip(mine.outputs, reference.outputs, structure.outputs, strict=True)
         )
         torch.testing.assert_close(

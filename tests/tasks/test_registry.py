@@ -37,7 +37,7 @@ def test_tasks_are_shipped():
     scenes = {"ade20k", "camvid", "cityscapes", "semantic-segmentation"}
     own = {"classification", "multi-label", "regression", "token-classification", "question-answering"}
     searches = {"retrieval", "reranking"}
-    named = {"squad", "squad_v2", "stsb-cosine"}
+    named = {"squad", "squad_v2", "stsb-cosine", "masked-lm"}
     assert set(task_names()) == {*glue, *images, *scenes, *own, *searches, *named}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
@@ -79,6 +79,9 @@ def test_unknown_task_names_the_nearest():
         ({"kind": "regression"}, "accuracy does not fit a regression task"),
         ({"kind": "regression", "metrics": ["pearson"], "label_names": ["a"]}, "no label_names"),
         ({"kind": "similarity", "metrics": ["spearman"]}, "two text_columns"),
+        ({"label_column": None}, "a classification task has a label_column"),
+        ({"kind": "fill-mask", "metrics": ["pseudo_perplexity"]}, "a fill-mask task has no label_column"),
+        ({"kind": "fill-mask", "label_column": None, "metrics": ["f1"]}, "f1 does not fit a fill-mask task"),
         ({"kind": "question-answering", "metrics": ["f1"]}, "f1 does not fit a question-answering task"),
         ({"unanswerable": True}, "unanswerable does not fit a classification task"),
         ({"text_columns": ["a", "b", "c"]}, "text_columns"),

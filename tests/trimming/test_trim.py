@@ -77,6 +77,27 @@ def test_every_family_computes_the_same(family, here, few):
     assert load(here / "small").blueprint.config.pad_token_id == load(folder).blueprint.config.pad_token_id
 
 
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        *((family, head) for family in ("bert", "mpnet", "modernbert") for head in ("masked", "base")),
+        ("bert", "pretraining"),
+    ],
+)
+def test_models_that_fill_in_masked_tokens_are_trimmed(family, head, here, few):
+    folder = save_checkpoint(here / family, family, "masked" if head == "base" else head)
+    opened = load(folder, as_class="AutoModel" if head == "base" else None)
+    before = opened.blueprint.config.vocab_size
+    record = optin_cli.trim(opened, here / "small", few)
+    assert record.tokens_after < before and record.proof.difference <= record.proof.tolerance
+    small = load(here / "small")
+    assert small.blueprint.model_class == opened.blueprint.model_class
+    words = small.model.get_input_embeddings().weight
+    assert len(words) == record.tokens_after
+    if head != "base":
+        assert small.model.get_output_embeddings().weight is words
+
+
 def test_heads_over_the_vocabulary_lose_their_rows_and_stay_tied():
     from transformers import BertConfig, BertForMaskedLM
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from optin_cli.architectures.registry import known_heads
-from optin_cli.architectures.schema import Purpose
-from optin_cli.checkpoints.sentences import Sentences, bare_config, read_sentences
+from optin_cli.architectures.registry import find_head
+from optin_cli.architectures.schema import HeadRule, Purpose
+from optin_cli.checkpoints.sentences import Sentences, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -90,7 +90,8 @@ class Blueprint:
     image: None for a model that takes text. num_labels: classes of the head; label_names: their names in order, where
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
     already. prototype: what `Library.build` starts from, a model class or an uncut model. sentences: what
-    sentence-transformers make of the folder, if it is theirs.
+    sentence-transformers make of the folder, if it is theirs. opened_as: the auto class that the user asked for in
+    place of the class that the folder names.
     """
 
     library: str
@@ -107,6 +108,7 @@ class Blueprint:
     plan: dict[str, Any] | None
     prototype: Any
     sentences: Sentences | None = None
+    opened_as: str | None = None
 
     @property
     def builder(self) -> Library:
@@ -116,7 +118,12 @@ class Blueprint:
     @property
     def purpose(self) -> Purpose:
         """The kind of task that the model is for, by its head and problem type."""
-        return known_heads()[self.auto_class].purpose_for(self.problem_type)
+        return self.head.purpose_for(self.problem_type)
+
+    @property
+    def head(self) -> HeadRule:
+        """What its head puts out."""
+        return find_head(self.auto_class, self.model_class)
 
     def at_size(self, size: tuple[int, int], name: str) -> Blueprint:
         """The same with images of a height and width that the user asks for; name: of the checkpoint, for messages.
@@ -132,12 +139,24 @@ class Blueprint:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the user asks for a config to be read.
+
+    architecture: an own description, with which the kind of model need not be known. as_class: the auto class to open
+    it as, None for the class that the config names.
+    """
+
+    architecture: Path | None = None
+    as_class: str | None = None
+
+
+@dataclass(frozen=True)
 class Built:
     """A model with its weights, in evaluation mode.
 
-    root: path of the base model in it. left_out: names of stored weights that have no place in it. notes: what a user
-    should know of how its weights were found. dtype: the floating type that most stored values have. types: where they
-    have several, those of all tensors of the state dict, by name.
+    root: path of the base model in it. left_out: names of stored weights that have no place in it, such as those of a
+    head that it was opened without. notes: what a user should know of how its weights were found. dtype: the floating
+    type that most stored values have. types: where they have several, those of all tensors of the state dict, by name.
     """
 
     model: nn.Module
@@ -154,14 +173,15 @@ class Library(Protocol):
     def owns(self, raw: Mapping[str, Any]) -> bool:
         """Whether a decoded config.json is one of this library's."""
 
-    def read(self, folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
-        """Understand a decoded config; with an own `architecture` description, the kind need not be known.
+    def read(self, folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
+        """Understand a decoded config.
 
         Raises:
             CheckpointError: the config is unsound. ArchitectureError: nothing describes its kind of model.
+            UsageError: the library has no such class to open it as.
         """
 
-    def describe(self, name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+    def describe(self, name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
         """Understand the name of a model (or config folder) and arguments that its weights file was made with."""
 
     def repository(self, name: str) -> str:
@@ -213,10 +233,11 @@ def split_prefix(name: str) -> tuple[str | None, str]:
     return (prefix, rest) if mark and prefix in LIBRARIES else (None, name)
 
 
-def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
+def read_folder(folder: Path, reading: Reading = Reading()) -> Blueprint:
     """What the config of a folder says, by the library that it belongs to (CheckpointError if no library knows it).
 
-    Of a folder of sentence-transformers, the config is that of its transformer.
+    Of a folder of sentence-transformers, the config is that of its transformer, which is opened as the class that they
+    use; as another class, it is a model like any other.
     """
     sentences = read_sentences(folder)
     if sentences is not None:
@@ -235,9 +256,11 @@ def read_folder(folder: Path, architecture: Path | None) -> Blueprint:
     for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
             if sentences is None:
-                return library.read(folder, raw, architecture)
-            known = bare_config(raw) if sentences.embeds else raw
-            return replace(library.read(folder, known, architecture), sentences=sentences)
+                return library.read(folder, raw, reading)
+            if reading.as_class in (None, sentences.auto_class):
+                own = library.read(folder, raw, replace(reading, as_class=sentences.auto_class))
+                return replace(own, sentences=sentences, opened_as=None)
+            return replace(library.read(folder, raw, reading), opened_as=reading.as_class)
     raise CheckpointError(
         f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )

@@ -22,6 +22,7 @@ from optin_cli.checkpoints.libraries.registry import (
     ImageSpec,
     MapDecoder,
     Preprocess,
+    Reading,
 )
 from optin_cli.checkpoints.weights import (
     SHOWN,
@@ -105,9 +106,15 @@ def owns(raw: Mapping[str, Any]) -> bool:
     return isinstance(raw.get("architecture"), str)
 
 
-def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     """Understand a config of timm by building its model."""
     from timm.data import resolve_model_data_config
+
+    if reading.as_class not in (None, LOADED_BY):
+        raise UsageError(
+            f"--as names a class of transformers, {reading.as_class}, but this is a model of timm.",
+            hint="Leave out --as.",
+        )
 
     path = folder / CONFIG
     _require_known(str(raw["architecture"]))
@@ -117,7 +124,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         shown = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is refused by timm: {shown}") from error
     kind = type(model).__name__
-    if architecture is None:
+    if reading.architecture is None:
         find_architecture(kind, LIBRARY)
     size = resolve_model_data_config(model)["input_size"]
     names = raw.get("label_names") or raw.get("pretrained_cfg", {}).get("label_names")
@@ -139,7 +146,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
     )
 
 
-def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+def describe(name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
     """Understand timm's name of a model and the arguments it was built with."""
     _require_known(name)
     try:
@@ -155,7 +162,7 @@ def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None)
         save_config_for_hf(model, str(path), model_config={"model_args": dict(arguments)})
         # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return replace(read(Path(scratch), raw, architecture), folder=None)
+        return replace(read(Path(scratch), raw, reading), folder=None)
 
 
 def repository(name: str) -> str:

@@ -24,6 +24,7 @@ from optin_cli.checkpoints.libraries.registry import (
     ImageSpec,
     MapDecoder,
     Preprocess,
+    Reading,
     read_folder,
 )
 from optin_cli.checkpoints.sentences import is_installed
@@ -77,10 +78,15 @@ class {stock}(transformers.{stock}):
         return False
 '''
 TRUST = ", trust_remote_code=True"
+RETURNS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Keys of a config that decide what a model returns, and their values where outputs are compared by name."""
 RELOAD = """
 import transformers
-model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32)
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
 """
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+ATTENTIONS = ("sdpa", "eager")
+"""Attention implementations that need nothing but torch, on any device and in float32."""
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
@@ -117,21 +123,23 @@ def owns(raw: Mapping[str, Any]) -> bool:
     return "model_type" in raw
 
 
-def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Blueprint:
+def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     """Understand a config of transformers."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = folder / CONFIG
-    if architecture is None:
+    if reading.architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
     _require_unquantized(raw, folder)
     try:
-        config = AutoConfig.for_model(**raw)
+        config = AutoConfig.for_model(**_with_own_attention(raw))
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         words = " ".join(str(error).split())
         raise CheckpointError(f"{path} is refused by transformers: {words}") from error
-    auto_class, model_class = _find_class(config)
+    named = config.architectures[0] if config.architectures else None
+    auto_class, model_class = _find_class(config, reading.as_class)
+    config.architectures = [model_class.__name__]
     takes = str(model_class.main_input_name)
     if takes not in (TEXT, IMAGE):
         raise CheckpointError(
@@ -154,6 +162,7 @@ def read(folder: Path, raw: dict[str, Any], architecture: Path | None) -> Bluepr
         problem_type=problem_type,
         plan=getattr(config, PLAN_KEY, None),
         prototype=model_class,
+        opened_as=reading.as_class if model_class.__name__ != named else None,
     )
 
 
@@ -166,14 +175,14 @@ def _require_unquantized(raw: Mapping[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder} is quantized by {method}.", hint=QUANTIZE_LATER)
 
 
-def describe(name: str, arguments: Mapping[str, Any], architecture: Path | None) -> Blueprint:
+def describe(name: str, arguments: Mapping[str, Any], reading: Reading) -> Blueprint:
     """Understand a config folder, or the hub id of one."""
     if arguments:
         raise UsageError(
             "--arch-args are for models of timm, which are named; a transformers config says everything itself.",
             hint="Pass --arch timm:NAME, or leave out --arch-args.",
         )
-    return read_folder(Path(name) if Path(name).is_dir() else download(name), architecture)
+    return read_folder(Path(name) if Path(name).is_dir() else download(name), reading)
 
 
 def repository(name: str) -> str:
@@ -209,28 +218,65 @@ def _image_spec(folder: Path, config: Any) -> ImageSpec:
     return ImageSpec(IMAGE, channels, int(height), int(width))
 
 
-def _find_class(config: Any) -> tuple[str, Any]:
-    """The auto class whose mapping holds the config's model class, and that class."""
+def _with_own_attention(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, and those inside it, without attention implementations that may be missing here."""
+    return {
+        key: _with_own_attention(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key not in ATTENTION_KEYS or value in ATTENTIONS
+    }
+
+
+def _find_class(config: Any, as_class: str | None) -> tuple[str, Any]:
+    """An auto class, and the model class that it has for a config: the one that the config names, or `as_class`'s.
+
+    Raises UsageError: there is no such auto class. CheckpointError: it has no class for this config, or the config
+    names a class with unknown outputs.
+    """
+    names, classes = list(config.architectures or []), _classes_by_head(type(config))
+    if as_class is not None:
+        return as_class, _class_asked(as_class, classes, names, config.model_type)
+    for name in names:
+        for auto_class, found in classes.items():
+            if name in found:
+                return auto_class, found[name]
+    found_words = f"the model class {names[0]}" if names else "no model class (architectures)"
+    raise CheckpointError(
+        f"The config names {found_words}, which optin has no outputs to compare for.",
+        hint=f"It can be opened as another class whose weights the checkpoint has: --as {_listed(classes)}.",
+    )
+
+
+def _classes_by_head(config_class: type) -> dict[str, dict[str, Any]]:
+    """Model classes of a config's type by name, of each auto class whose outputs are known."""
     import transformers
 
-    names = list(config.architectures or [])
-    candidates: dict[str, tuple[str, Any]] = {}
+    classes: dict[str, dict[str, Any]] = {}
     for auto_class, head in known_heads().items():
-        if head.library != LIBRARY:
-            continue
-        mapping = getattr(transformers, auto_class)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            for model_class in found if isinstance(found, tuple) else (found,):
-                candidates[model_class.__name__] = (auto_class, model_class)
-    for name in names:
-        if name in candidates:
-            return candidates[name]
-    found = f"the model class {names[0]}" if names else "no model class (architectures)"
-    raise CheckpointError(
-        f"The config names {found}, which optin has no outputs to compare for.",
-        hint=did_you_mean(names[0] if names else "", candidates),
-    )
+        mapping = getattr(transformers, auto_class)._model_mapping if head.library == LIBRARY else {}
+        if config_class in mapping:
+            found = mapping[config_class]
+            each = {one.__name__: one for one in (found if isinstance(found, tuple) else (found,))}
+            classes[auto_class] = {name: one for name, one in each.items() if not head.classes or name in head.classes}
+    return {auto_class: found for auto_class, found in classes.items() if found}
+
+
+def _class_asked(as_class: str, classes: Mapping[str, Mapping[str, Any]], names: list[str], model_type: str) -> Any:
+    """The model class that an auto class has for a config: one that the config names, else its first."""
+    known = [auto_class for auto_class, head in known_heads().items() if head.library == LIBRARY]
+    if as_class not in known:
+        raise UsageError(f"Unknown class --as {as_class}.", hint=did_you_mean(as_class, known))
+    if as_class not in classes:
+        raise CheckpointError(
+            f"{as_class} has no class for {model_type} models.", hint=f"Pass one that has: --as {_listed(classes)}."
+        )
+    own = [classes[as_class][name] for name in names if name in classes[as_class]]
+    return [*own, *classes[as_class].values()][0]
+
+
+def _listed(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Auto classes with their model classes, in words."""
+    return ", ".join(f"{auto_class} ({', '.join(found)})" for auto_class, found in classes.items())
 
 
 def planned_class(model_class: Any) -> Any:
@@ -245,18 +291,24 @@ def planned_class(model_class: Any) -> Any:
 
 
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
-    """The model in float32 with its weights; nothing is filled in at random."""
+    """The model in float32 with its weights; nothing is filled in at random.
+
+    It returns its outputs by name, whatever its config says.
+    """
+    config = copy.deepcopy(blueprint.config)
+    for key, value in RETURNS.items():
+        setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
         with torch.device("meta"):
-            blank = kind(blueprint.config)
+            blank = kind(config)
         fitted = fit_state(stored, blank.state_dict(), name)
-        model, report = _load(kind, blueprint.config, with_counters(fitted.state, blank))
-        types = stored_types(fitted.state, lambda marks: _load(kind, blueprint.config, marks)[0].state_dict())
+        model, report = _load(kind, config, with_counters(fitted.state, blank))
+        types = stored_types(fitted.state, lambda marks: _load(kind, config, marks)[0].state_dict())
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         lines = "\n".join(str(error).strip().splitlines()[:6])
         raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {lines}") from error
-    optional = known_heads()[blueprint.auto_class].may_miss
+    optional = blueprint.head.may_miss
     missing = sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in optional)
     if missing and len(report["missing_keys"]) >= len(dict(blank.named_parameters())):
         raise CheckpointError(
@@ -264,6 +316,7 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
             f"{shown(list(fitted.state), 'tensor')}; expected {shown(missing, 'tensor')}.",
             hint="Pass the weights of that model, or a config whose architectures names the class that was trained.",
         )
+    absent = {key.partition(".")[0] for key in report["missing_keys"]} & set(optional)
     if missing:
         raise CheckpointError(
             f"{name} lacks {len(missing)} weight(s) that {blueprint.model_class} needs: {', '.join(missing[:SHOWN])}"
@@ -271,6 +324,8 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
             hint="Transformers would fill them with random numbers. Pass the whole checkpoint, "
             "or a config whose architectures names the class that was trained.",
         )
+    for part in absent:
+        setattr(model, part, None)
     left_out = (*fitted.left_out, *sorted(report["unexpected_keys"]))
     return Built(
         model=model.eval().requires_grad_(False),
@@ -421,7 +476,8 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    return f"{words} in a fresh process without optin", RELOAD.format(auto_class=blueprint.auto_class, trust=trust)
+    code = RELOAD.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS)
+    return f"{words} in a fresh process without optin", code
 
 
 def loading(blueprint: Blueprint, *, plain: bool = False) -> str:

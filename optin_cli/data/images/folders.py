@@ -177,7 +177,7 @@ def _from_folder(name: str, split: str, folder: Path, role: Role) -> Gallery:
 def _from_rows(name: str, split: str, data: Any, task: Task | None, role: Role, label_column: str | None) -> Gallery:
     found = f"it has columns {', '.join(data.column_names)}"
     column = image_column(name, data, task)
-    labels, names = _row_labels(name, data, label_column or (task.label_column if task else "label"), role)
+    labels, names = _row_labels(name, data, label_column or (task and task.label_column) or "label", role)
     if label_column is not None and label_column not in data.column_names:
         raise DataError(f"{name} has no label column {label_column!r}: {found}.")
     return Gallery(name, split, row_pictures(name, data, column), labels, names)

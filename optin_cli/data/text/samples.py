@@ -148,7 +148,7 @@ def load_samples(spec: DataSpec, *, alone: bool = False, classes: Sequence[str] 
         answers=selected(targets.answers),
         label_lists=selected(targets.lists),
         words=selected(words),
-        own=task is not None and not {*task.text_columns, task.label_column} <= {*table.columns},
+        own=task is not None and not {*task.text_columns, *task.label_columns} <= {*table.columns},
     )
 
 
@@ -203,7 +203,11 @@ def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) 
         wanted: tuple[str, ...] | None = tuple(asked)
     elif task is not None and table.nameless and len(task.text_columns) <= 1:
         wanted = table.columns
-    elif task is not None and task.text_columns:
+    elif (
+        task is not None
+        and task.text_columns
+        and (not task.labels_itself or set(task.text_columns) <= set(table.columns))
+    ):
         wanted = task.text_columns
     else:
         wanted = next((s for s in _column_sets(task) if set(s) <= set(table.columns)), None)
@@ -228,7 +232,7 @@ def _label_column(table: Table, task: Task | None, asked: str | None) -> str | N
             f"{table.name} has no label column {asked!r}: it has columns {', '.join(table.columns)}.",
             hint="Name the label column with --label-column, or leave it out for data without labels.",
         )
-    usual = (LABEL_COLUMN,) if task is None else (task.label_column, *task.other_label_columns)
+    usual = (LABEL_COLUMN,) if task is None else (*task.label_columns, *task.other_label_columns)
     return asked or next((column for column in usual if column in table.columns), None)
 
 

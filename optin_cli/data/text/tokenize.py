@@ -59,12 +59,7 @@ def tokenise(samples: Samples, tokenizer: Any, max_length: int) -> Mapping[str, 
 def encode(samples: Samples, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenise samples of texts or of words; arguments and errors as of `make_batches`."""
     pair = len(samples.texts[0]) == 2
-    special = tokenizer.num_special_tokens_to_add(pair=pair)
-    if max_length <= special:
-        raise UsageError(
-            f"The maximum length is {max_length} tokens, of which {special} are special ones; "
-            f"expected at least {special + 1}."
-        )
+    require_room(tokenizer, max_length, pair=pair)
     texts: list[Any] = [[each[i] for each in samples.texts] for i in range(1 + pair)]
     if samples.words is not None:
         texts = [[list(words) for words in samples.words]]
@@ -77,6 +72,16 @@ def encode(samples: Samples, tokenizer: Any, max_length: int) -> Encoded:
         return Encoded(found, [len(row) > max_length for row in whole])
     words = [] if samples.words is None else [found.word_ids(row) for row in range(count)]
     return Encoded(found, [bool(each.overflowing) for each in found.encodings], words)
+
+
+def require_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
+    """Refuse a length that special tokens alone take up (UsageError)."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= special:
+        raise UsageError(
+            f"The maximum length is {max_length} tokens, of which {special} are special ones; "
+            f"expected at least {special + 1}."
+        )
 
 
 def cut_batches(

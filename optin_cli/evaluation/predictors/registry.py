@@ -12,6 +12,7 @@ from optin_cli.evaluation.predictors.maps import predict_maps
 from optin_cli.evaluation.predictors.searches import predict_searches
 from optin_cli.evaluation.predictors.similarity import predict_similarity
 from optin_cli.evaluation.predictors.tags import predict_tags
+from optin_cli.evaluation.predictors.vocabulary import predict_masked, predict_next
 from optin_cli.tasks.schema import Kind
 
 PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
@@ -25,10 +26,15 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
         "reranking": predict_searches,
         "question-answering": predict_answers,
         "semantic-segmentation": predict_maps,
+        "fill-mask": predict_masked,
     }
 )
 WITHOUT_TASK: Mapping[Purpose, Callable[[Trial], Prediction]] = MappingProxyType(
-    {"semantic-segmentation": predict_maps}
+    {
+        "semantic-segmentation": predict_maps,
+        "fill-mask": predict_masked,
+        "next-token-prediction": predict_next,
+    }
 )
 """Where outputs alone are compared, what models of a purpose need other than their outputs as they are."""
 

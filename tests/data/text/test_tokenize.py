@@ -87,7 +87,7 @@ def model_with(padding_idx):
 )
 def test_the_usable_length_is_the_least_limit(*, tokens, positions, padding_idx, asked, expected):
     tokenizer = SimpleNamespace(model_max_length=tokens)
-    blueprint = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    blueprint = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions), sentences=None)
     most = TextInput("m", blueprint, model_with(padding_idx)).most
     if isinstance(expected, int):
         assert usable_length(tokenizer, most, asked) == expected

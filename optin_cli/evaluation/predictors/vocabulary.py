@@ -1,0 +1,122 @@
+"""Models of language, which put out a distribution over the vocabulary for every token: masked ones, and next ones.
+
+Distributions of all tokens would not fit in memory. Each batch is measured and let go; a comparison with another
+model goes through the batches of both again, side by side.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import fit_inputs
+from optin_cli.data.batch import Batch
+from optin_cli.data.load import require_texts
+from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
+from optin_cli.data.text.tokenize import cut_batches, usable_length
+from optin_cli.errors import DataError
+from optin_cli.evaluation.perplexity import perplexity
+from optin_cli.evaluation.predict import Prediction, Trial, encoded
+from optin_cli.model.forward import call_model
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """Texts cut into rows, in batches, and how their tokens are masked. owners: the text of each row."""
+
+    batches: Sequence[Batch]
+    masking: Masking
+    owners: torch.Tensor
+
+    def turns(self) -> Iterator[MaskedBatch]:
+        """Every batch with every token masked once."""
+        for batch in self.batches:
+            yield from self.masking.turns(batch)
+
+
+def predict_masked(trial: Trial) -> Prediction:
+    """Fill in every token of every text, with one in `mask_every` masked at once; with a task, measure the guesses.
+
+    Two texts of a sample are texts of their own. Long ones are cut into several rows rather than short.
+    """
+    checkpoint, samples, options = trial.checkpoint, require_texts(trial.samples), trial.options
+    tokenizer = checkpoint.input.tokenizer()
+    length = usable_length(tokenizer, checkpoint.input.most, options.max_length)
+    rows, owners = cut_texts([text for texts in samples.texts for text in texts], tokenizer, max_length=length)
+    size = checkpoint.input.rows_at_once(options.batch_size, length)
+    batches = fit_inputs(checkpoint.model, cut_batches(rows, tokenizer, batch_size=size))
+    blanks = Blanks(batches, Masking.of(tokenizer, options.mask_every), owners // len(samples.texts[0]))
+    values: dict[str, float] = {}
+    error = None
+    if trial.task is not None:
+        values, error = _measured(trial, blanks)
+        values = {name: values[name] for name in trial.task.metrics}
+    return Prediction(
+        [],
+        [key for batch in batches for key in batch.keys],
+        values,
+        error,
+        {"max_length": length, "mask_every": options.mask_every},
+        stream=functools.partial(_filled, checkpoint, blanks),
+    )
+
+
+@torch.inference_mode()
+def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | None]:
+    """Pseudo-perplexity and accuracy over all tokens, and the standard error of the former."""
+    losses = torch.zeros(len(trial.samples), dtype=torch.float64)
+    counts = torch.zeros(len(trial.samples), dtype=torch.long)
+    right = 0
+    for number, batch in enumerate(blanks.batches):
+        trial.progress.update(number, len(blanks.batches), trial.checkpoint.name)
+        for turn in blanks.masking.turns(batch):
+            logits = _guesses(trial.checkpoint, turn)
+            each = F.cross_entropy(logits, turn.answers, reduction="none").double().cpu()
+            texts = blanks.owners[turn.owners]
+            losses.index_add_(0, texts, each)
+            counts += torch.bincount(texts, minlength=len(counts))
+            right += int((logits.argmax(dim=-1) == turn.answers).sum())
+    tokens = int(counts.sum())
+    if not tokens:
+        raise DataError(
+            f"{trial.samples.name} has no token to mask: its texts are empty, or hold special tokens alone.",
+            hint="Pass running text that the tokenizer knows the words of.",
+        )
+    value, error = perplexity(losses, counts)
+    return {"pseudo_perplexity": value, "accuracy": right / tokens}, error
+
+
+def predict_next(trial: Trial) -> Prediction:
+    """Run a causal model on the texts as they are; its distributions at real tokens are for comparison alone."""
+    batches = encoded(trial, labelled=False)
+    keys = [key for batch in batches for key in batch.keys]
+    return Prediction([], keys, stream=functools.partial(_continued, trial.checkpoint, batches))
+
+
+def _filled(checkpoint: Checkpoint, blanks: Blanks) -> Iterator[torch.Tensor]:
+    """Logits at masked tokens, (tokens, vocabulary) a batch."""
+    return map(functools.partial(_guesses, checkpoint), blanks.turns())
+
+
+def _continued(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+    """Logits at real tokens, (tokens, vocabulary) a batch."""
+    return (_logits(checkpoint, batch, batch.token_mask) for batch in batches)
+
+
+def _guesses(checkpoint: Checkpoint, turn: MaskedBatch) -> torch.Tensor:
+    return _logits(checkpoint, turn.batch, turn.places)
+
+
+@torch.inference_mode()
+def _logits(checkpoint: Checkpoint, batch: Batch, places: torch.Tensor) -> torch.Tensor:
+    """The first output at some tokens, (tokens, vocabulary) float32 (DataError if it is not finite)."""
+    output = checkpoint.structure.outputs[0].name
+    found = call_model(checkpoint.model, batch.inputs)[output][places].float()
+    if not bool(found.isfinite().all()):
+        raise DataError(
+            f"The model put out NaN or infinity in {output}.", hint="Check its weights, or run it in float32."
+        )
+    return found
