@@ -136,7 +136,7 @@ def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("profile", "optin_cli.checkpoints.checkpoint.read_state"),
+        ("profile", "optin_cli.checkpoints.checkpoint.read_stored"),
         ("profile", "optin_cli.profiling.profile.measure_costs"),
         ("profile", "a write"),
         ("score", "optin_cli.data.text.samples.read_table"),

@@ -66,10 +66,11 @@ def test_task_dataset_is_read_by_its_split(monkeypatch):
         return datasets.Dataset.from_list([{"sentence": "a", "label": 1}])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    samples = load_texts("sst2", split="calibration")
+    samples = load_texts("sst2", split="calibration", labelled=True)
     assert asked == [("nyu-mll/glue", "sst2", "train")]
     assert (samples.name, samples.split, samples.texts, samples.labels) == ("sst2", "train", [("a",)], [1])
-    assert load_texts(None, task=load_task("sst2"), split="calibration") == samples
+    assert load_texts(None, task=load_task("sst2"), split="calibration", labelled=True) == samples
+    assert load_texts("sst2", split="calibration").labels is None
 
 
 @pytest.mark.parametrize(
