@@ -216,7 +216,8 @@ def _compare(
     """Compare two models by `metric`. cost: what the first model costs, and the input that this is stated for."""
     against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
     value = drop = None
-    if mine.prediction.keys != theirs.prediction.keys:
+    one_by_one = mine.prediction.outputs or mine.prediction.maps or mine.prediction.stream
+    if one_by_one and mine.prediction.keys != theirs.prediction.keys:
         raise DataError(
             f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
             hint="Compare checkpoints that share a tokenizer.",

@@ -1,7 +1,7 @@
 """Run a checkpoint over samples: what the predictor of every kind of task builds on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,8 @@ class Outcome:
 
     outputs: one (N, classes) tensor per output on the CPU; N counts samples, or real tokens for per-token outputs.
     Distributions over tokens are padded to the longest sample with the lowest finite number.
-    keys: one for each sample, in order. labels: for each sample on the CPU, or None. truncated: samples whose ends were
+    keys: one for each sample, in order; of outputs that belong to whole samples, in the samples' own order, its number.
+    labels: for each sample on the CPU, or None. truncated: samples whose ends were
     cut off.
     """
 
@@ -83,18 +84,21 @@ class Outcome:
 def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> Outcome:
     """Go through the batches once."""
     keys: list[str] = []
+    order: list[int] = []
     labels: list[torch.Tensor] = []
-    truncated = 0
+    truncated, by_sample = 0, True
     rules = checkpoint.structure.outputs
     collected: list[list[torch.Tensor]] = [[] for _ in rules]
     for number, batch in enumerate(batches):
         progress.update(number, len(batches), checkpoint.name)
         keys += batch.keys
+        order += batch.rows
         truncated += batch.truncated
         labels += [] if batch.labels is None else [batch.labels.cpu()]
         outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
         for rows, output, rule in zip(collected, outputs, rules, strict=True):
             flat = output[batch.mask_for(output)] if per_token(output, rule) else output
+            by_sample = by_sample and rule.over == "classes" and len(flat) == batch.size
             rows.append(flat.float().cpu())
     merged = []
     for rows in collected:
@@ -102,7 +106,20 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
         lowest = torch.finfo(torch.float32).min / 4
         padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
         merged.append(torch.cat(padded).clamp(min=lowest))
-    return Outcome(merged, keys, torch.cat(labels) if labels else None, truncated)
+    found = Outcome(merged, keys, torch.cat(labels) if labels else None, truncated)
+    return _in_order(found, order) if by_sample and sorted(order) == list(range(len(keys))) else found
+
+
+def _in_order(outcome: Outcome, rows: Sequence[int]) -> Outcome:
+    """One output a sample, in the samples' order, in which models whose tokenizers differ can be compared."""
+    places = torch.tensor(rows).argsort()
+    labels = None if outcome.labels is None else outcome.labels[places]
+    return replace(
+        outcome,
+        outputs=[output[places] for output in outcome.outputs],
+        keys=[f"sample {number}" for number in range(len(rows))],
+        labels=labels,
+    )
 
 
 def encoded(trial: Trial, *, labelled: bool, prompt: tuple[str, ...] = ()) -> Sequence[Batch]:

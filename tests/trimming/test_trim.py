@@ -60,6 +60,16 @@ def test_the_result_goes_through_the_pipeline(made, few):
     assert "optin.vocabulary/1" in shown and f"{record_of('small').tokens_after:,}" in shown
 
 
+def test_it_is_compared_with_the_original_sample_by_sample(made, here):
+    done("trim", made.bert, "--calib", made.texts, "-o", "small")
+    data = ("--task", "sst2", "--data", made.train, "--latency-runs", "0", "--json")
+    run = done("eval", "small", *data, "--against", made.bert)
+    against = json.loads(run.out)["against"]
+    assert against["agreement"] == 1
+    assert against["kl"] < 1e-9
+    assert against["drop"] == 0
+
+
 def test_words_of_a_file_and_letters_of_a_script_stay(made, here):
     Path("words.txt").write_text("a b\n\nc\n")
     done("trim", made.bert, "--keep-tokens", "words.txt", "-o", "words")
