@@ -360,7 +360,7 @@ def test_files_that_are_no_artifacts_are_not_inspected(desk, spoil, args, words)
 
 SEARCH = ("search", "s.safetensors")
 USAGE = {
-    "unknown command": (["distill"], ["distill"]),
+    "unknown command": (["squash"], ["squash"]),
     "unknown option": (["profile", "bert", "--fast"], ["--fast", "--help"]),
     "no checkpoint": (["profile"], ["CKPT", "--help"]),
     "no mask": (["prune", "bert"], ["--mask"]),
