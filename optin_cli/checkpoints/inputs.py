@@ -251,7 +251,7 @@ class TextInput:
         texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
         if options.labelled and task is not None and task.each_alone:
             pairs = pair_batches(texts, task, tokenizer, batch_size=size, max_length=length)
-            return self._fed([replace(batch, prompt=before) for batch in pairs], tokenizer)
+            return self.fed([replace(batch, prompt=before) for batch in pairs], tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = self._labels(texts, task) if options.labelled else None
@@ -259,9 +259,9 @@ class TextInput:
         if self.blueprint.purpose == "fill-mask":
             masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
             found = [masking.once(batch) for batch in found]
-        return self._fed([replace(batch, prompt=before) for batch in found], tokenizer)
+        return self.fed([replace(batch, prompt=before) for batch in found], tokenizer)
 
-    def _fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+    def fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
         fed = fit_inputs(self.model, [replace(batch, inputs=self._shaped(batch.inputs)) for batch in batches])
         highest = max((int(batch.inputs[TEXT].max()) for batch in fed if batch.inputs[TEXT].numel()), default=0)
@@ -433,6 +433,11 @@ class ImageInput:
     def read_limit(self) -> int | None:
         """None: images are no texts."""
         return None
+
+    def fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+        """What the model takes of the batches."""
+        del tokenizer
+        return fit_inputs(self.model, batches)
 
     def positive_class(self, samples: AnySamples, task: Task) -> int:
         """The second class."""

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 
-from optin_cli.checkpoints.inputs import fit_inputs
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
@@ -33,7 +32,7 @@ def predict_answers(trial: Trial) -> Prediction:
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)
-    batches = fit_inputs(checkpoint.model, found)
+    batches = checkpoint.input.fed(found, tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None

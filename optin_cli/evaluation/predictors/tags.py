@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from optin_cli.checkpoints.inputs import fit_inputs
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import tag_ids
 from optin_cli.data.load import require_texts
@@ -39,7 +38,7 @@ def predict_tags(trial: Trial) -> Prediction:
             f"The tokenizer of {checkpoint.name} does not say which word a token is of.",
             hint="Save it as a fast tokenizer: tokenizer.json.",
         )
-    batches = fit_inputs(checkpoint.model, cut_batches(found.rows, tokenizer, batch_size=trial.options.batch_size))
+    batches = checkpoint.input.fed(cut_batches(found.rows, tokenizer, batch_size=trial.options.batch_size), tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None

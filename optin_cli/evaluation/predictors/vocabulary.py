@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import fit_inputs
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
@@ -47,7 +46,7 @@ def predict_masked(trial: Trial) -> Prediction:
     length = usable_length(tokenizer, checkpoint.input.most, options.max_length)
     rows, owners = cut_texts([text for texts in samples.texts for text in texts], tokenizer, max_length=length)
     size = checkpoint.input.rows_at_once(options.batch_size, length)
-    batches = fit_inputs(checkpoint.model, cut_batches(rows, tokenizer, batch_size=size))
+    batches = checkpoint.input.fed(cut_batches(rows, tokenizer, batch_size=size), tokenizer)
     blanks = Blanks(batches, Masking.of(tokenizer, options.mask_every), owners // len(samples.texts[0]))
     values: dict[str, float] = {}
     error = None
