@@ -216,13 +216,7 @@ def _compare(
     """Compare two models by `metric`. cost: what the first model costs, and the input that this is stated for."""
     against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
     value = drop = None
-    one_by_one = mine.prediction.outputs or mine.prediction.maps or mine.prediction.stream
-    if one_by_one and mine.prediction.keys != theirs.prediction.keys:
-        raise DataError(
-            f"{against.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
-            hint="Compare checkpoints that share a tokenizer.",
-        )
-    same, kl = _distances(mine.prediction, theirs.prediction)
+    same, kl = _distances(mine.prediction, theirs)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
         sign = 1 if metrics.find_metric(metric).higher_is_better else -1
@@ -248,14 +242,20 @@ def _kinds(prediction: Prediction) -> list[str]:
     return ["vocabulary"] if prediction.stream is not None else [output.kind for output in prediction.outputs]
 
 
-def _distances(mine: Prediction, theirs: Prediction) -> tuple[float | None, float | None]:
+def _distances(mine: Prediction, against: Predicted) -> tuple[float | None, float | None]:
     """Agreement and KL averaged over the outputs that are distributions; None where there are none, or maps only."""
+    theirs = against.prediction
     kinds = [_kinds(one) for one in (mine, theirs)]
     if kinds[0] != kinds[1] or len(mine.maps) != len(theirs.maps):
         here, there = (", ".join(one) or "nothing that can be compared" for one in kinds)
         raise DataError(
             f"The two models put out different things: {here}, against {there}.",
             hint="Compare checkpoints of the same task.",
+        )
+    if (mine.outputs or mine.maps or mine.stream is not None) and mine.keys != theirs.keys:
+        raise DataError(
+            f"{against.checkpoint.name} tokenizes the samples differently, so outputs cannot be compared one by one.",
+            hint="Compare checkpoints that share a tokenizer.",
         )
     if mine.stream is not None and theirs.stream is not None:
         return metrics.streamed_distances(mine.stream(), theirs.stream())
