@@ -14,6 +14,7 @@ from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
+from optin_cli.evaluation.distances import distances, streamed_distances
 from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
@@ -258,11 +259,11 @@ def _distances(mine: Prediction, against: Predicted) -> tuple[float | None, floa
             hint="Compare checkpoints that share a tokenizer.",
         )
     if mine.stream is not None and theirs.stream is not None:
-        return metrics.streamed_distances(mine.stream(), theirs.stream())
+        return streamed_distances(mine.stream(), theirs.stream())
     if mine.maps:
         return agreement(mine.maps, theirs.maps), None
     pairs = zip(mine.outputs, theirs.outputs, strict=True)
-    found = list(filter(None, (metrics.distances(a.values, b.values, a.kind) for a, b in pairs)))
+    found = list(filter(None, (distances(a.values, b.values, a.kind) for a, b in pairs)))
     if not found:
         return None, None
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)

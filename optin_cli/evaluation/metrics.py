@@ -1,4 +1,4 @@
-"""Task metrics, their standard errors, and distances between the outputs of two models.
+"""Task metrics and their standard errors.
 
 Predictions are logits (N, C), or values (N,) or (N, C) of a regression; labels are (N,), or (N, C) where each of C
 outputs has its own. Label maps are measured by counts of pixels, (N, 3, C): see `count_pixels`; tagged words by counts
@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 
-from optin_cli.architectures.schema import OutputKind
 from optin_cli.errors import DataError, did_you_mean
 
 NOT_FINITE = "The model put out NaN or infinity for {count}."
@@ -90,6 +89,9 @@ class SearchMetric(Metric):
     compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+M = TypeVar("M", bound=Metric)
+
+
 def score_metrics(
     names: Sequence[str], predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, *, positive: int = 1
 ) -> dict[str, float]:
@@ -101,7 +103,7 @@ def score_metrics(
     are all the same.
     """
     _check(predictions, labels, num_labels)
-    chosen = {name: _value_metric(name) for name in names}
+    chosen = {name: _metric_as(ValueMetric, name, "scores answers, not numbers") for name in names}
     return {
         name: _value(metric, predictions, labels, positive)
         for name, metric in chosen.items()
@@ -126,9 +128,10 @@ def score_answers(
     for text, accepted in zip(predictions, answers, strict=True):
         target = {"answers": {"text": list(accepted) or [""]}, "id": ""}
         each.append(squad({"prediction_text": text, "id": ""}, target))
+    keys = {name: _metric_as(AnswerMetric, name, "scores numbers, not answers").key for name in names}
     scores = {
-        name: torch.tensor([float(score[_answer_metric(name).key]) / 100 for score in each], dtype=torch.float64)
-        for name in names
+        name: torch.tensor([float(score[key]) / 100 for score in each], dtype=torch.float64)
+        for name, key in keys.items()
     }
     count = len(each)
     error = float(scores[names[0]].std()) / math.sqrt(count) if count > 1 else None
@@ -143,7 +146,7 @@ def score_searches(
     searches: of each query the scores of the documents that it ranks, (N,), and how relevant each is, (N,) int64; at
     least one is. Raises DataError: unknown metric, or a score is not finite.
     """
-    chosen = [_search_metric(name) for name in names]
+    chosen = [_metric_as(SearchMetric, name, "does not score rankings") for name in names]
     rows = []
     for scores, relevance in searches:
         if not bool(scores.isfinite().all()):
@@ -176,7 +179,7 @@ def score_maps(names: Sequence[str], counts: torch.Tensor) -> MapScores:
 
     Raises DataError: unknown metric, or no pixel counts.
     """
-    chosen = {name: _map_metric(name) for name in names}
+    chosen = {name: _metric_as(MapMetric, name, "does not score label maps") for name in names}
     total = counts.double().sum(dim=0)
     if not bool(total[1].any()):
         raise DataError("Every pixel of the label maps is ignored.", hint="Name other ids with --ignore-index.")
@@ -195,7 +198,7 @@ def score_tags(names: Sequence[str], counts: torch.Tensor, *, entities: bool) ->
 
     Raises DataError: unknown metric, or no word counts.
     """
-    asked = {name: _tag_metric(name) for name in names}
+    asked = {name: _metric_as(TagMetric, name, "does not score tagged words") for name in names}
     chosen = {name: metric for name, metric in asked.items() if entities or not metric.entities}
     total = counts.double().sum(dim=0)
     if total[-1] == 0:
@@ -226,7 +229,7 @@ def standard_error(
     count = len(labels)
     if name in ("accuracy", "top5"):
         return math.sqrt(max(value * (1 - value), 0.0) / count)
-    metric = _value_metric(name)
+    metric = _metric_as(ValueMetric, name, "scores answers, not numbers")
     generator = torch.Generator().manual_seed(SEED)
     values = []
     for _ in range(RESAMPLES):
@@ -235,62 +238,6 @@ def standard_error(
         if not (metric.spread and _constant(drawn)):
             values.append(_value(metric, predictions[rows], drawn, positive))
     return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
-
-
-def distances(output: torch.Tensor, reference: torch.Tensor, kind: OutputKind) -> tuple[float, float] | None:
-    """How far outputs are from a reference: agreement and mean KL divergence (nats); None without any spread.
-
-    output, reference: (N, C) of what `kind` says.
-    categorical: agreement is the share of samples (0 to 1) whose largest logit is the same class in both; the
-    divergence is KL(reference || model) of the class distributions. bernoulli: the share of samples that have the same
-    classes, each of a probability above one half, in both; the divergences of all classes are added. real: Lin's
-    concordance of the values (-1 to 1), averaged over outputs; the divergence is that of normal distributions around
-    the two values, whose variance is the reference's over the samples, so that predicting its mean everywhere diverges
-    by one half.
-
-    Raises DataError: the shapes differ.
-    """
-    if output.shape != reference.shape:
-        raise DataError(
-            f"The outputs of the two models differ in shape: {tuple(output.shape)} and {tuple(reference.shape)}.",
-            hint="Compare checkpoints of the same task.",
-        )
-    found = DISTANCES[kind](output.double(), reference.double())
-    # Rounding can leave a sum a little below zero, which no divergence is.
-    return None if found is None else (found[0], max(found[1], 0.0))
-
-
-def _categorical_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
-    if output.shape[-1] == 1:
-        return None
-    p, q = (F.log_softmax(x, dim=-1) for x in (reference, output))
-    same = (_classes(output) == _classes(reference)).double().mean()
-    return float(same), float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def _bernoulli_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
-    divergence = torch.zeros_like(reference)
-    for sign in (1, -1):
-        p, q = F.logsigmoid(sign * reference), F.logsigmoid(sign * output)
-        divergence += p.exp() * (p - q)
-    same = ((output > 0) == (reference > 0)).all(dim=-1).double().mean()
-    return float(same), float(divergence.sum(dim=-1).mean())
-
-
-def _real_distances(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float] | None:
-    varying = reference.var(dim=0, correction=0) > 0
-    mine, theirs = output[:, varying], reference[:, varying]
-    if not theirs.numel():
-        return None
-    spread, error = theirs.var(dim=0, correction=0), (mine - theirs).square().mean(dim=0)
-    shift = (mine.mean(dim=0) - theirs.mean(dim=0)).square()
-    concordance = 1 - error / (mine.var(dim=0, correction=0) + spread + shift)
-    return float(concordance.mean()), float((error / (2 * spread)).mean())
-
-
-DISTANCES: Mapping[OutputKind, Callable[[torch.Tensor, torch.Tensor], tuple[float, float] | None]] = MappingProxyType(
-    {"categorical": _categorical_distances, "bernoulli": _bernoulli_distances, "real": _real_distances}
-)
 
 
 def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -305,16 +252,6 @@ def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | Non
     return accuracy if accuracy < chance - RARE * math.sqrt(chance * (1 - chance) / count) else None
 
 
-def streamed_distances(logits: Iterable[torch.Tensor], reference: Iterable[torch.Tensor]) -> tuple[float, float]:
-    """The same of class distributions that come in parts (n, classes), of which one at a time is held."""
-    same = divergence = 0.0
-    count = 0
-    for mine, theirs in zip(logits, reference, strict=True):
-        agreement, kl = distances(mine, theirs, "categorical") or (1.0, 0.0)
-        same, divergence, count = same + agreement * len(mine), divergence + kl * len(mine), count + len(mine)
-    return same / count, divergence / count
-
-
 def find_metric(name: str) -> Metric:
     """The metric of that name (DataError if there is none)."""
     if name not in METRICS:
@@ -322,38 +259,11 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _value_metric(name: str) -> ValueMetric:
+def _metric_as(kind: type[M], name: str, otherwise: str) -> M:
+    """The metric of that name, which must be of a kind. otherwise: what the message says of one that is not."""
     metric = find_metric(name)
-    if not isinstance(metric, ValueMetric):
-        raise DataError(f"The metric {name} scores answers, not numbers.")
-    return metric
-
-
-def _map_metric(name: str) -> MapMetric:
-    metric = find_metric(name)
-    if not isinstance(metric, MapMetric):
-        raise DataError(f"The metric {name} does not score label maps.")
-    return metric
-
-
-def _tag_metric(name: str) -> TagMetric:
-    metric = find_metric(name)
-    if not isinstance(metric, TagMetric):
-        raise DataError(f"The metric {name} does not score tagged words.")
-    return metric
-
-
-def _search_metric(name: str) -> SearchMetric:
-    metric = find_metric(name)
-    if not isinstance(metric, SearchMetric):
-        raise DataError(f"The metric {name} does not score rankings.")
-    return metric
-
-
-def _answer_metric(name: str) -> AnswerMetric:
-    metric = find_metric(name)
-    if not isinstance(metric, AnswerMetric):
-        raise DataError(f"The metric {name} scores numbers, not answers.")
+    if not isinstance(metric, kind):
+        raise DataError(f"The metric {name} {otherwise}.")
     return metric
 
 

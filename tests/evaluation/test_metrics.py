@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from optin_cli.errors import DataError
+from optin_cli.evaluation.distances import distances
 from optin_cli.evaluation.metrics import (
     METRICS,
     RESAMPLES,
     SEED,
     count_pixels,
-    distances,
     score_answers,
     score_maps,
     score_metrics,

@@ -13,8 +13,8 @@ import optin_cli
 from optin_cli.checkpoints import inputs
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import DataError
+from optin_cli.evaluation.distances import distances
 from optin_cli.evaluation.evaluate import require_drop
-from optin_cli.evaluation.metrics import distances
 from optin_cli.model.forward import hooks
 from optin_cli.options.evaluation import EvalOptions
 
