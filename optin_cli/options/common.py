@@ -12,3 +12,12 @@ DEFAULT_LENGTH = 128
 DEFAULT_MASK_EVERY = 7
 """Of so many tokens one is masked where no other number is asked for: about the 15 % that models are trained with."""
 MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1)
+KEEP_FLOPS = Option(
+    "--keep-flops",
+    "Share of the model's MACs to keep: 0.5.",
+    metavar="SHARE",
+    above=0,
+    high=1,
+    noun="The share of macs to keep",
+)
+MAX_DROP = Option("--max-drop", low=0, noun="The allowed drop")

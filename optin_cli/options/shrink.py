@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
+from optin_cli.options.common import KEEP_FLOPS, MAX_DROP
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE, RefitOptions
@@ -28,21 +29,14 @@ class ShrinkOptions(Checked):
     up to which the smallest model is searched, by at most `evaluations` of them.
     """
 
-    keep_flops: float | None = option(
+    keep_flops: float | None = shared(None, KEEP_FLOPS)
+    max_drop: float | None = shared(
         None,
-        "--keep-flops",
-        "Share of the model's MACs to keep: 0.5.",
-        metavar="SHARE",
-        above=0,
-        high=1,
-        noun="The share of macs to keep",
-    )
-    max_drop: float | None = option(
-        None,
-        "--max-drop",
-        "Exit with status 3 if the metric falls by more; without --keep-flops, find the smallest model within it.",
-        low=0,
-        noun="The allowed drop",
+        replace(
+            MAX_DROP,
+            help="Exit with status 3 if the metric is worse by more; without --keep-flops, find the smallest model "
+            "within it.",
+        ),
     )
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))

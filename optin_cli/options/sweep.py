@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
+from optin_cli.options.common import KEEP_FLOPS, MAX_DROP
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE
@@ -56,21 +57,12 @@ class SweepOptions(Checked):
         choices=RECIPES,
         noun="recipe",
     )
-    keep_flops: tuple[float, ...] | None = option(
+    keep_flops: tuple[float, ...] | None = shared(
         None,
-        "--keep-flops",
-        "Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.",
-        metavar="SHARE[,…]",
-        above=0,
-        high=1,
-        noun="The share of macs to keep",
+        replace(KEEP_FLOPS, help="Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.", metavar="SHARE[,…]"),
     )
-    max_drop: float | None = option(
-        None,
-        "--max-drop",
-        "Instead: write the smallest model whose metric is lower by no more.",
-        low=0,
-        noun="The allowed drop",
+    max_drop: float | None = shared(
+        None, replace(MAX_DROP, help="Instead: write the smallest model whose metric is worse by no more.")
     )
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
