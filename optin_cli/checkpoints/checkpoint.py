@@ -15,9 +15,10 @@ from torch import nn
 from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.checkpoints.batching import device_of
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, weight_files
-from optin_cli.checkpoints.inputs import ModelInput, device_of, model_input
+from optin_cli.checkpoints.inputs import ModelInput, model_input
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     LIBRARIES,

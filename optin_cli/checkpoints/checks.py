@@ -6,7 +6,7 @@ from types import MappingProxyType
 from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.costs import TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import no_classes
+from optin_cli.checkpoints.text_input import no_classes
 from optin_cli.data.spec import DataSpec, require_data, require_input
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.tokens import Tokens, tokens_of

@@ -13,7 +13,7 @@ from PIL import Image
 
 from optin_cli.artifacts.evaluation import DrawnScene
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import SceneInput
+from optin_cli.checkpoints.image_input import SceneInput
 from optin_cli.data.images.decode import decode_image
 from optin_cli.data.images.label_maps import IGNORED, Classes
 from optin_cli.data.images.scene_samples import SceneSamples

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from optin_cli.architectures.schema import OutputKind
 from optin_cli.artifacts.base import Options
+from optin_cli.checkpoints.batching import BatchOptions
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples, require_texts
 from optin_cli.errors import DataError

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from optin_cli.artifacts.base import Source
 from optin_cli.artifacts.export import Export, ExportCertificate, ExportProbe, TensorRule
+from optin_cli.checkpoints.batching import Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.fresh import run_fresh
-from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carry_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for

@@ -10,9 +10,9 @@ import torch
 
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.export import Export
+from optin_cli.checkpoints.batching import Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_description
 from optin_cli.checkpoints.embeddings import embedding_of
-from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.checkpoints.libraries.registry import Blueprint, Reading, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
 from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from optin_cli.checkpoints.batching import Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import Inputs
 from optin_cli.exporting.registry import ExportError, Traced
 from optin_cli.model.forward import call_model
 

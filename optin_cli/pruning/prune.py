@@ -16,12 +16,12 @@ from optin_cli.artifacts.base import Options, Source, Totals, require_descriptio
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
+from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.embeddings import NAME
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.fresh import Reload, reloading
-from optin_cli.checkpoints.inputs import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for

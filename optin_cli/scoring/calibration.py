@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optin_cli.artifacts.base import Source
+from optin_cli.checkpoints.batching import BatchOptions
 from optin_cli.checkpoints.checkpoint import Checkpoint
-from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.images.batches import ImageBatches
 from optin_cli.data.load import AnySamples

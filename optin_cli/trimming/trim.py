@@ -12,9 +12,9 @@ import torch
 
 from optin_cli.artifacts.base import Source, Totals
 from optin_cli.artifacts.vocabulary import Vocabulary, VocabularyProof
+from optin_cli.checkpoints.batching import BatchOptions, Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
 from optin_cli.checkpoints.fresh import Reload, reloading
-from optin_cli.checkpoints.inputs import BatchOptions, Inputs
 from optin_cli.checkpoints.save import save_cut
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.load import require_texts

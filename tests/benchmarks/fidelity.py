@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from optin_cli.checkpoints.batching import BatchOptions
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
-from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.batch import Batch
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import load_samples

@@ -20,8 +20,8 @@ from timm.models import save_for_hf
 
 import optin_cli
 from optin_cli.artifacts.scores import read_scores
+from optin_cli.checkpoints.batching import BatchOptions
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
-from optin_cli.checkpoints.inputs import BatchOptions
 from optin_cli.data.images.batches import image_batches
 from optin_cli.data.images.samples import load_image_samples
 from optin_cli.data.spec import DataSpec

@@ -140,7 +140,7 @@ def test_a_write_cut_short_is_said_and_leaves_nothing(desk, name):
         ("profile", "optin_cli.profiling.profile.measure_costs"),
         ("profile", "a write"),
         ("score", "optin_cli.data.text.samples.read_table"),
-        ("score", "optin_cli.checkpoints.inputs.TextInput.tokenizer"),
+        ("score", "optin_cli.checkpoints.text_input.TextInput.tokenizer"),
         ("score", "optin_cli.scoring.one_shot.sensitivity_batch"),
         ("search", "optin_cli.artifacts.scores.read_bytes"),
         ("search", "optin_cli.searching.choose.choose_units"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from optin_cli.artifacts.base import Options
-from optin_cli.checkpoints.inputs import SceneInput
+from optin_cli.checkpoints.image_input import SceneInput
 from optin_cli.data.images.label_maps import IGNORED
 from optin_cli.data.load import require_scenes
 from optin_cli.errors import DataError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tokenizers import make_tokenizer
 
-from optin_cli.checkpoints.inputs import TextInput
+from optin_cli.checkpoints.text_input import TextInput
 from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.tokenize import make_batches, usable_length
 from optin_cli.errors import DataError, UsageError
