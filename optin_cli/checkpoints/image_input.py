@@ -163,7 +163,7 @@ class ImageInput:
         """None: images are no texts."""
         return None
 
-    def fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+    def fit(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches."""
         del tokenizer
         return fit_inputs(self.model, batches)

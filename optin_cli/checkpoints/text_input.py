@@ -219,7 +219,7 @@ class TextInput:
         texts, before = put_before(prompt, texts), prompt_tokens(prompt, tokenizer)
         if options.labelled and task is not None and task.each_alone:
             pairs = pair_batches(texts, task, tokenizer, batch_size=size, max_length=length)
-            return self.fed([replace(batch, prompt=before) for batch in pairs], tokenizer)
+            return self.fit([replace(batch, prompt=before) for batch in pairs], tokenizer)
         if options.labelled and self.blueprint.purpose == "similarity":
             raise no_classes(self.name, texts.name)
         labels = self._labels(texts, task) if options.labelled else None
@@ -227,12 +227,12 @@ class TextInput:
         if self.blueprint.purpose == "fill-mask":
             masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
             found = [masking.once(batch) for batch in found]
-        return self.fed([replace(batch, prompt=before) for batch in found], tokenizer)
+        return self.fit([replace(batch, prompt=before) for batch in found], tokenizer)
 
-    def fed(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
+    def fit(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""
-        fed = fit_inputs(self.model, [replace(batch, inputs=self._shaped(batch.inputs)) for batch in batches])
-        highest = max((int(batch.inputs[TEXT].max()) for batch in fed if batch.inputs[TEXT].numel()), default=0)
+        fitted = fit_inputs(self.model, [replace(batch, inputs=self._shaped(batch.inputs)) for batch in batches])
+        highest = max((int(batch.inputs[TEXT].max()) for batch in fitted if batch.inputs[TEXT].numel()), default=0)
         if highest >= self.vocabulary:
             raise CheckpointError(
                 f"The tokenizer of {self.name} has {len(tokenizer)} tokens and gives id {highest}, but the embeddings "
@@ -240,7 +240,7 @@ class TextInput:
                 hint="Resize and save the model where it was made, model.resize_token_embeddings(len(tokenizer)), "
                 "or put the model's own tokenizer into the folder.",
             )
-        return fed
+        return fitted
 
     def _labels(self, samples: Samples, task: Task | None) -> Sequence[int | float | Sequence[float]] | None:
         """What the model is to put out for each sample, None where the samples have no labels."""

@@ -78,20 +78,20 @@ def trim(
     opened, options = as_checkpoint(checkpoint), options or TrimOptions()
     original = _tokenizer_of(opened)
     read = _read(opened, DataSpec.of(corpus), options, progress)
-    cut = Cut(opened, original, tuple(_kept(opened, original, read, options)))
+    trimming = Trimming(opened, original, tuple(_kept(opened, original, read, options)))
     modules = [opened.blueprint.library, type(opened.model).__module__]
     with atomic_folder(Path(output), force=force) as folder, reloading(modules) as reload:
         progress.update(1, 4, "writing")
-        cut.write(folder)
+        trimming.write(folder)
         progress.update(2, 4, "comparing tokens")
         small = load(folder, device="cpu")
-        letters = letters_of(original, set(cut.kept), options.keep_script)
+        letters = letters_of(original, set(trimming.kept), options.keep_script)
         trials = random_texts(words_of(read.texts), letters, options.trials, options.seed)
         for what, texts in (("text", read.texts), ("random text", trials)):
-            cut.require_same_tokens(what, texts, _tokenizer_of(small))
+            trimming.require_same_tokens(what, texts, _tokenizer_of(small))
         progress.update(3, 4, "certifying in a fresh process")
         rows = [*read.texts, *trials][:ROWS]
-        loader, difference, tolerance = cut.compare(folder, rows, reload)
+        loader, difference, tolerance = trimming.compare(folder, rows, reload)
         proof = VocabularyProof(
             texts=len(read.texts),
             trials=len(trials),
@@ -100,13 +100,13 @@ def trim(
             difference=difference,
             tolerance=tolerance,
         )
-        record = _record(cut, small, read, options, proof)
+        record = _record(trimming, small, read, options, proof)
         (folder / RECORD).write_text(record.dump(), encoding="utf-8")
     return record
 
 
 @dataclass(frozen=True)
-class Cut:
+class Trimming:
     """A checkpoint and the ids that its vocabulary keeps, ascending. tokenizer: of `tokenizers`."""
 
     checkpoint: Checkpoint
@@ -244,8 +244,10 @@ def _probe(checkpoint: Checkpoint, texts: Sequence[str]) -> Inputs:
     return {name: tensor.cpu() for name, tensor in batch.inputs.items()}
 
 
-def _record(cut: Cut, small: Checkpoint, read: Corpus, options: TrimOptions, proof: VocabularyProof) -> Vocabulary:
-    opened = cut.checkpoint
+def _record(
+    trimming: Trimming, small: Checkpoint, read: Corpus, options: TrimOptions, proof: VocabularyProof
+) -> Vocabulary:
+    opened = trimming.checkpoint
     inputs = opened.sources
     if read.samples is not None:
         inputs["corpus"] = Source(name=read.samples.name, sha256=read.samples.sha256)
@@ -261,8 +263,8 @@ def _record(cut: Cut, small: Checkpoint, read: Corpus, options: TrimOptions, pro
         },
         inputs=inputs,
         model_class=opened.blueprint.model_class,
-        tokens_before=cut.size,
-        tokens_after=len(cut.kept),
+        tokens_before=trimming.size,
+        tokens_after=len(trimming.kept),
         before=_totals(opened),
         after=_totals(small),
         proof=proof,

@@ -32,7 +32,7 @@ def predict_answers(trial: Trial) -> Prediction:
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)
-    batches = checkpoint.input.fed(found, tokenizer)
+    batches = checkpoint.input.fit(found, tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None

@@ -38,7 +38,7 @@ def predict_tags(trial: Trial) -> Prediction:
             f"The tokenizer of {checkpoint.name} does not say which word a token is of.",
             hint="Save it as a fast tokenizer: tokenizer.json.",
         )
-    batches = checkpoint.input.fed(cut_batches(found.rows, tokenizer, batch_size=trial.options.batch_size), tokenizer)
+    batches = checkpoint.input.fit(cut_batches(found.rows, tokenizer, batch_size=trial.options.batch_size), tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
     error = None

@@ -46,7 +46,7 @@ def predict_masked(trial: Trial) -> Prediction:
     length = usable_length(tokenizer, checkpoint.input.most, options.max_length)
     rows, owners = cut_texts([text for texts in samples.texts for text in texts], tokenizer, max_length=length)
     size = checkpoint.input.rows_at_once(options.batch_size, length)
-    batches = checkpoint.input.fed(cut_batches(rows, tokenizer, batch_size=size), tokenizer)
+    batches = checkpoint.input.fit(cut_batches(rows, tokenizer, batch_size=size), tokenizer)
     blanks = Blanks(batches, Masking.of(tokenizer, options.mask_every), owners // len(samples.texts[0]))
     values: dict[str, float] = {}
     error = None
