@@ -10,7 +10,7 @@ from helpers.models import save_checkpoint
 from helpers.running import call, done, write_rows
 
 import optin_cli
-from optin_cli.checkpoints import inputs
+from optin_cli.checkpoints import text_input
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.errors import DataError
 from optin_cli.evaluation.distances import distances
@@ -91,7 +91,7 @@ def test_without_a_task_models_are_compared_at_masked_tokens(models, data):
 
 def test_outputs_of_a_batch_stay_below_the_limit(models, data, monkeypatch):
     whole = optin_cli.evaluate(models[0], "masked-lm", data, options=OPTIONS)
-    monkeypatch.setattr(inputs, "MOST_LOGITS", 16 * 99)
+    monkeypatch.setattr(text_input, "MOST_LOGITS", 16 * 99)
     rows = []
     with hooks() as hook:
         hook.after(models[0].model, lambda _model, _inputs, found: rows.append(len(found["logits"])))
