@@ -15,6 +15,7 @@ from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
 from optin_cli.evaluation.distances import distances, streamed_distances
+from optin_cli.evaluation.generation import require_decoding, with_generation
 from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
@@ -58,12 +59,14 @@ def evaluate(
         if known is not None and each is not None:
             require_fit(each, known)
     options = fitted(options or EvalOptions(), opened)
+    require_decoding(opened, options.generation)
     samples = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options, known), progress)
         if task is None and not is_measurable(samples, known):
             known = None
     result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
+    result = with_generation(result, opened, other, options, progress)
     for note in remarks(result, opened):
         progress.note(note)
     return result

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from optin_cli.options.common import BATCH_SIZE, DEFAULT_MASK_EVERY, MAX_LENGTH, SEED, SEQ_LEN
 from optin_cli.options.declare import Checked, nested, offer, option, shared
+from optin_cli.options.generation import GenerationOptions
 
 DEFAULT_WINDOW = 384
 """Tokens of a window of question and context where no other number is asked for."""
@@ -46,6 +47,7 @@ class EvalOptions(Checked):
     latency_length: int = option(64, "--latency-length", "Sequence length that latency is measured at.", low=1)
     latency_runs: int = option(20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0)
     latency_warmup: int = option(3, low=0)
+    generation: GenerationOptions = nested(GenerationOptions(), offer())
     answers: AnswerOptions = nested(AnswerOptions(), offer())
     samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
     seed: int = shared(0, replace(SEED, recorded=""))
