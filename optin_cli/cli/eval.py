@@ -9,6 +9,7 @@ from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.tasks.harness import is_harness_task, require_harness
 
 
 @command
@@ -27,7 +28,8 @@ def evaluate(
         typer.Option(
             "--task",
             metavar="TASK",
-            help="Task whose metric is measured (sst2, cifar10, …). (default: what the model is for, on your --data)",
+            help="Task whose metric is measured (sst2, cifar10, …), or lm-eval:NAME for one of the "
+            "lm-evaluation-harness. (default: what the model is for, on your --data)",
             autocompletion=completion.tasks,
         ),
     ] = None,
@@ -63,7 +65,9 @@ def evaluate(
             "--max-drop compares the task's metric with another checkpoint's.",
             hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
         )
-    if task is not None:
+    if is_harness_task(task):
+        require_harness(task, data.path)
+    elif task is not None:
         from optin_cli.data.spec import require_data
         from optin_cli.tasks.registry import load_task
 

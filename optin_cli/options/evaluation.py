@@ -33,7 +33,8 @@ class EvalOptions(Checked):
     max_length: most tokens of a text; None means 128, or what the model holds. seq_len: length that costs are stated
     for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images have
     neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects them.
-    mask_every: of so many tokens one is masked at once, to be filled in. ignore_index: ids of pixels of label maps, or
+    mask_every: of so many tokens one is masked at once, to be filled in. num_fewshot: examples in each prompt of a task
+    of the lm-evaluation-harness, None for the task's own number. ignore_index: ids of pixels of label maps, or
     of words, that do not count; None for what the task or checkpoint says. pictures: folder for pictures of segmented
     images, of the first `picture_count` samples.
     """
@@ -57,6 +58,9 @@ class EvalOptions(Checked):
         "Masked language models: one token in N is masked at once, each in its turn; a large N masks one alone.",
         metavar="N",
         low=1,
+    )
+    num_fewshot: int | None = option(
+        None, "--num-fewshot", "Examples in each prompt, with --task lm-eval:NAME. (default: the task's)", low=0
     )
     ignore_index: tuple[int, ...] | None = option(
         None,
