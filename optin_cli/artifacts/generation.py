@@ -92,8 +92,8 @@ class Draft(Frozen):
     continued, by at most `new_tokens` each after at most `prompt_tokens`. tokens: generated in all. passes: of the
     original over them. drafted, accepted: tokens that the draft proposed, and those of them that the original chose
     too. same: continuations equal to those of the original alone. tokens_per_second, alone_per_second: with the draft
-    and by the original alone, prompts included, over the prompts. speedup: time of the original alone over time with
-    the draft.
+    and by the original alone, reading the prompts included; quartiles over the prompts. speedup: time a token of the
+    original alone over that with the draft, over all prompts.
     """
 
     original: str
