@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
 
-from pydantic import Field
-
 from optin_cli.artifacts.base import Frozen, timed_on
 
 
@@ -89,11 +87,11 @@ class Draft(Frozen):
     """What a model is worth as the draft of another in greedy speculative decoding (arXiv 2211.17192), at batch 1.
 
     original: the model whose text is generated. draft_tokens: most that are proposed at once. prompts: texts that were
-    continued, by at most `new_tokens` each after at most `prompt_tokens`. tokens: generated in all. passes: of the
-    original over them. drafted, accepted: tokens that the draft proposed, and those of them that the original chose
-    too. same: continuations equal to those of the original alone. tokens_per_second, alone_per_second: with the draft
-    and by the original alone, reading the prompts included; quartiles over the prompts. speedup: time a token of the
-    original alone over that with the draft, over all prompts.
+    continued, each by `new_tokens` after at most `prompt_tokens`. passes: of the original over all. drafted, accepted:
+    tokens that the draft proposed, and those of them that the original chose too; acceptance: their ratio. same:
+    continuations equal to those of the original alone. tokens_per_second, alone_per_second: with the draft and by the
+    original alone, reading the prompt included; quartiles over the prompts. speedup: seconds of the original alone over
+    those with the draft, all prompts together.
     """
 
     original: str
@@ -101,7 +99,6 @@ class Draft(Frozen):
     prompts: int
     prompt_tokens: int
     new_tokens: int
-    tokens: int = Field(ge=1)
     passes: int
     drafted: int
     accepted: int
@@ -122,8 +119,8 @@ class Draft(Frozen):
         """Each measure in words, by what it is."""
         rate = "none drafted" if self.acceptance is None else f"{self.acceptance:.4f}"
         return {
-            f"drafts for {self.original}: acceptance of {self.draft_tokens} tokens": rate,
-            "tokens per pass of the original": f"{self.tokens / self.passes:.2f}",
+            f"acceptance rate, drafts of {self.draft_tokens} tokens for {self.original}": rate,
+            "tokens per pass of the original": f"{self.prompts * self.new_tokens / self.passes:.2f}",
             "tokens/s with the draft, batch 1": self.tokens_per_second.words(),
             "tokens/s of the original alone": self.alone_per_second.words(),
             "speed-up by the draft": f"{self.speedup:.3f}",

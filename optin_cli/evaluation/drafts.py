@@ -2,11 +2,13 @@
 
 The draft proposes k tokens at a time, one forward pass each. One pass of the original over them gives its own choices:
 those of the draft are kept up to the first that differs, where the original's own follows. The text is the original's;
-only the time changes. Leviathan et al. 2022 (arXiv 2211.17192), section 2, at temperature 0.
+only the time changes. Leviathan et al. 2022 (arXiv 2211.17192), section 2, at temperature 0. Both continue every prompt
+by the same number of tokens, an end token notwithstanding.
 """
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,15 +105,13 @@ def _prompts(original: Checkpoint, spec: DataSpec, options: EvalOptions, progres
 
 @dataclass(frozen=True)
 class _Continued:
-    """One prompt continued: seconds and new tokens with the draft and by the original alone, and whether these agree.
+    """One prompt continued: seconds with the draft and by the original alone, and whether the two texts are equal.
 
     passes: of the original with the draft. drafted, accepted: proposed tokens, and those that the original chose too.
     """
 
     seconds: float
-    tokens: int
     alone_seconds: float
-    alone_tokens: int
     passes: int
     drafted: int
     accepted: int
@@ -135,6 +135,9 @@ def _continued(
 def _proposing(draft: Any, count: int) -> Iterator[None]:
     """Let a model propose exactly so many tokens at a time, however sure it is of them."""
     own = draft.generation_config
+    logger = logging.getLogger("transformers.generation.utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of how its own assisted generation calls the draft
     draft.generation_config = copy.deepcopy(own)
     draft.generation_config.num_assistant_tokens = count
     draft.generation_config.num_assistant_tokens_schedule = "constant"
@@ -143,28 +146,27 @@ def _proposing(draft: Any, count: int) -> Iterator[None]:
         yield
     finally:
         draft.generation_config = own
+        logger.setLevel(level)
 
 
-def _continue(draft: Any, original: Any, prompt: Inputs, most: int) -> _Continued:
+def _continue(draft: Any, original: Any, prompt: Inputs, count: int) -> _Continued:
     """Continue one prompt by the original alone, then with the draft."""
     calls: list[None] = []
-    single, marks = Marks(), Marks()
+    marks = Marks()
     begin = time.perf_counter()
-    alone = generate(original, prompt, single, most=most)
+    alone = generate(original, prompt, Marks(), count)
     between = time.perf_counter()
     with hooks() as hook:
         hook.after(draft, lambda *_: calls.append(None))
-        both = generate(original, prompt, marks, most=most, assistant_model=draft)
+        both = generate(original, prompt, marks, count, assistant_model=draft)
         end = time.perf_counter()
-    arrived = marks.counts[1:]
+    passes = len(marks.counts) - 1  # the prompt arrives first
     return _Continued(
         seconds=end - between,
-        tokens=sum(arrived),
         alone_seconds=between - begin,
-        alone_tokens=sum(single.counts[1:]),
-        passes=len(arrived),
-        drafted=len(calls) - (len(arrived) if draft is original else 0),
-        accepted=sum(arrived) - len(arrived),
+        passes=passes,
+        drafted=len(calls) - (passes if draft is original else 0),
+        accepted=count - passes,
         same=torch.equal(alone.sequences, both.sequences),
     )
 
@@ -173,15 +175,13 @@ def _recorded(
     original: Checkpoint, prompts: Sequence[Inputs], found: Sequence[_Continued], asked: GenerationOptions
 ) -> Draft:
     drafted, accepted = sum(one.drafted for one in found), sum(one.accepted for one in found)
-    tokens, seconds = sum(one.tokens for one in found), sum(one.seconds for one in found)
-    alone = sum(one.alone_seconds for one in found) / sum(one.alone_tokens for one in found)
+    new = asked.new_tokens
     return Draft(
         original=original.name,
         draft_tokens=asked.draft_tokens,
         prompts=len(prompts),
         prompt_tokens=max(prompt["input_ids"].shape[1] for prompt in prompts),
-        new_tokens=asked.new_tokens,
-        tokens=tokens,
+        new_tokens=new,
         passes=sum(one.passes for one in found),
         drafted=drafted,
         accepted=accepted,
@@ -189,7 +189,7 @@ def _recorded(
         same=sum(one.same for one in found),
         device=describe_device(original.device),
         threads=torch.get_num_threads(),
-        tokens_per_second=Quartiles.of([one.tokens / one.seconds for one in found]),
-        alone_per_second=Quartiles.of([one.alone_tokens / one.alone_seconds for one in found]),
-        speedup=alone * tokens / seconds,
+        tokens_per_second=Quartiles.of([new / one.seconds for one in found]),
+        alone_per_second=Quartiles.of([new / one.alone_seconds for one in found]),
+        speedup=sum(one.alone_seconds for one in found) / sum(one.seconds for one in found),
     )

@@ -35,19 +35,19 @@ class Marks:
         """Nothing more arrives."""
 
 
-def generate(model: Any, inputs: Inputs, marks: Marks, *, most: int, least: int = 0, **how: Any) -> Any:
-    """Continue prompts (rows, tokens) by `least` to `most` tokens each, the likest ones; the output holds `sequences`.
+def generate(model: Any, inputs: Inputs, marks: Marks, count: int, **how: Any) -> Any:
+    """Continue prompts (rows, tokens) greedily by `count` tokens each, none of them an end token.
 
-    how: more arguments of the model's `generate`.
+    how: more arguments of the model's `generate`, whose output is returned.
     """
     if model.generation_config.pad_token_id is None:
-        how = {"pad_token_id": 0, **how}  # for rows that end early, whose tokens do not count
+        how = {"pad_token_id": 0, **how}  # never used, since no row ends early
     return model.generate(
         **inputs,
         do_sample=False,
         use_cache=True,
-        max_new_tokens=most,
-        min_new_tokens=least,
+        max_new_tokens=count,
+        min_new_tokens=count,
         return_dict_in_generate=True,
         streamer=marks,
         **how,
@@ -79,7 +79,7 @@ class _Timed:
 
         def run() -> None:
             marks = Marks()
-            self.output = generate(model, inputs, marks, most=new_tokens, least=new_tokens)
+            self.output = generate(model, inputs, marks, new_tokens)
             begin, first, *_, last = marks.seconds
             self.prefill.append(first - begin)
             self.decode.append(last - first)
