@@ -55,7 +55,7 @@ def evaluate_draft(
     require_draft(draft, original)
     options = options or EvalOptions()
     asked = held_lengths(options.generation, [draft, original])
-    prompts = _prompts(original, DataSpec.of(data), replace(options, generation=asked), progress)
+    prompts = beginnings(original, DataSpec.of(data), replace(options, generation=asked), progress)
     return _recorded(original, prompts, _continued(draft, original, prompts, asked, progress), asked)
 
 
@@ -93,7 +93,7 @@ def _tokens(checkpoint: Checkpoint) -> dict[str, int]:
     return found
 
 
-def _prompts(original: Checkpoint, spec: DataSpec, options: EvalOptions, progress: Progress) -> list[Inputs]:
+def beginnings(original: Checkpoint, spec: DataSpec, options: EvalOptions, progress: Progress) -> list[Inputs]:
     """The beginnings of texts as the original reads them, (1, tokens) each."""
     length = options.generation.prompt_length
     few = replace(options, samples=options.generation.draft_prompts, max_length=length)
