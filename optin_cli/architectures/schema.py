@@ -236,9 +236,10 @@ class RefusalRule(_Strict):
 
 
 class RowsRule(_Strict):
-    """A number that follows from the rows of a parameter, divided by the attribute `over` if given."""
+    """A number that follows from the rows of a parameter, divided by `parts` and by the attribute `over` if given."""
 
     rows: str
+    parts: int = Field(default=1, ge=1)
     over: str | None = None
 
 
@@ -290,7 +291,9 @@ class EarlierRule(_Strict):
                 **{at(here, ours): at(there, theirs) for ours, theirs in self.names.items()},
             },
             sizes={
-                at(there, path): RowsRule(rows=at(there, size.rows), over=size.over and at(there, size.over))
+                at(there, path): size.model_copy(
+                    update={"rows": at(there, size.rows), "over": size.over and at(there, size.over)}
+                )
                 for path, size in self.sizes.items()
             },
             empty={

@@ -102,6 +102,5 @@ def _sizes(shapes: Mapping[str, list[int]], rule: EarlierRule) -> Iterator[Size]
             found = _find(path, {size.rows: attribute})
             if found is not None and not found[2]:
                 values = found[1]
-                yield Size(
-                    attribute=_filled(attribute, values), rows=path, over=size.over and _filled(size.over, values)
-                )
+                over = size.over and _filled(size.over, values)
+                yield Size(attribute=_filled(attribute, values), rows=path, parts=size.parts, over=over)

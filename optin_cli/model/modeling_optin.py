@@ -28,7 +28,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
-            "sizes": [{"attribute": path, "rows": path, "over": path or None}],
+            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}],
             "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
             "since": the first version whose terms the others are, if known,
             "needs": [{"path", "since", "value": of what is there, None for any}]}.
@@ -135,8 +135,8 @@ class _Placed:
         for path, value in plan["attributes"].items():
             setattr(*self.locate(path), value)
         for size in plan.get("sizes", []):
-            rows = self.at(size["rows"]).shape[0]
-            setattr(*self.locate(size["attribute"]), rows // (self.at(size["over"]) if size["over"] else 1))
+            number = self.at(size["rows"]).shape[0] // size["parts"]
+            setattr(*self.locate(size["attribute"]), number // (self.at(size["over"]) if size["over"] else 1))
         for rule in plan["select"]:
             _select(self.at(rule["module"]), rule)
         for path in plan.get("attend", []):

@@ -39,7 +39,7 @@ class Merge(BaseModel):
 
 
 class Size(RowsRule):
-    """An attribute that is given the rows of a parameter as they are now, divided by the attribute `over` if given."""
+    """An attribute that is given the rows of a parameter as they are now, divided as the rule says."""
 
     attribute: str
 

@@ -252,6 +252,7 @@ def load_all(library: str, path: str | None, folders: list[Path], scratch: Path)
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+    print(f"loading with {library} at {path or 'its usual place'}", file=sys.stderr, flush=True)
     line = [sys.executable, "-c", LOAD, library, *map(str, folders)]
     done = subprocess.run(line, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -31,6 +31,7 @@ RULE = EarlierRule(
     },
     sizes={
         "encoder.layer.*.width": {"rows": "encoder.layer.*.mixer.inner.query.weight"},
+        "encoder.layer.*.third": {"rows": "encoder.layer.*.mixer.inner.query.weight", "parts": 3},
         "encoder.layer.*.count": {"rows": "encoder.layer.*.mixer.inner.query.weight", "over": "encoder.layer.*.each"},
     },
     empty={"layers.*.mixer": EmptyRule(module="encoder.layer.*.mixer.inner", returns=2)},
@@ -78,6 +79,7 @@ def test_every_part_of_a_plan_has_its_earlier_terms():
     rows = f"{layer}.mixer.inner.query.weight"
     assert found.sizes == [
         Size(attribute=f"{layer}.width", rows=rows),
+        Size(attribute=f"{layer}.third", rows=rows, parts=3),
         Size(attribute=f"{layer}.count", rows=rows, over=f"{layer}.each"),
     ]
 
