@@ -236,10 +236,23 @@ class RefusalRule(_Strict):
 
 
 class RowsRule(_Strict):
-    """A number that follows from the rows of a parameter, divided by the attribute `over` if given."""
+    """A number that follows from the rows of a parameter, divided by `parts` and by the attribute `over` if given."""
 
     rows: str
+    parts: int = Field(default=1, ge=1)
     over: str | None = None
+
+
+class NeedRule(_Strict):
+    """Something without which a version of the library computes something else, although it builds the same weights.
+
+    path: of a parameter that has to be there, or of an attribute that has to have the value it has in our model.
+    since: the first version where that holds. unless: the value with which earlier versions compute the same.
+    """
+
+    path: str
+    since: str
+    unless: bool | int | str | None = None
 
 
 class EarlierRule(_Strict):
@@ -252,9 +265,9 @@ class EarlierRule(_Strict):
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
     the library's config had, and the dotted keys under which ours has their values. unread: dotted keys of ours that
-    these models never read, and that classes there refuse. needs: parameters that some models have, and that classes
-    there may not load. since: the first version that builds such models as described; None where all that optin works
-    with do.
+    these models never read, and that classes there refuse. needs: what some models have under the same path here and
+    there, and that classes there may lack or ignore. since: the first version that builds such models as described;
+    None where all that optin works with do.
     """
 
     names: dict[str, str] = {}
@@ -263,7 +276,7 @@ class EarlierRule(_Strict):
     arguments: dict[str, dict[str, str]] = {}
     config: dict[str, str] = {}
     unread: list[str] = []
-    needs: list[str] = []
+    needs: list[NeedRule] = []
     since: str | None = None
 
     def under(self, here: str, there: str) -> EarlierRule:
@@ -278,7 +291,9 @@ class EarlierRule(_Strict):
                 **{at(here, ours): at(there, theirs) for ours, theirs in self.names.items()},
             },
             sizes={
-                at(there, path): RowsRule(rows=at(there, size.rows), over=size.over and at(there, size.over))
+                at(there, path): size.model_copy(
+                    update={"rows": at(there, size.rows), "over": size.over and at(there, size.over)}
+                )
                 for path, size in self.sizes.items()
             },
             empty={
@@ -288,7 +303,7 @@ class EarlierRule(_Strict):
             arguments={at(here, ours): names for ours, names in self.arguments.items()},
             config=self.config,
             unread=self.unread,
-            needs=[at(there, path) for path in self.needs],
+            needs=[need.model_copy(update={"path": at(here, need.path)}) for need in self.needs],
             since=self.since,
         )
 
@@ -310,15 +325,17 @@ class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. backbones: families
-    that models of this one may have in front of its own stacks. earlier: how the library built such models before; that
-    of backbones and of `stacks_of` is added.
+    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. first: the first
+    versions of the library that have a model type, where people use earlier ones. backbones: families that models of
+    this one may have in front of its own stacks. earlier: how the library built such models before; that of backbones
+    and of `stacks_of` is added.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
     refused_types: dict[str, str] = {}
+    first: dict[str, str] = {}
     backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
     decisions: list[DecisionRule] = []

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optin_cli.architectures.registry import known_architectures
 from optin_cli.artifacts.base import require_source
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.manifest import Manifest
@@ -70,9 +71,7 @@ weights can (it needs torch and {library} only):
 {loading}
 ```
 
-or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. Other
-versions load it too where their `{model_class}` has the same parts, under the names of today or of before; where it
-has not, the module says which version is needed before a weight is read.
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}.{others}
 Do **not** let the stock class ignore mismatched sizes: it would fill in random weights."""
 UNIFORM = """All layers have the same widths, so the stock `{model_class}` of {library} loads this folder, and so does
 whatever reads its config:
@@ -80,6 +79,11 @@ whatever reads its config:
 ```python
 {loading}
 ```"""
+COMPARED = {"transformers": ("4.44.2", "4.57.1"), "timm": ("0.9.16", "1.0.20")}
+"""Earlier versions with which every described family was compared, by library (`tests/benchmarks/versions.py`)."""
+ELSEWHERE = """ With {versions}, tiny
+models of this family, cut in the same ways, give equal outputs, or the module says which version is needed before a
+weight is read."""
 HOW = {"ragged": RAGGED, "uniform": UNIFORM}
 """By layout."""
 UNMEASURED = """## Metric and latency
@@ -115,6 +119,12 @@ def read_front(folder: Path | None) -> dict[str, Any]:
         return {}
 
 
+def _others(blueprint: Blueprint) -> str:
+    """What is known of other versions of the library; nothing for families that are not described here."""
+    described = blueprint.kind in known_architectures(blueprint.library)
+    return ELSEWHERE.format(versions=" and ".join(COMPARED[blueprint.library])) if described else ""
+
+
 def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence[str]) -> str:
     """Model card in Markdown. blueprint: of the original. licence_files: names of those that lie in the folder."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
@@ -132,7 +142,11 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
         version=manifest.optin_version,
         work=manifest.workload,
         how=HOW[manifest.layout].format(
-            model_class=manifest.model_class, library=library, loading=loading, version=manifest.versions[library]
+            model_class=manifest.model_class,
+            library=library,
+            loading=loading,
+            version=manifest.versions[library],
+            others=_others(blueprint),
         ),
         budget=_budget(manifest.budget),
         before=before,
