@@ -6,13 +6,15 @@ each name and shape against a model.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
 Layout = Literal["BTC", "TBC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
+Width = int | str | list[int | str]
+"""A number, an attribute that holds it, or several whose product it is."""
 Purpose = Literal[
     "classification",
     "multi-label",
@@ -37,14 +39,14 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's,
-    given as in a group.
+    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's.
+    parts: how many parts of that width there are one after another, or the width of a unit in each.
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
-    parts: int = Field(1, ge=1)
-    unit_width: int | str | list[int | str] | None = None
+    parts: Annotated[int, Field(ge=1)] | Annotated[list[Width], Field(min_length=1)] = 1
+    unit_width: Width | None = None
     optional: bool = False
 
 
@@ -131,11 +133,14 @@ class GroupRule(_Strict):
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
     rows: axis of the consumer's input and output that holds the samples.
-    unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
+    unit_width: columns of a unit.
     least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
     holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
     consumer's weights without calling it.
     query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
+    set_units, set_width, set_each: attributes that hold the number of units, that of columns, or so many for each unit;
+    one of a module's config changes for that module alone.
+    norms: root mean square norms over the columns of all units, each with a slice of its weight.
     config: None where the library's config cannot state that there are fewer units.
     """
 
@@ -150,11 +155,13 @@ class GroupRule(_Strict):
     residual: bool = True
     rows: int = Field(0, ge=0)
     least: int = Field(0, ge=0)
-    unit_width: int | str | list[int | str] = 1
+    unit_width: Width = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
     set_width: list[str] = []
+    set_each: dict[str, Width] = {}
+    norms: list[str] = []
     mixer: str | None = None
     select: list[SelectRule] = []
     attend: str | None = None

@@ -73,9 +73,9 @@ class _Placed:
         self.plan = plan if inside else _of_base(plan, root)
 
     def locate(self, path: str) -> tuple[Any, str]:
-        """The module that holds what lies at a path, and its name there."""
-        owner, _, leaf = path.removeprefix(self.prefix).rpartition(".")
-        return self.model.get_submodule(owner), leaf
+        """The module, or the config of one, that holds what lies at a path, and its name there."""
+        *owners, leaf = path.removeprefix(self.prefix).split(".")
+        return functools.reduce(getattr, owners, self.model), leaf
 
     def at(self, path: str) -> Any:
         """The module or attribute at a path."""
@@ -114,10 +114,14 @@ class _Placed:
             _resize(*self.locate(path), shape)
         for path in plan["parameters"]:
             owner = path.rpartition(".")[0]
-            if isinstance(linear := self.at(owner), nn.Linear) and not linear.weight.shape[1]:
-                setattr(*self.locate(owner), BiasAlone(linear))
+            if (layer := self.at(owner)) is not None and _is_linear(layer) and not layer.weight.numel():
+                setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
-            setattr(*self.locate(path), value)
+            owner, leaf = self.locate(path)
+            if not isinstance(owner, (nn.Module, OwnConfig)):
+                owner = OwnConfig(owner)
+                setattr(*self.locate(path.rpartition(".")[0]), owner)
+            setattr(owner, leaf, value)
         for size in plan.get("sizes", []):
             rows = self.at(size["rows"]).shape[0]
             setattr(*self.locate(size["attribute"]), rows // (self.at(size["over"]) if size["over"] else 1))
@@ -164,12 +168,31 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
         setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = shape
+    elif _is_linear(owner) and leaf == "weight":
+        owner.nx, owner.nf = shape  # type: ignore[assignment]
     elif isinstance(owner, nn.Conv2d) and leaf == "weight":
         # Groups leave as a whole; a last one is a plain convolution, whose channels may leave one by one.
         owner.groups = max(owner.groups * shape[0] // owner.out_channels, 1) if owner.groups > 1 else 1
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is torch's linear layer, or that of transformers with weights (inputs, outputs)."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+class OwnConfig:
+    """The config that a model shares with its modules, as one of them sees it: some values are that module's own."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared":  # while being copied
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 class BiasAlone(nn.Module):
@@ -183,12 +206,13 @@ class BiasAlone(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
+        self.outputs = linear.out_features if isinstance(linear, nn.Linear) else linear.nf
         self.register_parameter("weight", linear.weight)
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The bias, or zeros; x: (..., 0)."""
-        out = x.new_zeros((*x.shape[:-1], len(self.weight)))
+        out = x.new_zeros((*x.shape[:-1], self.outputs))
         return out if self.bias is None else out + self.bias
 
 

@@ -46,11 +46,19 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A root mean square norm over the columns of all units, by path; unit_width: its columns of a unit."""
+
+    path: str
+    unit_width: int
+
+
+@dataclass(frozen=True)
 class Group:
     """One prunable axis of a block: `units` units of `unit_width` columns each, side by side in the consumer's input.
 
     All paths are full paths in the model. axis: of the consumer's input. rows: its axis of samples. Masking scales the
-    input of `gate`, mostly the consumer. config: how the library's config states the number of units; None where it
+    input of `gate`, mostly the consumer. set_each: attributes and how much each unit adds to them. config: how the library's config states the number of units; None where it
     cannot.
     """
 
@@ -70,6 +78,8 @@ class Group:
     slices: tuple[Slice, ...]
     set_units: tuple[str, ...]
     set_width: tuple[str, ...]
+    set_each: tuple[tuple[str, int], ...]
+    norms: tuple[Norm, ...]
     mixer: str | None
     select: tuple[SelectRule, ...]
     attend: str | None

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 from optin_cli.model.units import Group
 from optin_cli.options.refit import RefitOptions
@@ -38,10 +40,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of mu, relative to the mean diagonal of X^T X, of which the one with least held-out error is taken."""
 
 
-def linear(model: nn.Module, group: Group) -> nn.Linear | BiasAlone:
+def linear(model: nn.Module, group: Group) -> nn.Linear | Conv1D | BiasAlone:
     """The consumer of a group, for what re-solves linear layers only (ArchitectureError if it is another module)."""
     consumer = model.get_submodule(group.consumer)
-    if not isinstance(consumer, nn.Linear | BiasAlone):
+    if not isinstance(consumer, nn.Linear | Conv1D | BiasAlone):
         raise ArchitectureError(
             f"The consumer {group.consumer} is a {type(consumer).__name__}; this recipe re-solves linear layers only.",
             hint="Use another recipe.",
@@ -115,7 +117,8 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
         return unsolved(run, group, reason or "")
     added = biased and consumer.bias is None
     if added:
-        consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
+        outputs = len(weight_by_outputs(consumer))
+        consumer.bias = nn.Parameter(consumer.weight.new_zeros(outputs), requires_grad=False)
     bias = consumer.bias is not None
     fitted, judged, size = normal_equations(run, group)
     start = weight_matrix(consumer)

@@ -25,6 +25,7 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks, call_model, hooks, observe
+from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
@@ -152,7 +153,7 @@ def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moment
     units: dict[str, dict[str, int]] = {}
     for group in groups:
         units.setdefault(group.consumer, {})[group.name] = group.units
-    weights = {path: model.get_submodule(path).get_parameter("weight") for path in units}
+    weights = {path: weight_by_outputs(model.get_submodule(path)) for path in units}
     return {
         path: Moments.zeros(weight[0].numel(), len(weight), units[path], weight.device)
         for path, weight in weights.items()
@@ -350,7 +351,7 @@ def removal_importance(
         centred: the intercept is re-solved too. damping: see `ridge_inverse`.
         squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
     """
-    weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
+    weight = weight_by_outputs(model.get_submodule(group.consumer)).flatten(1)
     width = weight.shape[1] // group.units
     moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
     curve = removal_curve(moment, curvature, weight, width=width, damping=damping)

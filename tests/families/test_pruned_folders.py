@@ -87,7 +87,7 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
+def test_refit_where_layers_keep_no_unit(tmp_path, family):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
     mask = make_mask(checkpoint, {"decoder.0.neuron": [], "decoder.1.neuron": [3], "decoder.2.neuron": []})
@@ -95,7 +95,8 @@ def test_refit_where_layers_without_bias_keep_no_unit(tmp_path, family):
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     assert {"decoder.0.neuron", "decoder.1.neuron", "decoder.2.neuron"} <= set(manifest.refit)
     for name, found in manifest.refit.items():
-        assert (found.reason is None) == bool(mask.groups[name].kept), name
+        biased = checkpoint.model.get_submodule(checkpoint.structure.group(name).consumer).bias is not None
+        assert (found.reason is None) == (biased or bool(mask.groups[name].kept)), name
 
 
 def test_pruning_again(bert, texts, tmp_path):
