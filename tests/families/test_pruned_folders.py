@@ -72,6 +72,9 @@ def test_every_family_and_head(tmp_path, texts, family, head):
     mask = optin_cli.search(scores, Limits(keep_macs=0.6))
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     pruned = check(checkpoint, mask, tmp_path / "small", manifest)
+    generation = manifest.certificate.generation
+    assert (generation is None) == (head != "next")
+    assert generation is None or (generation.tokens == 32 and generation.difference <= generation.tolerance)
     assert isinstance(optin_cli.load(tmp_path / "small").model, torch.nn.Module)
     assert optin_cli.profile(pruned).totals == manifest.after
     assert pruned.input.tokenizer()("a b")["input_ids"] == checkpoint.input.tokenizer()("a b")["input_ids"]
