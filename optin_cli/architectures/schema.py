@@ -130,31 +130,36 @@ class GroupRule(_Strict):
     which any keeps a block from having it.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
+    inside: what `gate` is where units pass within it, by `model/experts.py`. reads: the parameter by which the
+    consumer reads units, where that is not its `weight`.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
     rows: axis of the consumer's input and output that holds the samples.
     unit_width: columns of a unit.
-    least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
+    least: fewest units that the block can run with, or an attribute that holds that number. count: an attribute that holds the number of units, where none
     holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
     consumer's weights without calling it.
     query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
     set_units, set_width, set_each: attributes that hold the number of units, that of columns, or so many for each unit;
     one of a module's config changes for that module alone.
+    constant: modules with slices that cost as many MACs for any number of units.
     norms: root mean square norms over the columns of all units, each with a slice of its weight.
     config: None where the library's config cannot state that there are fewer units.
     """
 
-    kind: Literal["head", "neuron", "channel"]
+    kind: Literal["head", "neuron", "channel", "expert"]
     name: str | None = None
     types: list[str] = []
     when: dict[str, list[str]] = {}
     unless: dict[str, list[str]] = {}
     consumer: str
     gate: str | None = None
+    inside: Literal["router", "experts"] | None = None
+    reads: str | None = None
     residual_sum: str | None = None
     residual: bool = True
     rows: int = Field(0, ge=0)
-    least: int = Field(0, ge=0)
+    least: Annotated[int, Field(ge=0)] | str = 0
     unit_width: Width = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
@@ -163,6 +168,7 @@ class GroupRule(_Strict):
     set_each: dict[str, Width] = {}
     norms: list[str] = []
     mixer: str | None = None
+    constant: list[str] = []
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None

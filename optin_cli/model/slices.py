@@ -21,6 +21,7 @@ from optin_cli.errors import ArtifactError
 from optin_cli.model.blocks import FoundStack, Place
 from optin_cli.model.config_counts import Settings, resolve_config
 from optin_cli.model.costs import group_costs
+from optin_cli.model.experts import UNITS
 from optin_cli.model.lookup import attribute_at, module_at, number_at, tensor_at
 from optin_cli.model.masking import gated
 from optin_cli.model.plan import Plan, SelectedArgument
@@ -162,7 +163,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, unit_width, place, name, problems)]
     slices = [_narrowed(model, s, found, rule, place) for s in slices] if found else slices
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
-    inner += [rule.attend, rule.empty.module if rule.empty else None, *rule.norms]
+    inner += [rule.attend, rule.empty.module if rule.empty else None, *rule.norms, *rule.constant]
     problems += [
         f"{name}: module {place(target)} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
@@ -173,6 +174,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
         for attribute in [*rule.set_units, *rule.set_width, *rule.set_each]
         if attribute_at(model, place(attribute)) is None
     ]
+    least = number_at(model, place(rule.least), name, problems) if isinstance(rule.least, str) else rule.least
     set_each = {place(path): _product(model, each, place, name, problems) for path, each in rule.set_each.items()}
     widths = {piece.parameter: piece.unit_width for piece in slices}
     norms = [Norm(place(path), widths.get(f"{place(path)}.weight", 0)) for path in rule.norms]
@@ -188,11 +190,13 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
         unit_width=unit_width,
         axis=1 if isinstance(model.get_submodule(place(rule.consumer)), nn.Conv2d) else -1,
         consumer=place(rule.consumer),
-        gate=place(rule.gate or rule.consumer),
+        gate=place(rule.gate or rule.consumer) + (f".{UNITS}" if rule.inside else ""),
+        inside=rule.inside,
+        reads=place(rule.reads or f"{rule.consumer}.weight"),
         residual_sum=place(rule.residual_sum) if rule.residual_sum else None,
         residual=rule.residual,
         rows=rule.rows,
-        least=rule.least,
+        least=least,
         block_path=place.path,
         slices=tuple(slices),
         set_units=tuple(map(place, rule.set_units)),
@@ -201,6 +205,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
         norms=tuple(norms),
         mixer=place(rule.mixer) if rule.mixer else None,
         select=tuple(s.model_copy(update={"module": place(s.module)}) for s in rule.select),
+        constant=tuple(map(place, rule.constant)),
         attend=place(rule.attend) if rule.attend else None,
         empty=rule.empty
         and rule.empty.model_copy(

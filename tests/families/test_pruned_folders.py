@@ -89,7 +89,7 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
     check(checkpoint, mask, tmp_path / "small", optin_cli.prune(checkpoint, mask, tmp_path / "small"))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gpt2"])
 def test_refit_where_layers_keep_no_unit(tmp_path, family):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
