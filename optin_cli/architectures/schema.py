@@ -136,9 +136,9 @@ class GroupRule(_Strict):
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
     rows: axis of the consumer's input and output that holds the samples.
     unit_width: columns of a unit.
-    least: fewest units that the block can run with, or an attribute that holds that number. count: an attribute that holds the number of units, where none
-    holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
-    consumer's weights without calling it.
+    least: fewest units that the block can run with, or an attribute that holds that number. count: an attribute that
+    holds the number of units, where none holds the width of one. attend: an attention whose own forward takes its
+    input's width for its heads', or reads its consumer's weights without calling it.
     query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
     set_units, set_width, set_each: attributes that hold the number of units, that of columns, or so many for each unit;
     one of a module's config changes for that module alone.

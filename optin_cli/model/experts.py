@@ -51,7 +51,8 @@ def neuron_sizes(gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
         gate_up: (experts, 2 x neurons, width). down: (experts, width, neurons).
     """
     gate, up = gate_up.float().norm(dim=2).chunk(2, dim=1)
-    return gate * up * down.float().norm(dim=1)
+    sizes: torch.Tensor = gate * up * down.float().norm(dim=1)
+    return sizes
 
 
 def _route(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -73,7 +74,7 @@ def _apply_experts(self: Any, hidden_states: torch.Tensor, chosen: torch.Tensor,
 
     def project(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         """Rows for pairs of token and expert (pairs, columns), each by its expert's matrix."""
-        parts = x[order].split(counts)
+        parts = torch.split(x[order], counts)
         return torch.cat([F.linear(part, matrix) for part, matrix in zip(parts, matrices, strict=True)])[back]
 
     gate, up = project(hidden_states.repeat_interleave(each, dim=0), self.gate_up_proj).chunk(2, dim=-1)

@@ -114,7 +114,7 @@ class _Placed:
             _resize(*self.locate(path), shape)
         for path in plan["parameters"]:
             owner = path.rpartition(".")[0]
-            if (layer := self.at(owner)) is not None and _is_linear(layer) and not layer.weight.numel():
+            if _is_linear(layer := self.at(owner)) and not _linear_sizes(layer)[0]:
                 setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
             owner, leaf = self.locate(path)
@@ -178,9 +178,16 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
         owner.num_features = shape[0]
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _is_linear(module: Any) -> bool:
     """Whether a module is torch's linear layer, or that of transformers with weights (inputs, outputs)."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _linear_sizes(linear: Any) -> tuple[int, int]:
+    """How many columns a linear layer reads and puts out."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    return linear.nx, linear.nf
 
 
 class OwnConfig:
@@ -206,7 +213,7 @@ class BiasAlone(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
-        self.outputs = linear.out_features if isinstance(linear, nn.Linear) else linear.nf
+        self.outputs = _linear_sizes(linear)[1]
         self.register_parameter("weight", linear.weight)
         self.register_parameter("bias", linear.bias)
 

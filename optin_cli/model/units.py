@@ -59,8 +59,8 @@ class Group:
 
     All paths are full paths in the model. axis: of the consumer's input. rows: its axis of samples. Masking scales the
     input of `gate`, mostly the consumer. inside: what its owner is, where units pass within that. reads: the parameter
-    by which the consumer reads units. constant: modules whose MACs do not depend on them. set_each: attributes and how much each unit adds to them. config: how the library's config states the number of units; None where it
-    cannot.
+    by which the consumer reads units. constant: modules whose MACs do not depend on them. set_each: attributes and how
+    much each unit adds to them. config: how the library's config states the number of units; None where it cannot.
     """
 
     name: str

@@ -4,21 +4,26 @@ A convolution is linear in its unfolded input: each position of its output reads
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from optin_cli.data.batch import keyed_generator
-from optin_cli.model.linear import weight_by_outputs
+from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 
-Consumer = nn.Linear | Conv1D | nn.Conv2d | BiasAlone
+Consumer = nn.Linear | nn.Conv2d | BiasAlone
 POSITIONS = 512
 """Most positions of a sample that are taken; fewer by a kernel's area, since neighbouring patches overlap."""
 WIDEST = 16384
 """Most columns of which a Gram matrix is kept (2 GiB in float64)."""
+
+
+def is_consumer(module: nn.Module) -> TypeGuard[Consumer]:
+    """Whether a module is one of those that can be re-solved."""
+    return isinstance(module, nn.Conv2d) or is_linear(module)
 
 
 def nothing_left(consumer: Consumer, *, biased: bool = False) -> str | None:
@@ -38,13 +43,13 @@ def why_not(consumer: nn.Module, *, biased: bool = False) -> str | None:
     Args:
         biased: it is about to get a bias.
     """
+    if not is_consumer(consumer):
+        return f"a {type(consumer).__name__}"
     if isinstance(consumer, nn.Conv2d):
         if consumer.groups > 1:
             return "a grouped convolution"
         if isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
             return "a convolution padded with something else than a fixed border of zeros"
-    elif not isinstance(consumer, Consumer):
-        return f"a {type(consumer).__name__}"
     width = weight_by_outputs(consumer)[0].numel()
     if width > WIDEST:
         return f"its {width} input columns are more than {WIDEST}"

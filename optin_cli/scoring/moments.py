@@ -29,7 +29,14 @@ from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
-from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
+from optin_cli.refit.design_matrix import (
+    choose_positions,
+    input_columns,
+    is_consumer,
+    output_rows,
+    take,
+    why_not,
+)
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
@@ -255,7 +262,7 @@ class Pass:
         """Add the inputs at the positions that are read, once all backward passes are done."""
         for call in self.calls:
             moments, consumer = self.moments[call.path], self.model.get_submodule(call.path)
-            assert isinstance(consumer, Consumer)
+            assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
             moments.add_inputs(rows)

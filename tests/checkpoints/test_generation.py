@@ -83,7 +83,7 @@ def test_different_logits_are_no_tie(wrong):
 
 
 class TestPlan:
-    def test_models_that_see_later_tokens_do_not_generate(self, tmp_path):
+    def test_models_that_see_later_tokens_do_not_generate(self):
         assert generation.plan_generation(build("bert", "masked"), make_inputs(2, 10, padding=0), 60) is None
         assert generation.plan_generation(build("llama", "next"), make_inputs(2, 10, padding=0), 60) is not None
 

@@ -96,7 +96,7 @@ def test_merged_tokens_count(here):
     [
         ("llama", "decoder_1_head", [], "keeps 0 of the 4 units of decoder.1.head; decoder.1 needs at least 1"),
         ("gpt2", "decoder_1_head", [], "keeps 0 of the 4 units of decoder.1.head; decoder.1 needs at least 1"),
-        ("qwen3-moe", "decoder_0_expert", [3], "keeps 1 of the 6 units of decoder.0.expert; decoder.0 needs at least 2"),
+        ("qwen3-moe", "decoder_2_expert", [3], "keeps 1 of the 6 units of decoder.2.expert; decoder.2 needs at least"),
     ],
 )
 def test_a_block_keeps_as_many_units_as_it_needs(here, family, group, kept, words):
