@@ -69,8 +69,8 @@ class ScoreOptions(Checked):
     units: tuple[str, ...] = option(
         ("heads", "neurons", "channels", "experts", "head-dims"),
         "--units",
-        "What to score: of heads, neurons, channels, head-dims (dimensions of queries and keys) and, in plain vision "
-        "transformers, tokens.",
+        "What to score: of heads, neurons, channels, experts, head-dims (dimensions of queries and keys) and, in plain "
+        "vision transformers, tokens.",
         choices=UNITS,
     )
     estimator: str = option(
