@@ -264,7 +264,8 @@ class EarlierRule(_Strict):
     a path that none begins is the same there. Layers of ours that have one name there are one, with the rows of all.
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
-    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys of ours that
+    the library's config had, and the dotted keys under which ours has their values. absent: dotted keys inside those
+    values, and what each is where earlier configs lack the whole. unread: dotted keys of ours that
     these models never read, and that classes there refuse. needs: parameters that some models have, and that classes
     there may not load. since: the first version that builds such models as described; None where all that optin works
     with do.
@@ -275,6 +276,7 @@ class EarlierRule(_Strict):
     empty: dict[str, EmptyRule] = {}
     arguments: dict[str, dict[str, str]] = {}
     config: dict[str, str] = {}
+    absent: dict[str, str] = {}
     unread: list[str] = []
     needs: list[str] = []
     since: str | None = None
@@ -300,6 +302,7 @@ class EarlierRule(_Strict):
             },
             arguments={at(here, ours): names for ours, names in self.arguments.items()},
             config=self.config,
+            absent=self.absent,
             unread=self.unread,
             needs=[at(there, path) for path in self.needs],
             since=self.since,
@@ -313,6 +316,7 @@ class EarlierRule(_Strict):
             empty={**self.empty, **other.empty},
             arguments={**self.arguments, **other.arguments},
             config={**self.config, **other.config},
+            absent={**self.absent, **other.absent},
             unread=[*self.unread, *other.unread],
             needs=[*self.needs, *other.needs],
             since=self.since or other.since,
