@@ -79,6 +79,7 @@ def summary(manifest: Manifest) -> list[str]:
         f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     ]
+    lines += [] if certificate.generation is None else [certificate.generation.words]
     lines += [] if certificate.note is None else [certificate.note]
     if manifest.layout == "uniform":
         lines.append(f"uniform layout: loaded by {certificate.loader}")

@@ -82,9 +82,9 @@ class _Placed:
         self.plan = plan if inside else _of_base(plan, root)
 
     def locate(self, path: str) -> tuple[Any, str]:
-        """The module that holds what lies at a path, and its name there."""
-        owner, _, leaf = path.removeprefix(self.prefix).rpartition(".")
-        return self.model.get_submodule(owner), leaf
+        """The module, or the config of one, that holds what lies at a path, and its name there."""
+        *owners, leaf = path.removeprefix(self.prefix).split(".")
+        return functools.reduce(getattr, owners, self.model), leaf
 
     def at(self, path: str) -> Any:
         """The module or attribute at a path."""
@@ -130,10 +130,14 @@ class _Placed:
             _resize(*self.locate(path), shape)
         for path in plan["parameters"]:
             owner = path.rpartition(".")[0]
-            if isinstance(linear := self.at(owner), nn.Linear) and not linear.weight.shape[1]:
-                setattr(*self.locate(owner), BiasAlone(linear))
+            if _is_linear(layer := self.at(owner)) and not _linear_sizes(layer)[0]:
+                setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
-            setattr(*self.locate(path), value)
+            owner, leaf = self.locate(path)
+            if not isinstance(owner, (nn.Module, OwnConfig)):
+                owner = OwnConfig(owner)
+                setattr(*self.locate(path.rpartition(".")[0]), owner)
+            setattr(owner, leaf, value)
         for size in plan.get("sizes", []):
             number = self.at(size["rows"]).shape[0] // size["parts"]
             setattr(*self.locate(size["attribute"]), number // (self.at(size["over"]) if size["over"] else 1))
@@ -181,12 +185,38 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
         setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = shape
+    elif _is_linear(owner) and leaf == "weight":
+        owner.nx, owner.nf = shape  # type: ignore[assignment]
     elif isinstance(owner, nn.Conv2d) and leaf == "weight":
         # Groups leave as a whole; a last one is a plain convolution, whose channels may leave one by one.
         owner.groups = max(owner.groups * shape[0] // owner.out_channels, 1) if owner.groups > 1 else 1
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module is torch's linear layer, or that of transformers with weights (inputs, outputs)."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _linear_sizes(linear: Any) -> tuple[int, int]:
+    """How many columns a linear layer reads and puts out."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    return linear.nx, linear.nf
+
+
+class OwnConfig:
+    """The config that a model shares with its modules, as one of them sees it: some values are that module's own."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared":  # while being copied
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 class BiasAlone(nn.Module):
@@ -200,12 +230,13 @@ class BiasAlone(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
+        self.outputs = _linear_sizes(linear)[1]
         self.register_parameter("weight", linear.weight)
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The bias, or zeros; x: (..., 0)."""
-        out = x.new_zeros((*x.shape[:-1], len(self.weight)))
+        out = x.new_zeros((*x.shape[:-1], self.outputs))
         return out if self.bias is None else out + self.bias
 
 

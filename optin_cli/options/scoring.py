@@ -13,11 +13,12 @@ UNITS: Mapping[str, str] = {
     "heads": "head",
     "neurons": "neuron",
     "channels": "channel",
+    "experts": "expert",
     "head-dims": "head-dim",
     "tokens": "token",
 }
 """What can be scored, and the kind of the groups that hold it."""
-REMOVABLE: Mapping[str, str] = {name: UNITS[name] for name in ("heads", "neurons", "channels")}
+REMOVABLE: Mapping[str, str] = {name: UNITS[name] for name in ("heads", "neurons", "channels", "experts")}
 """Those that the hybrid estimator can score exactly, by removal; tokens always are scored exactly."""
 EXACT_KINDS = ("head",)
 """Those that it does score so by default."""
@@ -66,10 +67,10 @@ class ScoreOptions(Checked):
         "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
     )
     units: tuple[str, ...] = option(
-        ("heads", "neurons", "channels", "head-dims"),
+        ("heads", "neurons", "channels", "experts", "head-dims"),
         "--units",
-        "What to score: of heads, neurons, channels, head-dims (dimensions of queries and keys) and, in plain vision "
-        "transformers, tokens.",
+        "What to score: of heads, neurons, channels, experts, head-dims (dimensions of queries and keys) and, in plain "
+        "vision transformers, tokens.",
         choices=UNITS,
     )
     estimator: str = option(

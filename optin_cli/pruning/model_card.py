@@ -50,7 +50,7 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 ## Certificate
 
 Reloaded by {proof.loader}: outputs ({outputs}) differ from the cut model's by at most {proof.reloaded:.3g}{masked}
-(tolerance {proof.tolerance:.3g}).{note} `optin.json` holds the whole record.
+(tolerance {proof.tolerance:.3g}).{generation}{note} `optin.json` holds the whole record.
 
 ## Limits
 
@@ -162,6 +162,7 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
         proof=certificate,
         outputs=", ".join(certificate.outputs),
         masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
+        generation="" if certificate.generation is None else f" It {certificate.generation.words}.",
         note="" if certificate.note is None else f" {certificate.note}",
         licence=_licence(front, licence_files),
     )

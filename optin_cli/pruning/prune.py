@@ -22,6 +22,7 @@ from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.embeddings import NAME
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.fresh import Reload, reloading
+from optin_cli.checkpoints.generation import judge_generation, plan_generation
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
@@ -258,8 +259,13 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> 
     elif sentences is not None and sentences.embeds:
         hidden, mask = expected[planned.outputs[0]], probe["attention_mask"].bool()
         expected[NAME] = planned.checkpoint.structure.embedding(hidden, mask)
-    names = [*expected]
-    difference = largest_difference(expected, reload(folder, loading, probe, names))
+    names, generating = [*expected], None
+    if blueprint.purpose == "next-token-prediction":
+        generating = plan_generation(pruned.model, probe, planned.checkpoint.input.most)
+    if generating is not None:
+        loading += generating.code()
+    found = reload(folder, loading, probe, [*names, *(generating.names if generating else [])])
+    difference = largest_difference(expected, found)
     require_equal("The reloaded folder against the cut model", difference, pruned.tolerance)
     return Certificate(
         probe=f"{PROBE_ROWS} rows of random {planned.checkpoint.input.noun}",
@@ -269,6 +275,7 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> 
         masked=pruned.difference,
         tolerance=pruned.tolerance,
         note=note,
+        generation=judge_generation(found) if generating else None,
     )
 
 
