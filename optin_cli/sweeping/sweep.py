@@ -193,7 +193,8 @@ def _calibrations(
     scoring = options.scoring
 
     def read(*, labelled: bool) -> AnySamples:
-        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled)
+        length = scoring.max_length or options.evaluation.seq_len
+        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled, length=length)
         return checkpoint.input.load_samples(wanted, progress)
 
     samples = read(labelled=False)
