@@ -19,6 +19,11 @@ def with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
+def drop_words(drop: float, *, relative: bool) -> str:
+    """A drop with its sign, in words: in percent where it is relative."""
+    return f"{drop:+.1%}" if relative else f"{drop:+.4f}"
+
+
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
