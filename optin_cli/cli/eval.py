@@ -37,7 +37,10 @@ def evaluate(
         typer.Option("--against", metavar="CKPT", help="Checkpoint or exported file to compare with, in the same run."),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
+        float | None,
+        typer.Option(
+            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
+        ),
     ] = None,
     output: common.Output = None,
     card: Annotated[
