@@ -47,9 +47,9 @@ def export(
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
     target = target_named(to)
-    target.require_writing(options.opset, int8=options.int8)
+    target.require_writing(options)
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
-    place = place_of(beside if output is None else Path(output), target, int8=options.int8)
+    place = place_of(beside if output is None else Path(output), target, target.form(options))
     check_place(place, force=force)
     from optin_cli.exporting.export import export as export_checkpoint
 
