@@ -26,8 +26,8 @@ from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carry_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
-from optin_cli.exporting.registry import Signature, Target, check_place, place_of, record_of, target_named
-from optin_cli.exporting.trace import export_probes, silenced, trace
+from optin_cli.exporting.registry import Prove, Signature, Target, check_place, place_of, record_of, target_named
+from optin_cli.exporting.trace import LENGTH, export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_totals
 from optin_cli.options.export import ExportOptions
@@ -101,11 +101,12 @@ def export(
         with silenced():
             signature, opset = _write(opened, target, exact, probes[0], options)
         progress.update(2, 3, "certifying in a fresh process")
-        proofs = [certify_export(opened, target, exact, signature, probes)]
+        prove = None if target.proving is None else target.proving(opened)
+        proofs = [certify_export(opened, target, exact, signature, probes, prove=prove)]
         if form not in EXACT:
             with silenced():
                 _store_as(form, opened, target, exact, folder / file)
-            proofs.append(certify_export(opened, target, folder / file, signature, probes, exact=False))
+            proofs.append(certify_export(opened, target, folder / file, signature, probes, exact=False, prove=prove))
         record = _record(opened, target, signature, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
         _copy_sidecar_files(opened, path.parent, folder)
@@ -184,6 +185,7 @@ def certify_export(
     probes: Sequence[Inputs],
     *,
     exact: bool = True,
+    prove: Prove | None = None,
 ) -> ExportCertificate:
     """Compare a file and the model on all probes, in a fresh process.
 
@@ -215,14 +217,14 @@ def certify_export(
             "The exporter or the runtime is at fault: try another --opset, or another --to.",
         )
         padded = mask is not None and not bool(mask.all())
-        length = None if mask is None else shape[-1]
+        length = shape[-1] if LENGTH in signature.axes[signature.takes[0]].values() else None
         records.append(ExportProbe(batch_size=shape[0], seq_len=length, padded=padded, difference=difference))
     return ExportCertificate(
         loader=f"{target.runtime} in a fresh process without optin",
         probes=records,
         difference=max(probe.difference for probe in records),
         tolerance=tolerance,
-        continuation=None if target.prove is None else target.prove(checkpoint, path, exact),
+        continuation=None if prove is None else prove(path, exact),
     )
 
 

@@ -20,7 +20,8 @@ from optin_cli.errors import CertificateError
 from optin_cli.exporting.gguf_families import Family, Form, find_family
 from optin_cli.exporting.gguf_tensors import Layer, Tensors, completed, layer_sizes, named, shifted, turned
 from optin_cli.exporting.gguf_vocabulary import read_vocabulary
-from optin_cli.exporting.registry import ExportError, Run, Signature, Target
+from optin_cli.exporting.registry import ExportError, Prove, Run, Signature, Target
+from optin_cli.exporting.trace import LENGTH
 from optin_cli.model.forward import call_model
 from optin_cli.model.plan import Plan
 from optin_cli.options.export import WEIGHT_TYPES
@@ -72,7 +73,7 @@ def convert(checkpoint: Checkpoint, path: Path, weight_type: str) -> Signature:
     """
     import gguf
 
-    config, model = checkpoint.blueprint.config, checkpoint.model
+    config = checkpoint.blueprint.config
     family = find_family(checkpoint.blueprint.model_class, config)
     form, tensors, layers = _weights(checkpoint, family)
     size = tensors["token_embd.weight"].shape[0]
@@ -92,9 +93,8 @@ def convert(checkpoint: Checkpoint, path: Path, weight_type: str) -> Signature:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    vocabulary_size = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    axes = {0: "batch", 1: "length"}
-    return Signature((INPUT,), {OUTPUT: ("batch", "length", int(vocabulary_size))}, {INPUT: axes})
+    axes = {0: "batch", 1: LENGTH}
+    return Signature((INPUT,), {OUTPUT: ("batch", LENGTH, size)}, {INPUT: axes})
 
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
@@ -234,40 +234,50 @@ def open_file(path: str, threads: int) -> Run:
     return run
 
 
-def prove(checkpoint: Checkpoint, path: Path, exact: bool) -> Continuation:
-    """Compare tokens of texts and greedy continuations with the model's, in a fresh process.
+def proving(checkpoint: Checkpoint) -> Prove:
+    """What compares tokens of texts and greedy continuations with the checkpoint's, in a fresh process.
 
-    Raises CertificateError: texts are split otherwise; or, if the file is to be exact, continued otherwise.
+    It raises CertificateError: texts are split otherwise; or, if a file is to be exact, continued otherwise.
     """
     tokenizer = checkpoint.input.tokenizer()
     split = [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
     prompts = [ids[:PROMPT_TOKENS] for ids in split[:PROMPTS]]
+    expected = [continued(checkpoint.model, prompt, CONTINUED) for prompt in prompts]
+    total = CONTINUED * len(prompts)
+
+    def prove(path: Path, exact: bool) -> Continuation:
+        their_split, theirs = _run_texts(path, prompts)
+        for text, mine, other in zip(TEXTS, split, their_split, strict=True):
+            if mine != other:
+                raise CertificateError(
+                    f"llama.cpp splits {text!r} into other tokens than the tokenizer of {checkpoint.name}: {other} "
+                    f"instead of {mine}. Nothing was written.",
+                    hint="Its rules differ from what tokenizer.json says; please report the tokenizer.",
+                )
+        agreed = sum(_agreed(mine, other) for mine, other in zip(expected, theirs, strict=True))
+        if exact and agreed < total:
+            raise CertificateError(
+                f"llama.cpp continues {total - agreed} of {total} tokens otherwise than {checkpoint.name}. "
+                "Nothing was written."
+            )
+        return Continuation(texts=len(TEXTS), tokens=total, agreed=agreed)
+
+    return prove
+
+
+def _run_texts(path: Path, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of the texts and continuations of the prompts, by a file."""
     with tempfile.TemporaryDirectory() as scratch:
         request, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
         request.write_text(json.dumps([TEXTS, prompts, CONTINUED]), encoding="utf-8")
         arguments = [str(path.resolve()), str(request), str(result), str(torch.get_num_threads())]
         run_fresh(PROVE, arguments, Path(scratch), "The exported file does not run (llama_cpp)")
-        their_split, theirs = json.loads(result.read_text(encoding="utf-8"))
-    for text, mine, other in zip(TEXTS, split, their_split, strict=True):
-        if mine != other:
-            raise CertificateError(
-                f"llama.cpp splits {text!r} into other tokens than the tokenizer of {checkpoint.name}: {other} instead "
-                f"of {mine}. Nothing was written.",
-                hint="Its rules differ from what tokenizer.json says; please report the tokenizer.",
-            )
-    expected = [continued(checkpoint.model, prompt, CONTINUED) for prompt in prompts]
-    agreed = sum(_agreed(mine, other) for mine, other in zip(expected, theirs, strict=True))
-    total = CONTINUED * len(prompts)
-    if exact and agreed < total:
-        raise CertificateError(
-            f"llama.cpp continues {total - agreed} of {total} tokens otherwise than {checkpoint.name}. "
-            "Nothing was written."
-        )
-    return Continuation(texts=len(TEXTS), tokens=total, agreed=agreed)
+        split, found = json.loads(result.read_text(encoding="utf-8"))
+    return split, found
 
 
 def continued(model: nn.Module, prompt: Sequence[int], tokens: int) -> list[int]:
-    """The most likely next tokens, one after another."""
+    """The most likely next tokens, one after another, without a cache, which not every pruned model can fill."""
     ids = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(tokens):
@@ -292,5 +302,5 @@ TARGET = Target(
     open=open_file,
     types=WEIGHT_TYPES,
     takes=(INPUT,),
-    prove=prove,
+    proving=proving,
 )

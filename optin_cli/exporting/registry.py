@@ -33,6 +33,9 @@ RECORD = ".optin.json"
 Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
 """One forward pass of an opened file: arrays by the names of its inputs in, by those of its outputs out."""
 
+Prove = Callable[[Path, bool], "Continuation"]
+"""Compares what a file makes of texts with what its checkpoint does; the second argument: whether it is to be exact."""
+
 
 class ExportError(OptinError):
     """A model that a target cannot express, or an exported file that cannot be used."""
@@ -77,8 +80,8 @@ class Target:
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
     that would run code. quantize: makes of a float32 file one in which 8-bit integers stand for weights; None if there
     is no way. types: of weights, by the runtime's names, the default first. takes: names of inputs, None for all that
-    the model takes. prove: compares what a runtime makes of texts with what the model does, and says how far they
-    agree; if they are to be equal, it raises CertificateError where they are not.
+    the model takes. proving: for a runtime that has the tokenizer too, makes what compares a file's way with texts to
+    the checkpoint's; of a file that is to be exact, it refuses any other (CertificateError).
     """
 
     name: str
@@ -94,7 +97,7 @@ class Target:
     quantize: Callable[[Path, Path], None] | None = None
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
-    prove: Callable[[Checkpoint, Path, bool], Continuation] | None = None
+    proving: Callable[[Checkpoint], Prove] | None = None
 
     @property
     def runtime(self) -> str:
