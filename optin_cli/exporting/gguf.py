@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from optin_cli.checkpoints.checkpoint import Checkpoint
 
 INPUT, OUTPUT = "input_ids", "logits"
-LINEAR = "linear"
 LARGEST_F16 = 65504.0
 """Beyond this, float16 is infinite."""
 CONTINUED = 32
@@ -159,6 +158,7 @@ def _rope(writer: Any, config: Any) -> Tensors:
 
     Raises ExportError: by a rule that is not written.
     """
+    from gguf import RopeScalingType
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
@@ -168,7 +168,7 @@ def _rope(writer: Any, config: Any) -> Tensors:
     if kind == "default":
         return {}
     if kind == "linear":
-        writer.add_rope_scaling_type(LINEAR)
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
         return {}
     if kind != "llama3":
