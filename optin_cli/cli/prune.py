@@ -80,8 +80,8 @@ def summary(manifest: Manifest) -> list[str]:
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     ]
     lines += [] if certificate.note is None else [certificate.note]
-    if manifest.layout == "uniform":
-        lines.append(f"uniform layout: loaded by {certificate.loader}")
+    if manifest.layout != "ragged":
+        lines.append(f"{manifest.layout} layout: loaded by {certificate.loader}")
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
         old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))

@@ -80,7 +80,18 @@ whatever reads its config:
 ```python
 {loading}
 ```"""
-HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+DECILM = """The layers have FFNs of different widths. The config says so in the terms of DeciLM
+(`DeciLMForCausalLM`, `block_configs`), which vLLM and others run by their own code: `vllm serve FOLDER
+--trust-remote-code`, where the code from this folder is the class that reads the config. {library} runs it by the
+module beside the weights:
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. The stock
+`{model_class}` cannot express it; do **not** let it ignore mismatched sizes."""
+HOW = {"ragged": RAGGED, "uniform": UNIFORM, "deci": DECILM}
 """By layout."""
 UNMEASURED = """## Metric and latency
 
