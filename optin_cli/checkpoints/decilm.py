@@ -40,7 +40,7 @@ class Sizes:
             return shapes[f"model.layers.{number}.{part}.weight"][0]
 
         layers = range(config.num_hidden_layers)
-        head_dim = int(config.head_dim)
+        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         parts = ("self_attn.q_proj", "self_attn.k_proj")
         self.heads = [(rows(n, parts[0]) // head_dim, rows(n, parts[1]) // head_dim) for n in layers]
         self.widths = [rows(n, "mlp.gate_proj") for n in layers]
@@ -62,7 +62,9 @@ class Sizes:
                 found.append(f"layer {number} has {heads} query heads for {groups} key-value heads")
         for number, stated in enumerate(self._stated(config.hidden_size)):
             if stated != self.widths[number]:
-                found.append(f"layer {number} has {self.widths[number]} neurons, which is no multiple of {MULTIPLE}")
+                found.append(
+                    f"layer {number} has {self.widths[number]} neurons, not a multiple of {MULTIPLE}, 1 or more"
+                )
         return found
 
     def blocks(self, hidden_size: int) -> list[dict[str, Any]]:
@@ -70,9 +72,9 @@ class Sizes:
         return block_configs(self.heads, self.widths, hidden_size)
 
     def _stated(self, hidden_size: int) -> list[int]:
-        """Widths as the config's multipliers come out."""
+        """Widths as the config's multipliers come out, -1 where none can be meant."""
         return [
-            0 if width < MULTIPLE else intermediate_size(block["ffn"]["ffn_mult"], hidden_size)
+            -1 if width < MULTIPLE else intermediate_size(block["ffn"]["ffn_mult"], hidden_size)
             for width, block in zip(self.widths, self.blocks(hidden_size), strict=True)
         ]
 
