@@ -84,7 +84,18 @@ COMPARED = {"transformers": ("4.44.2", "4.57.1"), "timm": ("0.9.16", "1.0.20")}
 ELSEWHERE = """ With {versions}, tiny
 models of this family, cut in the same ways, give equal outputs, or the module says which version is needed before a
 weight is read."""
-HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+DECILM = """The layers have FFNs of different widths. The config says so in the terms of DeciLM
+(`DeciLMForCausalLM`, `block_configs`), which vLLM and others run by their own code: `vllm serve FOLDER
+--trust-remote-code`, where the code from this folder is the class that reads the config. {library} runs it by the
+module beside the weights:
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. The stock
+`{model_class}` cannot express it; do **not** let it ignore mismatched sizes."""
+HOW = {"ragged": RAGGED, "uniform": UNIFORM, "deci": DECILM}
 """By layout."""
 UNMEASURED = """## Metric and latency
 

@@ -19,6 +19,7 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
+from optin_cli.checkpoints.decilm import Sizes, to_decilm
 from optin_cli.checkpoints.embeddings import NAME
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
 from optin_cli.checkpoints.fresh import Reload, reloading
@@ -40,7 +41,7 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.pruning.config import config_settings
+from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
@@ -193,6 +194,9 @@ def write_pruned(
         round_to_storage(pruned.model, original)
         progress.update(1, 1, "saving")
         save_cut(original, pruned.model, plan, folder, settings=planned.settings)
+        if planned.mask.options.get("layout") == DECI:
+            shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
+            to_decilm(folder, Sizes(shapes, original.blueprint.config))
         progress.update(1, 1, "certifying in a fresh process")
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
@@ -307,7 +311,7 @@ def _manifest(
         budget=cost[0].recount(mask.budget, planned.mask.kept),
         before=cost[0].totals,
         after=cost[1],
-        layout="ragged" if planned.settings is None else "uniform",
+        layout=DECI if mask.options.get("layout") == DECI else "ragged" if planned.settings is None else "uniform",
         groups=mask.groups,
         left_out=checkpoint.left_out,
         refit=refit,

@@ -9,6 +9,7 @@ from optin_cli.files import sha256_of
 from optin_cli.options.search import Algorithm
 from optin_cli.searching.choose import choose
 from optin_cli.searching.costs import Costs, importance_lost
+from optin_cli.searching.decilm import require_decilm
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.token_schedule import limits_with_tokens
 from optin_cli.searching.uniform import require_expressible
@@ -38,7 +39,9 @@ def search(
         require_source(table, table_name, "checkpoint", header.inputs["checkpoint"])
         require_description(table, table_name, header.inputs.get("architecture"), f"{name} was made")
         inputs["latency_table"] = Source(name=table_name, sha256=sha256_of(table.dump().encode()))
-    if limits.layout == "uniform":
+    if limits.layout == "deci":
+        require_decilm(header.architecture)
+    if limits.layout != "ragged":
         require_expressible(header.groups, header.architecture)
     limits = limits_with_tokens(limits, costs)
     kept = choose(scores, limits, algorithm)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli.architectures.registry import find_architecture, known_architectures, known_heads
+from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
@@ -145,7 +146,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    path = folder / CONFIG
+    path, raw = folder / CONFIG, in_own_terms(raw)
     if reading.architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
     _require_unquantized(raw, folder)
