@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
+from optin_cli.artifacts.generation import Draft, Generation
 
 
 class Measure(Frozen):
@@ -43,10 +44,10 @@ class Latency(Workload):
 class Comparison(Frozen):
     """Comparison with another model on the same samples; ratios are this over other.
 
-    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class; of the same
-    classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of this model's
-    distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's values.
-    drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
+    runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
+    of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
+    this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Comparison(Frozen):
     parameters_ratio: float
     bytes_ratio: float
     latency_ratio: float | None
+    generation: Generation | None = None
 
     @property
     def known_metrics(self) -> dict[str, float]:
@@ -87,7 +89,8 @@ class Evaluation(Artifact):
 
     class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
     truncated: texts whose ends were cut off, at `options["max_length"]` tokens. tokens: of running text that were
-    predicted, whose samples are windows. notes: what makes a value suspicious.
+    predicted, whose samples are windows. notes: what makes a value suspicious. generation: speed of generating text.
+    draft: what the checkpoint is worth as the draft of another model.
     """
 
     kind: ClassVar[str] = "eval"
@@ -106,4 +109,6 @@ class Evaluation(Artifact):
     workload: Workload
     totals: Totals
     latency: Latency | None
+    generation: Generation | None = None
+    draft: Draft | None = None
     against: Comparison | None

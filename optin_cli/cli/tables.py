@@ -158,11 +158,24 @@ def evaluation_table(result: Evaluation) -> Table:
         runtimes = (latency.runtime, "" if other is None else other.runtime)
         if any(name not in ("", "torch") for name in runtimes):
             rows.append(("runtime", *runtimes, ""))
+    rows += generation_rows(result)
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     if left_out > 0:
         table.caption = f"the IoU of {left_out} more classes is in the file"
     return table
+
+
+def generation_rows(result: Evaluation) -> list[tuple[str, str, str, str]]:
+    """Rows of an evaluation's table that say how fast text is generated, and what the model is worth as a draft."""
+    rows = []
+    if result.generation is not None:
+        other = None if result.against is None else result.against.generation
+        for name, mine, theirs, ratio in result.generation.rows(other):
+            rows.append((name, mine, theirs, "" if ratio is None else f"{ratio:.3f}"))
+    if result.draft is not None:
+        rows += [(name, value, "", "") for name, value in result.draft.rows().items()]
+    return rows
 
 
 def export_table(record: Export) -> Table:

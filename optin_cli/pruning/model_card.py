@@ -300,6 +300,9 @@ def _measured(evaluation: Evaluation) -> str:
         speed = f"batch {latency.batch_size}, {latency.shape}, median of {latency.runs} runs"
         before_ms, change = (f"{latency.median_ms / ratio:.4g}", f"ratio {ratio:.3f}") if ratio else ("", "")
         rows.append(("latency, ms", speed, before_ms, f"{latency.median_ms:.4g}", change))
+    if evaluation.generation is not None:
+        for name, mine, theirs, ratio in evaluation.generation.rows(other.generation if other is not None else None):
+            rows.append((name, "", theirs, mine, "" if ratio is None else f"ratio {ratio:.3f}"))
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
