@@ -49,6 +49,7 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
 @contextlib.contextmanager
 def masked(model: nn.Module, structure: Structure, kept: Keeping) -> Iterator[None]:
     """Run the model as if only the kept units of every kind existed."""
+    kept = structure.within_blocks(kept)
     with contextlib.ExitStack() as stack:
         for kind in structure.kinds:
             stack.enter_context(kind.masked(model, kept))
