@@ -29,7 +29,7 @@ INDEX = "layer_idx"
 
 @dataclass(frozen=True)
 class Depth(UnitKind):
-    """The blocks of a stack, all children of one module list. blocks: (name, path) in order."""
+    """The blocks of a stack, all children of one module list or sequence. blocks: (name, path) in order."""
 
     blocks: tuple[tuple[str, str], ...]
     rule: DepthRule
@@ -184,10 +184,10 @@ class Shortening:
         )
 
     def apply(self, model: nn.Module) -> None:
-        """Take the blocks out of their module list, and tell the others their new places."""
+        """Take the blocks out of their list, and tell the others their new places."""
         owner, _, _ = next(iter(self.places)).rpartition(".")
         blocks = model.get_submodule(owner)
-        assert isinstance(blocks, nn.ModuleList)
+        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         for number in reversed(range(len(blocks))):
             if number not in self.kept:
                 del blocks[number]
