@@ -73,9 +73,9 @@ class Structure:
 
     def within_blocks(self, kept: Keeping) -> Keeping:
         """A mask without what it says of units inside blocks that it removes as a whole."""
-        gone = set(self.dropped(kept))
-        inside = {group.name for group in self.groups if group.block in gone}
-        return {name: units for name, units in kept.items() if name not in inside} if gone else kept
+        inside = tuple(f"{block}." for block in self.dropped(kept))
+        own = {name for kind in self.kinds if kind.dropped(kept) for name in kind.units}
+        return {name: units for name, units in kept.items() if name in own or not name.startswith(inside)}
 
     def changes(self, kept: Keeping, group: Group) -> bool:
         """Whether a mask removes units of a group, or changes what reaches it within its block."""

@@ -46,6 +46,8 @@ def test_a_ragged_folder_has_fewer_blocks(tmp_path, family):
     checkpoint = open_tiny(tmp_path / "whole", family)
     last = checkpoint.structure.blocks[2].name
     kept = {**without(checkpoint, 0), f"{last}.neuron": [0, 2, 5], f"{checkpoint.structure.blocks[0].name}.head": []}
+    if (dims := f"{checkpoint.structure.blocks[0].name}.head-dim") in checkpoint.structure.units:
+        kept[dims] = []
     mask = make_mask(checkpoint, kept)
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small")
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
