@@ -194,6 +194,16 @@ class TokenRule(_Strict):
     special: list[str]
 
 
+class DepthRule(_Strict):
+    """How the library's config states how many blocks a stack has, any of which may go.
+
+    count: its key. per_block: keys that hold one value for each block, where a config has them.
+    """
+
+    count: str
+    per_block: list[str] = []
+
+
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
@@ -202,6 +212,7 @@ class StackRule(_Strict):
     whole model, outside the base model.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
+    depth: None where blocks cannot go as a whole.
     """
 
     name: str
@@ -213,6 +224,7 @@ class StackRule(_Strict):
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
     tokens: TokenRule | None = None
+    depth: DepthRule | None = None
     groups: list[GroupRule] = Field(min_length=1)
 
 

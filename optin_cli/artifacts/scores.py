@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from optin_cli.artifacts.base import Artifact, Source, Totals, Vector32, Workload, parse
-from optin_cli.artifacts.costs import GroupCost, TokenCosts, TokenExchange
+from optin_cli.artifacts.costs import BlockExchange, GroupCost, TokenCosts, TokenExchange
 from optin_cli.errors import ArtifactError
 from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
 
@@ -34,7 +34,8 @@ class GroupScores(GroupCost):
 class ScoresHeader(Artifact):
     """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
 
-    token_exchange: factor that tokens' importances were multiplied by; None if they were not.
+    token_exchange: factor that tokens' importances were multiplied by; None if they were not. block_exchange: what
+    those of whole blocks were scaled by, likewise.
     """
 
     kind: ClassVar[str] = "scores"
@@ -47,6 +48,7 @@ class ScoresHeader(Artifact):
     groups: dict[str, GroupScores]
     tokens: TokenCosts | None = None
     token_exchange: TokenExchange | None = None
+    block_exchange: BlockExchange | None = None
 
 
 HEADER = "optin"

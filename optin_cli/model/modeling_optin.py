@@ -28,7 +28,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
-            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}],
+            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}], "bypass": [path],
             "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
             "since": the first version whose terms the others are, if known,
             "needs": [{"path", "since", "value": of what is there, None for any}]}.
@@ -104,7 +104,7 @@ class _Placed:
         plan, merge = self.plan, self.plan.get("merge") or {"blocks": []}
         sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
         modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
-        modules += [*plan.get("attend", []), *merge["blocks"]]
+        modules += [*plan.get("attend", []), *plan.get("bypass", []), *merge["blocks"]]
         paths: list[str] = [*plan["parameters"], *plan["attributes"], *sizes, *modules]
         for path in paths:
             if not self.has(path):
@@ -151,6 +151,8 @@ class _Placed:
             _empty(self.at(rule["module"]), rule)
             for path in rule.get("remove", []):
                 setattr(*self.locate(path), None)
+        for path in plan.get("bypass", []):
+            _bypass(self.at(path))
         if rule := plan.get("merge"):
             blocks = [self.at(path) for path in rule["blocks"]]
             base = self.model.get_submodule(self.base)
@@ -164,7 +166,7 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
         **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "sizes": [size for size in plan.get("sizes", []) if size["attribute"].startswith(root)],
-        "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
+        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "bypass")},
         "needs": [need for need in plan["needs"] if need["path"].startswith(root)],
     }
 
@@ -382,6 +384,15 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
         return (out, *[None] * (rule["returns"] - 1)) if rule["returns"] else out
 
     module.forward = types.MethodType(forward, module)
+
+
+def _bypass(block: Any) -> None:
+    """Let a block put out the hidden states that it is given, and compute nothing."""
+
+    def forward(_self: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else next(iter(kwargs.values()))
+
+    block.forward = types.MethodType(forward, block)
 
 
 # Merging of tokens: bipartite soft matching with size-weighted attention (ToMe, arXiv 2210.09461, sections 3 and 3.1).

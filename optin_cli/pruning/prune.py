@@ -5,7 +5,7 @@ import copy
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -34,6 +34,7 @@ from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.decisions import noting_decisions, repeating_decisions
+from optin_cli.model.depth import Shortening
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import alike_rows
@@ -147,7 +148,7 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
                 f"in {checkpoint.name} it has {groups[group_name]}."
             )
     for kind in checkpoint.structure.kinds:
-        kind.check(mask.kept, source.name)
+        kind.check(checkpoint.structure.within_blocks(mask.kept), source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
 
 
@@ -191,12 +192,13 @@ def write_pruned(
         costs = measure_original(original, planned.mask)
         refit = None if adjustment is None else adjustment.apply(pruned.model)
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
-        round_to_storage(pruned.model, original)
+        left, plan = without_bypassed(planned, pruned.model, plan)
+        round_to_storage(pruned.model, left)
         progress.update(1, 1, "saving")
-        save_cut(original, pruned.model, plan, folder, settings=planned.settings)
+        save_cut(left, pruned.model, plan, folder, settings=planned.settings)
         if planned.mask.options.get("layout") == DECI:
             shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
-            to_decilm(folder, Sizes(shapes, original.blueprint.config))
+            to_decilm(folder, Sizes(shapes, left.blueprint.config))
         progress.update(1, 1, "certifying in a fresh process")
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
@@ -251,6 +253,19 @@ def cut_and_compare(planned: Pruning) -> Pruned:
     tolerance = tolerance_for(expected)
     require_equal("The cut model against the masked original", difference, tolerance)
     return Pruned(model, plan, difference, tolerance)
+
+
+def without_bypassed(planned: Pruning, model: nn.Module, plan: Plan) -> tuple[Checkpoint, Plan]:
+    """Remove bypassed blocks from a pruned model: the checkpoint with the config, and the plan, of what is left."""
+    original = planned.checkpoint
+    shortening = Shortening.of(original.structure.kinds, planned.mask.kept)
+    if shortening is None:
+        return original, plan
+    shortening.apply(model)
+    blueprint = original.blueprint.builder.with_blocks(original.blueprint, model, shortening.rule, shortening.kept)
+    places = {name: shortening.moved(name) for name in original.types}
+    types = {place: original.types[name] for name, place in places.items() if place is not None}
+    return replace(original, blueprint=blueprint, types=types), shortening.plan(plan)
 
 
 def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:

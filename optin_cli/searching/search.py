@@ -46,10 +46,10 @@ def search(
     limits = limits_with_tokens(limits, costs)
     kept = choose(scores, limits, algorithm)
     ragged = None if limits.layout == "ragged" else choose(scores, replace(limits, layout="ragged"), algorithm)
-    reached = costs.remaining(kept)
+    reached, within = costs.remaining(kept), costs.within_blocks(kept)
     timed: Options = {}
     if table is not None:
-        reached["latency"] = table.reached({group: len(units) for group, units in kept.items()})
+        reached["latency"] = table.reached({group: len(units) for group, units in within.items()})
         shape = table.workload.model_dump(mode="json")
         timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
     return Mask(
@@ -66,7 +66,9 @@ def search(
         inputs=inputs,
         workload=header.workload,
         budget=Budget(asked=limits.asked(), reached=reached),
-        importance_lost=importance_lost(kept, scores.importance),
-        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
+        importance_lost=importance_lost(within, scores.importance),
+        ragged_importance_lost=None
+        if ragged is None
+        else importance_lost(costs.within_blocks(ragged), scores.importance),
         groups={group: GroupMask(units=costs.units, kept=kept[group]) for group, costs in header.groups.items()},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli.architectures.registry import find_architecture, known_architectures, known_heads
+from optin_cli.architectures.schema import DepthRule
 from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.libraries.registry import (
@@ -431,6 +432,17 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
     bases = transformers.AutoModel._model_mapping
     base = {"AutoModel": bases[type(blueprint.config)].__name__} if type(blueprint.config) in bases else {}
     return {blueprint.auto_class: blueprint.model_class, **base}
+
+
+def with_blocks(blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+    """The number of blocks, and the values of each, in the config and in that of the model."""
+    config = copy.deepcopy(blueprint.config)
+    for own in (config, *([] if model is None else [model.config])):
+        setattr(own, rule.count, len(kept))
+        for key in rule.per_block:
+            if (values := getattr(own, key, None)) is not None:
+                setattr(own, key, [values[number] for number in kept])
+    return replace(blueprint, config=config)
 
 
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
