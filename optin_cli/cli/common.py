@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +91,11 @@ class Opening:
         """Height and width of images, if the user named them."""
         return None if self.image_size is None else size_of(self.image_size)
 
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What it may read besides the checkpoint."""
+        return self.arch, self.architecture
+
     def arguments(self) -> dict[str, Any]:
         """What timm's model was made with, by name."""
         from optin_cli.checkpoints.libraries.registry import parse_arguments
@@ -113,6 +118,11 @@ class Data:
     )
     label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
     images: ImageOptions = nested(ImageOptions(), offer())
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What may be read."""
+        return self.source, self.path
 
     def spec(self) -> DataSpec:
         """The data as the stages take them."""
@@ -231,10 +241,16 @@ def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
         typer.echo(artifact if as_json else target, nl=not as_json)
 
 
-def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:
-    """Refuse an output that exists or cannot be written, before any time is spent."""
+Inputs = Iterable[str | Path | None]
+
+
+def require_free(
+    path: str | Path, *, force: bool, inputs: Inputs = (), folder: bool = False, into: bool = False
+) -> None:
+    """Refuse an output that exists, cannot be written or would destroy an input, before any time is spent."""
     if str(path) != STDIO:
-        files.check_output(Path(path), force=force, folder=folder)
+        files.check_output(Path(path), force=force, folder=folder, into=into)
+        files.check_apart(Path(path), inputs)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def prune(
     target = Path(output or f"{common.stem_of(checkpoint)}-pruned")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
-    common.require_free(target, force=force, folder=True)
+    common.require_free(target, force=force, inputs=(checkpoint, mask, *data.files, *opening.files), folder=True)
     from optin_cli.artifacts.base import parse
     from optin_cli.artifacts.mask import Mask
     from optin_cli.checkpoints.fresh import modules_of, reloading

@@ -25,7 +25,7 @@ def score(
 ) -> None:
     """Importance of every head, neuron, channel or token, without labels."""
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
-    common.require_free(target, force=force)
+    common.require_free(target, force=force, inputs=(checkpoint, *data.files, *opening.files))
     from optin_cli.artifacts.scores import write_scores
     from optin_cli.scoring.score import forget
     from optin_cli.scoring.score import score as score_checkpoint

@@ -27,7 +27,8 @@ def trim(
     target = Path(output or f"{common.stem_of(checkpoint)}-trimmed")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
-    common.require_free(target, force=force, folder=True)
+    inputs = (checkpoint, *data.files, *opening.files, options.keep_tokens)
+    common.require_free(target, force=force, inputs=inputs, folder=True)
     from optin_cli.cli.tables import vocabulary_table
     from optin_cli.trimming.trim import trim as trim_checkpoint
 

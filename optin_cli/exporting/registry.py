@@ -57,7 +57,8 @@ class Target:
     write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and returns
     the opset it took. open: returns what runs a file on a number of CPU threads. Its source must be self-contained,
     with all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run
-    code. quantize: makes of a float32 file one in which 8-bit integers stand for weights; None if there is no way.
+    code, and returns what to open in its place, which may lie in the given temporary folder. quantize: makes of a
+    float32 file one in which 8-bit integers stand for weights; None if there is no way.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Target:
     write: Callable[[Traced, Path, int | None], int | None]
     open: Callable[[str, int], Run]
     opsets: tuple[int, int] | None = None
-    check: Callable[[Path], None] = lambda _path: None
+    check: Callable[[Path, Path], Path] = lambda path, _scratch: path
     quantize: Callable[[Path, Path], None] | None = None
 
     @property

@@ -27,7 +27,7 @@ from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
-from optin_cli.files import atomic_folder, sha256_of
+from optin_cli.files import atomic_folder, check_apart, sha256_of
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
@@ -181,6 +181,7 @@ def write_pruned(
     original = planned.checkpoint
     modules = [original.blueprint.library, type(original.model).__module__]
     modules += [] if original.blueprint.sentences is None else [PACKAGE]
+    check_apart(output, [original.blueprint.folder])
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
