@@ -199,7 +199,7 @@ def check_apart(path: Path, inputs: Iterable[str | Path | None]) -> None:
                 how = "is" if same else "lies in" if inside else "holds"
                 raise OutputError(
                     f"The output {path} {how} the input {name}, which writing it would destroy.",
-                    hint="Pass -o to write elsewhere; --force does not allow this.",
+                    hint="Pass -o with another file or folder; --force does not allow this.",
                 )
 
 

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload, timed_on
 
 
 class Measure(Frozen):
@@ -22,12 +22,12 @@ def with_error(value: float, error: float | None) -> str:
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
-    runs: int
+    runs: int = Field(ge=1)
     device: str
     runtime: str = "torch"
-    threads: int
-    median_ms: float
-    samples_per_second: float
+    threads: int = Field(ge=1)
+    median_ms: NotNegative
+    samples_per_second: NotNegative
 
     @property
     def timed_on(self) -> str:
@@ -51,10 +51,10 @@ class Comparison(Frozen):
     drop: float | None
     agreement: float | None
     kl: float | None
-    macs_ratio: float
-    parameters_ratio: float
-    bytes_ratio: float
-    latency_ratio: float | None
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
+    bytes_ratio: NotNegative
+    latency_ratio: NotNegative | None
 
     @property
     def known_metrics(self) -> dict[str, float]:
@@ -83,15 +83,16 @@ class Evaluation(Artifact):
     """
 
     kind: ClassVar[str] = "eval"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
     task: str | None
     split: str
-    samples: int
+    samples: Count
     metric: Measure | None
     metrics: dict[str, float]
-    standard_error: float | None
+    standard_error: NotNegative | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
-    truncated: int = 0
+    truncated: Count = 0
     notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload

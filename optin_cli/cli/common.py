@@ -13,8 +13,9 @@ import typer
 
 from optin_cli import files
 from optin_cli.cli import interrupts
-from optin_cli.errors import Exit, UsageError
-from optin_cli.options.common import SEQ_LEN
+from optin_cli.cli.escapes import escaped
+from optin_cli.errors import Exit
+from optin_cli.options.common import SEQ_LEN, THREADS
 from optin_cli.options.declare import nested, offer, option, shared
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
 from optin_cli.progress import Progress
@@ -43,7 +44,7 @@ Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. (default: all cores)")]
+Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,7 @@ def use_threads(threads: int | None) -> None:
     """Compute with that many CPU threads, in torch and in the runtimes of exported files."""
     if threads is None:
         return
-    if threads < 1:
-        raise UsageError(f"--threads is {threads}; expected at least 1.", hint="Leave out --threads for all cores.")
+    THREADS.check(threads, "--threads")
     import torch
 
     torch.set_num_threads(threads)
@@ -175,15 +175,20 @@ def use_threads(threads: int | None) -> None:
 
 def console(*, error: bool = False) -> Console:
     """Console for data, or for talk on stderr: it prints names as they are, and cuts none short in files and pipes."""
-    from rich.console import Console
+    from optin_cli.cli.consoles import EscapingConsole
 
     stream = sys.stderr if error else sys.stdout
-    return Console(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
+    return EscapingConsole(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def say(message: str) -> None:
     """One line of talk on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(escaped(message), err=True)
+
+
+def show(text: str, *, newline: bool = True) -> None:
+    """Data on stdout: as it is to files and pipes, and escaped on a terminal."""
+    typer.echo(escaped(text) if sys.stdout.isatty() else text, nl=newline)
 
 
 class Notes:
@@ -209,7 +214,7 @@ class Bar(Notes):
     def update(self, done: float, total: float, what: str) -> None:
         """Move the bar."""
         interrupts.check()
-        self.bar.update(self.task, completed=done, total=total, description=what)
+        self.bar.update(self.task, completed=done, total=total, description=escaped(what))
 
 
 @contextlib.contextmanager
@@ -238,7 +243,7 @@ def target_of(output: str | None, default: str, *, as_json: bool) -> str:
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
     """Print the name of what was written, or the artifact itself; nothing if that went to stdout already."""
     if str(target) != STDIO:
-        typer.echo(artifact if as_json else target, nl=not as_json)
+        show(artifact if as_json else str(target), newline=not as_json)
 
 
 Inputs = Iterable[str | Path | None]
@@ -249,8 +254,8 @@ def require_free(
 ) -> None:
     """Refuse an output that exists, cannot be written or would destroy an input, before any time is spent."""
     if str(path) != STDIO:
-        files.check_output(Path(path), force=force, folder=folder, into=into)
         files.check_apart(Path(path), inputs)
+        files.check_output(Path(path), force=force, folder=folder, into=into)
 
 
 @contextlib.contextmanager

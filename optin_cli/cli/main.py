@@ -1,5 +1,6 @@
 """The `optin` command: one file per subcommand, and the one handler that turns failures into exit statuses."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -57,11 +58,12 @@ for command in (profile, score, search, prune, evaluate, export, trim, shrink, s
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    interrupts.end()
     sys.stdout.flush()
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    common.say(message)
     if hint:
-        typer.echo(f"  {hint}", err=True)
+        common.say(f"  {hint}")
     sys.exit(status)
 
 
@@ -73,7 +75,17 @@ def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
+    _open_streams()
     interrupts.watch()
+
+
+def _open_streams() -> None:
+    """Give streams that the caller closed a place to lead to, so that no file takes their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
 
 
 def main() -> NoReturn:
@@ -108,6 +120,7 @@ def main() -> NoReturn:
             f"Run again with {DEBUG}=1 for the traceback, and report it.",
             Exit.FAILURE,
         )
+    interrupts.end()
     sys.exit(result if isinstance(result, int) else Exit.DONE)
 
 

@@ -99,6 +99,8 @@ CARRIED = ("license", "license_name", "license_link", "language", "datasets", "b
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
 """Tables of groups with more rows than this are folded away."""
+MOST_PARTS, MOST_LETTERS = 200, 500
+"""Longest list, and text, of the original card that is carried."""
 INNER_OPTIONS = ("minima", "protect")
 
 
@@ -110,9 +112,16 @@ def read_front(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / CARD).is_file():
         return {}
     try:
-        return metadata_load(folder / CARD) or {}
-    except (ValueError, OSError, yaml.YAMLError):
+        front = metadata_load(folder / CARD) or {}
+    except (ValueError, OSError, RecursionError, yaml.YAMLError):
         return {}
+    return {key: value for key, value in front.items() if _is_short(value)}
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value is text or a list of texts: aliases of YAML can stand for more than memory holds."""
+    parts = value if isinstance(value, list) else [value]
+    return len(parts) <= MOST_PARTS and all(isinstance(part, str) and len(part) <= MOST_LETTERS for part in parts)
 
 
 def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.embeddings import NAME
-from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
+from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files, weight_hashes
 from optin_cli.checkpoints.fresh import Reload, reloading
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
@@ -132,6 +132,7 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     require_source(mask, source.name, "checkpoint", checkpoint.source)
     require_description(mask, source.name, checkpoint.description, f"{checkpoint.name} was opened")
     require_kinds(checkpoint, mask.groups)
+    _require_workload(checkpoint, mask, source.name)
     groups = checkpoint.structure.units
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
@@ -147,6 +148,23 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     for kind in checkpoint.structure.kinds:
         kind.check(mask.kept, source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
+
+
+def _require_workload(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
+    """Refuse a mask whose costs are stated for inputs that the model does not take (ArtifactError)."""
+    takes, workload, fits = checkpoint.input, mask.workload, mask.workload.batch_size == 1
+    try:
+        own = takes.workload(takes.length(workload.seq_len))
+    except UsageError:
+        own, fits = takes.workload(takes.length(None)), False
+    sized_by_user = workload.image is not None and own.image is not None and (workload.resized or own.resized)
+    fits = fits and (workload.image == own.image or bool(sized_by_user))
+    if not fits:
+        raise ArtifactError(
+            f"{name} states costs for batch {workload.batch_size}, {workload.shape}, which {checkpoint.name} does not "
+            f"take: it takes {own.shape}.",
+            hint="Search again, from scores of this checkpoint.",
+        )
 
 
 def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
@@ -196,6 +214,7 @@ def write_pruned(
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
+        manifest = manifest.model_copy(update={"weights": weight_hashes(folder)})
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         licences = sorted(path.name for path in folder.glob("LICENSE*"))
         (folder / CARD).write_text(write_card(manifest, original.blueprint, licences), encoding="utf-8")

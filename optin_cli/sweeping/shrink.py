@@ -75,11 +75,11 @@ def check_places(
     places: Places, options: ShrinkOptions, *, force: bool, inputs: Sequence[str | Path | None] = ()
 ) -> None:
     """Refuse outputs that exist, cannot be written or would destroy an input, before any time is spent."""
-    check_output(places.folder, force=force, folder=True)
     check_apart(places.folder, inputs)
+    check_output(places.folder, force=force, folder=True)
     for path in (places.mask, places.evaluation, *([places.scores] if options.keep_flops is not None else [])):
-        check_output(path, force=force)
         check_apart(path, inputs)
+        check_output(path, force=force)
     if options.keep_flops is None:
         check_folder(places.sweep, resume=False, force=force)
 
