@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from optin_cli.cli import common, interrupts
+from optin_cli.cli import common, interrupts, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
@@ -22,7 +22,7 @@ from optin_cli.cli.search import search
 from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
 from optin_cli.cli.trim import trim
-from optin_cli.errors import Exit, OptinError
+from optin_cli.errors import Exit, OptinError, UsageError
 from optin_cli.version import __version__
 
 DEBUG = "OPTIN_DEBUG"
@@ -73,10 +73,19 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are files; a backend that is missing would break other libraries
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
+    processors.set_threads()
     _open_streams()
     interrupts.watch()
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Refuse names that are not text, which no artifact could record (UsageError)."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # as Python reads bytes that are no UTF-8
+            raise UsageError(f"{argument!a} is not valid UTF-8.", hint="Rename the file.")
 
 
 def _open_streams() -> None:
@@ -92,6 +101,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _prepare()
     try:
+        _require_text(sys.argv[1:])
         result = common.run(typer.main.get_command(app))
     except OptinError as error:
         _debug()

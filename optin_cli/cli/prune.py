@@ -34,6 +34,7 @@ def prune(
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,
     options: RefitOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -53,6 +54,7 @@ def prune(
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
+        common.use_threads(threads)
         opened = opening.load(checkpoint)
         with common.progress("pruning") as progress:
             manifest = prune_checkpoint(

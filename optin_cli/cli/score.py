@@ -19,6 +19,7 @@ def score(
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -31,6 +32,7 @@ def score(
     from optin_cli.scoring.score import score as score_checkpoint
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
+    common.use_threads(threads)
     opened = opening.load(checkpoint)
     with common.resumable(state), common.progress("scoring") as progress:
         result = score_checkpoint(

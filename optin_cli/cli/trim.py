@@ -19,6 +19,7 @@ def trim(
     output: common.Output = None,
     data: Annotated[common.Data, offer("path", "columns", source=CORPUS)],
     options: TrimOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -32,6 +33,7 @@ def trim(
     from optin_cli.cli.tables import vocabulary_table
     from optin_cli.trimming.trim import trim as trim_checkpoint
 
+    common.use_threads(threads)
     opened = opening.load(checkpoint)
     with common.progress("trimming") as progress:
         record = trim_checkpoint(opened, target, data.spec(), options=options, force=force, progress=progress)

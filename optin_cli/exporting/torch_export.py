@@ -7,12 +7,17 @@ from optin_cli.exporting.registry import Run, Target, Traced
 
 def write(traced: Traced, path: Path, _opset: int | None) -> None:
     """Store the program, without the lines of code (paths of this machine) that its nodes came from."""
+    import io
+
     import torch
 
     for module in traced.program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)
-    torch.export.save(traced.program, path)
+    # Torch's own writer of files ends the process when the disk is full.
+    content = io.BytesIO()
+    torch.export.save(traced.program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def check(path: Path, scratch: Path) -> Path:

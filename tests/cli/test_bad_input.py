@@ -112,6 +112,18 @@ CHECKPOINTS = {
     ),
     "NaN in weights": (weights(broken_value(torch.nan)), ["bert"], ["NaN", "layer.1.intermediate.dense.weight"]),
     "infinite weights": (weights(broken_value(torch.inf)), ["bert"], ["infinite", "layer.1.intermediate"]),
+    "config nested deeply": (written("bert/config.json", "[" * 100_000), ["bert"], ["config.json", "nested more than"]),
+    "key given twice": (
+        written("bert/config.json", '{"model_type": "bert", "model_type": "vit"}'),
+        ["bert"],
+        ["config.json", "'model_type' is given twice"],
+    ),
+    "architectures of a number": (config(architectures=1), ["bert"], ["bert/config.json"]),
+    "architectures of numbers": (config(architectures=[-1]), ["bert"], ["bert"]),
+    "unknown type": (config(dtype="float33"), ["bert"], ["bert"]),
+    "no heads": (config(num_attention_heads=0), ["bert"], ["bert"]),
+    "padding beyond the vocabulary": (config(pad_token_id=10**6), ["bert"], ["bert"]),
+    "a million layers": (config(num_hidden_layers=10**6), ["bert"], ["1000000 layers", "tensors"]),
     "a picture": (written("bert.png", b"x"), ["bert.png"], ["bert.png", ".safetensors"]),
     "a plan of another": (config(optin_plan={"x": 1}), ["bert"], ["bert"]),
     "bad description": (
