@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 STDIO = files.STDIO
 PIPE_WIDTH = 160
+SAY_EVERY = 30.0
+"""Seconds between two lines that say how far work is."""
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -188,7 +192,8 @@ def say(message: str) -> None:
 
 def show(text: str, *, newline: bool = True) -> None:
     """Data on stdout: as it is to files and pipes, and escaped on a terminal."""
-    typer.echo(escaped(text) if sys.stdout.isatty() else text, nl=newline)
+    sys.stdout.write((escaped(text) if sys.stdout.isatty() else text) + "\n" * newline)
+    sys.stdout.flush()
 
 
 class Notes:
@@ -217,13 +222,38 @@ class Bar(Notes):
         self.bar.update(self.task, completed=done, total=total, description=escaped(what))
 
 
+class Log(Notes):
+    """Says every half minute how far long work is, where there is no terminal to draw on."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.begun = self.said = time.monotonic()
+        self.share = 0.0
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Say it, if that is due."""
+        interrupts.check()
+        now, share = time.monotonic(), done / total if total else 0.0
+        if share < self.share:  # the next part of the work
+            self.begun = now
+        self.share = share
+        if now - self.said < SAY_EVERY:
+            return
+        self.said = now
+        left = f", about {timedelta(seconds=round((now - self.begun) * (1 - share) / share))} left" if share else ""
+        say(f"{self.title}: {share:.0%}{left} ({what})")
+
+
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """Show a progress bar with the time left, on stderr and only on a terminal."""
+    """Show on stderr how far work is, with the time left: a bar on a terminal, elsewhere a line now and then."""
     from rich import progress as rich_progress
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     talk = console(error=True)
+    if not talk.is_terminal:
+        yield Log(title)
+        return
     columns = (
         TextColumn("{task.fields[title]}"),
         BarColumn(),
@@ -231,7 +261,7 @@ def progress(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", style="dim", markup=False),
     )
-    with rich_progress.Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+    with rich_progress.Progress(*columns, console=talk, transient=True) as bar:
         yield Bar(bar, title)
 
 
