@@ -1,8 +1,12 @@
 """torch.export: store a traced model (a zip archive of the graph as JSON and raw weights), and run the file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from optin_cli.exporting.registry import Run, Target, Traced
+from optin_cli.exporting.registry import Quantizer, Run, Target, Traced
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def write(traced: Traced, path: Path, _opset: int | None) -> None:
@@ -18,6 +22,19 @@ def write(traced: Traced, path: Path, _opset: int | None) -> None:
     content = io.BytesIO()
     torch.export.save(traced.program, content)
     path.write_bytes(content.getbuffer())
+
+
+def quantize(model: "nn.Module") -> None:
+    """Store the weights of linear layers as int8 by torchao, each output channel with a scale of its own, in place.
+
+    Embeddings, activations and sums stay float32: torchao's embeddings, and its products of integers, need operators of
+    its own, so that the file would not load with torch alone.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.utils import unwrap_tensor_subclass
+
+    quantize_(model, Int8WeightOnlyConfig())
+    unwrap_tensor_subclass(model)
 
 
 def check(path: Path, scratch: Path) -> Path:
@@ -53,5 +70,6 @@ TARGET = Target(
     runs_with=("torch",),
     write=write,
     open=open_file,
+    int8=Quantizer(needs=("torchao",), extra="int8", model=quantize),
     check=check,
 )
