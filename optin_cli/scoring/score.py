@@ -78,9 +78,9 @@ def _require_numbers(scores: Scores, name: str) -> None:
             stored = np.asarray(values).astype(np.float32)
         if not np.isfinite(stored).all():
             raise CheckpointError(
-                f"The scores of {group} in {name} by {scores.header.criterion} are not finite: its weights or "
-                "activations are too large.",
-                hint="Look for outliers in that layer's weights, or pass --criterion trajectory.",
+                f"The scores of {group} in {name} by {scores.header.criterion} are not finite: weights or activations "
+                "there are too large for 32 bits.",
+                hint="Look for outliers in the weights of that block and those before it.",
             )
 
 

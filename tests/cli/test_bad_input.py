@@ -230,6 +230,14 @@ def test_evaluations_that_cannot_be_are_refused(desk, spoil, args, words):
     refused(desk.folder, ["eval", "bert", "--latency-runs", "0", *args], 1, words)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "trajectory", "fisher"])
+def test_scores_that_are_not_finite_name_the_layer(desk, criterion):
+    desk.take("bert", "train.jsonl")
+    desk.weights(lambda state: [tensor.fill_(3e38) for name, tensor in state.items() if "layer.1" in name])
+    args = [*SCORE, "train.jsonl", *QUICK, "--criterion", criterion]
+    refused(desk.folder, args, 1, ["encoder.", "not finite", "too large for 32 bits"])
+
+
 def head(mask):
     return mask["groups"]["encoder.0.head"]
 
