@@ -94,10 +94,11 @@ class Target:
     the opset it took. convert: in place of that, stores a checkpoint's weights in one of `types` without a trace, and
     returns what the file takes and gives. open: returns what runs a file on a number of CPU threads. Its source must be
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
-    that would run code. int8: how it stores weights as 8-bit integers; None if it has no such way. types: of weights,
-    by the runtime's names, the default first. takes: names of inputs, None for all that the model takes. proving: for a
-    runtime that has the tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that
-    is to be exact, it refuses any other (CertificateError).
+    that would run code, and returns what to open in its place, which may lie in the given temporary folder. int8: how
+    it stores weights as 8-bit integers; None if it has no such way. types: of weights, by the runtime's names, the
+    default first. takes: names of inputs, None for all that the model takes. proving: for a runtime that has the
+    tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that is to be exact, it
+    refuses any other (CertificateError).
     """
 
     name: str
@@ -109,7 +110,7 @@ class Target:
     write: Callable[[Traced, Path, int | None], int | None] | None = None
     convert: Callable[[Checkpoint, Path, str], Signature] | None = None
     opsets: tuple[int, int] | None = None
-    check: Callable[[Path], None] = lambda _path: None
+    check: Callable[[Path, Path], Path] = lambda path, _scratch: path
     int8: Quantizer | None = None
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None

@@ -133,11 +133,7 @@ class _Placed:
             if _is_linear(layer := self.at(owner)) and not _linear_sizes(layer)[0]:
                 setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
-            owner, leaf = self.locate(path)
-            if not isinstance(owner, (nn.Module, OwnConfig)):
-                owner = OwnConfig(owner)
-                setattr(*self.locate(path.rpartition(".")[0]), owner)
-            setattr(owner, leaf, value)
+            self._set(path, value)
         for size in plan.get("sizes", []):
             number = self.at(size["rows"]).shape[0] // size["parts"]
             setattr(*self.locate(size["attribute"]), number // (self.at(size["over"]) if size["over"] else 1))
@@ -157,6 +153,14 @@ class _Placed:
             blocks = [self.at(path) for path in rule["blocks"]]
             base = self.model.get_submodule(self.base)
             merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
+
+    def _set(self, path: str, value: Any) -> None:
+        """Set an attribute; of a config that others share, in a copy for its owner alone."""
+        owner, leaf = self.locate(path)
+        if not isinstance(owner, (nn.Module, OwnConfig)):
+            owner = OwnConfig(owner)
+            setattr(*self.locate(path.rpartition(".")[0]), owner)
+        setattr(owner, leaf, value)
 
 
 def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:

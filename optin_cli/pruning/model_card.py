@@ -4,9 +4,12 @@ The card opens with how to load. Measurements are kept between two marks, and on
 there.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from optin_cli.architectures.registry import known_architectures
 from optin_cli.artifacts.base import require_source
@@ -20,7 +23,7 @@ from optin_cli.files import write_text
 
 TEXT = """---
 {front}---
-# {name}, pruned by optin
+# {title}, pruned by optin
 
 ## How to load
 
@@ -114,6 +117,10 @@ CARRIED = ("license", "license_name", "license_link", "language", "datasets", "b
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
 """Tables of groups with more rows than this are folded away."""
+MOST_PARTS, MOST_LETTERS = 200, 500
+"""Longest list, and text, of the original card that is carried."""
+MARKUP = re.compile(r"[\[\]`*|\\]")
+"""What has a meaning in Markdown, beside HTML."""
 INNER_OPTIONS = ("minima", "protect")
 
 
@@ -125,9 +132,16 @@ def read_front(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / CARD).is_file():
         return {}
     try:
-        return metadata_load(folder / CARD) or {}
-    except (ValueError, OSError, yaml.YAMLError):
+        front = metadata_load(folder / CARD) or {}
+    except (ValueError, OSError, RecursionError, yaml.YAMLError):
         return {}
+    return {key: value for key, value in front.items() if _is_short(value)}
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value is text or a list of texts: aliases of YAML can stand for more than memory holds."""
+    parts = value if isinstance(value, list) else [value]
+    return len(parts) <= MOST_PARTS and all(isinstance(part, str) and len(part) <= MOST_LETTERS for part in parts)
 
 
 def _others(blueprint: Blueprint) -> str:
@@ -148,7 +162,8 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     source = manifest.inputs["checkpoint"]
     return TEXT.format(
         front=_front(front, *kind, source.name),
-        name=source.name,
+        title=_plain(source.name),
+        name=_code(source.name),
         sha=source.sha256,
         version=manifest.optin_version,
         work=manifest.workload,
@@ -223,10 +238,20 @@ def _front(original: Mapping[str, Any], library: str, pipeline: str | None, name
     return text
 
 
+def _plain(name: str) -> str:
+    """A name as text of Markdown, without markup that it may hold."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", escape(name, quote=False).replace("\n", " "))
+
+
+def _code(name: str) -> str:
+    """A name inside a span of code."""
+    return name.replace("`", "'").replace("\n", " ")
+
+
 def _licence(front: Mapping[str, Any], files: Sequence[str]) -> str:
     found = front.get("license_name") or front.get("license")
-    said = f"That of the original: `{found}`." if found else "That of the original, whose card names none."
-    return said + (f" See {', '.join(f'[{name}]({name})' for name in files)}." if files else "")
+    said = f"That of the original: `{_code(str(found))}`." if found else "That of the original, whose card names none."
+    return said + (f" See {', '.join(f'[{_plain(name)}]({quote(name)})' for name in files)}." if files else "")
 
 
 def _budget(budget: Budget) -> str:

@@ -21,7 +21,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.decilm import Sizes, to_decilm
 from optin_cli.checkpoints.embeddings import NAME
-from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
+from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files, weight_hashes
 from optin_cli.checkpoints.fresh import Reload, reloading
 from optin_cli.checkpoints.generation import judge_generation, plan_generation
 from optin_cli.checkpoints.save import round_to_storage, save_cut
@@ -29,7 +29,7 @@ from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
-from optin_cli.files import atomic_folder, sha256_of
+from optin_cli.files import atomic_folder, check_apart, sha256_of
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
@@ -135,6 +135,7 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     require_source(mask, source.name, "checkpoint", checkpoint.source)
     require_description(mask, source.name, checkpoint.description, f"{checkpoint.name} was opened")
     require_kinds(checkpoint, mask.groups)
+    _require_workload(checkpoint, mask, source.name)
     groups = checkpoint.structure.units
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
@@ -150,6 +151,23 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     for kind in checkpoint.structure.kinds:
         kind.check(checkpoint.structure.within_blocks(mask.kept), source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
+
+
+def _require_workload(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
+    """Refuse a mask whose costs are stated for inputs that the model does not take (ArtifactError)."""
+    takes, workload, fits = checkpoint.input, mask.workload, mask.workload.batch_size == 1
+    try:
+        own = takes.workload(takes.length(workload.seq_len))
+    except UsageError:
+        own, fits = takes.workload(takes.length(None)), False
+    sized_by_user = workload.image is not None and own.image is not None and (workload.resized or own.resized)
+    fits = fits and (workload.image == own.image or bool(sized_by_user))
+    if not fits:
+        raise ArtifactError(
+            f"{name} states costs for batch {workload.batch_size}, {workload.shape}, which {checkpoint.name} does not "
+            f"take: it takes {own.shape}.",
+            hint="Search again, from scores of this checkpoint.",
+        )
 
 
 def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
@@ -185,6 +203,7 @@ def write_pruned(
     original = planned.checkpoint
     modules = [original.blueprint.library, type(original.model).__module__]
     modules += [] if original.blueprint.sentences is None else [PACKAGE]
+    check_apart(output, [original.blueprint.folder])
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
@@ -203,6 +222,7 @@ def write_pruned(
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
+        manifest = manifest.model_copy(update={"weights": weight_hashes(folder)})
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         licences = sorted(path.name for path in folder.glob("LICENSE*"))
         (folder / CARD).write_text(write_card(manifest, original.blueprint, licences), encoding="utf-8")

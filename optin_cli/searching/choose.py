@@ -88,8 +88,6 @@ def _rows(costs: Costs, limits: Limits) -> list[Row]:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
         if name != "latency":
             rows.append(make_row(name, costs, share))
         elif limits.latency_table is not None:

@@ -17,6 +17,7 @@ from optin_cli.architectures.registry import find_architecture, known_architectu
 from optin_cli.architectures.schema import DepthRule
 from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     MODELING,
@@ -42,7 +43,7 @@ from optin_cli.checkpoints.weights import (
     stored_types,
     with_counters,
 )
-from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -212,10 +213,8 @@ def repository(name: str) -> str:
 def _processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
+    with explaining(f"The image processor of {folder} cannot be used"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise CheckpointError(f"The image processor of {folder} cannot be used: {headline(error)}") from error
 
 
 def _image_spec(folder: Path, config: Any) -> ImageSpec:
