@@ -280,16 +280,17 @@ def _recipe(manifest: Manifest) -> str:
         lines.append(f"Least squares solved {kept} of {whole} consumers anew; the others keep their weights.")
     else:
         lines.append("No refit: the kept weights are those of the original.")
-    listed = ", ".join(f"`{key}` {_plain(value)}" for key, value in options.items())
+    listed = ", ".join(f"`{key}` {_value(value)}" for key, value in options.items())
     return "\n".join([*lines, f"Options: {listed}." if listed else ""]).rstrip()
 
 
-def _plain(value: object) -> str:
+def _value(value: object) -> str:
+    """The value of an option."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return "default" if value is None else str(value)
+    return "default" if value is None else _plain(str(value))
 
 
 def _groups(groups: Mapping[str, GroupMask]) -> str:
