@@ -287,9 +287,9 @@ def _recipe(manifest: Manifest) -> str:
 def _value(value: object) -> str:
     """The value of an option."""
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return _plain(", ".join(map(str, value))) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+        return _plain(", ".join(f"{key} {inner}" for key, inner in value.items()))
     return "default" if value is None else _plain(str(value))
 
 
