@@ -49,7 +49,10 @@ def evaluate(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
+        float | None,
+        typer.Option(
+            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
+        ),
     ] = None,
     output: common.Output = None,
     card: Annotated[
@@ -63,9 +66,10 @@ def evaluate(
 ) -> int:
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
-    common.require_free(target, force=force)
+    inputs = (checkpoint, against, *data.files, *opening.files)
+    common.require_free(target, force=force, inputs=inputs)
     if options.pictures is not None:
-        common.require_free(options.pictures, force=force, folder=True)
+        common.require_free(options.pictures, force=force, inputs=inputs, folder=True, into=True)
     from optin_cli.pruning.model_card import require_card, write_measured
 
     if card:
