@@ -339,7 +339,8 @@ class OutputRule(_Strict):
     `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
     "tokens" when it runs over the positions of the sequence, "each-token" when every position has one of its own, and
     "entries" when every entry has, such as each pixel of each query's mask. weight: by which lambda is multiplied for
-    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits. tokenwise: each
+    token's distribution is a function of its last hidden state alone, so that some can be computed at a time.
     """
 
     name: str
@@ -347,6 +348,7 @@ class OutputRule(_Strict):
     over: Literal["classes", "tokens", "each-token", "entries"] = "classes"
     axis: int = -1
     weight: float = Field(default=1.0, gt=0)
+    tokenwise: bool = False
     kind_by_problem_type: dict[str, OutputKind] = {}
 
 

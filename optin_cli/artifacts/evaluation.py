@@ -20,6 +20,11 @@ def with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
+def drop_words(drop: float, *, relative: bool) -> str:
+    """A drop with its sign, in words: in percent where it is relative."""
+    return f"{drop:+.1%}" if relative else f"{drop:+.4f}"
+
+
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
@@ -42,7 +47,7 @@ class Comparison(Frozen):
     runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
     of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
     this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
-    values.
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Comparison(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     class_iou: dict[str, float | None] = Field(default_factory=dict)
     drop: float | None
+    relative_drop: bool = False
     agreement: float | None
     kl: float | None
     macs_ratio: float
@@ -82,8 +88,9 @@ class Evaluation(Artifact):
     """`optin eval`: task metric, size and speed of a checkpoint.
 
     class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
-    truncated: texts whose ends were cut off, at `options["max_length"]` tokens. notes: what makes a value suspicious.
-    generation: speed of generating text. draft: what the checkpoint is worth as the draft of another model.
+    truncated: texts whose ends were cut off, at `options["max_length"]` tokens. tokens: of running text that were
+    predicted, whose samples are windows. notes: what makes a value suspicious. generation: speed of generating text.
+    draft: what the checkpoint is worth as the draft of another model.
     """
 
     kind: ClassVar[str] = "eval"
@@ -96,6 +103,7 @@ class Evaluation(Artifact):
     standard_error: float | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
     truncated: int = 0
+    tokens: int | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload

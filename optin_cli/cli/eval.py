@@ -49,7 +49,10 @@ def evaluate(
         ),
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
+        float | None,
+        typer.Option(
+            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
+        ),
     ] = None,
     output: common.Output = None,
     card: Annotated[

@@ -123,6 +123,7 @@ def evaluation_table(result: Evaluation) -> Table:
     """The evaluation as a table for people, with a column for the other model."""
     other = result.against
     data = f"{result.inputs['data'].name}, {result.samples:,} samples" if "data" in result.inputs else "no data"
+    data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_column("")
     table.add_column(result.inputs["checkpoint"].name, justify="right")
@@ -215,7 +216,7 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.macs_ratio:.4f}",
             f"{point.parameters_ratio:.4f}",
             with_error(point.value, point.standard_error),
-            f"{point.drop:+.4f}",
+            result.words_for(point.drop),
             "" if point.agreement is None else f"{point.agreement:.4f}",
             _ms(point.latency),
             "" if point.latency_ratio is None else f"{point.latency_ratio:.3f}",

@@ -186,6 +186,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         standard_error=prediction.error,
         class_iou=prediction.class_iou,
         truncated=prediction.truncated,
+        tokens=prediction.tokens,
         notes=(*prediction.notes, *(() if against is None else against.prediction.notes)),
         workload=workload,
         totals=totals,
@@ -232,8 +233,7 @@ def _compare(
     same, kl = _distances(mine.prediction, theirs)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
-        sign = 1 if metrics.find_metric(metric).higher_is_better else -1
-        drop = sign * (value.value - mine.prediction.values[metric])
+        drop = metrics.find_metric(metric).drop(mine.prediction.values[metric], value.value)
     return Comparison(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
@@ -241,6 +241,7 @@ def _compare(
         metrics=theirs.prediction.values,
         class_iou=theirs.prediction.class_iou,
         drop=drop,
+        relative_drop=metric is not None and metrics.find_metric(metric).relative,
         agreement=same,
         kl=kl,
         macs_ratio=totals.macs / other.macs,
@@ -292,7 +293,10 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
     if comparison.drop <= most:
         return None
     moved = "fell" if evaluation.metric.value <= comparison.metric.value else "rose"
+    by, allowed = f"{comparison.drop:.4f}", f"{most:g}"
+    if comparison.relative_drop:
+        by, allowed = f"{comparison.drop:.1%}", f"{most:.4g} (a share)"
     return (
-        f"{evaluation.metric.name} {moved} by {comparison.drop:.4f} "
-        f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
+        f"{evaluation.metric.name} {moved} by {by} (from {comparison.metric.value:.4f} to "
+        f"{evaluation.metric.value:.4f}), more than the {allowed} allowed."
     )

@@ -4,7 +4,14 @@ from optin_cli.options.declare import Option
 
 DEFAULT_SEQ_LEN = 128
 """Tokens per sequence that costs are stated for where no other number is asked for."""
-SEQ_LEN = Option("--seq-len", f"Sequence length that costs are stated for. (default: {DEFAULT_SEQ_LEN})", "N")
+DEFAULT_WINDOW = 512
+"""The same for models that continue a text, and the tokens of a window of it."""
+SEQ_LEN = Option(
+    "--seq-len",
+    f"Sequence length that costs are stated for, and tokens of a window of running text. (default: {DEFAULT_SEQ_LEN}; "
+    f"decoders: {DEFAULT_WINDOW})",
+    "N",
+)
 SEED = Option("--seed", "Seed of sample selection and probes.")
 BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0)
 DEFAULT_LENGTH = 128

@@ -157,7 +157,8 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
             hint="Leave out --add-bias.",
         )
     original = planned.checkpoint
-    samples = original.input.load_samples(spec.calibrating(options.samples, options.seed), progress)
+    wanted = spec.calibrating(options.samples, options.seed, length=options.max_length or planned.mask.workload.seq_len)
+    samples = original.input.load_samples(wanted, progress)
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
     def apply(model: nn.Module) -> dict[str, Refit]:
