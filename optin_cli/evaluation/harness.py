@@ -62,6 +62,7 @@ def with_harness(
     mine = run_harness(checkpoint, task, options)
     theirs = None if against is None else run_harness(against, task, options)
     first, value = next(iter(mine.values.items()))
+    task = recorded_name(task)
     return result.model_copy(
         update={
             "task": task,
@@ -75,6 +76,12 @@ def with_harness(
             "against": result.against and _compared(result.against, mine, theirs),
         }
     )
+
+
+def recorded_name(task: str) -> str:
+    """What artifacts call a task: a file goes by its name, wherever it lies."""
+    name = task.removeprefix(PREFIX)
+    return f"{PREFIX}{Path(name).name}" if name.endswith(TASK_FILES) else task
 
 
 def _require_generating(checkpoint: Checkpoint, task: str) -> None:

@@ -280,5 +280,7 @@ def _measured(evaluation: Evaluation) -> str:
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
+    if evaluation.latency is None and evaluation.generation is not None:
+        timed = f" Generation was timed on {evaluation.generation.timed_on}."
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return MEASURED.format(version=evaluation.optin_version, task=task, timed=timed, rows="\n".join(lines))

@@ -107,12 +107,13 @@ def test_a_local_task_is_measured_as_by_hand(films):
     assert [*result.against.metrics.values()] == pytest.approx(other.mean(axis=0))
     assert result.against.drop == pytest.approx(other[:, 0].mean() - expected[:, 0].mean())
     assert result.standard_error == pytest.approx(expected[:, 0].std(ddof=1) / 10**0.5)
-    assert (result.task, result.samples, result.split) == (task, 10, "test")
+    assert (result.task, result.samples, result.split) == ("lm-eval:films.yaml", 10, "test")
+    assert str(films) not in result.dump()
     assert result.options["task_version"] == "2.0" and result.options["num_fewshot"] == 0
     assert parse(Evaluation, result.dump(), "eval") == result
     assert (require_drop(result, result.against.drop - 0.01) or "").startswith("acc ")
     line = _evaluate(result, "e.json")
-    assert f"--task {task}" in line and "--data" not in line
+    assert "--task lm-eval:films.yaml" in line and "--data" not in line
     again = optin_cli.evaluate(mine, task, options=EvalOptions(latency_runs=0, samples=4))
     assert again.samples == 4 and again.metrics["acc"] == pytest.approx(expected[:4, 0].mean())
     assert again.inputs["data"].sha256 != result.inputs["data"].sha256
