@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload, timed_on
 from optin_cli.artifacts.generation import Draft, Generation
 
 
@@ -28,12 +28,12 @@ def drop_words(drop: float, *, relative: bool) -> str:
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
-    runs: int
+    runs: int = Field(ge=1)
     device: str
     runtime: str = "torch"
-    threads: int
-    median_ms: float
-    samples_per_second: float
+    threads: int = Field(ge=1)
+    median_ms: NotNegative
+    samples_per_second: NotNegative
 
     @property
     def timed_on(self) -> str:
@@ -59,10 +59,10 @@ class Comparison(Frozen):
     relative_drop: bool = False
     agreement: float | None
     kl: float | None
-    macs_ratio: float
-    parameters_ratio: float
-    bytes_ratio: float
-    latency_ratio: float | None
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
+    bytes_ratio: NotNegative
+    latency_ratio: NotNegative | None
     generation: Generation | None = None
 
     @property
@@ -94,16 +94,17 @@ class Evaluation(Artifact):
     """
 
     kind: ClassVar[str] = "eval"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
     task: str | None
     split: str
-    samples: int
+    samples: Count
     metric: Measure | None
     metrics: dict[str, float]
-    standard_error: float | None
+    standard_error: NotNegative | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
-    truncated: int = 0
-    tokens: int | None = None
+    truncated: Count = 0
+    tokens: Count | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload

@@ -66,9 +66,10 @@ def evaluate(
 ) -> int:
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
-    common.require_free(target, force=force)
+    inputs = (checkpoint, against, *data.files, *opening.files)
+    common.require_free(target, force=force, inputs=inputs)
     if options.pictures is not None:
-        common.require_free(options.pictures, force=force, folder=True)
+        common.require_free(options.pictures, force=force, inputs=inputs, folder=True, into=True)
     from optin_cli.pruning.model_card import require_card, write_measured
 
     if card:

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optin_cli.options.common import BATCH_SIZE, DEFAULT_MASK_EVERY, MAX_LENGTH, SEED, SEQ_LEN
+from optin_cli.options.common import (
+    BATCH_SIZE,
+    DEFAULT_MASK_EVERY,
+    MAX_LENGTH,
+    MOST_LENGTH,
+    MOST_ROWS,
+    MOST_RUNS,
+    SEED,
+    SEQ_LEN,
+)
 from optin_cli.options.declare import Checked, nested, offer, option, shared
 from optin_cli.options.generation import GenerationOptions
 
@@ -54,9 +63,13 @@ class EvalOptions(Checked):
         metavar="N",
         low=1,
     )
-    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1)
-    latency_length: int = option(64, "--latency-length", "Sequence length that latency is measured at.", low=1)
-    latency_runs: int = option(20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0)
+    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1, most=MOST_ROWS)
+    latency_length: int = option(
+        64, "--latency-length", "Sequence length that latency is measured at.", low=1, most=MOST_LENGTH
+    )
+    latency_runs: int = option(
+        20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0, most=MOST_RUNS
+    )
     latency_warmup: int = option(3, low=0)
     generation: GenerationOptions = nested(GenerationOptions(), offer())
     answers: AnswerOptions = nested(AnswerOptions(), offer())
