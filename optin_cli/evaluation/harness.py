@@ -97,12 +97,15 @@ def _compared(comparison: Comparison, mine: Outcome, theirs: Outcome | None) -> 
     if theirs is None:
         return comparison
     first = next(iter(mine.values))
-    fall = theirs.values[first] - mine.values[first]
+    worse = theirs.values[first] - mine.values[first]
+    if not mine.higher:
+        worse = -worse / theirs.values[first] if theirs.values[first] else -worse
     return comparison.model_copy(
         update={
             "metric": Measure(name=first, value=theirs.values[first]),
             "metrics": theirs.values,
-            "drop": fall if mine.higher else -fall,
+            "drop": worse,
+            "relative_drop": not mine.higher and theirs.values[first] != 0,
         }
     )
 

@@ -16,7 +16,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.errors import CheckpointError, DataError
 from optin_cli.evaluation.evaluate import require_drop
-from optin_cli.evaluation.harness import preserved_randomness
+from optin_cli.evaluation.harness import Outcome, _compared, preserved_randomness
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.reporting.commands import _evaluate
 from optin_cli.tasks import harness
@@ -152,6 +152,14 @@ def test_what_is_refused_before_a_model_is_loaded(here, monkeypatch):
     ):
         found = call("eval", "missing", "--task", *args)
         assert found.code in (1, 2) and words in found.err
+
+
+def test_a_rise_of_a_perplexity_is_a_share(made):
+    alone = optin_cli.evaluate(made.bert, against=made.bert, options=SIZES).against
+    for higher, drop in ((False, 0.5), (True, -1.0)):
+        mine, theirs = (Outcome({"ppl": value}, None, higher, 1, "", "test", {}) for value in (3.0, 2.0))
+        found = _compared(alone, mine, theirs)
+        assert (found.drop, found.relative_drop) == (drop, not higher) and found.metric.value == 2.0
 
 
 def test_names_of_tasks():
