@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload, timed_on
+from optin_cli.artifacts.generation import Draft, Generation
 
 
 class Measure(Frozen):
@@ -27,12 +28,12 @@ def drop_words(drop: float, *, relative: bool) -> str:
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
-    runs: int
+    runs: int = Field(ge=1)
     device: str
     runtime: str = "torch"
-    threads: int
-    median_ms: float
-    samples_per_second: float
+    threads: int = Field(ge=1)
+    median_ms: NotNegative
+    samples_per_second: NotNegative
 
     @property
     def timed_on(self) -> str:
@@ -43,10 +44,10 @@ class Latency(Workload):
 class Comparison(Frozen):
     """Comparison with another model on the same samples; ratios are this over other.
 
-    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class; of the same
-    classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of this model's
-    distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's values.
-    drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
+    runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
+    of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
+    this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
     """
 
     name: str
@@ -58,10 +59,11 @@ class Comparison(Frozen):
     relative_drop: bool = False
     agreement: float | None
     kl: float | None
-    macs_ratio: float
-    parameters_ratio: float
-    bytes_ratio: float
-    latency_ratio: float | None
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
+    bytes_ratio: NotNegative
+    latency_ratio: NotNegative | None
+    generation: Generation | None = None
 
     @property
     def known_metrics(self) -> dict[str, float]:
@@ -87,23 +89,27 @@ class Evaluation(Artifact):
 
     class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
     truncated: texts whose ends were cut off, at `options["max_length"]` tokens. tokens: of running text that were
-    predicted, whose samples are windows. notes: what makes a value suspicious.
+    predicted, whose samples are windows. notes: what makes a value suspicious. generation: speed of generating text.
+    draft: what the checkpoint is worth as the draft of another model.
     """
 
     kind: ClassVar[str] = "eval"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
     task: str | None
     split: str
-    samples: int
+    samples: Count
     metric: Measure | None
     metrics: dict[str, float]
-    standard_error: float | None
+    standard_error: NotNegative | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
-    truncated: int = 0
-    tokens: int | None = None
+    truncated: Count = 0
+    tokens: Count | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload
     totals: Totals
     latency: Latency | None
+    generation: Generation | None = None
+    draft: Draft | None = None
     against: Comparison | None

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload
 from optin_cli.artifacts.evaluation import Latency, drop_words
 
 RESULT = "sweep.json"
@@ -18,7 +18,7 @@ class SweepBaseline(Frozen):
 
     value: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    standard_error: float | None
+    standard_error: NotNegative | None
     totals: Totals
     latency: Latency | None
 
@@ -33,17 +33,17 @@ class SweepPoint(Frozen):
 
     recipe: str
     asked: float
-    macs_ratio: float
-    parameters_ratio: float
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
     value: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    standard_error: float | None
+    standard_error: NotNegative | None
     drop: float
     agreement: float | None
     latency: Latency | None
-    latency_ratio: float | None
-    prepare_seconds: float
-    prune_seconds: float
+    latency_ratio: NotNegative | None
+    prepare_seconds: NotNegative
+    prune_seconds: NotNegative
 
 
 class Sweep(Artifact):
@@ -53,10 +53,11 @@ class Sweep(Artifact):
     """
 
     kind: ClassVar[str] = "sweep"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.sweep/1"] = Field(default="optin.sweep/1", alias="schema")
     task: str
     split: str
-    samples: int
+    samples: Count
     metric: str
     higher_is_better: bool
     relative_drop: bool = False

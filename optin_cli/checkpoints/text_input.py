@@ -14,6 +14,7 @@ from torch import nn
 from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Workload
 from optin_cli.checkpoints.batching import PROBE_ROWS, PROBE_TOKENS, BatchOptions, Inputs, device_of, fit_inputs, seeded
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import Blueprint, Preprocess
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_ids, label_sets, value_rows
@@ -26,7 +27,7 @@ from optin_cli.data.text.running import RunningText, load_running, window_batche
 from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
-from optin_cli.errors import CheckpointError, UsageError, first_line
+from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_MASK_EVERY, DEFAULT_SEQ_LEN, DEFAULT_WINDOW
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import SEARCHES, InputKind, Task
@@ -183,14 +184,14 @@ class TextInput:
             )
         sentences = self.blueprint.sentences
         limit = {} if self.own_length is None else {"model_max_length": self.own_length}
-        try:
+        with explaining(f"{self.name} has no usable tokenizer", hint):
             found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
             if words and getattr(found, "add_prefix_space", None) is False:
                 found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
             if sentences is not None and sentences.lower_case:
                 found = lower_cased(found)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
+            if int(found.model_max_length) < 1:
+                raise ValueError(f"model_max_length is {found.model_max_length}; expected 1 or more")
         return found
 
     def preprocess(self) -> Preprocess:

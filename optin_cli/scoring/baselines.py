@@ -36,9 +36,8 @@ def random_importance(group: Group, seed: int) -> torch.Tensor:
 
 def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
     """Weights by which the consumer reads each column of its input: (units, unit width, outputs)."""
-    name = f"{group.consumer}.weight"
-    axis = next(piece.axis for piece in group.slices if piece.parameter == name)
-    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
+    axis = next(piece.axis for piece in group.slices if piece.parameter == group.reads)
+    return tensor_at(model, group.reads).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
 
 
 @contextlib.contextmanager
@@ -60,7 +59,7 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
                 energy = (x.square().sum(dim=1) * w).sum(dim=2)
                 energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
 
-            hook.before(model.get_submodule(group.consumer), collect)
+            hook.before(model.get_submodule(group.entry), collect)
         yield energies
 
 

@@ -25,11 +25,19 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks, hooks
+from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
-from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
+from optin_cli.refit.design_matrix import (
+    choose_positions,
+    input_columns,
+    is_consumer,
+    output_rows,
+    take,
+    why_not,
+)
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
@@ -153,7 +161,7 @@ def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moment
     units: dict[str, dict[str, int]] = {}
     for group in groups:
         units.setdefault(group.consumer, {})[group.name] = group.units
-    weights = {path: model.get_submodule(path).get_parameter("weight") for path in units}
+    weights = {path: weight_by_outputs(model.get_submodule(path)) for path in units}
     return {
         path: Moments.zeros(weight[0].numel(), len(weight), units[path], weight.device)
         for path, weight in weights.items()
@@ -255,7 +263,7 @@ class Pass:
         """Add the inputs at the positions that are read, once all backward passes are done."""
         for call in self.calls:
             moments, consumer = self.moments[call.path], self.model.get_submodule(call.path)
-            assert isinstance(consumer, Consumer)
+            assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
             moments.add_inputs(rows)
@@ -349,7 +357,7 @@ def removal_importance(
         centred: the intercept is re-solved too. damping: see `ridge_inverse`.
         squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
     """
-    weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
+    weight = weight_by_outputs(model.get_submodule(group.consumer)).flatten(1)
     width = weight.shape[1] // group.units
     moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
     curve = removal_curve(moment, curvature, weight, width=width, damping=damping)

@@ -249,7 +249,7 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
     if (folder / PARTIAL).exists() and not (resume or force):
         hint = "Pass --resume to go on, or --force to start over."
         raise UsageError(f"{folder} holds an interrupted sweep.", hint=hint)
-    check_output(folder, force=force or resume, folder=True)
+    check_output(folder, force=force or resume, folder=True, into=True)
 
 
 @dataclass
