@@ -104,8 +104,9 @@ def export(
         prove = None if target.proving is None else target.proving(opened)
         proofs = [certify_export(opened, target, exact, signature, probes, prove=prove)]
         if form not in EXACT:
+            progress.update(2, 3, f"storing weights as {form}")
             with silenced():
-                _store_as(form, opened, target, exact, folder / file)
+                _store_as(form, opened, target, (exact, folder / file), probes[0])
             proofs.append(certify_export(opened, target, folder / file, signature, probes, exact=False, prove=prove))
         record = _record(opened, target, signature, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
@@ -119,18 +120,32 @@ def _write(
     """Write a file with float32 weights, and return what it takes and gives, and the opset that it is in."""
     if target.convert is not None:
         return target.convert(checkpoint, path, FLOAT32), None
+    return _write_traced(checkpoint, target, path, example, options.opset)
+
+
+def _write_traced(
+    checkpoint: Checkpoint, target: Target, path: Path, example: Inputs, opset: int | None
+) -> tuple[Signature, int | None]:
+    """The same by a trace."""
     if target.write is None:
         raise TypeError(f"the target {target.name} has nothing that writes it")
     traced = trace(checkpoint, [*example], example)
-    return traced, target.write(traced, path, options.opset)
+    return traced, target.write(traced, path, opset)
 
 
-def _store_as(form: str | None, checkpoint: Checkpoint, target: Target, exact: Path, path: Path) -> None:
-    """Write a file with less exact weights than those of the float32 file `exact`."""
+def _store_as(
+    form: str | None, checkpoint: Checkpoint, target: Target, paths: tuple[Path, Path], example: Inputs
+) -> None:
+    """Write a file with less exact weights. paths: of the float32 file, and of this one."""
+    exact, path = paths
     if target.convert is not None and form is not None:
         target.convert(checkpoint, path, form)
-    elif target.quantize is not None:
-        target.quantize(exact, path)
+    elif target.int8 is not None and target.int8.file is not None:
+        target.int8.file(exact, path)
+    elif target.int8 is not None and target.int8.model is not None:
+        model = copy.deepcopy(checkpoint.model)
+        target.int8.model(model)
+        _write_traced(replace(checkpoint, model=model), target, path, example, None)
 
 
 def _record(
@@ -151,7 +166,8 @@ def _record(
     takes, blueprint = checkpoint.input, checkpoint.blueprint
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)} | target.versions()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)}
+    versions |= target.versions(int8=options.int8)
     return Export(
         optin_version=__version__,
         options={

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy
+    from torch import nn
     from torch.export import ExportedProgram
 
     from optin_cli.artifacts.export import Continuation
@@ -67,6 +68,21 @@ class Traced(Signature):
 
 
 @dataclass(frozen=True)
+class Quantizer:
+    """How a target stores weights as 8-bit integers: by changing a written file, or the model before it is traced.
+
+    needs: packages for it. extra: pip extra that brings them.
+
+    file: makes of a float32 file another. model: makes of a model, in place, one with such weights.
+    """
+
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
+    file: Callable[[Path, Path], None] | None = None
+    model: Callable[[nn.Module], None] | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """A format, and what writes and runs it.
 
@@ -78,10 +94,10 @@ class Target:
     the opset it took. convert: in place of that, stores a checkpoint's weights in one of `types` without a trace, and
     returns what the file takes and gives. open: returns what runs a file on a number of CPU threads. Its source must be
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
-    that would run code. quantize: makes of a float32 file one in which 8-bit integers stand for weights; None if there
-    is no way. types: of weights, by the runtime's names, the default first. takes: names of inputs, None for all that
-    the model takes. proving: for a runtime that has the tokenizer too, makes what compares a file's way with texts to
-    the checkpoint's; of a file that is to be exact, it refuses any other (CertificateError).
+    that would run code. int8: how it stores weights as 8-bit integers; None if there is no way. types: of weights, by
+    the runtime's names, the default first. takes: names of inputs, None for all that the model takes. proving: for a
+    runtime that has the tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that
+    is to be exact, it refuses any other (CertificateError).
     """
 
     name: str
@@ -92,9 +108,9 @@ class Target:
     open: Callable[[str, int], Run]
     write: Callable[[Traced, Path, int | None], int | None] | None = None
     convert: Callable[[Checkpoint, Path, str], Signature] | None = None
+    int8: Quantizer | None = None
     opsets: tuple[int, int] | None = None
     check: Callable[[Path], None] = lambda _path: None
-    quantize: Callable[[Path, Path], None] | None = None
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
     proving: Callable[[Checkpoint], Prove] | None = None
@@ -111,9 +127,8 @@ class Target:
     def require_writing(self, options: ExportOptions) -> None:
         """Refuse to write without packages to write and certify (ExportError), or in no form of it (UsageError)."""
         opset, weight_type = options.opset, options.weight_type
-        if options.int8 and self.quantize is None:
-            other = "Pass --gguf-type q8_0" if self.types else "Pass --to onnx with it"
-            raise UsageError(f"The target {self.name} has no --int8.", hint=f"{other}, or leave it out.")
+        if options.int8 and self.int8 is None:
+            raise UsageError(f"The target {self.name} has no --int8.", hint="Pass --gguf-type q8_0, or leave it out.")
         if weight_type is not None and weight_type not in self.types:
             raise UsageError(f"The target {self.name} has no --gguf-type.", hint="Pass --to gguf, or leave it out.")
         if opset is not None:
@@ -122,26 +137,29 @@ class Target:
             least, most = self.opsets
             if not least <= opset <= most:
                 raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
-        self.require(self.packages)
+        self.require((*self.writes_with, *self.runs_with))
+        if options.int8 and self.int8 is not None:
+            _require(f"The target {self.name} with --int8", self.int8.needs, self.int8.extra)
 
-    def versions(self) -> dict[str, str]:
-        """Versions of its packages, by the names that they are installed by."""
-        return {name: importlib.metadata.version(name) for name in map(distribution_of, self.packages)}
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """What writes and what runs it."""
-        return (*self.writes_with, *self.runs_with)
+    def versions(self, *, int8: bool = False) -> dict[str, str]:
+        """Versions of its packages, by the names that they are installed by. int8: of those for that, too."""
+        needs = self.int8.needs if int8 and self.int8 is not None else ()
+        names = map(distribution_of, (*self.writes_with, *self.runs_with, *needs))
+        return {name: importlib.metadata.version(name) for name in names}
 
     def require(self, packages: tuple[str, ...]) -> None:
         """Refuse to go on without its packages (ExportError with the pip extra that brings them)."""
-        missing = [name for name in packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ExportError(
-                f"The target {self.name} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-                "not installed.",
-                hint=f'pip install "optin-cli[{self.extra}]"',
-            )
+        _require(f"The target {self.name}", packages, self.extra)
+
+
+def _require(what: str, packages: tuple[str, ...], extra: str | None) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ExportError(
+            f"{what} needs {' and '.join(missing)}, which {verb} not installed.",
+            hint=f'pip install "optin-cli[{extra}]"',
+        )
 
 
 def distribution_of(module: str) -> str:
