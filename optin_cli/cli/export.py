@@ -39,6 +39,7 @@ def export(
         ),
     ] = None,
     options: ExportOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture", "as_class", "image_size")],
     force: common.Force = False,
@@ -53,6 +54,7 @@ def export(
     check_place(place, force=force)
     from optin_cli.exporting.export import export as export_checkpoint
 
+    common.use_threads(threads)
     opened = replace(opening, device="cpu").load(checkpoint)
     with common.progress("exporting") as progress:
         record = export_checkpoint(opened, to, place, options=options, force=force, progress=progress)

@@ -58,7 +58,7 @@ def search(
         common.require_free(folder, force=force, folder=True)
     else:
         for target in targets:
-            common.require_free(target, force=force)
+            common.require_free(target, force=force, inputs=(scores, latency_table))
     from optin_cli.artifacts.scores import read_scores
     from optin_cli.files import write_text
     from optin_cli.searching.limits import Limits

@@ -106,7 +106,7 @@ def export(
         if form not in EXACT:
             progress.update(2, 3, f"storing weights as {form}")
             with silenced():
-                _store_as(form, opened, target, (exact, folder / file), probes[0])
+                _store_as(form, opened, target, exact, folder / file, probes[0])
             proofs.append(certify_export(opened, target, folder / file, signature, probes, exact=False, prove=prove))
         record = _record(opened, target, signature, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
@@ -120,32 +120,24 @@ def _write(
     """Write a file with float32 weights, and return what it takes and gives, and the opset that it is in."""
     if target.convert is not None:
         return target.convert(checkpoint, path, FLOAT32), None
-    return _write_traced(checkpoint, target, path, example, options.opset)
-
-
-def _write_traced(
-    checkpoint: Checkpoint, target: Target, path: Path, example: Inputs, opset: int | None
-) -> tuple[Signature, int | None]:
-    """The same by a trace."""
     if target.write is None:
         raise TypeError(f"the target {target.name} has nothing that writes it")
     traced = trace(checkpoint, [*example], example)
-    return traced, target.write(traced, path, opset)
+    return traced, target.write(traced, path, options.opset)
 
 
 def _store_as(
-    form: str | None, checkpoint: Checkpoint, target: Target, paths: tuple[Path, Path], example: Inputs
+    form: str | None, checkpoint: Checkpoint, target: Target, exact: Path, path: Path, example: Inputs
 ) -> None:
-    """Write a file with less exact weights. paths: of the float32 file, and of this one."""
-    exact, path = paths
+    """Write a file with less exact weights than those of the float32 file `exact`."""
     if target.convert is not None and form is not None:
         target.convert(checkpoint, path, form)
     elif target.int8 is not None and target.int8.file is not None:
         target.int8.file(exact, path)
-    elif target.int8 is not None and target.int8.model is not None:
+    elif target.int8 is not None and target.int8.model is not None and target.write is not None:
         model = copy.deepcopy(checkpoint.model)
         target.int8.model(model)
-        _write_traced(replace(checkpoint, model=model), target, path, example, None)
+        target.write(trace(replace(checkpoint, model=model), [*example], example), path, None)
 
 
 def _record(
@@ -166,8 +158,8 @@ def _record(
     takes, blueprint = checkpoint.input, checkpoint.blueprint
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)}
-    versions |= target.versions(int8=options.int8)
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)}
+    versions = libraries | target.versions(int8=options.int8)
     return Export(
         optin_version=__version__,
         options={

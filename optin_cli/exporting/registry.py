@@ -94,10 +94,11 @@ class Target:
     the opset it took. convert: in place of that, stores a checkpoint's weights in one of `types` without a trace, and
     returns what the file takes and gives. open: returns what runs a file on a number of CPU threads. Its source must be
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
-    that would run code. int8: how it stores weights as 8-bit integers; None if there is no way. types: of weights, by
-    the runtime's names, the default first. takes: names of inputs, None for all that the model takes. proving: for a
-    runtime that has the tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that
-    is to be exact, it refuses any other (CertificateError).
+    that would run code, and returns what to open in its place, which may lie in the given temporary folder. int8: how
+    it stores weights as 8-bit integers; None if it has no such way. types: of weights, by the runtime's names, the
+    default first. takes: names of inputs, None for all that the model takes. proving: for a runtime that has the
+    tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that is to be exact, it
+    refuses any other (CertificateError).
     """
 
     name: str
@@ -108,9 +109,9 @@ class Target:
     open: Callable[[str, int], Run]
     write: Callable[[Traced, Path, int | None], int | None] | None = None
     convert: Callable[[Checkpoint, Path, str], Signature] | None = None
-    int8: Quantizer | None = None
     opsets: tuple[int, int] | None = None
-    check: Callable[[Path], None] = lambda _path: None
+    check: Callable[[Path, Path], Path] = lambda path, _scratch: path
+    int8: Quantizer | None = None
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
     proving: Callable[[Checkpoint], Prove] | None = None
@@ -128,7 +129,8 @@ class Target:
         """Refuse to write without packages to write and certify (ExportError), or in no form of it (UsageError)."""
         opset, weight_type = options.opset, options.weight_type
         if options.int8 and self.int8 is None:
-            raise UsageError(f"The target {self.name} has no --int8.", hint="Pass --gguf-type q8_0, or leave it out.")
+            other = "Pass --gguf-type q8_0" if self.types else "Pass --to onnx with it"
+            raise UsageError(f"The target {self.name} has no --int8.", hint=f"{other}, or leave it out.")
         if weight_type is not None and weight_type not in self.types:
             raise UsageError(f"The target {self.name} has no --gguf-type.", hint="Pass --to gguf, or leave it out.")
         if opset is not None:
@@ -137,15 +139,19 @@ class Target:
             least, most = self.opsets
             if not least <= opset <= most:
                 raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
-        self.require((*self.writes_with, *self.runs_with))
+        self.require(self.packages)
         if options.int8 and self.int8 is not None:
             _require(f"The target {self.name} with --int8", self.int8.needs, self.int8.extra)
 
     def versions(self, *, int8: bool = False) -> dict[str, str]:
-        """Versions of its packages, by the names that they are installed by. int8: of those for that, too."""
-        needs = self.int8.needs if int8 and self.int8 is not None else ()
-        names = map(distribution_of, (*self.writes_with, *self.runs_with, *needs))
-        return {name: importlib.metadata.version(name) for name in names}
+        """Versions of its packages, by the names that they are installed by; with `int8`, of those for it too."""
+        packages = (*self.packages, *(self.int8.needs if int8 and self.int8 is not None else ()))
+        return {name: importlib.metadata.version(name) for name in map(distribution_of, packages)}
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What writes and what runs it."""
+        return (*self.writes_with, *self.runs_with)
 
     def require(self, packages: tuple[str, ...]) -> None:
         """Refuse to go on without its packages (ExportError with the pip extra that brings them)."""
@@ -155,9 +161,8 @@ class Target:
 def _require(what: str, packages: tuple[str, ...], extra: str | None) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
         raise ExportError(
-            f"{what} needs {' and '.join(missing)}, which {verb} not installed.",
+            f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             hint=f'pip install "optin-cli[{extra}]"',
         )
 

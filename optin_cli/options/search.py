@@ -25,8 +25,8 @@ class SearchOptions(Checked):
         "exact", "--algorithm", "exact (integer program) or optin (the paper's search).", choices=ALGORITHMS
     )
     round_to: int = option(1, "--round-to", "Kept widths come in multiples of this (8, 16, 32).", low=1)
-    min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", recorded="head")
-    min_neurons: int = option(0, "--min-neurons", "Fewest neurons left in a layer.", recorded="neuron")
+    min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", low=0, recorded="head")
+    min_neurons: int = option(0, "--min-neurons", "Fewest neurons left in a layer.", low=0, recorded="neuron")
     protect: tuple[str, ...] = option(
         (), "--protect", "Group that stays whole; encoder.0.* works; repeatable.", metavar="GROUP", repeated=True
     )

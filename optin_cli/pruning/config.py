@@ -9,6 +9,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.decilm import MODEL_CLASS, Sizes
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.model.config_counts import Settings
+from optin_cli.model.depth import Shortening
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Keeping
 
@@ -28,16 +29,24 @@ def config_settings(checkpoint: Checkpoint, mask: Mask, name: str) -> Settings |
         return None
     settings: Settings = {}
     problems: list[str] = []
-    for kind in checkpoint.structure.kinds:
-        found, unstated = kind.settings(mask.kept)
+    structure, shortening = checkpoint.structure, Shortening.of(checkpoint.structure.kinds, mask.kept)
+    gone = set(structure.dropped(mask.kept))
+    for kind in structure.with_groups(group for group in structure.groups if group.block not in gone).kinds:
+        found, unstated = kind.settings(structure.within_blocks(mask.kept))
         settings, problems = {**settings, **found}, [*problems, *unstated]
     if not problems:
+        blueprint = checkpoint.blueprint
+        if shortening is not None:
+            blueprint = blueprint.builder.with_blocks(blueprint, None, shortening.rule, shortening.kept)
         try:
-            built = checkpoint.blueprint.builder.plain_shapes(checkpoint.blueprint, settings)
+            built = blueprint.builder.plain_shapes(blueprint, settings)
         except CheckpointError as error:
             problems = [error.message]
         else:
-            cut = cut_shapes(checkpoint.model, checkpoint.structure, mask.kept)
+            cut = cut_shapes(checkpoint.model, structure, structure.within_blocks(mask.kept))
+            if shortening is not None:
+                places = {name: shortening.moved(name) for name in cut}
+                cut = {place: cut[name] for name, place in places.items() if place is not None}
             optional = checkpoint.blueprint.head.may_miss
             missed = {name for name in built if name not in cut and name.partition(".")[0] in optional}
             problems = _differences({name: built[name] for name in built if name not in missed}, cut)

@@ -17,6 +17,7 @@ from optin_cli.errors import UsageError
 from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.searching.budget import Row, make_latency_row, make_row, out_of_reach
 from optin_cli.searching.costs import Costs
+from optin_cli.searching.depth import choose_with_blocks
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
 from optin_cli.searching.token_schedule import choose_with_tokens
@@ -87,12 +88,10 @@ def _rows(costs: Costs, limits: Limits) -> list[Row]:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
         if name != "latency":
             rows.append(make_row(name, costs, share))
         elif limits.latency_table is not None:
-            rows.append(make_latency_row(limits.latency_table, costs.groups, share))
+            rows.append(make_latency_row(limits.latency_table, costs, share))
         else:
             raise UsageError(
                 "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
@@ -191,9 +190,12 @@ def _prefix_search(
 
 
 def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
-    """Choose units by a scores file, and how tokens merge if it scores them; errors are those of `choose_units`."""
+    """Choose units by a scores file, and blocks or how tokens merge if it scores those; errors: `choose_units`."""
 
     def solve(costs: Costs, limits: Limits) -> Kept:
         return choose_units(scores.importance, costs, limits, algorithm=algorithm)
 
-    return choose_with_tokens(solve, scores.importance, Costs.of(scores.header), limits)
+    def solve_blocks(costs: Costs, limits: Limits) -> Kept:
+        return choose_with_blocks(solve, scores.importance, costs, limits)
+
+    return choose_with_tokens(solve_blocks, scores.importance, Costs.of(scores.header), limits)

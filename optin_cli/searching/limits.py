@@ -32,6 +32,12 @@ class Limits:
     keep_latency: float | None = None
     latency_table: LatencyTable | None = None
 
+    def require_shares(self) -> None:
+        """Refuse shares of other than a part of the model (UsageError)."""
+        for name, share in self.asked().items():
+            if not 0 < share <= 1:
+                raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
+
     def asked(self) -> dict[str, float]:
         """The budgets by name, as a mask records them."""
         named = {"macs": self.keep_macs, "parameters": self.keep_parameters, "latency": self.keep_latency}

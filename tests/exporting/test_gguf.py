@@ -10,6 +10,7 @@ from helpers.masks import make_mask
 from helpers.models import build, save_checkpoint
 from helpers.running import call, done
 from helpers.tokenizers import make_byte_tokenizer, make_piece_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import optin_cli
 from optin_cli.artifacts.base import parse
@@ -31,6 +32,16 @@ LLAMA3 = TURNS | {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "head_dim",
+)
 IDS = torch.randint(3, VOCABULARY, (2, 21), generator=torch.Generator().manual_seed(0))
 
 
@@ -105,6 +116,24 @@ def test_llama_cpp_computes_what_the_model_does(tmp_path, family, overrides):
     assert metadata[f"{family}.attention.head_count_kv"] == 4
     assert {tensor.tensor_type.name for tensor in tensors.values()} == {"F32"}
     assert largest_difference(path, checkpoint.model) < 1e-4
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("kind", "architecture", "overrides"),
+    [("mistral", "llama", {"sliding_window": None}), ("qwen3", "qwen3", {"attention_bias": False})],
+)
+def test_decoders_of_other_classes(tmp_path, kind, architecture, overrides):
+    checkpoint = load(save(tmp_path / "m"))
+    sizes = {key: getattr(checkpoint.blueprint.config, key) for key in SIZES}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **overrides)).eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn(parameter.shape) * 0.2
+    blueprint = replace(checkpoint.blueprint, config=model.config, model_class=type(model).__name__)
+    path = write(replace(checkpoint, model=model, blueprint=blueprint), tmp_path)
+    assert read(path)[0]["general.architecture"] == architecture
+    assert largest_difference(path, model) < 1e-4
 
 
 @needs_llama_cpp
