@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import optin_cli
 from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import load
 from optin_cli.errors import CertificateError
@@ -200,6 +201,19 @@ def test_less_exact_weights_are_measured(tmp_path, tokenizer, weight_type, most)
     assert stored["blk.0.attn_norm.weight"] == "F32"
     assert stored["blk.0.attn_q.weight"] == weight_type.upper()
     assert stored["blk.0.ffn_down.weight"] == "F16"  # rows of 40 are no blocks of 32
+
+
+@needs_llama_cpp
+def test_a_file_is_evaluated_as_its_model_is(tmp_path, here):
+    folder = save(tmp_path / "m")
+    texts = here / "texts.txt"
+    texts.write_text("\n\n".join(f"the history of the city {n} begins with a small river" for n in range(40)))
+    done("export", folder, "--to", "gguf", "--gguf-type", "f32", "-o", tmp_path / "o")
+    data = ("--task", "wikitext2", "--data", texts, "--latency-runs", "0", "--json")
+    run = done("eval", tmp_path / "o" / "model.f32.gguf", *data, "--against", folder)
+    result = parse(Evaluation, run.out.encode(), "stdout")
+    assert result.against.kl < 1e-9
+    assert result.against.agreement == 1
 
 
 @needs_llama_cpp
