@@ -22,7 +22,11 @@ OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task 
 
 
 SERVING: Mapping[Kind, tuple[Purpose, ...]] = MappingProxyType(
-    {"retrieval": ("similarity",), "reranking": ("similarity", "regression")}
+    {
+        "retrieval": ("similarity",),
+        "reranking": ("similarity", "regression"),
+        "last-word": ("next-token-prediction",),
+    }
 )
 """Purposes of the models that a kind of task is for, where they are called otherwise."""
 

@@ -131,6 +131,7 @@ def evaluation_table(result: Evaluation) -> Table:
     """The evaluation as a table for people, with a column for the other model."""
     other = result.against
     data = f"{result.inputs['data'].name}, {result.samples:,} samples" if "data" in result.inputs else "no data"
+    data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_column("")
     table.add_column(result.inputs["checkpoint"].name, justify="right")
@@ -165,11 +166,24 @@ def evaluation_table(result: Evaluation) -> Table:
         runtimes = (latency.runtime, "" if other is None else other.runtime)
         if any(name not in ("", "torch") for name in runtimes):
             rows.append(("runtime", *runtimes, ""))
+    rows += generation_rows(result)
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     if left_out > 0:
         table.caption = f"the IoU of {left_out} more classes is in the file"
     return table
+
+
+def generation_rows(result: Evaluation) -> list[tuple[str, str, str, str]]:
+    """Rows of an evaluation's table that say how fast text is generated, and what the model is worth as a draft."""
+    rows = []
+    if result.generation is not None:
+        other = None if result.against is None else result.against.generation
+        for name, mine, theirs, ratio in result.generation.rows(other):
+            rows.append((name, mine, theirs, "" if ratio is None else f"{ratio:.3f}"))
+    if result.draft is not None:
+        rows += [(name, value, "", "") for name, value in result.draft.rows().items()]
+    return rows
 
 
 def export_table(record: Export) -> Table:
@@ -210,7 +224,7 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.macs_ratio:.4f}",
             f"{point.parameters_ratio:.4f}",
             with_error(point.value, point.standard_error),
-            f"{point.drop:+.4f}",
+            result.words_for(point.drop),
             "" if point.agreement is None else f"{point.agreement:.4f}",
             _ms(point.latency),
             "" if point.latency_ratio is None else f"{point.latency_ratio:.3f}",

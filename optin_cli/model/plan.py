@@ -39,7 +39,7 @@ class Merge(BaseModel):
 
 
 class Size(RowsRule):
-    """An attribute that is given the rows of a parameter as they are now, divided by the attribute `over` if given."""
+    """An attribute that is given the rows of a parameter as they are now, divided as the rule says."""
 
     attribute: str
 
@@ -61,6 +61,16 @@ class Layout(BaseModel):
     bypass: list[str] = []
 
 
+class Need(BaseModel):
+    """What has to be at a full path, as it is since that version: this value, or anything where it is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    since: str
+    value: bool | int | float | str | None = None
+
+
 class Plan(Layout):
     """What is done to a model of the version of the library that wrote the folder, and of earlier ones.
 
@@ -71,7 +81,7 @@ class Plan(Layout):
     earlier: list[Layout] = []
     written_by: tuple[str, str] | None = None
     since: str | None = None
-    needs: list[str] = []
+    needs: list[Need] = []
 
     def then(self, later: Plan) -> Plan:
         """The plan of pruning by this one and then by `later`, without the terms of earlier versions."""

@@ -47,12 +47,21 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A root mean square norm over the columns of all units, by path; unit_width: its columns of a unit."""
+
+    path: str
+    unit_width: int
+
+
+@dataclass(frozen=True)
 class Group:
     """One prunable axis of a block: `units` units of `unit_width` columns each, side by side in the consumer's input.
 
     All paths are full paths in the model. axis: of the consumer's input. rows: its axis of samples. Masking scales the
-    input of `gate`, mostly the consumer. config: how the library's config states the number of units; None where it
-    cannot.
+    input of `gate`, mostly the consumer. inside: what its owner is, where units pass within that. reads: the parameter
+    by which the consumer reads units. constant: modules whose MACs do not depend on them. set_each: attributes and how
+    much each unit adds to them. config: how the library's config states the number of units; None where it cannot.
     """
 
     name: str
@@ -63,6 +72,8 @@ class Group:
     axis: int
     consumer: str
     gate: str
+    inside: str | None
+    reads: str
     residual_sum: str | None
     residual: bool
     rows: int
@@ -71,7 +82,10 @@ class Group:
     slices: tuple[Slice, ...]
     set_units: tuple[str, ...]
     set_width: tuple[str, ...]
+    set_each: tuple[tuple[str, int], ...]
+    norms: tuple[Norm, ...]
     mixer: str | None
+    constant: tuple[str, ...]
     select: tuple[SelectRule, ...]
     attend: str | None
     empty: EmptyRule | None
@@ -79,6 +93,11 @@ class Group:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    @property
+    def entry(self) -> str:
+        """The module whose input is what the consumer reads."""
+        return self.consumer if self.inside is None else self.gate
 
     @property
     def width(self) -> int:

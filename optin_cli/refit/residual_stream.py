@@ -23,7 +23,7 @@ from optin_cli.model.replay import Prefixes
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Positions
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
-from optin_cli.refit.design_matrix import Consumer, choose_positions, input_rows, output_rows, take
+from optin_cli.refit.design_matrix import choose_positions, input_rows, is_consumer, output_rows, take
 from optin_cli.refit.original_stream import Targets, at_residual_sum
 
 HOLDOUT = 4
@@ -219,7 +219,7 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])
             y, scale, goal, given = (take(t, chosen) for t in laid)
             rows = None
-            if inputs and isinstance(consumer, Consumer):
+            if inputs and is_consumer(consumer):
                 rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
@@ -239,7 +239,7 @@ def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.
     """
     consumer = run.pruned.model.get_submodule(group.consumer)
     original, columns, outputs = run.targets.model, kept_columns(run, group), run.kept_outputs(group)
-    assert isinstance(consumer, Consumer)
+    assert is_consumer(consumer)
     for number, batch in enumerate(run.batches):
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
 

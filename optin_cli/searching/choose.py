@@ -21,7 +21,7 @@ from optin_cli.searching.depth import choose_with_blocks
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
 from optin_cli.searching.token_schedule import choose_with_tokens
-from optin_cli.searching.uniform import merge_importance, merge_row, spread, uniform_levels, whole_words
+from optin_cli.searching.uniform import classes_of, merge_importance, merge_row, spread, uniform_levels, whole_words
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
@@ -40,8 +40,8 @@ def choose_units(
     Raises BudgetError, which states the smallest reachable share, if no mask meets the limits, and UsageError for no
     budget, a share outside (0, 1], or an unknown group to protect.
     """
-    if limits.layout == "uniform" and algorithm == "optin":
-        raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
+    if limits.layout != "ragged" and algorithm == "optin":
+        raise UsageError(f"--algorithm optin orders the units of all layers and has no {limits.layout} layout.")
     if limits.layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     groups = costs.groups
@@ -50,11 +50,13 @@ def choose_units(
     levels = {name: allowed_counts(name, group, limits) for name, group in groups.items()}
     whole = protected_groups(groups, limits.protect)
     levels |= {name: [groups[name].units] for name in whole}
-    if limits.layout == "uniform":
-        levels = uniform_levels(groups, levels, whole)
-        rows = [merge_row(row, groups) for row in rows]
-        _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
-        counts = spread(_choose_counts(_falling(merge_importance(importance, groups)), levels, rows), groups)
+    if limits.layout != "ragged":
+        classes = classes_of(groups, limits.layout)
+        levels = uniform_levels(groups, levels, whole, classes)
+        rows = [merge_row(row, groups, classes) for row in rows]
+        _require_reachable(rows, levels, f", or leave out --layout {limits.layout}{whole_words(groups)}")
+        merged = merge_importance(importance, groups, classes)
+        counts = spread(_choose_counts(_falling(merged), levels, rows), classes)
     else:
         _require_reachable(rows, levels)
         if algorithm == "optin":
@@ -86,8 +88,6 @@ def _rows(costs: Costs, limits: Limits) -> list[Row]:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
         if name != "latency":
             rows.append(make_row(name, costs, share))
         elif limits.latency_table is not None:
