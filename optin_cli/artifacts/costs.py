@@ -131,10 +131,26 @@ class TokenExchange(Frozen):
     rate: NotNegative
 
 
+class BlockExchange(Frozen):
+    """Losses of refitted models, measured without units at one share of the MACs, and without 1, 2, … whole blocks.
+
+    units_lost: importance lost at that share by removing units. units_distance: trajectory distance of that model, once
+    refitted, from the original. depths: how many blocks went; distances: of the refitted models without them.
+    """
+
+    share: float
+    units_lost: float
+    units_distance: float
+    depths: list[int]
+    distances: list[float]
+
+
 TOKEN = UNITS["tokens"]
 """Kind of the groups whose units are tokens."""
 HEAD_DIM = UNITS["head-dims"]
 """Kind of the groups whose units are dimensions of queries and keys."""
+BLOCK = UNITS["blocks"]
+"""Kind of the groups whose only unit is a whole block, with all other groups of it."""
 
 
 def merges_at(shares: Sequence[int], units: int) -> list[int]:

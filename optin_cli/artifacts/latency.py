@@ -73,8 +73,9 @@ class LatencyTable(Artifact):
         return {name: ladder.curve() / self.total_ms for name, ladder in self.groups.items()}
 
     def reached(self, counts: Mapping[str, int]) -> float:
-        """Predicted share of the whole model's time that remains with the given counts of kept units."""
-        return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in self.curves().items())
+        """Predicted share of the whole model's time that remains with these counts of kept units; other groups stay."""
+        curves = {name: curve for name, curve in self.curves().items() if name in counts}
+        return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in curves.items())
 
 
 def isotonic(values: Vector64) -> Vector64:

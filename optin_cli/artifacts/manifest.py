@@ -23,12 +23,35 @@ class Refit(Frozen):
     reason: str | None = None
 
 
+class Generation(Frozen):
+    """Greedy tokens that the reloaded folder generates with its KV cache, compared with its logits without one.
+
+    difference: the largest of a logit. ties: tokens in whose place others are the best without the cache, by no more
+    than rounding.
+    """
+
+    prompts: int
+    tokens: int
+    difference: float
+    tolerance: float
+    ties: int
+
+    @property
+    def words(self) -> str:
+        """The finding in a sentence part."""
+        ties = f", but for {self.ties} tie(s)" if self.ties else ""
+        return (
+            f"generates the same {self.tokens} tokens with and without KV cache{ties}: logits differ by at most "
+            f"{self.difference:.2g} (tolerance {self.tolerance:.2g})"
+        )
+
+
 class Certificate(Frozen):
     """Largest absolute output differences over a probe batch.
 
     `reloaded` compares the pruned model in memory with the saved folder, loaded by its library in a fresh process
     without optin. `masked` compares the pruned model with the masked original, over rows in which the same tokens merge
-    (rounding decides between equally similar tokens). note: what was not tried, and why.
+    (rounding decides between equally similar tokens). note: what was not tried, and why. generation: of causal models.
     """
 
     probe: str
@@ -38,6 +61,7 @@ class Certificate(Frozen):
     masked: NotNegative | None
     tolerance: NotNegative
     note: str | None = None
+    generation: Generation | None = None
 
 
 class Manifest(Artifact):

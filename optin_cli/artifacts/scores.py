@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from optin_cli.artifacts.base import Artifact, Count, Source, Totals, Vector32, Workload, parse
-from optin_cli.artifacts.costs import GroupCost, TokenCosts, TokenExchange, require_within
+from optin_cli.artifacts.costs import BlockExchange, GroupCost, TokenCosts, TokenExchange, require_within
 from optin_cli.errors import ArtifactError
 from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
 
@@ -36,7 +36,8 @@ class GroupScores(GroupCost):
 class ScoresHeader(Artifact):
     """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
 
-    token_exchange: factor that tokens' importances were multiplied by; None if they were not.
+    token_exchange: factor that tokens' importances were multiplied by; None if they were not. block_exchange: what
+    those of whole blocks were scaled by, likewise.
     """
 
     kind: ClassVar[str] = "scores"
@@ -50,6 +51,7 @@ class ScoresHeader(Artifact):
     groups: dict[str, GroupScores]
     tokens: TokenCosts | None = None
     token_exchange: TokenExchange | None = None
+    block_exchange: BlockExchange | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ScoresHeader:

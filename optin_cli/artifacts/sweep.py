@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload
-from optin_cli.artifacts.evaluation import Latency
+from optin_cli.artifacts.evaluation import Latency, drop_words
 
 RESULT = "sweep.json"
 """The file in the folder of a sweep."""
@@ -47,7 +47,10 @@ class SweepPoint(Frozen):
 
 
 class Sweep(Artifact):
-    """`optin sweep`: metric, size and speed of each recipe at each budget. chosen: the smallest within the drop."""
+    """`optin sweep`: metric, size and speed of each recipe at each budget.
+
+    relative_drop: drops are shares of the original's value. chosen: the smallest within the allowed drop.
+    """
 
     kind: ClassVar[str] = "sweep"
     needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
@@ -57,10 +60,20 @@ class Sweep(Artifact):
     samples: Count
     metric: str
     higher_is_better: bool
+    relative_drop: bool = False
     workload: Workload
     baseline: SweepBaseline
     points: list[SweepPoint]
     chosen: int | None = None
+
+    def limit(self, drop: float) -> float:
+        """The metric at which a drop is reached."""
+        change = drop * self.baseline.value if self.relative_drop else drop
+        return self.baseline.value - change if self.higher_is_better else self.baseline.value + change
+
+    def words_for(self, drop: float) -> str:
+        """A drop with its sign, in words."""
+        return drop_words(drop, relative=self.relative_drop)
 
     @model_validator(mode="after")
     def _check(self) -> Sweep:

@@ -123,12 +123,18 @@ def suit_earlier(path: Path, rule: EarlierRule) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
     for theirs, ours in rule.config.items():
         owner, leaf = _owner(raw, ours)
-        if owner.get(leaf) is not None:
+        if owner.get(leaf) is not None and not any(_states(raw, ours, *one) for one in rule.absent.items()):
             raw.setdefault(theirs, owner[leaf])
     for key in rule.unread:
         owner, leaf = _owner(raw, key)
         owner.pop(leaf, None)
     path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _states(raw: dict[str, Any], ours: str, key: str, value: str) -> bool:
+    """Whether a dotted key inside `ours` has a value."""
+    owner, leaf = _owner(raw, key)
+    return key.startswith(f"{ours}.") and owner.get(leaf) == value
 
 
 def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:

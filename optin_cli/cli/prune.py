@@ -81,9 +81,10 @@ def summary(manifest: Manifest) -> list[str]:
         f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     ]
+    lines += [] if certificate.generation is None else [certificate.generation.words]
     lines += [] if certificate.note is None else [certificate.note]
-    if manifest.layout == "uniform":
-        lines.append(f"uniform layout: loaded by {certificate.loader}")
+    if manifest.layout != "ragged":
+        lines.append(f"{manifest.layout} layout: loaded by {certificate.loader}")
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
         old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))

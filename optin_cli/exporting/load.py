@@ -16,7 +16,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_de
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.libraries.registry import Blueprint, Reading, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
-from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
+from optin_cli.exporting.registry import ExportError, Run, Target, distribution_of, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
 from optin_cli.model.resolve import resolve_outputs
@@ -134,7 +134,7 @@ def load_exported(
         dtype=torch.float32,
         weight_bytes=record.totals.bytes,
         recorded=Recorded(
-            runtime=f"{target.runtime} {importlib.metadata.version(target.runtime)}",
+            runtime=f"{target.runtime} {importlib.metadata.version(distribution_of(target.runtime))}",
             workload=record.workload,
             totals=record.totals,
         ),

@@ -11,7 +11,14 @@ MOST_RUNS = 100_000
 THREADS = Option("--threads", "CPU threads. (default: all cores)", low=1, most=4096)
 DEFAULT_SEQ_LEN = 128
 """Tokens per sequence that costs are stated for where no other number is asked for."""
-SEQ_LEN = Option("--seq-len", f"Sequence length that costs are stated for. (default: {DEFAULT_SEQ_LEN})", "N")
+DEFAULT_WINDOW = 512
+"""The same for models that continue a text, and the tokens of a window of it."""
+SEQ_LEN = Option(
+    "--seq-len",
+    f"Sequence length that costs are stated for, and tokens of a window of running text. (default: {DEFAULT_SEQ_LEN}; "
+    f"decoders: {DEFAULT_WINDOW})",
+    "N",
+)
 SEED = Option("--seed", "Seed of sample selection and probes.", low=0, most=2**63 - 1)
 BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0, most=MOST_ROWS)
 DEFAULT_LENGTH = 128

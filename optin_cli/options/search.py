@@ -8,8 +8,9 @@ from optin_cli.options.declare import OPTION, Checked, option
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-Layout = Literal["ragged", "uniform"]
-"""Every block its own number of units, or all blocks of a stack the same number of each kind."""
+Layout = Literal["ragged", "uniform", "deci"]
+"""Every block its own number of units, all blocks of a stack the same number of each kind, or what a config of DeciLM
+states: the same heads, and neurons in multiples of 256."""
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
@@ -32,8 +33,9 @@ class SearchOptions(Checked):
     layout: Layout = option(
         "ragged",
         "--layout",
-        "uniform: the same number of units in every layer, so that the stock class loads the result.",
-        metavar="ragged|uniform",
+        "uniform: the same number of units in every layer, so that the stock class loads the result. deci: the same "
+        "heads, and neurons in multiples of 256, as vLLM's DeciLMForCausalLM takes them.",
+        metavar="ragged|uniform|deci",
         choices=LAYOUTS,
     )
 

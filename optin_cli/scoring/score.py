@@ -56,13 +56,17 @@ def score(
         )
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
-    calibration = None
+    calibration, length = None, checkpoint.input.length(seq_len)
     if criterion.needs_data:
-        wanted = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
+        wanted = spec.calibrating(
+            options.samples,
+            options.seed,
+            labelled=criterion.needs_labels,
+            length=options.max_length or length,
+        )
         samples = checkpoint.input.load_samples(wanted, progress)
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
-    length = checkpoint.input.length(seq_len)
     scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
     if calibration is not None:
         for name, estimator in extra.items():

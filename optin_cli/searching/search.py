@@ -10,6 +10,7 @@ from optin_cli.files import sha256_of
 from optin_cli.options.search import Algorithm
 from optin_cli.searching.choose import choose
 from optin_cli.searching.costs import Costs, importance_lost
+from optin_cli.searching.decilm import require_decilm
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.token_schedule import limits_with_tokens
 from optin_cli.searching.uniform import require_expressible
@@ -40,15 +41,17 @@ def search(
         require_source(table, table_name, "checkpoint", header.inputs["checkpoint"])
         require_description(table, table_name, header.inputs.get("architecture"), f"{name} was made")
         inputs["latency_table"] = Source(name=table_name, sha256=sha256_of(table.dump().encode()))
-    if limits.layout == "uniform":
+    if limits.layout == "deci":
+        require_decilm(header.architecture)
+    if limits.layout != "ragged":
         require_expressible(header.groups, header.architecture)
     limits = limits_with_tokens(limits, costs)
     kept = choose(scores, limits, algorithm)
     ragged = None if limits.layout == "ragged" else choose(scores, replace(limits, layout="ragged"), algorithm)
-    reached = costs.remaining(kept)
+    reached, within = costs.remaining(kept), costs.within_blocks(kept)
     timed: Options = {}
     if table is not None:
-        reached["latency"] = table.reached({group: len(units) for group, units in kept.items()})
+        reached["latency"] = table.reached({group: len(units) for group, units in within.items()})
         shape = table.workload.model_dump(mode="json")
         timed = {"latency": {"device": table.device, "threads": table.threads, **shape}}
     for what, share in reached.items():
@@ -72,7 +75,9 @@ def search(
         inputs=inputs,
         workload=header.workload,
         budget=Budget(asked=limits.asked(), reached=reached),
-        importance_lost=importance_lost(kept, scores.importance),
-        ragged_importance_lost=None if ragged is None else importance_lost(ragged, scores.importance),
+        importance_lost=importance_lost(within, scores.importance),
+        ragged_importance_lost=None
+        if ragged is None
+        else importance_lost(costs.within_blocks(ragged), scores.importance),
         groups={group: GroupMask(units=costs.units, kept=kept[group]) for group, costs in header.groups.items()},
     )

@@ -110,7 +110,8 @@ class Run:
         """Score, search and prune to a share of the MACs."""
         places, options = self.places, self.options
         with self.stage("score") as progress:
-            scores = score(self.opened, self.calib, options.scoring, progress=progress)
+            length = options.evaluation.seq_len
+            scores = score(self.opened, self.calib, options.scoring, seq_len=length, progress=progress)
             write_scores(places.scores, scores, force=self.force)
         chosen = options.search
         limits = Limits(

@@ -1,6 +1,7 @@
 """The model card: what it opens with, what the original's card gives it, and numbers only once they are measured."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,15 @@ def test_the_card_says_how_to_load(made):
     card = (made.pruned / "README.md").read_text()
     assert card.index("How to load") < card.index("What was done")
     assert "trust_remote_code=True" in card and "Asked: 0.6 of the macs" in card
+
+
+def test_the_card_says_of_other_versions_what_was_compared(made):
+    blueprint, manifest = read_folder(made.bert), manifest_of(made.pruned)
+    certified = f"Certified with transformers {manifest.versions['transformers']}."
+    words = " ".join(write_card(manifest, blueprint, []).split())
+    assert f"{certified} With 4.44.2 and 4.57.1, tiny models of this family" in words
+    own = " ".join(write_card(manifest, replace(blueprint, kind="of-my-own"), []).split())
+    assert f"{certified} Do **not**" in own, "nothing was compared for a description of one's own"
 
 
 def test_names_hold_no_markup():

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from optin_cli.architectures.registry import find_head
-from optin_cli.architectures.schema import HeadRule, Purpose
+from optin_cli.architectures.schema import DepthRule, HeadRule, Purpose
 from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.sentences import Sentences, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
@@ -200,6 +200,9 @@ class Library(Protocol):
 
     def map_decoder(self, blueprint: Blueprint) -> MapDecoder:
         """How label maps are read and made, for a model of semantic segmentation (CheckpointError if it is unknown)."""
+
+    def with_blocks(self, blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+        """A blueprint of the model with these blocks left; model: one in memory, whose config is changed too."""
 
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
         """Write weights and config of a cut model into a folder."""
