@@ -194,6 +194,16 @@ class TokenRule(_Strict):
     special: list[str]
 
 
+class DepthRule(_Strict):
+    """How the library's config states how many blocks a stack has, any of which may go.
+
+    count: its key. per_block: keys that hold one value for each block, where a config has them.
+    """
+
+    count: str
+    per_block: list[str] = []
+
+
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
@@ -202,6 +212,7 @@ class StackRule(_Strict):
     whole model, outside the base model.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
+    depth: None where blocks cannot go as a whole.
     """
 
     name: str
@@ -213,6 +224,7 @@ class StackRule(_Strict):
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
     tokens: TokenRule | None = None
+    depth: DepthRule | None = None
     groups: list[GroupRule] = Field(min_length=1)
 
 
@@ -249,10 +261,23 @@ class RefusalRule(_Strict):
 
 
 class RowsRule(_Strict):
-    """A number that follows from the rows of a parameter, divided by the attribute `over` if given."""
+    """A number that follows from the rows of a parameter, divided by `parts` and by the attribute `over` if given."""
 
     rows: str
+    parts: int = Field(default=1, ge=1)
     over: str | None = None
+
+
+class NeedRule(_Strict):
+    """Something without which a version of the library computes something else, although it builds the same weights.
+
+    path: of a parameter that has to be there, or of an attribute that has to have the value it has in our model.
+    since: the first version where that holds. unless: the value with which earlier versions compute the same.
+    """
+
+    path: str
+    since: str
+    unless: bool | int | str | None = None
 
 
 class EarlierRule(_Strict):
@@ -265,10 +290,10 @@ class EarlierRule(_Strict):
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
     the library's config had, and the dotted keys under which ours has their values. absent: dotted keys inside those
-    values, and what each is where earlier configs lack the whole. unread: dotted keys of ours that
-    these models never read, and that classes there refuse. needs: parameters that some models have, and that classes
-    there may not load. since: the first version that builds such models as described; None where all that optin works
-    with do.
+    values, and what each is where earlier configs lack the whole. unread: dotted keys of ours that these models never
+    read, and that classes there refuse. needs: what some models have under the same path here and there, and that
+    classes there may lack or ignore. since: the first version that builds such models as described; None where all that
+    optin works with do.
     """
 
     names: dict[str, str] = {}
@@ -278,7 +303,7 @@ class EarlierRule(_Strict):
     config: dict[str, str] = {}
     absent: dict[str, str] = {}
     unread: list[str] = []
-    needs: list[str] = []
+    needs: list[NeedRule] = []
     since: str | None = None
 
     def under(self, here: str, there: str) -> EarlierRule:
@@ -293,7 +318,9 @@ class EarlierRule(_Strict):
                 **{at(here, ours): at(there, theirs) for ours, theirs in self.names.items()},
             },
             sizes={
-                at(there, path): RowsRule(rows=at(there, size.rows), over=size.over and at(there, size.over))
+                at(there, path): size.model_copy(
+                    update={"rows": at(there, size.rows), "over": size.over and at(there, size.over)}
+                )
                 for path, size in self.sizes.items()
             },
             empty={
@@ -304,7 +331,7 @@ class EarlierRule(_Strict):
             config=self.config,
             absent=self.absent,
             unread=self.unread,
-            needs=[at(there, path) for path in self.needs],
+            needs=[need.model_copy(update={"path": at(here, need.path)}) for need in self.needs],
             since=self.since,
         )
 
@@ -327,15 +354,17 @@ class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
     `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. backbones: families
-    that models of this one may have in front of its own stacks. earlier: how the library built such models before; that
-    of backbones and of `stacks_of` is added.
+    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. first: the first
+    versions of the library that have a model type, where people use earlier ones. backbones: families that models of
+    this one may have in front of its own stacks. earlier: how the library built such models before; that of backbones
+    and of `stacks_of` is added.
     """
 
     family: str
     library: LibraryName
     model_types: list[str] = Field(min_length=1)
     refused_types: dict[str, str] = {}
+    first: dict[str, str] = {}
     backbones: list[BackboneRule] = []
     stacks: list[StackRule] = []
     decisions: list[DecisionRule] = []
@@ -356,7 +385,8 @@ class OutputRule(_Strict):
     `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
     "tokens" when it runs over the positions of the sequence, "each-token" when every position has one of its own, and
     "entries" when every entry has, such as each pixel of each query's mask. weight: by which lambda is multiplied for
-    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits. tokenwise: each
+    token's distribution is a function of its last hidden state alone, so that some can be computed at a time.
     """
 
     name: str
@@ -364,6 +394,7 @@ class OutputRule(_Strict):
     over: Literal["classes", "tokens", "each-token", "entries"] = "classes"
     axis: int = -1
     weight: float = Field(default=1.0, gt=0)
+    tokenwise: bool = False
     kind_by_problem_type: dict[str, OutputKind] = {}
 
 

@@ -4,8 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
-from optin_cli.artifacts.mask import Budget, GroupMask
+from optin_cli.artifacts.base import Artifact, Frozen, NotNegative, Totals, Workload
+from optin_cli.artifacts.mask import Budget, Groups
 from optin_cli.options.search import Layout
 
 
@@ -16,9 +16,9 @@ class Refit(Frozen):
     one used. kept: whether the new weights were kept (only if the error fell). reason: why it was not solved, if so.
     """
 
-    before: float
-    after: float
-    ridge: float
+    before: NotNegative
+    after: NotNegative
+    ridge: NotNegative
     kept: bool
     reason: str | None = None
 
@@ -57,9 +57,9 @@ class Certificate(Frozen):
     probe: str
     loader: str
     outputs: list[str]
-    reloaded: float
-    masked: float | None
-    tolerance: float
+    reloaded: NotNegative
+    masked: NotNegative | None
+    tolerance: NotNegative
     note: str | None = None
     generation: Generation | None = None
 
@@ -67,10 +67,12 @@ class Certificate(Frozen):
 class Manifest(Artifact):
     """`optin prune`: record of a folder, of "uniform" layout if its library loads it by the config alone.
 
-    left_out: tensors that the original's files hold beside the model's weights, by name.
+    left_out: tensors that the original's files hold beside the model's weights, by name. weights: sha256 of the files
+    that hold the certified weights, by name; none in earlier records.
     """
 
     kind: ClassVar[str] = "manifest"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.manifest/1"] = Field(default="optin.manifest/1", alias="schema")
     family: str
     architecture: str
@@ -81,8 +83,9 @@ class Manifest(Artifact):
     before: Totals
     after: Totals
     layout: Layout = "ragged"
-    groups: dict[str, GroupMask]
+    groups: Groups
     left_out: tuple[str, ...] = ()
     refit: dict[str, Refit] | None = None
     certificate: Certificate
+    weights: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]

@@ -9,7 +9,7 @@ from torch import nn
 
 from optin_cli.architectures.schema import EarlierRule, EmptyRule
 from optin_cli.model.lookup import attribute_at
-from optin_cli.model.plan import Layout, Plan, SelectedArgument, Size
+from optin_cli.model.plan import Layout, Need, Plan, SelectedArgument, Size
 
 T = TypeVar("T")
 ANY = "*"
@@ -20,9 +20,18 @@ def with_earlier(plan: Plan, model: nn.Module, rule: EarlierRule | None, written
     """The plan of a model as a folder holds it. rule: paths in the whole model. written_by: library and version."""
     if rule is None:
         return plan.model_copy(update={"written_by": written_by})
-    needs = [path for path in rule.needs if attribute_at(model, path) is not None]
+    needs = [*_needs(model, rule)]
     earlier = [earlier_layout(plan, rule)]
     return plan.model_copy(update={"earlier": earlier, "written_by": written_by, "since": rule.since, "needs": needs})
+
+
+def _needs(model: nn.Module, rule: EarlierRule) -> Iterator[Need]:
+    """What of the rule concerns this model."""
+    for need in rule.needs:
+        found = attribute_at(model, need.path)
+        if found is not None and (need.unless is None or found != need.unless):
+            value = found if isinstance(found, (bool, int, float, str)) else None
+            yield Need(path=need.path, since=need.since, value=value)
 
 
 def earlier_layout(plan: Plan, rule: EarlierRule) -> Layout:
@@ -93,6 +102,5 @@ def _sizes(shapes: Mapping[str, list[int]], rule: EarlierRule) -> Iterator[Size]
             found = _find(path, {size.rows: attribute})
             if found is not None and not found[2]:
                 values = found[1]
-                yield Size(
-                    attribute=_filled(attribute, values), rows=path, over=size.over and _filled(size.over, values)
-                )
+                over = size.over and _filled(size.over, values)
+                yield Size(attribute=_filled(attribute, values), rows=path, parts=size.parts, over=over)

@@ -65,6 +65,7 @@ def _gate_norm(hook: Hooks, norm: nn.Module, gates: torch.Tensor, unit_width: in
 @contextlib.contextmanager
 def masked(model: nn.Module, structure: Structure, kept: Keeping) -> Iterator[None]:
     """Run the model as if only the kept units of every kind existed."""
+    kept = structure.within_blocks(kept)
     with contextlib.ExitStack() as stack:
         for kind in structure.kinds:
             stack.enter_context(kind.masked(model, kept))

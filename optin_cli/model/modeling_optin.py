@@ -28,32 +28,41 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
-            "sizes": [{"attribute": path, "rows": path, "over": path or None}],
+            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}], "bypass": [path],
             "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
-            "since": the first version whose terms the others are, if known, "needs": [path that must be there]}.
+            "since": the first version whose terms the others are, if known,
+            "needs": [{"path", "since", "value": of what is there, None for any}]}.
 
     Raises:
-        ImportError: the library builds such models of other modules than the plan names, in any of its terms.
+        ImportError: the library builds such models of other modules than the plan names, in any of its terms, or they
+            compute something else.
     """
-    lacks = ""
     for terms in [*plan.get("earlier", []), plan]:
         placed = _Placed(model, {**terms, "needs": plan.get("needs", [])})
-        if not (lacks := placed.lacks()):
+        lacks, unmet = placed.lacks(), placed.unmet()
+        if not lacks and not unmet:
             placed.apply()
             return model
-    raise ImportError(_needs(model, lacks, plan))
+        if not lacks:
+            break
+    raise ImportError(_needs(model, lacks, unmet, plan))
 
 
-def _needs(model: nn.Module, lacks: str, plan: dict[str, Any]) -> str:
-    """What to install for a folder that the installed version of the library cannot load."""
+def _needs(model: nn.Module, lacks: str, unmet: list[dict[str, Any]], plan: dict[str, Any]) -> str:
+    """What to install for a folder that the installed version of the library cannot load.
+
+    lacks: what today's terms name and the model has not, "" where some terms fit. unmet: what it has to have besides.
+    """
     kind = type(model).__name__
+    named = lacks or " = ".join(str(unmet[0][key]) for key in ("path", "value") if unmet[0][key] is not None)
     if not plan.get("written_by"):
-        return f"This folder needs the version of the library that wrote it: {kind} lacks {lacks}."
+        return f"This folder needs the version of the library that wrote it: {kind} lacks {named}."
     library, written = plan["written_by"]
-    least, found = plan.get("since") or written, importlib.metadata.version(library)
+    since = [need["since"] for need in unmet] + ([plan.get("since") or written] if lacks else [])
+    least, found = max(since, key=_numbers), importlib.metadata.version(library)
     wanted = f">={least}" if _numbers(found) < _numbers(least) else f"=={written}"
     return (
-        f"This folder needs {library} {wanted}: {kind} of the installed {library} {found} lacks {lacks}. "
+        f"This folder needs {library} {wanted}: {kind} of the installed {library} {found} lacks {named}. "
         f'pip install "{library}{wanted}"'
     )
 
@@ -95,7 +104,7 @@ class _Placed:
         plan, merge = self.plan, self.plan.get("merge") or {"blocks": []}
         sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
         modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
-        modules += [*plan.get("attend", []), *merge["blocks"], *plan["needs"]]
+        modules += [*plan.get("attend", []), *plan.get("bypass", []), *merge["blocks"]]
         paths: list[str] = [*plan["parameters"], *plan["attributes"], *sizes, *modules]
         for path in paths:
             if not self.has(path):
@@ -107,6 +116,13 @@ class _Placed:
                 return f"the argument {argument} of {path}"
         return ""
 
+    def unmet(self) -> list[dict[str, Any]]:
+        """What the model has to have besides, and does not."""
+        needs = self.plan["needs"]
+        return [
+            need for need in needs if not self.has(need["path"]) or need["value"] not in (None, self.at(need["path"]))
+        ]
+
     def apply(self) -> None:
         """Change the model."""
         plan = self.plan
@@ -117,14 +133,10 @@ class _Placed:
             if _is_linear(layer := self.at(owner)) and not _linear_sizes(layer)[0]:
                 setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
-            owner, leaf = self.locate(path)
-            if not isinstance(owner, (nn.Module, OwnConfig)):
-                owner = OwnConfig(owner)
-                setattr(*self.locate(path.rpartition(".")[0]), owner)
-            setattr(owner, leaf, value)
+            self._set(path, value)
         for size in plan.get("sizes", []):
-            rows = self.at(size["rows"]).shape[0]
-            setattr(*self.locate(size["attribute"]), rows // (self.at(size["over"]) if size["over"] else 1))
+            number = self.at(size["rows"]).shape[0] // size["parts"]
+            setattr(*self.locate(size["attribute"]), number // (self.at(size["over"]) if size["over"] else 1))
         for rule in plan["select"]:
             _select(self.at(rule["module"]), rule)
         for path in plan.get("attend", []):
@@ -135,10 +147,20 @@ class _Placed:
             _empty(self.at(rule["module"]), rule)
             for path in rule.get("remove", []):
                 setattr(*self.locate(path), None)
+        for path in plan.get("bypass", []):
+            _bypass(self.at(path))
         if rule := plan.get("merge"):
             blocks = [self.at(path) for path in rule["blocks"]]
             base = self.model.get_submodule(self.base)
             merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
+
+    def _set(self, path: str, value: Any) -> None:
+        """Set an attribute; of a config that others share, in a copy for its owner alone."""
+        owner, leaf = self.locate(path)
+        if not isinstance(owner, (nn.Module, OwnConfig)):
+            owner = OwnConfig(owner)
+            setattr(*self.locate(path.rpartition(".")[0]), owner)
+        setattr(owner, leaf, value)
 
 
 def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
@@ -148,7 +170,8 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
         **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "sizes": [size for size in plan.get("sizes", []) if size["attribute"].startswith(root)],
-        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "needs")},
+        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "bypass")},
+        "needs": [need for need in plan["needs"] if need["path"].startswith(root)],
     }
 
 
@@ -365,6 +388,15 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
         return (out, *[None] * (rule["returns"] - 1)) if rule["returns"] else out
 
     module.forward = types.MethodType(forward, module)
+
+
+def _bypass(block: Any) -> None:
+    """Let a block put out the hidden states that it is given, and compute nothing."""
+
+    def forward(_self: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else next(iter(kwargs.values()))
+
+    block.forward = types.MethodType(forward, block)
 
 
 # Merging of tokens: bipartite soft matching with size-weighted attention (ToMe, arXiv 2210.09461, sections 3 and 3.1).

@@ -39,13 +39,13 @@ class Merge(BaseModel):
 
 
 class Size(RowsRule):
-    """An attribute that is given the rows of a parameter as they are now, divided by the attribute `over` if given."""
+    """An attribute that is given the rows of a parameter as they are now, divided as the rule says."""
 
     attribute: str
 
 
 class Layout(BaseModel):
-    """New shapes and attributes, emptied modules (all by full path) and merging of tokens."""
+    """New shapes and attributes, emptied modules and bypassed blocks (all by full path), and merging of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +58,17 @@ class Layout(BaseModel):
     empty: list[EmptyRule] = []
     merge: Merge | None = None
     sizes: list[Size] = []
+    bypass: list[str] = []
+
+
+class Need(BaseModel):
+    """What has to be at a full path, as it is since that version: this value, or anything where it is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    since: str
+    value: bool | int | float | str | None = None
 
 
 class Plan(Layout):
@@ -70,7 +81,7 @@ class Plan(Layout):
     earlier: list[Layout] = []
     written_by: tuple[str, str] | None = None
     since: str | None = None
-    needs: list[str] = []
+    needs: list[Need] = []
 
     def then(self, later: Plan) -> Plan:
         """The plan of pruning by this one and then by `later`, without the terms of earlier versions."""
@@ -83,4 +94,5 @@ class Plan(Layout):
             pad=[*(p for p in self.pad if p.module not in {n.module for n in later.pad}), *later.pad],
             empty=[*self.empty, *later.empty],
             merge=later.merge or self.merge,
+            bypass=[*self.bypass, *(path for path in later.bypass if path not in self.bypass)],
         )

@@ -11,6 +11,7 @@ from torch import nn
 from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.blocks import FoundStack, find_stack
+from optin_cli.model.depth import find_depth
 from optin_cli.model.experts import OPENED
 from optin_cli.model.head_dims import find_head_dims
 from optin_cli.model.lookup import module_at
@@ -22,7 +23,7 @@ from optin_cli.model.units import UnitKind
 
 Finder = Callable[[nn.Module, Sequence[FoundStack], str, list[str]], UnitKind | None]
 """The units of one kind in a model, given its stacks and the path of the base model. Problems are added to the list."""
-KINDS: tuple[Finder, ...] = (find_slices, find_head_dims, find_tokens)
+KINDS: tuple[Finder, ...] = (find_slices, find_head_dims, find_tokens, find_depth)
 
 
 def find_structure(

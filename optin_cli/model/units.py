@@ -1,7 +1,8 @@
 """What every kind of prunable unit implements, and groups of units that are slices of weights.
 
-A kind is one class in a module of its own and one row of `resolve.KINDS`: `slices.py` (heads, neurons, channels) and
-`tokens.py` (tokens that merge between blocks). Everything else asks a structure's kinds through this interface.
+A kind is one class in a module of its own and one row of `resolve.KINDS`: `slices.py` (heads, neurons, channels),
+`head_dims.py`, `tokens.py` (tokens that merge between blocks) and `depth.py` (whole blocks). Everything else asks a
+structure's kinds through this interface.
 """
 
 from __future__ import annotations
@@ -164,6 +165,11 @@ class UnitKind(ABC):
     def check(self, kept: Keeping, name: str) -> None:
         """Refuse a mask that no model can run with (ArtifactError). name: what the message calls the mask."""
         del kept, name
+
+    def dropped(self, kept: Keeping) -> tuple[str, ...]:
+        """Names of the blocks that a mask removes as a whole, in order; what else it says of them has no effect."""
+        del kept
+        return ()
 
     def changes(self, kept: Keeping, group: Group) -> bool:
         """Whether a mask removes units of a sliced group, or changes what reaches it within its block."""

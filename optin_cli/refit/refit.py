@@ -168,7 +168,10 @@ def refit_model(
     report = refit_products(pruned, batches)
     changed = False
     with refitting(pruned, batches) as run:
+        gone = set(structure.dropped(pruned.kept))
         for number, group in enumerate(run.calls):
+            if group.block in gone:
+                continue
             changed = changed or structure.changes(pruned.kept, group)
             if changed:
                 progress.update(number, len(run.calls), group.name)

@@ -13,6 +13,7 @@ from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, embed_hidden, hooks
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 
@@ -65,7 +66,7 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
 
 
 def wanda_batch(
-    model: nn.Module, _structure: Structure, groups: Sequence[Group], batch: Batch
+    model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
     """Squared norm of a column's input times that of its weights, summed over each unit's columns: (rows, units).
 
@@ -73,7 +74,7 @@ def wanda_batch(
     the columns of a unit, and samples.
     """
     with torch.no_grad(), unit_energies(model, groups, batch) as energies:
-        call_model(model, batch.inputs)
+        run_hidden(model, structure, batch.inputs)
     return energies
 
 

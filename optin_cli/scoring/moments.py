@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import Hooks, call_model, hooks, observe
+from optin_cli.model.forward import Hooks, hooks
 from optin_cli.model.linear import weight_by_outputs
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
@@ -40,7 +41,7 @@ from optin_cli.refit.design_matrix import (
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
-from optin_cli.scoring.sketch import Objective, probe_scalar
+from optin_cli.scoring.sketch import Objective, probe_scalars
 
 STRIP = 256
 """Columns of a Gram matrix that are computed together; everything left of their block on the diagonal is skipped."""
@@ -300,10 +301,8 @@ def sensitivity_batch(
         run.watch_consumers(hook, structure.groups)
         if dims is not None:
             dims.watch(hook, model, batch, run.leaves)
-        trajectory = observe(model, structure, batch)
-        for probe in range(probes):
-            scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
-            torch.autograd.grad(scalar, run.leaves, retain_graph=probe + 1 < probes, allow_unused=True)
+        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
+            torch.autograd.grad(scalar.sum(), run.leaves, retain_graph=left > 0, allow_unused=True)
             for group, slope in run.slopes.items():
                 sums[group] += slope.double().square().cpu()
             run.add_pulls()
@@ -325,7 +324,7 @@ def energy_batch(
     run = Pass(model, batch, moments)
     with hooks() as hook, unit_energies(model, structure.groups, batch) as energies:
         run.watch_consumers(hook, structure.groups)
-        call_model(model, batch.inputs)
+        run_hidden(model, structure, batch.inputs)
     run.add_inputs(probes=0)
     return energies
 

@@ -1,17 +1,18 @@
 """Pruned folders of every family under other versions of the library that loads them: do they compute the same?
 
-    python tests/benchmarks/versions.py [--library timm] [--library-at VERSION=DIR]... [--families NAME]...
+    python tests/benchmarks/versions.py [--library-at NAME=DIR]... [--families NAME]...
 
 Writes tiny pruned models of every family with the installed optin, then loads each with every version in a process of
-its own, where optin cannot be imported, and compares outputs. DIR is a folder into which that version was installed,
-with what it needs beside torch:
+its own, where optin cannot be imported, and compares outputs. DIR is a folder into which a version of transformers or
+of timm was installed, with what it needs beside torch; NAME is what the table calls it:
 
     pip install --no-deps --target DIR transformers==4.44.2 tokenizers==0.19.1 huggingface_hub==0.24.7 requests \\
         idna charset-normalizer urllib3 certifi
+    pip install --no-deps --target DIR timm==1.0.9
 
 Every family is cut in up to four ways: units of every kind; layers that keep none; narrower queries and keys; tokens
-that merge. Prints a table on stderr and JSON on stdout; the exit status is 1 if a folder computes something else, or
-fails without naming the version that it needs.
+that merge. Prints a table of families on stderr and JSON of every cut on stdout. The exit status is 1 if a folder
+computes something else, or fails without naming the version that it needs.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from helpers.models import (
     FAMILIES,
     HEADS,
     IMAGES,
+    OTHER_HEADS,
     random_dims,
     random_kept,
     save_checkpoint,
@@ -53,12 +57,35 @@ from optin_cli.checkpoints.verify import run_probe, tolerance_for
 from optin_cli.model.tokens import tokens_of
 
 FACTS, INPUTS, OUTPUTS = "facts.json", "inputs.safetensors", "outputs.safetensors"
-UNUSUAL = {
-    **{name: {"rope_theta": 500.0} for name in DECODERS},
-    "upernet-swin": {"auxiliary_in_channels": 64},
-    "upernet-convnext": {"auxiliary_in_channels": 16},
+LIBRARIES = ("transformers", "timm")
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 500.0}
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+ROTATED = {"full_attention": {"rope_theta": 700.0}, "sliding_attention": {"rope_theta": 300.0}}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "llama": {
+        "": {"rope_theta": 500.0},
+        "linear RoPE": {"rope_parameters": LINEAR},
+        "YaRN": {"rope_parameters": YARN},
+        "wide heads": {"head_dim": 8},
+        "biases": {"attention_bias": True, "mlp_bias": True},
+    },
+    "qwen2": {
+        "": {"rope_theta": 500.0},
+        "linear RoPE": {"rope_parameters": LINEAR},
+        "YaRN": {"rope_parameters": YARN},
+        "window": WINDOW,
+    },
+    "modernbert": {"": {}, "RoPE": {"rope_parameters": ROTATED}},
+    "vit": {"": {}, "base": {"head": "ViTModel"}},
+    "swin": {"": {}, "base": {"head": "SwinModel"}},
+    "upernet-swin": {"": {"auxiliary_in_channels": 64}},
+    "upernet-convnext": {"": {"auxiliary_in_channels": 16}},
 }
-"""Settings that no version of the library has as its default, or that some cannot do without."""
+"""Settings that no version of the library has as its default, or that some cannot do without, by what to call them."""
+USUAL = ("classes", "next")
+"""Heads that go without saying."""
+NAMED = re.compile(r"needs (\w+) ([<>=]{1,2}[\d.]+)")
 LOAD = """
 import contextlib, importlib, json, os, sys, tempfile, traceback, warnings
 sys.modules["optin_cli"] = None
@@ -90,7 +117,7 @@ def compare(folder):
         found = model(**load_file(folder + "/inputs.safetensors"))
     found = {"logits": found} if isinstance(found, torch.Tensor) else found
     expected = load_file(folder + "/outputs.safetensors")
-    print(max(float((found[name] - expected[name]).abs().max()) for name in expected))
+    print(float(torch.stack([(found[name] - expected[name]).abs().max() for name in expected]).max()))
 
 def prepare(folder):
     with open(folder + "/facts.json") as stream, contextlib.suppress(ImportError):
@@ -133,21 +160,39 @@ def reload_here(folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], 
     return run_probe(load_checkpoint(folder, device="cpu").model, inputs, names)
 
 
-def checkpoints(library: str, wanted: list[str], root: Path) -> Iterator[tuple[str, Checkpoint]]:
-    """Tiny models of every family and head by name."""
-    makers: dict[str, Callable[[Path], Path]] = {}
+@dataclass(frozen=True)
+class Case:
+    """A tiny model: its family, its head (None for images, where settings say it) and its settings by their name."""
+
+    family: str
+    head: str | None
+    setting: str
+    values: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return ", ".join(part for part in (self.family, self.head, self.setting) if part and part not in USUAL)
+
+    def save(self, root: Path) -> Path:
+        """Write it; returns the folder."""
+        if self.head is None:
+            return save_images(root / self.name, self.family, **self.values)
+        return save_checkpoint(root / self.name, self.family, self.head, **self.values)
+
+
+def cases(library: str) -> Iterator[Case]:
+    """All families, heads and settings of a library."""
+    heads = [("bert", head) for head in (HEADS | OTHER_HEADS)]
+    heads += [(family, "masked") for family in FAMILIES if family != "bert"]
+    heads += [(family, "pretraining") for family in ("albert", "electra")]
+    usual: list[tuple[str, str | None]] = [(family, None) for family, found in IMAGES.items() if found[0] == library]
     if library == "transformers":
-        makers |= {name: lambda folder, f=name: save_checkpoint(folder, f) for name in FAMILIES}
-        makers |= {f"bert {head}": lambda folder, h=head: save_checkpoint(folder, "bert", h) for head in HEADS}
-        makers |= {name: lambda folder, f=name: save_checkpoint(folder, f, "next", **UNUSUAL[f]) for name in DECODERS}
-    makers |= {
-        name: lambda folder, f=name: save_images(folder, f, **UNUSUAL.get(f, {}))
-        for name, (owner, *_) in IMAGES.items()
-        if owner == library
-    }
-    for name, make in makers.items():
-        if not wanted or name in wanted:
-            yield name, load_checkpoint(make(root / name), device="cpu")
+        usual += [*((family, "classes") for family in FAMILIES), *((family, "next") for family in DECODERS)]
+        yield from (Case(family, head, "", {}) for family, head in heads if head != "classes")
+    for family, head in usual:
+        for setting, values in SETTINGS.get(family, {"": {}}).items():
+            yield Case(family, head, setting, values)
 
 
 def masks(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, list[int]]]]:
@@ -166,12 +211,14 @@ def masks(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, list[int]]]]:
 def write(library: str, wanted: list[str], root: Path) -> list[Path]:
     """Pruned folders with inputs and what the model in memory makes of them."""
     folders = []
-    for name, checkpoint in checkpoints(library, wanted, root / "whole"):
+    for case in cases(library):
+        if wanted and case.family not in wanted:
+            continue
+        checkpoint = load_checkpoint(case.save(root / "whole"), device="cpu")
         for way, kept in masks(checkpoint):
-            folder = root / f"{name}, {way}"
+            folder = root / f"{case.name}: {way}"
             folder.mkdir()
-            mask = mask_of(checkpoint, kept)
-            optin_cli.prune(checkpoint, mask, folder / "model", reload=reload_here)
+            optin_cli.prune(checkpoint, mask_of(checkpoint, kept), folder / "model", reload=reload_here)
             inputs, names = checkpoint.input.probe(None), [rule.name for rule in checkpoint.structure.outputs]
             outputs = run_probe(load_checkpoint(folder / "model", device="cpu").model, inputs, names)
             save_file(dict(inputs), folder / INPUTS)
@@ -183,7 +230,7 @@ def write(library: str, wanted: list[str], root: Path) -> list[Path]:
             }
             (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
             folders.append(folder)
-            print(folder.name, file=sys.stderr, flush=True)
+        print(case.name, file=sys.stderr, flush=True)
     return folders
 
 
@@ -196,6 +243,8 @@ def mask_of(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> Mask:
 
 def load_all(library: str, path: str | None, folders: list[Path], scratch: Path) -> dict[str, dict[str, Any]]:
     """What every folder computes with the version that lies at `path`, the installed one where None."""
+    if not folders:
+        return {}
     environment = {
         **os.environ,
         "PYTHONPATH": path or "",
@@ -203,6 +252,7 @@ def load_all(library: str, path: str | None, folders: list[Path], scratch: Path)
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+    print(f"loading with {library} at {path or 'its usual place'}", file=sys.stderr, flush=True)
     line = [sys.executable, "-c", LOAD, library, *map(str, folders)]
     done = subprocess.run(line, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -210,36 +260,84 @@ def load_all(library: str, path: str | None, folders: list[Path], scratch: Path)
     return {Path(folder).name: answer for folder, answer in map(json.loads, done.stdout.splitlines())}
 
 
-def cell(library: str, answer: Mapping[str, Any], tolerance: float) -> tuple[bool, str]:
-    """Whether a folder does what it should, and what it does."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one folder in one version: whether that is as it should be, and the same in words."""
+
+    good: bool
+    words: str
+    difference: float | None = None
+
+
+def outcome(library: str, answer: Mapping[str, Any], tolerance: float) -> Outcome:
+    """An answer judged: outputs must be equal, or a message name the version that is needed."""
     if "error" in answer:
-        return f"needs {library}" in answer["error"], answer["error"]
-    return answer["difference"] <= tolerance, f"{answer['difference']:.1e}"
+        found = NAMED.search(answer["error"])
+        named = found is not None and found[1] == library
+        return Outcome(named, f"needs {found[2]}" if found is not None and named else answer["error"])
+    difference = answer["difference"]
+    good = difference <= tolerance
+    return Outcome(good, "equal" if good else f"off by {difference:.1e}", difference if good else None)
+
+
+def cell(outcomes: Mapping[str, Outcome]) -> str:
+    """What came of all cuts of one model in one version, by cut."""
+    ways: dict[str, list[str]] = {}
+    for way, found in outcomes.items():
+        ways.setdefault(("" if found.good else "WRONG: ") + found.words, []).append(way)
+    largest = max((found.difference for found in outcomes.values() if found.difference is not None), default=0.0)
+    words = {text: f"equal ({largest:.0e})" if text == "equal" else text for text in ways}
+    if len(ways) == 1:
+        return words[next(iter(ways))]
+    return "; ".join(f"{', '.join(cuts)}: {words[text]}" for text, cuts in ways.items())
+
+
+def library_in(folder: str) -> str:
+    """Which library was installed into a folder."""
+    found = next((name for name in LIBRARIES if (Path(folder) / name).is_dir()), None)
+    if found is None:
+        sys.exit(f"{folder} holds neither of {', '.join(LIBRARIES)}: pip install --target {folder} …")
+    return found
+
+
+def compare(library: str, paths: Mapping[str, str | None], wanted: list[str]) -> tuple[Table, dict[str, Any], bool]:
+    """Table, record and whether all is as it should be of one library. paths: of its versions."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = write(library, wanted, Path(scratch))
+        answers = {version: load_all(library, at, folders, Path(scratch)) for version, at in paths.items()}
+        tolerances = {folder.name: json.loads((folder / FACTS).read_text())["tolerance"] for folder in folders}
+    table = Table(title=f"Pruned folders by version of {library}: largest difference of outputs, or what they need")
+    for heading in ("family", *paths):
+        table.add_column(heading, overflow="fold")
+    rows: dict[str, dict[str, dict[str, Outcome]]] = {}
+    for name, tolerance in tolerances.items():
+        model, _, way = name.partition(": ")
+        for version in paths:
+            found = outcome(library, answers[version][name], tolerance)
+            rows.setdefault(model, {}).setdefault(version, {})[way] = found
+    for model, row in rows.items():
+        table.add_row(model, *(cell(row[version]) for version in paths))
+    good = all(found.good for row in rows.values() for each in row.values() for found in each.values())
+    return table, {"tolerances": tolerances, "answers": answers}, good
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", choices=["transformers", "timm"], default="transformers")
-    parser.add_argument("--library-at", action="append", default=[], metavar="VERSION=DIR")
+    parser.add_argument("--library-at", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--families", action="append", default=[], metavar="NAME")
     asked = parser.parse_args()
-    paths: dict[str, str | None] = dict(text.split("=", 1) for text in asked.library_at)
-    paths[f"{importlib.metadata.version(asked.library)} (installed)"] = None
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = write(asked.library, asked.families, Path(scratch))
-        answers = {version: load_all(asked.library, at, folders, Path(scratch)) for version, at in paths.items()}
-        tolerances = {folder.name: json.loads((folder / FACTS).read_text())["tolerance"] for folder in folders}
-    table = Table(title=f"pruned folders by version of {asked.library}: largest difference of outputs")
-    for heading in ("family, cut", *paths):
-        table.add_column(heading, overflow="fold")
-    wrong = 0
-    for name, tolerance in tolerances.items():
-        cells = [cell(asked.library, answers[version][name], tolerance) for version in paths]
-        wrong += sum(not good for good, _ in cells)
-        table.add_row(name, *(text if good else f"WRONG: {text}" for good, text in cells))
-    Console(stderr=True, width=200).print(table)
-    print(json.dumps({"library": asked.library, "tolerances": tolerances, "answers": answers}, indent=2))
-    return int(wrong > 0)
+    paths: dict[str, dict[str, str | None]] = {library: {} for library in LIBRARIES}
+    for name, folder in (text.split("=", 1) for text in asked.library_at):
+        paths[library_in(folder)][name] = folder
+    records, well = {}, True
+    for library in LIBRARIES:
+        paths[library][f"{importlib.metadata.version(library)} (installed)"] = None
+        table, records[library], good = compare(library, paths[library], asked.families)
+        well = well and good
+        if table.row_count:
+            Console(stderr=True, width=160).print(table)
+    print(json.dumps(records, indent=2))
+    return int(not well)
 
 
 if __name__ == "__main__":

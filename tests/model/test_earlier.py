@@ -2,16 +2,19 @@
 
 import copy
 import importlib.metadata
+import sys
+import types
 
 import pytest
 import torch
+import transformers
 from helpers.masks import make_mask
-from helpers.models import logits, random_kept
+from helpers.models import logits, random_kept, save_checkpoint
 from torch import nn
 
 import optin_cli
 from optin_cli.architectures.registry import find_architecture
-from optin_cli.architectures.schema import EarlierRule, EmptyRule
+from optin_cli.architectures.schema import EarlierRule, EmptyRule, NeedRule
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.model.cut import cut
 from optin_cli.model.earlier import earlier_layout, with_earlier
@@ -28,6 +31,7 @@ RULE = EarlierRule(
     },
     sizes={
         "encoder.layer.*.width": {"rows": "encoder.layer.*.mixer.inner.query.weight"},
+        "encoder.layer.*.third": {"rows": "encoder.layer.*.mixer.inner.query.weight", "parts": 3},
         "encoder.layer.*.count": {"rows": "encoder.layer.*.mixer.inner.query.weight", "over": "encoder.layer.*.each"},
     },
     empty={"layers.*.mixer": EmptyRule(module="encoder.layer.*.mixer.inner", returns=2)},
@@ -51,6 +55,8 @@ PLAN = Plan(
     ],
     merge=Merge(blocks=["base.layers.0", "base.layers.1"], counts=[1, 0], special=0, argument="mask"),
 )
+SCALED = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 
 
 def test_every_part_of_a_plan_has_its_earlier_terms():
@@ -73,6 +79,7 @@ def test_every_part_of_a_plan_has_its_earlier_terms():
     rows = f"{layer}.mixer.inner.query.weight"
     assert found.sizes == [
         Size(attribute=f"{layer}.width", rows=rows),
+        Size(attribute=f"{layer}.third", rows=rows, parts=3),
         Size(attribute=f"{layer}.count", rows=rows, over=f"{layer}.each"),
     ]
 
@@ -129,11 +136,55 @@ def test_a_model_of_no_known_terms_names_the_version(written, since, wanted):
 
 def test_what_a_model_cannot_do_without():
     model = nn.ModuleDict({"inner": Attention(), "extra": nn.Linear(2, 2)})
-    rule = EarlierRule(needs=["extra.weight", "absent.weight"])
+    rule = EarlierRule(
+        needs=[NeedRule(path="extra.weight", since="88.2"), NeedRule(path="absent.weight", since="99.1")]
+    )
     plan = with_earlier(LATER, model, rule, ("torch", "99.1"))
-    assert plan.needs == ["extra.weight"]
-    with pytest.raises(ImportError, match=r"lacks extra\.weight"):
+    assert [need.path for need in plan.needs] == ["extra.weight"]
+    with pytest.raises(ImportError, match=r"needs torch >=88\.2.* lacks extra\.weight\."):
         apply_plan(nn.ModuleDict({"inner": Attention()}), plan.model_dump(mode="json"))
+
+
+def test_versions_needed_for_terms_and_for_more_are_both_met():
+    model = nn.ModuleDict({"inner": Attention(), "extra": nn.Linear(2, 2)})
+    rule = EarlierRule(needs=[NeedRule(path="extra.weight", since="88.2")], since="77.1")
+    plan = with_earlier(LATER, model, rule, ("torch", "99.1")).model_dump(mode="json")
+    with pytest.raises(ImportError, match=r"needs torch >=88\.2.* lacks inner\.q_proj\.weight\."):
+        apply_plan(nn.ModuleDict({"other": Attention()}), plan)
+    with pytest.raises(ImportError, match=r"needs torch >=77\.1.* lacks inner\.q_proj\.weight\."):
+        apply_plan(nn.ModuleDict({"other": Attention(), "extra": nn.Linear(2, 2)}), plan)
+
+
+@pytest.mark.parametrize(
+    ("unless", "there", "fits"), [(None, 2, True), (None, 3, False), (2, 3, True), (False, 3, False)]
+)
+def test_values_that_every_version_must_have(unless, there, fits):
+    rule = EarlierRule(needs=[NeedRule(path="inner.width", since="88.2", unless=unless)])
+    plan = with_earlier(LATER, nn.ModuleDict({"inner": Attention()}), rule, ("torch", "99.1")).model_dump(mode="json")
+    model = nn.ModuleDict({"inner": Attention()})
+    model["inner"].width = there
+    if fits:
+        assert apply_plan(model, plan)["inner"].q_proj.weight.shape == (4, 6)
+        return
+    with pytest.raises(ImportError, match=r"needs torch >=88\.2.* lacks inner\.width = 2\."):
+        apply_plan(model, plan)
+    assert model["inner"].q_proj.weight.shape == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "needs"),
+    [
+        ("llama", {}, {"head_dim": 4}),
+        ("qwen2", {}, {"head_dim": 4}),
+        ("qwen2", SCALED, {"rope_type": "linear", "head_dim": 4}),
+        ("qwen2", WINDOW, {"has_sliding_layers": True, "head_dim": 4}),
+    ],
+)
+def test_decoders_state_what_earlier_versions_ignore(tmp_path, family, values, needs):
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next", **values), device="cpu")
+    plan = with_earlier(Plan(root="model"), checkpoint.model, checkpoint.structure.earlier, ("transformers", "99.1"))
+    assert {need.path.rpartition(".")[2]: need.value for need in plan.needs} == needs
+    apply_plan(checkpoint.model, plan.model_dump(mode="json"))
 
 
 def test_arguments_that_a_forward_lacks(image_checkpoint):
@@ -142,6 +193,26 @@ def test_arguments_that_a_forward_lacks(image_checkpoint):
     plan = with_earlier(Plan(root="vit", merge=merge), checkpoint.model, None, ("transformers", "99.1"))
     with pytest.raises(ImportError, match=r"transformers >=99\.1.*lacks the argument sizes of vit\.layers\.0"):
         apply_plan(copy.deepcopy(checkpoint.model), plan.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("family", ["modernbert", "bert"])
+def test_models_that_earlier_versions_do_not_know_are_refused_before_their_config(tmp_path, family, monkeypatch):
+    """The config of such a model is reached through the module beside the weights, and stays the stock one."""
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family), device="cpu")
+    optin_cli.prune(checkpoint, make_mask(checkpoint, random_kept(checkpoint.structure, 1)), tmp_path / "small")
+    source = (tmp_path / "small" / "modeling_optin.py").read_text()
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    assert type(config) is type(checkpoint.model.config)
+    if family == "bert":
+        assert "AutoConfig" not in config.auto_map
+        return
+    earlier = types.ModuleType("transformers")
+    earlier.__version__ = "4.44.2"
+    monkeypatch.setitem(sys.modules, "transformers", earlier)
+    with pytest.raises(
+        ImportError, match=r"needs transformers >=4\.48: the installed transformers 4\.44\.2 has no Modern"
+    ):
+        exec(compile(source, "modeling_optin", "exec"), {"__name__": "modeling_optin"})
 
 
 FAMILIES = {

@@ -103,7 +103,7 @@ def test_a_block_keeps_as_many_units_as_it_needs(here, family, group, kept, word
     folder = save_checkpoint(here / "decoder", family, "next")
     texts = here / "texts.txt"
     texts.write_text("a b c\nd e f\ng h\ni j k\n")
-    done("score", folder, "--calib", texts, *QUICK, "-o", "s.safetensors")
+    done("score", folder, "--calib", texts, *QUICK, "--seq-len", 4, "-o", "s.safetensors")
     done("search", "s.safetensors", "--keep-flops", 0.9, "-o", "m.json")
     edited = edit(here / "m.json", **{group: kept})
     result = call("prune", folder, "--mask", edited, "-o", "small")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
+from optin_cli.architectures.schema import DepthRule
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     PLAN_KEY,
@@ -50,6 +51,8 @@ INPUT = "x"
 WEIGHTS = "model.safetensors"
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
 """What timm raises for arguments that it does not build a model with."""
+FOLDERS_SINCE = "1.0.16"
+"""The first version of timm that builds models from local folders."""
 LOADER = '''
 
 def load_model(folder: Any = None) -> nn.Module:
@@ -57,6 +60,9 @@ def load_model(folder: Any = None) -> nn.Module:
 
     Args:
         folder: where config.json and the weights lie; the one of this file unless given.
+
+    Raises:
+        ImportError: timm is too old; the message says which version is needed.
     """
     import json
     from pathlib import Path
@@ -64,6 +70,11 @@ def load_model(folder: Any = None) -> nn.Module:
     import timm
     from safetensors.torch import load_file
 
+    if _numbers(timm.__version__) < _numbers("{since}"):
+        raise ImportError(
+            f"This folder needs timm >={since}: the installed timm {{timm.__version__}} builds no models from local "
+            'folders. pip install "timm>={since}"'
+        )
     folder = Path(folder or Path(__file__).parent)
     model = timm.create_model(f"local-dir:{{folder}}", pretrained=False)
     apply_plan(model, json.loads((folder / "{config}").read_text(encoding="utf-8"))["{key}"])
@@ -281,6 +292,12 @@ def map_decoder(blueprint: Blueprint) -> MapDecoder:
     raise CheckpointError(f"{blueprint.model_class} is a model of timm, which has none of semantic segmentation.")
 
 
+def with_blocks(blueprint: Blueprint, _model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+    """The argument of the model that says how many blocks it has."""
+    raw = blueprint.config
+    return replace(blueprint, config={**raw, "model_args": {**raw.get("model_args", {}), rule.count: len(kept)}})
+
+
 def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As timm's save_for_hf does; the config gains the plan."""
     _write(folder, state, {**blueprint.config, PLAN_KEY: plan})
@@ -293,7 +310,7 @@ def _write(folder: Path, state: State, config: dict[str, Any]) -> None:
 
 def modeling(_blueprint: Blueprint) -> str:
     """A function that builds timm's own model, gives it the pruned shapes and loads the weights."""
-    return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS)
+    return LOADER.format(config=CONFIG, key=PLAN_KEY, weights=WEIGHTS, since=FOLDERS_SINCE)
 
 
 def _plain_config(blueprint: Blueprint, settings: Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from optin_cli.architectures.registry import find_architecture, known_heads
+from optin_cli.architectures.registry import find_architecture, known_architectures, known_heads
+from optin_cli.architectures.schema import DepthRule
+from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     MODELING,
@@ -40,7 +43,7 @@ from optin_cli.checkpoints.weights import (
     stored_types,
     with_counters,
 )
-from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -76,6 +79,23 @@ class {stock}(transformers.{stock}):
     def is_custom_code(cls) -> bool:
         """False: the names of weights are those of the stock class, which the library translates for its own alone."""
         return False
+'''
+REQUIRE = '''
+if not hasattr(transformers, "{stock}"):
+    raise ImportError(
+        f"This folder needs transformers >={first}: the installed transformers {{transformers.__version__}} has no "
+        '{stock}. pip install "transformers>={first}"'
+    )
+
+
+class StockConfig:
+    """The stock config. It is reached through this module, so that versions without it get to know what they lack."""
+
+    from_pretrained = transformers.{config}.from_pretrained
+
+    @staticmethod
+    def register_for_auto_class(auto_class: str = "AutoConfig") -> None:
+        """Do nothing: the stock config goes without code."""
 '''
 TRUST = ", trust_remote_code=True"
 RETURNS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
@@ -128,7 +148,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    path = folder / CONFIG
+    path, raw = folder / CONFIG, in_own_terms(raw)
     if reading.architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
     _require_unquantized(raw, folder)
@@ -193,10 +213,8 @@ def repository(name: str) -> str:
 def _processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
+    with explaining(f"The image processor of {folder} cannot be used"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise CheckpointError(f"The image processor of {folder} cannot be used: {headline(error)}") from error
 
 
 def _image_spec(folder: Path, config: Any) -> ImageSpec:
@@ -415,6 +433,17 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
     return {blueprint.auto_class: blueprint.model_class, **base}
 
 
+def with_blocks(blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+    """The number of blocks, and the values of each, in the config and in that of the model."""
+    config = copy.deepcopy(blueprint.config)
+    for own in (config, *([] if model is None else [model.config])):
+        setattr(own, rule.count, len(kept))
+        for key in rule.per_block:
+            if (values := getattr(own, key, None)) is not None:
+                setattr(own, key, [values[number] for number in kept])
+    return replace(blueprint, config=config)
+
+
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
     """As save_pretrained does. The config keeps its model type and gains the plan and an `auto_map`.
 
@@ -423,18 +452,27 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
     model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
-    config.auto_map = {auto: f"{Path(MODELING).stem}.{stock}" for auto, stock in _classes(blueprint).items()}
+    names = _classes(blueprint) | ({"AutoConfig": "StockConfig"} if _first_version(blueprint) else {})
+    config.auto_map = {auto: f"{Path(MODELING).stem}.{name}" for auto, name in names.items()}
     config.save_pretrained(folder)
+
+
+def _first_version(blueprint: Blueprint) -> str | None:
+    """The first version of the library that has such models, if its description says so."""
+    description = known_architectures(LIBRARY).get(blueprint.kind)
+    return None if description is None else description.first.get(blueprint.kind)
 
 
 def modeling(blueprint: Blueprint) -> str:
     """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
-    stocks = dict.fromkeys(_classes(blueprint).values())
+    stocks, first = dict.fromkeys(_classes(blueprint).values()), _first_version(blueprint)
+    config = type(blueprint.config).__name__
+    require = "" if first is None else REQUIRE.format(stock=blueprint.model_class, config=config, first=first)
     with torch.device("meta"):
         modules = blueprint.prototype(blueprint.config).modules()
     computed = sorted({rf"{re.escape(name)}$" for module in modules for name in module._non_persistent_buffers_set})
     classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY, computed=computed) for stock in stocks)
-    return f"\n\nimport transformers  # noqa: E402\n{classes}"
+    return f"\n\nimport transformers  # noqa: E402\n{require}{classes}"
 
 
 def _plain_config(blueprint: Blueprint, settings: Settings) -> Any:

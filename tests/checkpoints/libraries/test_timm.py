@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -22,7 +23,9 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.costs import Profile
 from optin_cli.checkpoints.checkpoint import load as load_checkpoint
 from optin_cli.checkpoints.libraries.registry import parse_arguments
+from optin_cli.checkpoints.libraries.timm import modeling
 from optin_cli.errors import ArchitectureError, CheckpointError, UsageError
+from optin_cli.model import modeling_optin
 from optin_cli.model.masking import masked
 
 
@@ -46,6 +49,16 @@ def test_the_card_says_how_to_load(tmp_path, folder):
     result = python(f'import sys\nsys.modules["optin_cli"] = None\n{code}\nprint(type(model).__name__)', cwd=tmp_path)
     assert result.stdout == "VisionTransformer\n", result.stderr
     assert "24 x 24 pixels" in card and "library_name: timm" in card
+
+
+def test_a_timm_that_builds_nothing_from_folders_is_told_which_does(folder, monkeypatch):
+    space = {"__name__": "modeling_optin", "__file__": str(folder / "modeling_optin.py")}
+    exec(Path(modeling_optin.__file__).read_text() + modeling(load_checkpoint(folder).blueprint), space)
+    monkeypatch.setattr(timm, "__version__", "1.0.9")
+    with pytest.raises(
+        ImportError, match=r"needs timm >=1\.0\.16: the installed timm 1\.0\.9 builds no models from local"
+    ):
+        space["load_model"]()
 
 
 def lone(folder, tmp_path):
