@@ -78,7 +78,7 @@ def test_ranges_are_said_in_words(bounds, bad, words):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(1001, "at most 1,000"), (math.nan, "a finite number"), (-math.inf, "fin")]
+    ("value", "words"), [(1001, "at most 1,000"), (math.nan, "a finite number"), (-math.inf, "a finite number")]
 )
 def test_slips_and_what_is_not_finite_are_refused(value, words):
     with pytest.raises(UsageError, match=f"x is {value}; expected {words}"):
