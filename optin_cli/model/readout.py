@@ -35,7 +35,6 @@ class Readout:
     """
 
     model: nn.Module
-    root: str
     output: str
     classes: int
     hidden: torch.Tensor
@@ -48,7 +47,7 @@ class Readout:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, classes) of hidden states (tokens, width), with gradients if the caller has them enabled."""
-        base, whole = self.model.get_submodule(self.root), hidden[None]
+        base, whole = body_of(self.model), hidden[None]
         # The model's own forward, whose base returns these hidden states without computing.
         found = type(self.returned)(**{HIDDEN: whole}) if isinstance(self.returned, Mapping) else (whole,)
         held = base.__dict__.get("forward")
@@ -70,15 +69,15 @@ class Readout:
 
 def read_out(model: nn.Module, structure: Structure, batch: Batch) -> Readout:
     """Run a model up to its head. Gradients are kept when the caller has them enabled."""
-    returned = _run_base(model, structure, batch.inputs)
+    returned = _run_base(model, batch.inputs)
     classes = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-    return Readout(model, structure.root, structure.outputs[0].name, classes, first_tensor_of(returned), returned)
+    return Readout(model, structure.outputs[0].name, classes, first_tensor_of(returned), returned)
 
 
 def run_hidden(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> None:
     """Run a model for its hooks alone, without its head where that holds a distribution for every token."""
     if reads_tokens(structure):
-        _run_base(model, structure, inputs)
+        _run_base(model, inputs)
     else:
         call_model(model, inputs)
 
@@ -88,7 +87,13 @@ def first_tensor_of(returned: Any) -> torch.Tensor:
     return first_tensor(returned[HIDDEN] if isinstance(returned, Mapping) else returned)
 
 
-def _run_base(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> Any:
+def body_of(model: nn.Module) -> nn.Module:
+    """What the head of a causal model calls: its base model or, as in OPT, only the decoder inside that."""
+    body: nn.Module = model.get_decoder()  # type: ignore[operator]
+    return body
+
+
+def _run_base(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
     found: list[Any] = []
 
     def stop(_module: nn.Module, _arguments: Any, output: Any) -> None:
@@ -96,7 +101,7 @@ def _run_base(model: nn.Module, structure: Structure, inputs: Mapping[str, torch
         raise StopForward
 
     with hooks() as hook:
-        hook.after(model.get_submodule(structure.root), stop)
+        hook.after(body_of(model), stop)
         with contextlib.suppress(StopForward):
             call_model(model, inputs)
     return found[0]

@@ -9,9 +9,10 @@ from optin_cli.model.readout import read_out, reads_tokens, run_hidden
 
 
 @pytest.mark.parametrize("most", [1, 99 * 3, 2**24])
-def test_parts_are_the_whole(monkeypatch, most):
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_parts_are_the_whole(monkeypatch, family, most):
     monkeypatch.setattr(readout, "MOST", most)
-    model, batch = build("llama", "next"), make_batch()
+    model, batch = build(family, "next"), make_batch()
     structure = structure_of(model, "next")
     found = read_out(model, structure, batch)
     parts = list(found.parts(batch.token_mask))
