@@ -55,7 +55,9 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
             def collect(_module: nn.Module, inputs: Any, g: Group = group, w: torch.Tensor = weights) -> None:
                 x = g.rows_first(inputs[0].detach()).movedim(g.axis, -1)
                 x = x.reshape(batch.size, -1, x.shape[-1])
-                x = (x * batch.mask_for(x).unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
+                real = batch.mask_for(x)
+                real = real.repeat_interleave(x.shape[1] // real.shape[1], dim=1)  # tokens go to several experts
+                x = (x * real.unsqueeze(-1)).reshape(*x.shape[:2], g.units, g.unit_width)
                 energy = (x.square().sum(dim=1) * w).sum(dim=2)
                 energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
 

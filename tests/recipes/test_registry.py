@@ -123,7 +123,7 @@ def test_labels_are_asked_for_where_needed(tiny, name):
 
 
 @pytest.mark.parametrize("name", ["flap", "kprune", "kwon", "wanda"])
-@pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert"])
+@pytest.mark.parametrize("family", ["albert", "deberta-v2", "distilbert", "gpt2"])
 def test_recipes_run_on_other_families(tmp_path_factory, family, name):
     layers = {"n_layers": 2} if family == "distilbert" else {"num_hidden_layers": 2}
     checkpoint = tiny_checkpoint(tmp_path_factory, family, **layers)

@@ -11,8 +11,9 @@ from helpers.models import (
 
 from optin_cli.errors import DataError
 from optin_cli.model.cut import cut
+from optin_cli.model.forward import hooks
 from optin_cli.model.masking import gated
-from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance
+from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, unit_energies
 
 
 def test_magnitude_is_the_squared_norm_of_what_a_cut_removes():
@@ -65,3 +66,26 @@ def test_fisher_needs_labels_of_one_class_or_number(head, labels):
     with pytest.raises(DataError) as caught:
         fisher_batch(model, structure, structure.groups, make_batch(labels=labels))
     assert "--criterion trajectory" in caught.value.hint
+
+
+def test_energies_of_units_inside_mixtures_of_experts():
+    """Padding counts nothing; the activations of a token for each of its experts stand side by side."""
+    model = build("qwen3-moe", "next")
+    structure, batch = structure_of(model, "next"), make_batch(2, 10, padding=4)
+    seen = {}
+    with hooks() as hook, unit_energies(model, structure.groups[1:3], batch) as energies, torch.no_grad():
+        for group in structure.groups[1:3]:
+            hook.before(model.get_submodule(group.gate), lambda _m, x, name=group.name: seen.update({name: x[0]}))
+        model(**batch.inputs)
+    real, down = batch.token_mask, model.model.layers[0].mlp.experts.down_proj.square()
+    sizes = {"decoder.0.expert": down.sum(dim=(1, 2)), "decoder.0.expert-neuron": down.sum(dim=(0, 1))}
+    for name, size in sizes.items():
+        rows = [
+            each[own].square().flatten(0, -2).sum(dim=0) for each, own in zip(laid(seen[name], real), real, strict=True)
+        ]
+        torch.testing.assert_close(energies[name].float(), torch.stack(rows) * size)
+
+
+def laid(units, real):
+    """(rows, tokens, experts of a token, units)."""
+    return units.reshape(*real.shape, -1, units.shape[-1])
