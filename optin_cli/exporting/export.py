@@ -101,14 +101,25 @@ def export(
             opset = target.write(traced, exact, options.opset)
         progress.update(2, 3, "certifying in a fresh process")
         proofs = [certify_export(opened, target, exact, traced, probes)]
-        if options.int8 and target.quantize is not None:
+        if options.int8:
+            progress.update(2, 3, "storing weights as int8")
             with silenced():
-                target.quantize(exact, folder / file)
+                _quantize(opened, target, exact, folder / file, probes[0])
             proofs.append(certify_export(opened, target, folder / file, traced, probes, exact=False))
         record = _record(opened, target, traced, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
         _copy_sidecar_files(opened, path.parent, folder)
     return record
+
+
+def _quantize(checkpoint: Checkpoint, target: Target, source: Path, path: Path, example: Inputs) -> None:
+    """Write a file with int8 weights of a checkpoint that was written as `source` in float32."""
+    if target.int8.file is not None:
+        target.int8.file(source, path)
+    if target.int8.model is not None:
+        model = copy.deepcopy(checkpoint.model)
+        target.int8.model(model)
+        target.write(trace(replace(checkpoint, model=model), checkpoint.input.names(), example), path, None)
 
 
 def _record(
@@ -129,7 +140,8 @@ def _record(
     takes, blueprint = checkpoint.input, checkpoint.blueprint
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
-    packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with})
+    quantizing = target.int8.needs if options.int8 else ()
+    packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with, *quantizing})
     return Export(
         optin_version=__version__,
         options={

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import headline
-from optin_cli.exporting.registry import ExportError, Run, Target, Traced
+from optin_cli.exporting.registry import ExportError, Quantizer, Run, Target, Traced
 
 MOST_BYTES = 1_900_000_000
 """A protobuf message holds less than 2 GiB; beyond this, weights go into a file of their own."""
@@ -104,5 +104,5 @@ TARGET = Target(
     write=write,
     open=open_file,
     opsets=(18, 23),
-    quantize=quantize,
+    int8=Quantizer(file=quantize),
 )

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from optin_cli.exporting import onnx as for_onnx
-from optin_cli.exporting.registry import ExportError, Run, Target, Traced
+from optin_cli.exporting.registry import ExportError, Quantizer, Run, Target, Traced
 
 
 def write(traced: Traced, path: Path, _opset: int | None) -> None:
@@ -20,6 +20,19 @@ def write(traced: Traced, path: Path, _opset: int | None) -> None:
         except RuntimeError as error:
             lines = str(error).strip().splitlines()
             raise ExportError(f"OpenVINO does not translate this model: {lines[-1] if lines else error}") from error
+
+
+def quantize(source: Path, path: Path) -> None:
+    """Store the weights of matrix products and embeddings as int8 by NNCF, each output channel with a scale of its own.
+
+    Activations and sums stay float32.
+    """
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    openvino.save_model(compressed, path, compress_to_fp16=False)
 
 
 def open_file(path: str, threads: int) -> Run:
@@ -45,4 +58,5 @@ TARGET = Target(
     runs_with=("openvino",),
     write=write,
     open=open_file,
+    int8=Quantizer(needs=("nncf",), extra="int8", file=quantize),
 )

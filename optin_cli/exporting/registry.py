@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy
+    from torch import nn
     from torch.export import ExportedProgram
 
 
@@ -47,6 +48,21 @@ class Traced:
 
 
 @dataclass(frozen=True)
+class Quantizer:
+    """How a target stores weights as 8-bit integers: by changing a written file, or the model before it is traced.
+
+    needs: packages for it. extra: pip extra that brings them.
+
+    file: makes of a float32 file another. model: makes of a model, in place, one with such weights.
+    """
+
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
+    file: Callable[[Path, Path], None] | None = None
+    model: Callable[[nn.Module], None] | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """A format, and what writes and runs it.
 
@@ -57,7 +73,7 @@ class Target:
     write: stores a traced model under a path (and beside it, under names that begin alike), in an opset, and returns
     the opset it took. open: returns what runs a file on a number of CPU threads. Its source must be self-contained,
     with all imports inside: the certificate runs it in a process without optin. check: refuses a file that would run
-    code. quantize: makes of a float32 file one in which 8-bit integers stand for weights; None if there is no way.
+    code. int8: how it stores weights as 8-bit integers.
     """
 
     name: str
@@ -67,9 +83,9 @@ class Target:
     runs_with: tuple[str, ...]
     write: Callable[[Traced, Path, int | None], int | None]
     open: Callable[[str, int], Run]
+    int8: Quantizer
     opsets: tuple[int, int] | None = None
     check: Callable[[Path], None] = lambda _path: None
-    quantize: Callable[[Path, Path], None] | None = None
 
     @property
     def runtime(self) -> str:
@@ -77,9 +93,7 @@ class Target:
         return self.runs_with[0]
 
     def require_writing(self, opset: int | None, *, int8: bool = False) -> None:
-        """Refuse to write without packages to write and certify (ExportError), or in no form of it (UsageError)."""
-        if int8 and self.quantize is None:
-            raise UsageError(f"The target {self.name} has no --int8.", hint="Pass --to onnx with it, or leave it out.")
+        """Refuse to write without packages to write and certify (ExportError), or in another opset (UsageError)."""
         if opset is not None:
             if self.opsets is None:
                 raise UsageError(f"The target {self.name} has no opsets.", hint="Leave out --opset.")
@@ -87,15 +101,20 @@ class Target:
             if not least <= opset <= most:
                 raise UsageError(f"The opset {opset} is not within {least} to {most}, what the exporter writes.")
         self.require((*self.writes_with, *self.runs_with))
+        if int8:
+            _require(f"The target {self.name} with --int8", self.int8.needs, self.int8.extra)
 
     def require(self, packages: tuple[str, ...]) -> None:
         """Refuse to go on without its packages (ExportError with the pip extra that brings them)."""
-        missing = [name for name in packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ExportError(
-                f"The target {self.name} needs {' and '.join(missing)}, which is not installed.",
-                hint=f'pip install "optin-cli[{self.extra}]"',
-            )
+        _require(f"The target {self.name}", packages, self.extra)
+
+
+def _require(what: str, packages: tuple[str, ...], extra: str | None) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"{what} needs {' and '.join(missing)}, which is not installed.", hint=f'pip install "optin-cli[{extra}]"'
+        )
 
 
 TARGETS = ("onnx", "torch-export", "openvino")

@@ -4,8 +4,12 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from optin_cli.exporting.registry import ExportError, Run, Target, Traced
+from optin_cli.exporting.registry import ExportError, Quantizer, Run, Target, Traced
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLAIN = re.compile(
     r"""[^/]+/(data/(weights/(weight_\d+|\w+_config\.json)|constants/(tensor_\d+|\w+_config\.json)|sample_inputs/\w+\.pt)
@@ -23,6 +27,19 @@ def write(traced: Traced, path: Path, _opset: int | None) -> None:
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)
     torch.export.save(traced.program, path)
+
+
+def quantize(model: "nn.Module") -> None:
+    """Store the weights of linear layers as int8 by torchao, each output channel with a scale of its own, in place.
+
+    Embeddings, activations and sums stay float32: torchao's embeddings, and its products of integers, need operators of
+    its own, so that the file would not load with torch alone.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.utils import unwrap_tensor_subclass
+
+    quantize_(model, Int8WeightOnlyConfig())
+    unwrap_tensor_subclass(model)
 
 
 def check(path: Path) -> None:
@@ -79,5 +96,6 @@ TARGET = Target(
     runs_with=("torch",),
     write=write,
     open=open_file,
+    int8=Quantizer(needs=("torchao",), extra="int8", model=quantize),
     check=check,
 )

@@ -16,4 +16,4 @@ class ExportOptions(Checked):
 
     opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
     seq_len: int | None = shared(None, SEQ_LEN)
-    int8: bool = option(False, "--int8", "Store weights as 8-bit integers (onnx): a quarter of the bytes.")
+    int8: bool = option(False, "--int8", "Store weights as 8-bit integers: a quarter of the bytes.")

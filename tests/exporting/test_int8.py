@@ -1,5 +1,6 @@
 """Files with 8-bit weights: made from a certified float32 file, smaller, evaluated as any other, refused elsewhere."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.exporting import onnx as for_onnx
+from optin_cli.exporting.registry import Quantizer
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +68,39 @@ def test_a_file_that_gives_no_numbers_is_not_written(made, here, monkeypatch):
                 tensor.CopyFrom(onnx.numpy_helper.from_array(spoiled, tensor.name))
         onnx.save(model, path)
 
-    monkeypatch.setattr(for_onnx, "TARGET", replace(for_onnx.TARGET, quantize=spoil))
+    monkeypatch.setattr(for_onnx, "TARGET", replace(for_onnx.TARGET, int8=Quantizer(file=spoil)))
     run = call("export", made.bert, "--to", "onnx", "--int8", "-o", "spoiled")
     assert run.code == 1 and "not numbers" in run.err
     assert tree(here) == {}
 
 
-@pytest.mark.parametrize("target", ["torch-export", "openvino"])
-def test_targets_without_it_say_so(made, here, target):
-    run = call("export", made.bert, "--to", target, "--int8", "-o", "out")
-    assert run.code == 2 and "has no --int8" in run.err and "--to onnx" in run.err
+def weight_bytes(path):
+    if path.suffix == ".xml":
+        return path.with_suffix(".bin").stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(item.file_size for item in archive.infolist() if "/weights/weight_" in item.filename)
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "suffix"), [("torch-export", "torchao", "pt2"), ("openvino", "nncf", "xml")]
+)
+def test_other_targets_store_bytes_too(made, here, target, package, suffix):
+    for needed in (package, *(["openvino"] if target == "openvino" else [])):
+        pytest.importorskip(needed)
+    done("export", made.bert, "--to", target, "-o", "files")
+    done("export", made.bert, "--to", target, "--int8", "-o", "files")
+    small, whole = (record_of(here / "files" / f"model{kind}.{suffix}") for kind in (".int8", ""))
+    assert small.unquantized == whole.certificate and small.certificate.tolerance is None
+    assert package in small.versions and package not in whole.versions
+    assert weight_bytes(here / "files" / f"model.int8.{suffix}") < weight_bytes(here / "files" / f"model.{suffix}")
+    data = ("--task", "sst2", "--data", made.train, "--latency-runs", "0", "--json")
+    run = done("eval", f"files/model.int8.{suffix}", *data, "--against", f"files/model.{suffix}")
+    assert parse(Evaluation, run.out.encode(), "stdout").against.kl < 0.01
+
+
+def test_packages_that_are_missing_are_named_with_their_extra(made, here, monkeypatch):
+    lacking = replace(for_onnx.TARGET, int8=Quantizer(needs=("no_such_quantizer",), extra="int8"))
+    monkeypatch.setattr(for_onnx, "TARGET", lacking)
+    run = call("export", made.bert, "--to", "onnx", "--int8", "-o", "out")
+    assert run.code == 1 and "onnx with --int8 needs no_such_quantizer" in run.err and "optin-cli[int8]" in run.err
     assert tree(here) == {}
