@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from optin_cli.checkpoints.checkpoint import load as load
     from optin_cli.data.spec import DataSpec as DataSpec
     from optin_cli.diffing.diff import diff as diff
+    from optin_cli.evaluation.drafts import evaluate_draft as evaluate_draft
     from optin_cli.evaluation.evaluate import evaluate as evaluate
     from optin_cli.exporting.export import export as export
     from optin_cli.options.evaluation import AnswerOptions as AnswerOptions
     from optin_cli.options.evaluation import EvalOptions as EvalOptions
     from optin_cli.options.export import ExportOptions as ExportOptions
+    from optin_cli.options.generation import GenerationOptions as GenerationOptions
     from optin_cli.options.images import ImageOptions as ImageOptions
     from optin_cli.options.latency import LatencyOptions as LatencyOptions
     from optin_cli.options.refit import RefitOptions as RefitOptions
@@ -45,6 +47,7 @@ _API = {
     "search": "searching.search",
     "prune": "pruning.prune",
     "evaluate": "evaluation.evaluate",
+    "evaluate_draft": "evaluation.drafts",
     "write_measured": "pruning.model_card",
     "export": "exporting.export",
     "shrink": "sweeping.shrink",
@@ -58,6 +61,7 @@ _API = {
     "AnswerOptions": "options.evaluation",
     "EvalOptions": "options.evaluation",
     "ExportOptions": "options.export",
+    "GenerationOptions": "options.generation",
     "ImageOptions": "options.images",
     "LatencyOptions": "options.latency",
     "RefitOptions": "options.refit",

@@ -1,21 +1,37 @@
-"""Hashing, and writes that appear completely or not at all: renamed from a temporary name beside the target."""
+"""Reading and hashing, and writes that appear whole or not at all: renamed from a temporary name beside the target."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
 from optin_cli.errors import ArtifactError, OptinError
 
 STDIO = "-"
+RECORDS = ("optin.json", "vocabulary.json")
+"""Records of the folders that we write: of a pruned model, of one with fewer tokens."""
+SCHEMA = b'"schema": "optin.'
+"""What our records hold."""
+SHORT = 40
+"""Letters of an output's name that begin its temporary name, which may not be longer than the system allows."""
+MOST_BYTES = 1 << 26
+"""No JSON file of ours is larger."""
+MOST_FOREIGN_BYTES = 1 << 28
+"""Nor is a JSON file of other tools, such as a tokenizer's."""
+MOST_LEVELS = 100
+"""Nor does JSON nest more deeply."""
 
 
 class OutputError(OptinError):
@@ -35,19 +51,96 @@ def sha256_of(*contents: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: str | Path, what: str) -> bytes:
-    """Read a file, or standard input for "-" (ArtifactError if it is missing, is a folder, or cannot be read)."""
+def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
+    """Read a file, or standard input for "-".
+
+    Raises ArtifactError: it is missing, a folder, larger than `most` bytes, or cannot be read.
+    """
     if str(path) == STDIO:
-        content = sys.stdin.buffer.read()
+        content = _read_at_most(sys.stdin.buffer, most, "Standard input", what) if sys.stdin is not None else b""
         if not content:
             raise ArtifactError(f"Standard input is empty; expected a {what} file.")
         return content
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as stream:
+            return _read_at_most(stream, most, str(path), what)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; expected a {what} file.") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read as a {what} file: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(f"{path} cannot be read as a {what} file: {reason}.") from error
+
+
+def _read_at_most(stream: BinaryIO, most: int, name: str, what: str) -> bytes:
+    content = stream.read(most + 1)
+    if len(content) > most:
+        raise ArtifactError(f"{name} is larger than {most >> 20} MB; expected a {what} file.")
+    return content
+
+
+def parse_json(content: str | bytes, *, foreign: bool = False) -> Any:
+    """Parse JSON text in UTF-8.
+
+    foreign: a file of other tools, which may hold Infinity and NaN.
+
+    Raises ValueError: it is not JSON, too large, nested too deeply, has a key twice, or holds what is no finite number
+    or no valid text.
+    """
+    most = MOST_FOREIGN_BYTES if foreign else MOST_BYTES
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most >> 20} MB")
+    text = content if isinstance(content, str) else content.decode("utf-8")
+    constant, number = (float, float) if foreign else (_no_number, _finite)
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=constant, parse_float=number)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level, depth = _containers([value]), 0
+    while level:
+        depth += 1
+        if depth > MOST_LEVELS:
+            raise ValueError(_TOO_DEEP)
+        level = [inner for node in level for inner in _containers(node.values() if isinstance(node, dict) else node)]
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a character, {error.object[error.start : error.end]!a}") from None
+    return value
+
+
+def load_json(path: Path, *, foreign: bool = False) -> Any:
+    """Parse a JSON file (OSError if it cannot be read, ValueError as of `parse_json`)."""
+    most = MOST_FOREIGN_BYTES if foreign else MOST_BYTES
+    with path.open("rb") as stream:
+        return parse_json(stream.read(most + 1), foreign=foreign)
+
+
+_TOO_DEEP = f"it is nested more than {MOST_LEVELS} levels deep"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _containers(nodes: Iterable[Any]) -> list[Any]:
+    return [node for node in nodes if isinstance(node, (dict, list))]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def is_stream(path: Path) -> bool:
@@ -55,25 +148,59 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def check_output(path: Path, *, force: bool, folder: bool = False) -> None:
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, or holds the record of a model that we wrote."""
+    records = [folder / name for name in RECORDS]
+    return not any(folder.iterdir()) or any(
+        record.is_file() and SCHEMA in record.read_bytes()[:MOST_BYTES] for record in records
+    )
+
+
+def check_output(path: Path, *, force: bool, folder: bool = False, into: bool = False) -> None:
     """Refuse an output that exists or cannot be written, before any time is spent.
 
-    force: allow replacing an existing output (never a folder by a file). folder: the output is a folder.
+    Args:
+        force: allow replacing an existing output, which must not be a folder in the place of a file, nor a folder that
+            we did not write.
+        folder: the output is a folder. into: files are written into it, which does not replace it.
     """
     parent = path.parent
     with explained_os_errors(path):
-        if is_stream(path) and not folder:
-            return
+        if path.is_socket() or (is_stream(path) and folder):
+            what = "a socket" if path.is_socket() else "a device or pipe"
+            raise OutputError(f"{path} is {what}; expected the name of a {'folder' if folder else 'file'}.")
         if is_stream(path):
-            raise OutputError(f"{path} is a device or pipe; expected the name of a folder.")
-        if path.exists() and not force:
+            return
+        if os.path.lexists(path) and not force:
             raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
         if path.is_dir() and not folder:
             raise OutputError(f"{path} is a folder; expected a file to write.")
+        if path.is_dir() and not into and not is_ours(path):
+            raise OutputError(
+                f"{path} is a folder that optin did not write, so it is not replaced: it has no {RECORDS[0]}.",
+                hint="Pass -o to write elsewhere, or remove the folder yourself.",
+            )
         if not parent.exists():
             raise OutputError(f"The folder {parent} does not exist, so {path.name} cannot be written into it.")
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise OutputError(f"{parent} is not a folder that can be written to.")
+
+
+def check_apart(path: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse an output that is an input, holds one, or would replace a file in one; names that are no paths pass."""
+    with explained_os_errors(path):
+        for name in inputs:
+            if name is None or str(name) == STDIO or not Path(name).exists() or is_stream(Path(name)):
+                continue
+            output, given = path.resolve(), Path(name).resolve()
+            same = output == given or (path.exists() and path.samefile(given))
+            inside = output.is_relative_to(given) and path.exists()
+            if same or inside or given.is_relative_to(output):
+                how = "is" if same else "lies in" if inside else "holds"
+                raise OutputError(
+                    f"The output {path} {how} the input {name}, which writing it would destroy.",
+                    hint="Pass -o with another file or folder; --force does not allow this.",
+                )
 
 
 @contextlib.contextmanager
@@ -106,6 +233,78 @@ def _allowed(mode: int) -> int:
     return mode & ~umask
 
 
+NOREPLACE, EXCHANGE = 1, 2
+"""Flags of renameat2."""
+AT_WORKING_FOLDER = -100
+
+
+def _renameat2(source: Path, target: Path, flag: int) -> bool:
+    """Rename as one step of the file system, without replacing or by exchange; False where the system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if call is None:
+        return False
+    if call(AT_WORKING_FOLDER, os.fsencode(source), AT_WORKING_FOLDER, os.fsencode(target), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+def _publish(temporary: Path, path: Path, *, force: bool) -> None:
+    """Give what is finished its name. Only with `force` is anything replaced, which then has the temporary name.
+
+    Raises OutputError: without `force`, another process made `path` meanwhile.
+    """
+    is_folder = temporary.is_dir()
+    if not (force and os.path.lexists(path)):
+        try:
+            if _renameat2(temporary, path, NOREPLACE):
+                return
+        except FileExistsError as error:
+            raise OutputError(
+                f"{path} was written by another process meanwhile, and is left as it is.",
+                hint="Pass --force to replace it, or -o to write elsewhere.",
+            ) from error
+        check_output(path, force=force, folder=is_folder)
+    elif is_folder:
+        if not _renameat2(temporary, path, EXCHANGE):
+            _exchange_by_steps(temporary, path)
+        return
+    temporary.replace(path)
+
+
+def _exchange_by_steps(temporary: Path, path: Path) -> None:
+    """Replace a folder where the system cannot exchange two names."""
+    backup = _backup_of(path)
+    path.replace(backup)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        backup.replace(path)
+        raise
+    _remove(backup)
+
+
+def _backup_of(path: Path) -> Path:
+    """Where a folder waits while another takes its place, where the system cannot exchange the two."""
+    return path.with_name(f".{path.name[:SHORT]}.old")
+
+
+def _restore(path: Path) -> None:
+    """Put back a folder that a process which was killed had moved out of the way."""
+    backup = _backup_of(path)
+    if os.path.lexists(backup) and not os.path.lexists(path):
+        backup.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any failure."""
@@ -113,13 +312,13 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     if is_stream(path):
         raise OutputError(f"{path} is a device or pipe; expected the name of a file.")
     with explained_os_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:SHORT]}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
             temporary.chmod(_allowed(0o666))
-            temporary.replace(path)
+            _publish(temporary, path, force=force)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -128,31 +327,24 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
 
-    With `force`, an existing folder is set aside first and deleted only after the new one is in place.
+    With `force`, an existing folder and the new one exchange their names in one step where the system can. Elsewhere
+    the existing one waits under another name, from which the next run restores it if this one is killed.
     """
+    with explained_os_errors(path):
+        _restore(path)
     check_output(path, force=force, folder=True)
     with explained_os_errors(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        aside = temporary.with_suffix(".old")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:SHORT]}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(_allowed(0o777))
             for file in temporary.iterdir():  # safetensors makes files that their owner alone can read
                 if file.is_file():
                     file.chmod(_allowed(0o666))
-            if path.exists():
-                path.replace(aside)
-            temporary.replace(path)
-        except BaseException:
-            if aside.exists() and not path.exists():
-                aside.replace(path)
-            raise
+            _publish(temporary, path, force=force)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if aside.is_dir():
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                aside.unlink(missing_ok=True)
+            if os.path.lexists(temporary):
+                _remove(temporary)
 
 
 @contextlib.contextmanager

@@ -3,18 +3,22 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from optin_cli import files
 from optin_cli.errors import ArtifactError, OptinError
 from optin_cli.files import (
     OutputError,
     atomic_file,
     atomic_files,
     atomic_folder,
+    check_apart,
+    parse_json,
     read_bytes,
     sha256_of,
     write_bytes,
@@ -25,6 +29,12 @@ from optin_cli.files import (
 def fill(path: Path, text):
     """Write into what an atomic context yields: a file, or a folder with one file."""
     (path / "inner" if path.is_dir() else path).write_text(text)
+
+
+def ours(folder: Path):
+    """Make a folder one that optin wrote."""
+    if folder.is_dir():
+        (folder / "optin.json").write_text('{"schema": "optin.manifest/1"}')
 
 
 def content(path: Path):
@@ -41,6 +51,7 @@ def test_success_leaves_the_output_alone(atomic, tmp_path):
         with atomic(tmp_path / "out", force=force) as temporary:
             assert temporary.parent == tmp_path
             fill(temporary, text)
+            ours(temporary)
         assert content(tmp_path / "out") == text
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
     umask = os.umask(0o022)
@@ -58,6 +69,7 @@ def test_failure_leaves_nothing_and_harms_nothing(atomic, tmp_path, error, exist
     if existing:
         with atomic(out) as temporary:
             fill(temporary, "old")
+            ours(temporary)
     expected = OutputError if isinstance(error, OSError) else error if isinstance(error, type) else type(error)
     with pytest.raises(expected), atomic(out, force=True) as temporary:
         fill(temporary, "half")
@@ -72,6 +84,7 @@ def test_full_disk_is_an_output_error(atomic, tmp_path, monkeypatch, existing):
     if existing:
         with atomic(out) as temporary:
             fill(temporary, "old")
+            ours(temporary)
 
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -84,10 +97,17 @@ def test_full_disk_is_an_output_error(atomic, tmp_path, monkeypatch, existing):
     assert [p.name for p in tmp_path.iterdir()] == ["out"] * existing
 
 
+def no_exchange(_source, _target, _flag):
+    """A system without renameat2."""
+    return False
+
+
 def test_a_failing_rename_restores_the_existing_output(atomic, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with atomic(out) as temporary:
         fill(temporary, "old")
+        ours(temporary)
+    monkeypatch.setattr(files, "_renameat2", no_exchange)
     rename = Path.replace
 
     def refuse(self, target):
@@ -175,3 +195,157 @@ def test_files_move_into_a_folder_that_is_there_with_the_folders_they_are_in(tmp
             (temporary / name).write_text(name)
     found = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.is_file()}
     assert found == {"record": "record", "inner/new": "inner/new", "inner/old": "stays"}
+
+
+# What is replaced, and what is not
+
+
+def old_and_new(atomic, out, **options):
+    with atomic(out) as temporary:
+        fill(temporary, "old")
+        ours(temporary)
+    with atomic(out, **options) as temporary:
+        fill(temporary, "new")
+
+
+@pytest.mark.parametrize("system", [files._renameat2, no_exchange], ids=["renameat2", "without"])
+def test_replacing_leaves_the_new_output_alone(atomic, tmp_path, monkeypatch, system):
+    monkeypatch.setattr(files, "_renameat2", system)
+    old_and_new(atomic, tmp_path / "out", force=True)
+    assert content(tmp_path / "out") == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("system", [files._renameat2, no_exchange], ids=["renameat2", "without"])
+def test_the_second_of_two_runs_is_refused(atomic, tmp_path, monkeypatch, system):
+    monkeypatch.setattr(files, "_renameat2", system)
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"out (was written by another process|already exists)"), atomic(out) as mine:
+        fill(mine, "mine")
+        with atomic(out) as theirs:
+            fill(theirs, "theirs")
+    assert content(out) == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_is_there_at_every_instant_while_it_is_replaced(tmp_path, monkeypatch):
+    seen = []
+    system = files._renameat2
+
+    def watched(*args):
+        seen.append(content(tmp_path / "out") if args[2] == files.EXCHANGE else None)
+        done = system(*args)
+        seen.append(content(tmp_path / "out"))
+        return done
+
+    monkeypatch.setattr(files, "_renameat2", watched)
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("two renames leave a gap"))
+    old_and_new(atomic_folder, tmp_path / "out", force=True)
+    assert seen == [None, "old", "old", "new"]
+
+
+def test_a_backup_is_restored_by_the_next_run(tmp_path):
+    (tmp_path / ".out.old").mkdir()
+    fill(tmp_path / ".out.old", "old")
+    with pytest.raises(OutputError, match="already exists"), atomic_folder(tmp_path / "out"):
+        pass
+    assert content(tmp_path / "out") == "old"
+
+
+@pytest.mark.parametrize("name", ["optin.json", "thesis.tex"])
+def test_a_folder_of_others_is_not_replaced(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("work")
+    with pytest.raises(OutputError, match="did not write"), atomic_folder(tmp_path / "out", force=True):
+        pass
+    assert (tmp_path / "out" / name).read_text() == "work"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(atomic, tmp_path):
+    out, real = tmp_path / "out", tmp_path / "real"
+    with atomic(real) as temporary:
+        fill(temporary, "real")
+        ours(temporary)
+    for target in ("nothing", "out", "real"):
+        out.symlink_to(target)
+        with pytest.raises(OutputError), atomic(out):
+            pass
+        assert out.is_symlink()
+        with atomic(out, force=True) as temporary:
+            fill(temporary, "new")
+        assert not out.is_symlink() and content(out) == "new" and content(real) == "real"
+        files._remove(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["real"]
+
+
+@pytest.mark.parametrize("length", [242, 255])
+def test_names_may_be_as_long_as_the_system_allows(atomic, tmp_path, length):
+    with atomic(tmp_path / ("o" * length)) as temporary:
+        fill(temporary, "new")
+    assert content(tmp_path / ("o" * length)) == "new"
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "how"),
+    [
+        ("in", "in", "is"),
+        ("link", "in", "is"),
+        (".", "in", "holds"),
+        ("in/file", "in", "lies in"),
+        ("in/file", "in/file", "is"),
+        ("in/../in", "in", "is"),
+    ],
+)
+def test_outputs_that_would_destroy_an_input_are_refused(tmp_path, output, given, how):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_text("work")
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(OutputError, match=f"{how} the input"):
+        check_apart(tmp_path / output, [None, "-", "no such task", tmp_path / given])
+
+
+def test_outputs_beside_an_input_pass(tmp_path):
+    (tmp_path / "in").mkdir()
+    check_apart(tmp_path / "out", [tmp_path / "in"])
+    check_apart(tmp_path / "in" / "new", [tmp_path / "in"])
+
+
+# JSON
+
+
+@pytest.mark.parametrize("content", [b'{"a": [1, 2.5, null, true, "t\xc3\xa9"]}', "[]", b'"\\ud83d\\ude00"', b"-0.0"])
+def test_json_is_read_as_it_is(content):
+    assert parse_json(content) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff", "utf-8"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' is given twice"),
+        ("[NaN]", "NaN is not a number"),
+        ("[-Infinity]", "-Infinity is not a number"),
+        ("[1e999]", "1e999 is too large"),
+        ("[" * 101 + "]" * 101, "nested more than 100 levels"),
+        ("[" * 100_000, "nested more than 100 levels"),
+        ('{"a":' * 100_000, "nested more than 100 levels"),
+        (r'["\ud800"]', "half a character"),
+        (r'{"\udfff": 1}', "half a character"),
+        (f"[{'1' * 5000}]", "digits"),
+    ],
+)
+def test_json_that_is_refused(content, words):
+    with pytest.raises(ValueError, match=words):
+        parse_json(content)
+
+
+def test_other_tools_may_write_infinity():
+    assert parse_json("[Infinity]", foreign=True) == [float("inf")]
+    with pytest.raises(ValueError, match="twice"):
+        parse_json('{"a": 1, "a": 2}', foreign=True)
+
+
+def test_input_without_end_is_read_to_a_limit():
+    with pytest.raises(ArtifactError, match="/dev/zero is larger than 64 MB; expected a mask file"):
+        read_bytes("/dev/zero", "mask")

@@ -6,13 +6,15 @@ each name and shape against a model.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 OutputKind = Literal["categorical", "bernoulli", "real"]
 Layout = Literal["BTC", "TBC", "BHWC", "BCHW"]
 LibraryName = Literal["transformers", "timm"]
+Width = int | str | list[int | str]
+"""A number, an attribute that holds it, or several whose product it is."""
 Purpose = Literal[
     "classification",
     "multi-label",
@@ -37,14 +39,14 @@ class SliceRule(_Strict):
     """Parameters (paths relative to the block) of which one axis carries the units.
 
     A listed parameter that is None in the model (a Linear without bias) is passed over; one whose module
-    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's,
-    given as in a group.
+    does not exist is an error unless `optional`. unit_width: entries of a unit here, where they are not the group's.
+    parts: how many parts of that width there are one after another, or the width of a unit in each.
     """
 
     parameters: list[str] = Field(min_length=1)
     axis: int = Field(ge=0)
-    parts: int = Field(1, ge=1)
-    unit_width: int | str | list[int | str] | None = None
+    parts: Annotated[int, Field(ge=1)] | Annotated[list[Width], Field(min_length=1)] = 1
+    unit_width: Width | None = None
     optional: bool = False
 
 
@@ -128,34 +130,45 @@ class GroupRule(_Strict):
     which any keeps a block from having it.
     gate: the module whose input is masked, where something between it and the consumer mixes units
     (squeeze-and-excitation); the consumer itself where None.
+    inside: what `gate` is where units pass within it, by `model/experts.py`. reads: the parameter by which the
+    consumer reads units, where that is not its `weight`.
     residual_sum: the module whose input is the consumer's output, possibly scaled and rearranged, plus the
     residual stream; None where that sum is the block's output. residual: false where there is no such stream.
     rows: axis of the consumer's input and output that holds the samples.
-    unit_width: columns of a unit: a number, an attribute that holds it, or several whose product it is.
-    least: fewest units that the block can run with. count: an attribute that holds the number of units, where none
-    holds the width of one. attend: an attention whose own forward takes its input's width for its heads', or reads its
-    consumer's weights without calling it.
+    unit_width: columns of a unit.
+    least: fewest units that the block can run with, or an attribute that holds that number. count: an attribute that
+    holds the number of units, where none holds the width of one. attend: an attention whose own forward takes its
+    input's width for its heads', or reads its consumer's weights without calling it.
     query_key: of heads whose queries and keys meet in a plain inner product, so that they can have fewer dimensions.
+    set_units, set_width, set_each: attributes that hold the number of units, that of columns, or so many for each unit;
+    one of a module's config changes for that module alone.
+    constant: modules with slices that cost as many MACs for any number of units.
+    norms: root mean square norms over the columns of all units, each with a slice of its weight.
     config: None where the library's config cannot state that there are fewer units.
     """
 
-    kind: Literal["head", "neuron", "channel"]
+    kind: Literal["head", "neuron", "channel", "expert"]
     name: str | None = None
     types: list[str] = []
     when: dict[str, list[str]] = {}
     unless: dict[str, list[str]] = {}
     consumer: str
     gate: str | None = None
+    inside: Literal["router", "experts"] | None = None
+    reads: str | None = None
     residual_sum: str | None = None
     residual: bool = True
     rows: int = Field(0, ge=0)
-    least: int = Field(0, ge=0)
-    unit_width: int | str | list[int | str] = 1
+    least: Annotated[int, Field(ge=0)] | str = 0
+    unit_width: Width = 1
     count: str | None = None
     slices: list[SliceRule] = Field(min_length=1)
     set_units: list[str] = []
     set_width: list[str] = []
+    set_each: dict[str, Width] = {}
+    norms: list[str] = []
     mixer: str | None = None
+    constant: list[str] = []
     select: list[SelectRule] = []
     attend: str | None = None
     empty: EmptyRule | None = None
@@ -181,6 +194,16 @@ class TokenRule(_Strict):
     special: list[str]
 
 
+class DepthRule(_Strict):
+    """How the library's config states how many blocks a stack has, any of which may go.
+
+    count: its key. per_block: keys that hold one value for each block, where a config has them.
+    """
+
+    count: str
+    per_block: list[str] = []
+
+
 class StackRule(_Strict):
     """An ordered run of blocks; `*` in `blocks` stands for the index of a module list.
 
@@ -189,6 +212,7 @@ class StackRule(_Strict):
     whole model, outside the base model.
     "@next" in a group's paths is the next block of the stack, for the last one `after_last`. "@NAME" is the first
     module between a block and the next whose class is among `between[NAME]`. tokens: None where they cannot merge.
+    depth: None where blocks cannot go as a whole.
     """
 
     name: str
@@ -200,6 +224,7 @@ class StackRule(_Strict):
     between: dict[str, list[str]] = {}
     layout: Layout = "BTC"
     tokens: TokenRule | None = None
+    depth: DepthRule | None = None
     groups: list[GroupRule] = Field(min_length=1)
 
 
@@ -264,10 +289,11 @@ class EarlierRule(_Strict):
     a path that none begins is the same there. Layers of ours that have one name there are one, with the rows of all.
     sizes: attributes there that have no counterpart here. empty: modules of ours that may be emptied, and the rule
     there. arguments: modules of ours of which arguments are selected, and the names of these there. config: keys that
-    the library's config had, and the dotted keys under which ours has their values. unread: dotted keys of ours that
-    these models never read, and that classes there refuse. needs: what some models have under the same path here and
-    there, and that classes there may lack or ignore. since: the first version that builds such models as described;
-    None where all that optin works with do.
+    the library's config had, and the dotted keys under which ours has their values. absent: dotted keys inside those
+    values, and what each is where earlier configs lack the whole. unread: dotted keys of ours that these models never
+    read, and that classes there refuse. needs: what some models have under the same path here and there, and that
+    classes there may lack or ignore. since: the first version that builds such models as described; None where all that
+    optin works with do.
     """
 
     names: dict[str, str] = {}
@@ -275,6 +301,7 @@ class EarlierRule(_Strict):
     empty: dict[str, EmptyRule] = {}
     arguments: dict[str, dict[str, str]] = {}
     config: dict[str, str] = {}
+    absent: dict[str, str] = {}
     unread: list[str] = []
     needs: list[NeedRule] = []
     since: str | None = None
@@ -302,6 +329,7 @@ class EarlierRule(_Strict):
             },
             arguments={at(here, ours): names for ours, names in self.arguments.items()},
             config=self.config,
+            absent=self.absent,
             unread=self.unread,
             needs=[need.model_copy(update={"path": at(here, need.path)}) for need in self.needs],
             since=self.since,
@@ -315,6 +343,7 @@ class EarlierRule(_Strict):
             empty={**self.empty, **other.empty},
             arguments={**self.arguments, **other.arguments},
             config={**self.config, **other.config},
+            absent={**self.absent, **other.absent},
             unread=[*self.unread, *other.unread],
             needs=[*self.needs, *other.needs],
             since=self.since or other.since,
@@ -356,7 +385,8 @@ class OutputRule(_Strict):
     `over` is "classes" when `axis` holds the distribution (one per token, query or pixel if there are more axes),
     "tokens" when it runs over the positions of the sequence, "each-token" when every position has one of its own, and
     "entries" when every entry has, such as each pixel of each query's mask. weight: by which lambda is multiplied for
-    this output: hidden states, which the trajectory holds anyway, are on another scale than logits.
+    this output: hidden states, which the trajectory holds anyway, are on another scale than logits. tokenwise: each
+    token's distribution is a function of its last hidden state alone, so that some can be computed at a time.
     """
 
     name: str
@@ -364,6 +394,7 @@ class OutputRule(_Strict):
     over: Literal["classes", "tokens", "each-token", "entries"] = "classes"
     axis: int = -1
     weight: float = Field(default=1.0, gt=0)
+    tokenwise: bool = False
     kind_by_problem_type: dict[str, OutputKind] = {}
 
 

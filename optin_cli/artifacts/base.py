@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -23,16 +24,25 @@ from pydantic import (
 )
 
 from optin_cli.errors import ArtifactError, problems
+from optin_cli.files import parse_json
+from optin_cli.options.common import MOST_LENGTH, MOST_ROWS
 
 Options = dict[str, JsonValue]
 Vector32 = NDArray[np.float32]
 Vector64 = NDArray[np.float64]
 
 
-class Frozen(BaseModel):
-    """Immutable record; unknown keys are refused."""
+MOST_UNITS = 1 << 20
+"""Most units of a group."""
+Side = Annotated[int, Field(ge=1, le=MOST_LENGTH)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+class Frozen(BaseModel):
+    """Immutable record; unknown keys, and numbers that are not finite, are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Source(Frozen):
@@ -51,12 +61,22 @@ class Source(Frozen):
 
 
 class Artifact(Frozen):
-    """Common fields of every artifact. No timestamps or machine paths: equal runs give equal bytes."""
+    """Common fields of every artifact. No timestamps or machine paths: equal runs give equal bytes.
+
+    needs: roles of the inputs that none of its kind lacks.
+    """
 
     kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
     optin_version: str
     options: Options
     inputs: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> Artifact:
+        if missing := [role for role in self.needs if role not in self.inputs]:
+            raise ValueError(f"its inputs lack the {missing[0]}")
+        return self
 
     def dump(self) -> str:
         """Format as JSON text ending in a newline."""
@@ -66,9 +86,9 @@ class Artifact(Frozen):
 class Totals(Frozen):
     """Cost of a whole model. MACs count matrix products, convolutions and attention."""
 
-    macs: int
-    parameters: int
-    bytes: int
+    macs: int = Field(ge=1)
+    parameters: int = Field(ge=1)
+    bytes: int = Field(ge=0)
 
 
 class Workload(Frozen):
@@ -77,9 +97,9 @@ class Workload(Frozen):
     resized: true where the user asked for another image size than the checkpoint's preprocessing makes.
     """
 
-    batch_size: int = 1
-    seq_len: int | None = None
-    image: tuple[int, int, int] | None = None
+    batch_size: int = Field(default=1, ge=1, le=MOST_ROWS)
+    seq_len: int | None = Field(default=None, ge=1, le=MOST_LENGTH)
+    image: tuple[Side, Side, Side] | None = None
     resized: bool | None = None
 
     @model_validator(mode="after")
@@ -133,8 +153,8 @@ A = TypeVar("A", bound=Artifact)
 def parse(kind: type[A], content: str | bytes, name: str) -> A:
     """Parse and validate JSON text as an artifact of `kind`; all problems are reported together."""
     try:
-        raw = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raw = parse_json(content)
+    except ValueError as error:
         raise ArtifactError(f"{name} is not valid JSON: {error}.", hint=f"Expected a {kind.kind} file.") from error
     return validate(kind, raw, name)
 
@@ -148,7 +168,7 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
         what = f"a {made_by[1]} file" if made_by else "not an optin artifact of that kind"
         raise ArtifactError(f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).")
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         raise ArtifactError(f"{name} is not a valid {kind.kind} file:\n{problems(error)}") from error
 

@@ -1,19 +1,24 @@
 """Costs recorded in artifacts: MACs and parameters per unit and group, and how they depend on merged tokens."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
+from optin_cli.artifacts.base import MOST_UNITS, Artifact, Count, Frozen, NotNegative, Side, Totals, Workload
 from optin_cli.options.scoring import UNITS
+
+ROUNDING = 1e-6
+"""Largest relative error of a sum of recorded costs."""
 
 
 class SharedCost(Frozen):
     """Cost that one unit of each of two groups shares, in weights indexed by both."""
 
-    macs: float
-    parameters: int
+    macs: NotNegative
+    parameters: Count
 
 
 class ConfigCounts(Frozen):
@@ -22,8 +27,8 @@ class ConfigCounts(Frozen):
     divisor_of: what they must divide, None for anything.
     """
 
-    step: int = 1
-    divisor_of: int | None = None
+    step: int = Field(default=1, ge=1)
+    divisor_of: int | None = Field(default=None, ge=1)
 
     def allows(self, count: int) -> bool:
         """Whether the config can state `count` units."""
@@ -46,19 +51,30 @@ class GroupCost(Frozen):
 
     kind: str
     block: str
-    units: int
-    unit_width: int = 1
-    unit_macs: float
-    unit_parameters: int
-    least: int = 0
+    units: int = Field(ge=1, le=MOST_UNITS)
+    unit_width: int = Field(default=1, ge=1)
+    unit_macs: NotNegative
+    unit_parameters: Count
+    least: Count = 0
     shared: dict[str, SharedCost] = Field(default_factory=dict)
     config: ConfigCounts | None = Field(default=None, alias="stock")
+
+
+def require_within(groups: Mapping[str, GroupCost], totals: Totals) -> None:
+    """Refuse groups that cost more than the whole model that they are in (ValueError)."""
+    for name, group in groups.items():
+        if group.units * group.unit_macs > totals.macs * (1 + ROUNDING):
+            raise ValueError(f"{name} takes {group.units * group.unit_macs:,.0f} MACs of the model's {totals.macs:,}")
+        if group.units * group.unit_parameters > totals.parameters:
+            parameters = group.units * group.unit_parameters
+            raise ValueError(f"{name} takes {parameters:,} parameters of the model's {totals.parameters:,}")
 
 
 class Profile(Artifact):
     """`optin profile`: cost of the whole model and of each group's units."""
 
     kind: ClassVar[str] = "profile"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.profile/1"] = Field(default="optin.profile/1", alias="schema")
     family: str
     architecture: str
@@ -66,12 +82,17 @@ class Profile(Artifact):
     totals: Totals
     groups: dict[str, GroupCost]
 
+    @model_validator(mode="after")
+    def _check(self) -> Profile:
+        require_within(self.groups, self.totals)
+        return self
+
 
 class BlockCost(Frozen):
     """MACs of a block for the whole sequence, and the part that grows with the square of its length."""
 
-    macs: float
-    square: float
+    macs: NotNegative
+    square: NotNegative
 
 
 class TokenCosts(Frozen):
@@ -81,11 +102,17 @@ class TokenCosts(Frozen):
     unit_square: by group name, the MACs of a unit that grow with the square of the length.
     """
 
-    length: int
-    special: int
-    width: int
+    length: Side
+    special: Count
+    width: int = Field(ge=1)
     blocks: dict[str, BlockCost]
-    unit_square: dict[str, float]
+    unit_square: dict[str, NotNegative]
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenCosts:
+        if self.special >= self.length:
+            raise ValueError(f"{self.special} of {self.length} tokens are special, so that none may merge")
+        return self
 
 
 class TokenExchange(Frozen):
@@ -96,18 +123,34 @@ class TokenExchange(Frozen):
     importance of tokens over that of units; tokens' importances were multiplied by it.
     """
 
+    share: NotNegative
+    units_lost: NotNegative
+    units_distance: NotNegative
+    tokens_lost: NotNegative
+    tokens_distance: NotNegative
+    rate: NotNegative
+
+
+class BlockExchange(Frozen):
+    """Losses of refitted models, measured without units at one share of the MACs, and without 1, 2, … whole blocks.
+
+    units_lost: importance lost at that share by removing units. units_distance: trajectory distance of that model, once
+    refitted, from the original. depths: how many blocks went; distances: of the refitted models without them.
+    """
+
     share: float
     units_lost: float
     units_distance: float
-    tokens_lost: float
-    tokens_distance: float
-    rate: float
+    depths: list[int]
+    distances: list[float]
 
 
 TOKEN = UNITS["tokens"]
 """Kind of the groups whose units are tokens."""
 HEAD_DIM = UNITS["head-dims"]
 """Kind of the groups whose units are dimensions of queries and keys."""
+BLOCK = UNITS["blocks"]
+"""Kind of the groups whose only unit is a whole block, with all other groups of it."""
 
 
 def merges_at(shares: Sequence[int], units: int) -> list[int]:

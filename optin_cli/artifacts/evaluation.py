@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload, timed_on
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload, timed_on
+from optin_cli.artifacts.generation import Draft, Generation
 
 
 class Measure(Frozen):
@@ -19,15 +20,20 @@ def with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
+def drop_words(drop: float, *, relative: bool) -> str:
+    """A drop with its sign, in words: in percent where it is relative."""
+    return f"{drop:+.1%}" if relative else f"{drop:+.4f}"
+
+
 class Latency(Workload):
     """Median wall time of a forward pass. runtime: torch, or the runtime of an exported file."""
 
-    runs: int
+    runs: int = Field(ge=1)
     device: str
     runtime: str = "torch"
-    threads: int
-    median_ms: float
-    samples_per_second: float
+    threads: int = Field(ge=1)
+    median_ms: NotNegative
+    samples_per_second: NotNegative
 
     @property
     def timed_on(self) -> str:
@@ -38,9 +44,10 @@ class Latency(Workload):
 class Comparison(Frozen):
     """Comparison with another model on the same samples; ratios are this over other.
 
-    runtime, metrics, class_iou: of the other. agreement: share of samples, or of pixels, of the same class; of the same
-    classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of this model's
-    distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's values.
+    runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
+    of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
+    this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
     """
 
     name: str
@@ -49,12 +56,14 @@ class Comparison(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     class_iou: dict[str, float | None] = Field(default_factory=dict)
     drop: float | None
+    relative_drop: bool = False
     agreement: float | None
     kl: float | None
-    macs_ratio: float
-    parameters_ratio: float
-    bytes_ratio: float
-    latency_ratio: float | None
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
+    bytes_ratio: NotNegative
+    latency_ratio: NotNegative | None
+    generation: Generation | None = None
 
     @property
     def known_metrics(self) -> dict[str, float]:
@@ -79,22 +88,28 @@ class Evaluation(Artifact):
     """`optin eval`: task metric, size and speed of a checkpoint.
 
     class_iou: in semantic segmentation, intersection over union of each class by name, None for one that is nowhere.
-    truncated: texts whose ends were cut off, at `options["max_length"]` tokens. notes: what makes a value suspicious.
+    truncated: texts whose ends were cut off, at `options["max_length"]` tokens. tokens: of running text that were
+    predicted, whose samples are windows. notes: what makes a value suspicious. generation: speed of generating text.
+    draft: what the checkpoint is worth as the draft of another model.
     """
 
     kind: ClassVar[str] = "eval"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.eval/1"] = Field(default="optin.eval/1", alias="schema")
     task: str | None
     split: str
-    samples: int
+    samples: Count
     metric: Measure | None
     metrics: dict[str, float]
-    standard_error: float | None
+    standard_error: NotNegative | None
     class_iou: dict[str, float | None] = Field(default_factory=dict)
-    truncated: int = 0
+    truncated: Count = 0
+    tokens: Count | None = None
     notes: tuple[str, ...] = ()
     pictures: tuple[DrawnScene, ...] = ()
     workload: Workload
     totals: Totals
     latency: Latency | None
+    generation: Generation | None = None
+    draft: Draft | None = None
     against: Comparison | None

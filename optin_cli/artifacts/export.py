@@ -25,17 +25,30 @@ class ExportProbe(Frozen):
     difference: float
 
 
+class Continuation(Frozen):
+    """What a runtime makes of texts, against the model with its own tokenizer.
+
+    texts: how many both split into the same tokens. tokens: that were generated greedily, over all prompts; agreed:
+    of these, how many are the model's, up to the first of each prompt that is not.
+    """
+
+    texts: int
+    tokens: int
+    agreed: int
+
+
 class ExportCertificate(Frozen):
     """Proof by the runtime in a fresh process without optin.
 
-    difference: the largest over all probes. tolerance: most that was allowed; None where integers stand for weights,
-    which is measured, not proved.
+    difference: the largest over all probes. tolerance: most that was allowed; None where weights are stored less
+    exactly, which is measured, not proved. continuation: where the runtime has the tokenizer too.
     """
 
     loader: str
     probes: list[ExportProbe] = Field(min_length=1)
     difference: float
     tolerance: float | None
+    continuation: Continuation | None = None
 
 
 class Export(Artifact):
@@ -43,7 +56,7 @@ class Export(Artifact):
 
     files: sha256 by name of the file (first) and of the files that hold its weights. takes, gives: input and output
     tensors by name. reserved_positions: rows of the position table that no token uses. opset: ONNX opset version.
-    unquantized: certificate of the float32 file that one of int8 was made from.
+    unquantized: certificate of the float32 file that one with less exact weights was made from.
     """
 
     kind: ClassVar[str] = "export"

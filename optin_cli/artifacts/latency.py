@@ -7,24 +7,29 @@ for removing units.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Vector64, Workload, timed_on
+from optin_cli.artifacts.base import MOST_UNITS, Artifact, Frozen, Vector64, Workload, timed_on
 
 MOST_LEVELS = 128
 """Up to how many counts of kept units of a group a latency budget is searched over; larger groups go in steps."""
 
 
+MOST_MS = 1e9
+"""Longest time that is believed: twelve days."""
+Milliseconds = Annotated[float, Field(ge=-MOST_MS, le=MOST_MS)]
+Units = Annotated[int, Field(ge=0, le=MOST_UNITS)]
+
+
 class Ladder(Frozen):
     """Milliseconds that a group's kept units add over the fewest measured; both lists ascend in units."""
 
-    units: list[int] = Field(min_length=1)
-    ms: list[float]
+    units: list[Units] = Field(min_length=1)
+    ms: list[Milliseconds]
 
     @model_validator(mode="after")
     def _check(self) -> Ladder:
@@ -32,8 +37,6 @@ class Ladder(Frozen):
             raise ValueError(f"{len(self.units)} counts of units have {len(self.ms)} times")
         if self.units[0] < 0 or any(low >= high for low, high in zip(self.units, self.units[1:], strict=False)):
             raise ValueError("counts of units must be ascending")
-        if not all(math.isfinite(ms) for ms in self.ms):
-            raise ValueError("times must be finite numbers")
         return self
 
     def curve(self) -> Vector64:
@@ -51,11 +54,12 @@ class LatencyTable(Artifact):
     """
 
     kind: ClassVar[str] = "latency"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.latency/1"] = Field(default="optin.latency/1", alias="schema")
     workload: Workload
     device: str
-    threads: int
-    total_ms: float = Field(gt=0)
+    threads: int = Field(ge=1)
+    total_ms: float = Field(gt=0, le=MOST_MS)
     groups: dict[str, Ladder]
     versions: dict[str, str]
 
@@ -69,8 +73,9 @@ class LatencyTable(Artifact):
         return {name: ladder.curve() / self.total_ms for name, ladder in self.groups.items()}
 
     def reached(self, counts: Mapping[str, int]) -> float:
-        """Predicted share of the whole model's time that remains with the given counts of kept units."""
-        return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in self.curves().items())
+        """Predicted share of the whole model's time that remains with these counts of kept units; other groups stay."""
+        curves = {name: curve for name, curve in self.curves().items() if name in counts}
+        return 1.0 - sum(float(curve[-1] - curve[counts[name]]) for name, curve in curves.items())
 
 
 def isotonic(values: Vector64) -> Vector64:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Workload
+from optin_cli.artifacts.base import MOST_UNITS, Artifact, Frozen, NotNegative, Workload
 
 
 def layout_class(group: str, block: str) -> str:
@@ -14,13 +14,14 @@ def layout_class(group: str, block: str) -> str:
     return f"{block.partition('.')[0]}.{group.removeprefix(f'{block}.')}"
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Kept = dict[str, list[int]]
 
 
 class GroupMask(Frozen):
     """Kept unit indices of one group, ascending."""
 
-    units: int = Field(ge=1)
+    units: int = Field(ge=1, le=MOST_UNITS)
     kept: list[int]
 
     @model_validator(mode="after")
@@ -36,11 +37,24 @@ class GroupMask(Frozen):
         return self
 
 
+MOST_IN_ALL = 1 << 24
+"""Most units of all groups together."""
+
+
+def _require_few(groups: dict[str, GroupMask]) -> dict[str, GroupMask]:
+    if (units := sum(group.units for group in groups.values())) > MOST_IN_ALL:
+        raise ValueError(f"the groups have {units} units in all; expected at most {MOST_IN_ALL}")
+    return groups
+
+
+Groups = Annotated[dict[str, GroupMask], AfterValidator(_require_few)]
+
+
 class Budget(Frozen):
     """Asked and reached shares of the whole model (0 to 1)."""
 
-    asked: dict[str, float]
-    reached: dict[str, float]
+    asked: dict[str, Share]
+    reached: dict[str, Share]
 
 
 class Mask(Artifact):
@@ -54,9 +68,9 @@ class Mask(Artifact):
     schema_: Literal["optin.mask/1"] = Field(default="optin.mask/1", alias="schema")
     workload: Workload
     budget: Budget
-    importance_lost: float | None
-    ragged_importance_lost: float | None = None
-    groups: dict[str, GroupMask]
+    importance_lost: NotNegative | None
+    ragged_importance_lost: NotNegative | None = None
+    groups: Groups
 
     @property
     def kept(self) -> Kept:

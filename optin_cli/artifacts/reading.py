@@ -1,7 +1,6 @@
 """Read any artifact by its own schema. Importing this module does not import torch."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,8 +15,8 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import HEADER, Scores, ScoresHeader, read_scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
-from optin_cli.errors import ArtifactError, OptinError
-from optin_cli.files import STDIO, read_bytes, sha256_of
+from optin_cli.errors import ArtifactError, OptinError, first_line
+from optin_cli.files import MOST_BYTES, SCHEMA, STDIO, parse_json, read_bytes, sha256_of
 
 KINDS: tuple[type[Artifact], ...] = (
     Profile,
@@ -32,8 +31,6 @@ KINDS: tuple[type[Artifact], ...] = (
 )
 SCHEMAS = {str(kind.model_fields["schema_"].default): kind for kind in KINDS}
 Content = TypeVar("Content", bound=Artifact | Scores)
-MOST_BYTES = 1 << 26
-"""No JSON artifact is larger than this; a folder's larger files are passed over."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
         scores = read_scores(path)
         return Read(name, scores.source(name).sha256, scores, folder)
     try:
-        raw = json.loads(read_bytes(path, "optin"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raw = parse_json(read_bytes(path, "optin"))
+    except ValueError as error:
         raise ArtifactError(f"{path} is neither a safetensors file nor valid JSON: {error}.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(schema, str) or schema not in SCHEMAS:
@@ -89,18 +86,22 @@ def holds_scores(path: Path) -> bool:
         if size > MOST_BYTES:
             return False
         try:
-            return HEADER in (json.loads(stream.read(size)).get("__metadata__") or {})
+            return HEADER in (parse_json(stream.read(size)).get("__metadata__") or {})
         except (ValueError, AttributeError):
-            return False
+            return False  # not a file of ours, or damaged
 
 
-def artifacts_in(folder: Path) -> Iterator[Read[Artifact | Scores]]:
-    """Yield the valid artifacts in a folder, by name; other files are skipped."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+def artifacts_in(folder: Path, note: Callable[[str], None] | None = None) -> Iterator[Read[Artifact | Scores]]:
+    """Yield the valid artifacts in a folder, by name; other files, and hidden ones, are skipped.
+
+    note: is told of files of ours that are not valid.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         small = path.stat().st_size <= MOST_BYTES
         named = (path.suffix == ".json" and small) or (path.suffix == ".safetensors" and holds_scores(path))
         if named:
             try:
                 yield read_artifact(path)
-            except OptinError:
-                continue
+            except OptinError as error:
+                if note is not None and (path.suffix != ".json" or SCHEMA in path.read_bytes()):
+                    note(f"Left out {path.name}: {first_line(error)}")

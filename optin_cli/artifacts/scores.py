@@ -3,6 +3,8 @@
 Read and written with numpy, so that search and inspect need no torch.
 """
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +12,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from optin_cli.artifacts.base import Artifact, Source, Totals, Vector32, Workload, parse
-from optin_cli.artifacts.costs import GroupCost, TokenCosts, TokenExchange
+from optin_cli.artifacts.base import Artifact, Count, Source, Totals, Vector32, Workload, parse
+from optin_cli.artifacts.costs import BlockExchange, GroupCost, TokenCosts, TokenExchange, require_within
 from optin_cli.errors import ArtifactError
 from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
 
@@ -28,16 +30,18 @@ class GroupScores(GroupCost):
     """
 
     estimator: str
-    samples: int
+    samples: Count
 
 
 class ScoresHeader(Artifact):
     """`optin score`: JSON header of the scores file, beside one float32 importance vector per group.
 
-    token_exchange: factor that tokens' importances were multiplied by; None if they were not.
+    token_exchange: factor that tokens' importances were multiplied by; None if they were not. block_exchange: what
+    those of whole blocks were scaled by, likewise.
     """
 
     kind: ClassVar[str] = "scores"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.scores/1"] = Field(default="optin.scores/1", alias="schema")
     family: str
     architecture: str
@@ -47,9 +51,17 @@ class ScoresHeader(Artifact):
     groups: dict[str, GroupScores]
     tokens: TokenCosts | None = None
     token_exchange: TokenExchange | None = None
+    block_exchange: BlockExchange | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ScoresHeader:
+        require_within(self.groups, self.totals)
+        return self
 
 
 HEADER = "optin"
+MOST_SCORES_BYTES = 1 << 30
+"""No scores file is larger."""
 IMPORTANCE = "importance."
 ERROR = "standard_error."
 
@@ -89,7 +101,7 @@ def read_scores(path: str | Path) -> Scores:
     Raises:
         ArtifactError: it is not a scores file, or a vector is missing, of the wrong length, or not finite.
     """
-    content = read_bytes(path, "scores")
+    content = read_bytes(path, "scores", MOST_SCORES_BYTES)
     name = "standard input" if str(path) == STDIO else str(path)
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
         copy.write(content)
@@ -108,6 +120,9 @@ def read_scores(path: str | Path) -> Scores:
             hint="Expected what optin score wrote; a checkpoint goes to optin score first.",
         )
     header = parse(ScoresHeader, metadata[HEADER], name)
+    odd = [key for key, tensor in tensors.items() if tensor.dtype != np.float32]
+    if odd:
+        raise ArtifactError(f"{name}: the vector {odd[0]} is {tensors[odd[0]].dtype}; expected float32 numbers.")
     importance = {group: _vector(tensors, IMPORTANCE, group, header, name) for group in header.groups}
     errors = {
         group: _vector(tensors, ERROR, group, header, name) for group in header.groups if ERROR + group in tensors
@@ -127,4 +142,7 @@ def _vector(tensors: Mapping[str, Vector32], prefix: str, group: str, header: Sc
             f"{name}: the score of {group}.{bad} is {vector[bad]}; expected finite numbers.",
             hint="Score the checkpoint again; if this comes back, its activations overflow on the calibration data.",
         )
+    if bool((vector < 0).any()):
+        bad = int(np.flatnonzero(vector < 0)[0])
+        raise ArtifactError(f"{name}: {prefix}{group}, unit {bad}, is {vector[bad]}; expected numbers of at least 0.")
     return vector

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
-from optin_cli.artifacts.evaluation import Latency
+from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload
+from optin_cli.artifacts.evaluation import Latency, drop_words
 
 RESULT = "sweep.json"
 """The file in the folder of a sweep."""
@@ -18,7 +18,7 @@ class SweepBaseline(Frozen):
 
     value: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    standard_error: float | None
+    standard_error: NotNegative | None
     totals: Totals
     latency: Latency | None
 
@@ -33,33 +33,47 @@ class SweepPoint(Frozen):
 
     recipe: str
     asked: float
-    macs_ratio: float
-    parameters_ratio: float
+    macs_ratio: NotNegative
+    parameters_ratio: NotNegative
     value: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    standard_error: float | None
+    standard_error: NotNegative | None
     drop: float
     agreement: float | None
     latency: Latency | None
-    latency_ratio: float | None
-    prepare_seconds: float
-    prune_seconds: float
+    latency_ratio: NotNegative | None
+    prepare_seconds: NotNegative
+    prune_seconds: NotNegative
 
 
 class Sweep(Artifact):
-    """`optin sweep`: metric, size and speed of each recipe at each budget. chosen: the smallest within the drop."""
+    """`optin sweep`: metric, size and speed of each recipe at each budget.
+
+    relative_drop: drops are shares of the original's value. chosen: the smallest within the allowed drop.
+    """
 
     kind: ClassVar[str] = "sweep"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.sweep/1"] = Field(default="optin.sweep/1", alias="schema")
     task: str
     split: str
-    samples: int
+    samples: Count
     metric: str
     higher_is_better: bool
+    relative_drop: bool = False
     workload: Workload
     baseline: SweepBaseline
     points: list[SweepPoint]
     chosen: int | None = None
+
+    def limit(self, drop: float) -> float:
+        """The metric at which a drop is reached."""
+        change = drop * self.baseline.value if self.relative_drop else drop
+        return self.baseline.value - change if self.higher_is_better else self.baseline.value + change
+
+    def words_for(self, drop: float) -> str:
+        """A drop with its sign, in words."""
+        return drop_words(drop, relative=self.relative_drop)
 
     @model_validator(mode="after")
     def _check(self) -> Sweep:

@@ -29,6 +29,7 @@ class Vocabulary(Artifact):
     """
 
     kind: ClassVar[str] = "vocabulary"
+    needs: ClassVar[tuple[str, ...]] = ("checkpoint",)
     schema_: Literal["optin.vocabulary/1"] = Field(default="optin.vocabulary/1", alias="schema")
     model_class: str
     tokens_before: int

@@ -17,7 +17,8 @@ from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.checkpoints.batching import device_of
 from optin_cli.checkpoints.embeddings import embedding_of
-from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, weight_files
+from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.inputs import ModelInput, model_input
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
@@ -142,6 +143,7 @@ def load(
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
+        ArtifactError: it is a pruned folder whose weights are not those that its record certifies.
         ArchitectureError: no description fits it.
         UsageError: it does not take images of that size, or there is no such auto class.
     """
@@ -156,11 +158,15 @@ def load(
     else:
         folder = place if place.is_dir() else _fetch(name)
         blueprint, files = read_folder(folder, reading), weight_files(folder)
+        require_recorded(folder)
     blueprint = blueprint if image_size is None else blueprint.at_size(image_size, name)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
-    built = blueprint.builder.build(blueprint, read_stored(files), name)
-    takes = model_input(name, blueprint, built.model)
-    takes.check()
+    stored = read_stored(files)
+    _require_layers(blueprint, len(stored.tensors), name)
+    with explaining(f"{name} does not load as {blueprint.model_class}"):
+        built = blueprint.builder.build(blueprint, stored, name)
+        takes = model_input(name, blueprint, built.model)
+        takes.check()
     model = built.model.to(target)
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
@@ -179,6 +185,13 @@ def load(
         weight_bytes=sum(f.stat().st_size for f in files),
         description=None if own is None else own[1],
     )
+
+
+def _require_layers(blueprint: Blueprint, tensors: int, name: str) -> None:
+    """Refuse a config of more layers than there are tensors, before memory is spent on them (CheckpointError)."""
+    layers = getattr(blueprint.config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > tensors:
+        raise CheckpointError(f"The config of {name} says {layers} layers, but its weights are {tensors} tensors.")
 
 
 def read_description(path: Path) -> tuple[Architecture, Source]:

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from optin_cli.architectures.schema import Purpose
-from optin_cli.artifacts.costs import TOKEN
+from optin_cli.artifacts.costs import BLOCK, TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.text_input import no_classes
 from optin_cli.data.spec import DataSpec, require_data, require_input
-from optin_cli.errors import ArchitectureError, DataError
+from optin_cli.errors import ArchitectureError, ArtifactError, DataError
+from optin_cli.model.depth import Depth, depth_of
 from optin_cli.model.tokens import Tokens, tokens_of
 from optin_cli.tasks.registry import load_task, own_task
 from optin_cli.tasks.schema import Kind, Task
@@ -21,7 +22,11 @@ OTHER_TASK = "Evaluate on a task the model was trained for, or leave out --task 
 
 
 SERVING: Mapping[Kind, tuple[Purpose, ...]] = MappingProxyType(
-    {"retrieval": ("similarity",), "reranking": ("similarity", "regression")}
+    {
+        "retrieval": ("similarity",),
+        "reranking": ("similarity", "regression"),
+        "last-word": ("next-token-prediction",),
+    }
 )
 """Purposes of the models that a kind of task is for, where they are called otherwise."""
 
@@ -107,7 +112,30 @@ def require_tokens(checkpoint: Checkpoint) -> Tokens:
     raise ArchitectureError(f"The tokens of {checkpoint.name} cannot be reduced: {why}.", hint=hint)
 
 
+def require_depth(checkpoint: Checkpoint) -> Depth:
+    """The blocks of a checkpoint, if they can go as a whole (ArchitectureError, which says why, if they cannot)."""
+    depth = depth_of(checkpoint.structure.kinds)
+    if checkpoint.blueprint.plan and checkpoint.blueprint.plan.get("merge"):
+        why, hint = "its tokens merge between them", "Remove blocks from the original."
+    elif depth is None:
+        why = f"its family {checkpoint.structure.family} does not describe how: its blocks differ, or there is only one"
+        hint = (
+            "Leave blocks out of --units; BERT, RoBERTa, DistilBERT, MPNet, ViT, DeiT, Llama and Qwen2 can lose them."
+        )
+    else:
+        return depth
+    raise ArchitectureError(f"No whole block of {checkpoint.name} can be removed: {why}.", hint=hint)
+
+
 def require_kinds(checkpoint: Checkpoint, groups: Iterable[str]) -> None:
     """Refuse a mask of units that the checkpoint cannot lose (ArchitectureError); groups: their names."""
-    if any(name.rpartition(".")[2] == TOKEN for name in groups):
+    kinds = {name.rpartition(".")[2] for name in groups}
+    if TOKEN in kinds:
         require_tokens(checkpoint)
+    if BLOCK in kinds:
+        require_depth(checkpoint)
+    if {TOKEN, BLOCK} <= kinds:
+        raise ArtifactError(
+            "The mask is one of tokens and of whole blocks, which cannot go together.",
+            hint="Leave out the groups of one of the two.",
+        )

@@ -1,13 +1,13 @@
 """Checkpoint folders: their weights files, name and hash, and fetching one of the hub. Imports no torch."""
 
-import json
 from pathlib import Path
 
-from optin_cli.artifacts.base import Source
+from optin_cli.artifacts.base import Source, parse
+from optin_cli.artifacts.manifest import Manifest
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.sentences import encoder_folder
-from optin_cli.errors import CheckpointError
-from optin_cli.files import sha256_of
+from optin_cli.errors import ArtifactError, CheckpointError
+from optin_cli.files import load_json, read_bytes, sha256_of
 
 MANIFEST = "optin.json"
 CARD = "README.md"
@@ -36,11 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-                return [folder / shard for shard in shards]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index} is not a valid weight index: {error}.") from error
+            return [folder / shard for shard in _shards(index)]
     found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
     raise CheckpointError(
         f"{folder} holds no weights: found {found}; expected {' or '.join(FOLDER_FILES)}.",
@@ -48,11 +44,42 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index lists, which lie beside it."""
+    try:
+        shards = sorted(set(load_json(index, foreign=True)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a valid weight index: {error}.") from error
+    for shard in shards:
+        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
+            raise CheckpointError(f"{index} names {shard!r}, which is not the name of a file beside it.")
+    return shards
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """Sha256 of each file of a folder's weights, by its place in the folder."""
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in weight_files(folder)}
+
+
+def require_recorded(folder: Path) -> None:
+    """Refuse a folder that has a record of other weights than its own (ArtifactError); one without a record passes."""
+    record = folder / MANIFEST
+    if not record.is_file():
+        return
+    recorded = parse(Manifest, read_bytes(record, "manifest"), str(record)).weights
+    if recorded and recorded != weight_hashes(folder):
+        raise ArtifactError(
+            f"The weights in {folder} are not those that its {MANIFEST} certifies: their sha256 differs.",
+            hint=f"They were cut short, changed or trained further. Prune again, or remove {MANIFEST}.",
+        )
+
+
 def folder_source(folder: Path) -> Source:
     """Name and hash that loading a folder would give, without loading it (CheckpointError if a part is missing)."""
     parts = [encoder_folder(folder) / CONFIG, *weight_files(folder)]
     if gone := [path.name for path in parts if not path.is_file()]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {gone[0]} is missing.")
+    require_recorded(folder)
     return Source(name=folder.resolve().name, sha256=sha256_of(*parts))
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.sentences import MODULES, PACKAGE, encoder_folder
 from optin_cli.errors import CertificateError, CheckpointError
-from optin_cli.files import atomic_file
+from optin_cli.files import atomic_file, load_json
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def modules_of(source: str | Path) -> list[str]:
     """Modules that loading a checkpoint folder will import, as its config has them; a wrong guess costs only time."""
     with contextlib.suppress(OSError, ValueError, TypeError, CheckpointError):
         folder = Path(source)
-        raw = json.loads((encoder_folder(folder) / CONFIG).read_text(encoding="utf-8"))
+        raw = load_json(encoder_folder(folder) / CONFIG, foreign=True)
         name = str(raw["model_type"]).replace("-", "_") if "model_type" in raw else None
         more = [PACKAGE] if (folder / MODULES).is_file() else []
         return ["timm"] if name is None else ["transformers", f"transformers.models.{name}.modeling_{name}", *more]

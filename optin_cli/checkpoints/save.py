@@ -15,6 +15,7 @@ from optin_cli.checkpoints.folders import CARD, FILE_SUFFIXES, MANIFEST
 from optin_cli.checkpoints.libraries.registry import CONFIG, MODELING
 from optin_cli.checkpoints.sentences import MODULES, rooted_modules
 from optin_cli.checkpoints.weights import State
+from optin_cli.errors import CheckpointError
 from optin_cli.model import modeling_optin as runtime
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.earlier import with_earlier
@@ -34,6 +35,8 @@ CARRIED = (
     "NOTICE*",
 )
 """Files of a checkpoint that belong to any model cut from it: tokenizer, processor, licence."""
+SNAPSHOTS = "snapshots"
+"""Folder of a hub's cache whose folders hold links to files beside it."""
 WEIGHTS = (*FILE_SUFFIXES, ".h5", ".ot", ".msgpack", ".onnx", ".xml", ".gguf")
 """Endings of weights in all formats that folders hold them in beside each other."""
 
@@ -53,7 +56,20 @@ def carried_files(checkpoint: Checkpoint) -> dict[Path, Path]:
             found |= {Path(path.name): path for path in folder.iterdir() if not _is_replaced(path)}
         for stage in sentences.stages:
             found |= {path.relative_to(sentences.folder): path for path in stage.folder.rglob("*")}
-    return {place: path for place, path in sorted(found.items()) if path.is_file()}
+    files = {place: path for place, path in sorted(found.items()) if path.is_file()}
+    for path in files.values():
+        _require_own(path, source)
+    return files
+
+
+def _require_own(path: Path, folder: Path) -> None:
+    """Refuse a link out of a folder (CheckpointError): what it leads to would be copied. Caches of hubs are links."""
+    cache = folder.parent.parent if folder.parent.name == SNAPSHOTS else folder
+    if not any(path.resolve().is_relative_to(place.resolve()) for place in (folder, cache)):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, outside the checkpoint's folder, whose content would be copied.",
+            hint="Put the file itself in its place, or remove the link.",
+        )
 
 
 def _is_replaced(path: Path) -> bool:
@@ -107,12 +123,18 @@ def suit_earlier(path: Path, rule: EarlierRule) -> None:
     raw = json.loads(path.read_text(encoding="utf-8"))
     for theirs, ours in rule.config.items():
         owner, leaf = _owner(raw, ours)
-        if owner.get(leaf) is not None:
+        if owner.get(leaf) is not None and not any(_states(raw, ours, *one) for one in rule.absent.items()):
             raw.setdefault(theirs, owner[leaf])
     for key in rule.unread:
         owner, leaf = _owner(raw, key)
         owner.pop(leaf, None)
     path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _states(raw: dict[str, Any], ours: str, key: str, value: str) -> bool:
+    """Whether a dotted key inside `ours` has a value."""
+    owner, leaf = _owner(raw, key)
+    return key.startswith(f"{ours}.") and owner.get(leaf) == value
 
 
 def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optin_cli.errors import CheckpointError, did_you_mean
+from optin_cli.files import load_json
 
 Loader = Literal["SentenceTransformer", "CrossEncoder"]
 PACKAGE = "sentence_transformers"
@@ -185,6 +186,6 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return load_json(path, foreign=True)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error

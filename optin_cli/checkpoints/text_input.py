@@ -14,6 +14,7 @@ from torch import nn
 from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Workload
 from optin_cli.checkpoints.batching import PROBE_ROWS, PROBE_TOKENS, BatchOptions, Inputs, device_of, fit_inputs, seeded
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import Blueprint, Preprocess
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_ids, label_sets, value_rows
@@ -22,18 +23,21 @@ from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.masked import Masking
 from optin_cli.data.text.pairs import pair_batches
 from optin_cli.data.text.prompts import lower_cased, prompt_tokens, put_before
+from optin_cli.data.text.running import RunningText, load_running, window_batches
 from optin_cli.data.text.samples import Samples, load_samples
 from optin_cli.data.text.searches import load_searches
 from optin_cli.data.text.tokenize import INPUTS, make_batches, reserved_positions, usable_length
-from optin_cli.errors import CheckpointError, UsageError, first_line
-from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_MASK_EVERY, DEFAULT_SEQ_LEN
+from optin_cli.errors import CheckpointError, UsageError
+from optin_cli.options.common import DEFAULT_LENGTH, DEFAULT_MASK_EVERY, DEFAULT_SEQ_LEN, DEFAULT_WINDOW
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 TEXT = "input_ids"
 MOST_LOGITS = 2**26
 """Numbers that the output of one batch holds, where there is one for every token and word of the vocabulary."""
-VOCABULARY_HEADS: frozenset[Purpose] = frozenset({"fill-mask", "next-token-prediction"})
+CONTINUING: Purpose = "next-token-prediction"
+"""What models are for that read running text in windows."""
+VOCABULARY_HEADS: frozenset[Purpose] = frozenset({"fill-mask", CONTINUING})
 """What models with such outputs are for."""
 PIECES = "*.model"
 VOCABULARIES = ("tokenizer.json", "vocab.*", PIECES)
@@ -110,10 +114,14 @@ class TextInput:
         """Nothing to check: texts have any length."""
 
     def length(self, asked: int | None) -> int | None:
-        """Length that costs are stated for: `asked`, else 128 or the recorded one (UsageError if that is too long)."""
-        most = self.most or DEFAULT_SEQ_LEN
+        """Length that costs are stated for: `asked`, the recorded one, 128, or 512 for models that continue a text.
+
+        Raises UsageError: the model does not hold as many tokens.
+        """
+        usual = DEFAULT_WINDOW if self.blueprint.purpose == CONTINUING else DEFAULT_SEQ_LEN
+        most = self.most or usual
         if asked is None:
-            return min(DEFAULT_SEQ_LEN, most) if self.recorded is None else self.recorded.seq_len
+            return min(usual, most) if self.recorded is None else self.recorded.seq_len
         if not 1 <= asked <= most:
             raise UsageError(f"The sequence length {asked} is not within 1 to {most}, what {self.name} holds.")
         return asked
@@ -176,14 +184,14 @@ class TextInput:
             )
         sentences = self.blueprint.sentences
         limit = {} if self.own_length is None else {"model_max_length": self.own_length}
-        try:
+        with explaining(f"{self.name} has no usable tokenizer", hint):
             found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
             if words and getattr(found, "add_prefix_space", None) is False:
                 found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
             if sentences is not None and sentences.lower_case:
                 found = lower_cased(found)
-        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-            raise CheckpointError(f"{self.name} has no usable tokenizer: {first_line(error)}", hint=hint) from error
+            if int(found.model_max_length) < 1:
+                raise ValueError(f"model_max_length is {found.model_max_length}; expected 1 or more")
         return found
 
     def preprocess(self) -> Preprocess:
@@ -194,10 +202,13 @@ class TextInput:
         """Read and select texts of a file, folder or task; errors as of `optin_cli.data.text.samples.load_samples`.
 
         A model of sentence embeddings reads texts one at a time, so that calibration data of two texts per row has
-        one sample per text, unless it is of a named task that makes one sequence of both.
+        one sample per text, unless it is of a named task that makes one sequence of both. A model that continues a text
+        reads windows of running text (`optin_cli.data.text.running`), which are its samples.
         """
         del progress
         task, path = spec.resolve(self.kind)
+        if self.blueprint.purpose == CONTINUING and (task is None or task.kind != "last-word"):
+            return load_running(spec, task, path, self.tokenizer(), self.length(spec.length) or DEFAULT_WINDOW)
         if task is not None and task.kind in SEARCHES:
             return load_searches(spec, task, path)
         return load_samples(spec, alone=self.blueprint.purpose == "similarity", classes=self.blueprint.label_names)
@@ -211,6 +222,8 @@ class TextInput:
         without a class.
         """
         texts, task = require_texts(samples), options.task
+        if isinstance(texts, RunningText):
+            return self._windows(texts, options)
         tokenizer = self.tokenizer(words=texts.words is not None)
         length = usable_length(tokenizer, self.most, options.max_length, default=self.own_length or DEFAULT_LENGTH)
         size = self.rows_at_once(options.batch_size, length)
@@ -228,6 +241,13 @@ class TextInput:
             masking = Masking.of(tokenizer, DEFAULT_MASK_EVERY)
             found = [masking.once(batch) for batch in found]
         return self.fit([replace(batch, prompt=before) for batch in found], tokenizer)
+
+    def _windows(self, text: RunningText, options: BatchOptions) -> list[Batch]:
+        """Batches of windows; `labelled` gives them the tokens to predict as labels."""
+        tokenizer = self.tokenizer()
+        size = self.rows_at_once(options.batch_size, text.cutting.length)
+        windows = text.windows_for(tokenizer)
+        return self.fit(window_batches(windows, batch_size=size, labelled=options.labelled), tokenizer)
 
     def fit(self, batches: Iterable[Batch], tokenizer: Any) -> list[Batch]:
         """What the model takes of the batches (CheckpointError if its embeddings lack a token of theirs)."""

@@ -7,7 +7,6 @@ finds the weights: the prefix under which most names of the model lie.
 
 import argparse
 import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ WRAPPERS = frozenset(
 COUNTER = "num_batches_tracked"
 TORCH_STARTS = (b"PK", b"\x80")
 """First bytes of a zip archive and of a pickle, the two forms of torch files."""
+MOST_REPEATED = 1 << 24
+"""Bytes of a tensor that a file may store less of, as views that repeat a row do."""
 SHOWN = 5
 """Names that messages list."""
 QUANTIZE_LATER = "Prune the original in 16 or 32 bits, then quantize what prune writes."
@@ -95,7 +96,7 @@ def _largest(stored: Stored) -> State:
 def _read_safetensors(path: Path) -> Iterator[tuple[str, State]]:
     try:
         yield "", load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a complete safetensors file: {error}.",
             hint="It may have been cut short while copying; fetch or save it again.",
@@ -120,16 +121,31 @@ def _read_torch(path: Path) -> Iterator[tuple[str, State]]:
             hint="Where it was made, save the weights alone: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise all kinds
         raise CheckpointError(f"{path} is not a readable torch file: {headline(error)}.") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict of tensors.")
     found = dict(_mappings(content))
+    for state in found.values():
+        _require_stored(state, path)
     if not found:
         raise CheckpointError(
             f"{path} holds no tensors; its keys are {', '.join(map(str, list(content)[:5])) or 'none'}."
         )
     yield from found.items()
+
+
+def _require_stored(state: State, path: Path) -> None:
+    """Refuse tensors that are not stored element by element: of little stored data they would take much memory."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise CheckpointError(f"{path} holds {name} as a {kind} tensor; expected dense ones.")
+        size = tensor.numel() * tensor.element_size()
+        if size > max(tensor.untyped_storage().nbytes(), MOST_REPEATED):
+            raise CheckpointError(f"{path} holds {name} of shape {tuple(tensor.shape)}, more than the file stores.")
 
 
 def _mappings(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, State]]:
@@ -207,12 +223,17 @@ def _rank(prefix: str) -> tuple[int, ...]:
 
 def _require_finite(state: State) -> None:
     """Refuse weights that are no numbers."""
-    broken = [name for name, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    broken = [name for name, t in state.items() if t.is_floating_point() and not _is_finite(t)]
     if broken:
         raise CheckpointError(
             f"The weights hold NaN or infinite values in {len(broken)} tensor(s): {', '.join(broken[:5])}.",
             hint="Every score would be NaN. Save the checkpoint again from a sound training step.",
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers alone; types of eight bits know no such question."""
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
 
 
 def _require_unquantized(state: State, expected: Mapping[str, torch.Tensor], name: str) -> None:

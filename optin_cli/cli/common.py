@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,9 @@ import typer
 
 from optin_cli import files
 from optin_cli.cli import interrupts
-from optin_cli.errors import Exit, UsageError
-from optin_cli.options.common import SEQ_LEN
+from optin_cli.cli.escapes import escaped
+from optin_cli.errors import Exit
+from optin_cli.options.common import SEQ_LEN, THREADS
 from optin_cli.options.declare import nested, offer, option, shared
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
 from optin_cli.progress import Progress
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 STDIO = files.STDIO
 PIPE_WIDTH = 160
+SAY_EVERY = 30.0
+"""Seconds between two lines that say how far work is."""
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -43,7 +48,7 @@ Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads. (default: all cores)")]
+Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Opening:
         """Height and width of images, if the user named them."""
         return None if self.image_size is None else size_of(self.image_size)
 
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What it may read besides the checkpoint."""
+        return self.arch, self.architecture
+
     def arguments(self) -> dict[str, Any]:
         """What timm's model was made with, by name."""
         from optin_cli.checkpoints.libraries.registry import parse_arguments
@@ -113,6 +123,11 @@ class Data:
     )
     label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
     images: ImageOptions = nested(ImageOptions(), offer())
+
+    @property
+    def files(self) -> tuple[str | Path | None, ...]:
+        """What may be read."""
+        return self.source, self.path
 
     def spec(self) -> DataSpec:
         """The data as the stages take them."""
@@ -156,8 +171,7 @@ def use_threads(threads: int | None) -> None:
     """Compute with that many CPU threads, in torch and in the runtimes of exported files."""
     if threads is None:
         return
-    if threads < 1:
-        raise UsageError(f"--threads is {threads}; expected at least 1.", hint="Leave out --threads for all cores.")
+    THREADS.check(threads, "--threads")
     import torch
 
     torch.set_num_threads(threads)
@@ -165,15 +179,21 @@ def use_threads(threads: int | None) -> None:
 
 def console(*, error: bool = False) -> Console:
     """Console for data, or for talk on stderr: it prints names as they are, and cuts none short in files and pipes."""
-    from rich.console import Console
+    from optin_cli.cli.consoles import EscapingConsole
 
     stream = sys.stderr if error else sys.stdout
-    return Console(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
+    return EscapingConsole(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
 
 
 def say(message: str) -> None:
     """One line of talk on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(escaped(message), err=True)
+
+
+def show(text: str, *, newline: bool = True) -> None:
+    """Data on stdout: as it is to files and pipes, and escaped on a terminal."""
+    sys.stdout.write((escaped(text) if sys.stdout.isatty() else text) + "\n" * newline)
+    sys.stdout.flush()
 
 
 class Notes:
@@ -199,16 +219,41 @@ class Bar(Notes):
     def update(self, done: float, total: float, what: str) -> None:
         """Move the bar."""
         interrupts.check()
-        self.bar.update(self.task, completed=done, total=total, description=what)
+        self.bar.update(self.task, completed=done, total=total, description=escaped(what))
+
+
+class Log(Notes):
+    """Says every half minute how far long work is, where there is no terminal to draw on."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.begun = self.said = time.monotonic()
+        self.share = 0.0
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Say it, if that is due."""
+        interrupts.check()
+        now, share = time.monotonic(), done / total if total else 0.0
+        if share < self.share:  # the next part of the work
+            self.begun = now
+        self.share = share
+        if now - self.said < SAY_EVERY:
+            return
+        self.said = now
+        left = f", about {timedelta(seconds=round((now - self.begun) * (1 - share) / share))} left" if share else ""
+        say(f"{self.title}: {share:.0%}{left} ({what})")
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """Show a progress bar with the time left, on stderr and only on a terminal."""
+    """Show on stderr how far work is, with the time left: a bar on a terminal, elsewhere a line now and then."""
     from rich import progress as rich_progress
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     talk = console(error=True)
+    if not talk.is_terminal:
+        yield Log(title)
+        return
     columns = (
         TextColumn("{task.fields[title]}"),
         BarColumn(),
@@ -216,7 +261,7 @@ def progress(title: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", style="dim", markup=False),
     )
-    with rich_progress.Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+    with rich_progress.Progress(*columns, console=talk, transient=True) as bar:
         yield Bar(bar, title)
 
 
@@ -228,13 +273,19 @@ def target_of(output: str | None, default: str, *, as_json: bool) -> str:
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
     """Print the name of what was written, or the artifact itself; nothing if that went to stdout already."""
     if str(target) != STDIO:
-        typer.echo(artifact if as_json else target, nl=not as_json)
+        show(artifact if as_json else str(target), newline=not as_json)
 
 
-def require_free(path: str | Path, *, force: bool, folder: bool = False) -> None:
-    """Refuse an output that exists or cannot be written, before any time is spent."""
+Inputs = Iterable[str | Path | None]
+
+
+def require_free(
+    path: str | Path, *, force: bool, inputs: Inputs = (), folder: bool = False, into: bool = False
+) -> None:
+    """Refuse an output that exists, cannot be written or would destroy an input, before any time is spent."""
     if str(path) != STDIO:
-        files.check_output(Path(path), force=force, folder=folder)
+        files.check_apart(Path(path), inputs)
+        files.check_output(Path(path), force=force, folder=folder, into=into)
 
 
 @contextlib.contextmanager

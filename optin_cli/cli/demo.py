@@ -31,7 +31,7 @@ def demo(
     """Shrink an embedded BERT classifier, offline, in under a minute."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise OptinError(f"{folder} already exists.", hint="Pass another folder, or --force to write into it.")
-    common.require_free(folder, force=True, folder=True)
+    common.require_free(folder, force=True, folder=True, into=True)
     folder.mkdir(exist_ok=True)
     source = Path(__file__).parent.parent / "demo"
     shutil.copytree(source / "checkpoint", folder / NAME, dirs_exist_ok=True)

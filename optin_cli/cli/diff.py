@@ -43,7 +43,7 @@ def diff(
 
     found = compare(a, b)
     if as_json:
-        typer.echo(to_json(found.as_json()))
+        common.show(to_json(found.as_json()))
     else:
         _print(found)
     return Exit.GATE if exit_code and not found.same else Exit.DONE

@@ -1,5 +1,6 @@
 """`optin eval`: task metric, agreement with another checkpoint, size and speed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.tasks.harness import is_harness_task, require_harness
+from optin_cli.tasks.registry import load_task
 
 
 @command
@@ -27,7 +30,8 @@ def evaluate(
         typer.Option(
             "--task",
             metavar="TASK",
-            help="Task whose metric is measured (sst2, cifar10, …). (default: what the model is for, on your --data)",
+            help="Task whose metric is measured (sst2, cifar10, …), or lm-eval:NAME for one of the "
+            "lm-evaluation-harness. (default: what the model is for, on your --data)",
             autocompletion=completion.tasks,
         ),
     ] = None,
@@ -36,8 +40,19 @@ def evaluate(
         str | None,
         typer.Option("--against", metavar="CKPT", help="Checkpoint or exported file to compare with, in the same run."),
     ] = None,
+    draft_for: Annotated[
+        str | None,
+        typer.Option(
+            "--draft-for",
+            metavar="CKPT",
+            help="Measure CKPT as the draft of this model in speculative decoding, on prompts from the data.",
+        ),
+    ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Exit with status 3 if the metric is lower than --against's by more.")
+        float | None,
+        typer.Option(
+            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
+        ),
     ] = None,
     output: common.Output = None,
     card: Annotated[
@@ -51,9 +66,10 @@ def evaluate(
 ) -> int:
     """Task metric, agreement, FLOPs, size, latency."""
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
-    common.require_free(target, force=force)
+    inputs = (checkpoint, against, *data.files, *opening.files)
+    common.require_free(target, force=force, inputs=inputs)
     if options.pictures is not None:
-        common.require_free(options.pictures, force=force, folder=True)
+        common.require_free(options.pictures, force=force, inputs=inputs, folder=True, into=True)
     from optin_cli.pruning.model_card import require_card, write_measured
 
     if card:
@@ -63,13 +79,17 @@ def evaluate(
             "--max-drop compares the task's metric with another checkpoint's.",
             hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
         )
-    if task is not None:
+    if draft_for is not None and (is_harness_task(task) or (task is None and data.path is None)):
+        raise UsageError("--draft-for continues texts, and none are named.", hint="Pass --data with running text.")
+    if is_harness_task(task):
+        require_harness(task, data.path)
+    elif task is not None:
         from optin_cli.data.spec import require_data
-        from optin_cli.tasks.registry import load_task
 
         require_data(load_task(task), data.path)
     common.use_threads(threads)
     from optin_cli.cli.tables import evaluation_table
+    from optin_cli.evaluation.drafts import evaluate_draft, require_draft, with_draft
     from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint
     from optin_cli.evaluation.evaluate import require_drop
     from optin_cli.exporting.load import device_for, load_evaluated
@@ -80,11 +100,18 @@ def evaluate(
     how["as_class"] = opening.as_class
     opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
     other = None if against is None else load_evaluated(against, **how)
-    for each in filter(None, (opened, other)):
+    original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
+    for each in filter(None, (opened, other, None if original is other else original)):
         for note in each.notes:
             common.say(note)
+    if original is not None:
+        require_draft(opened, original)
     with common.progress("evaluating") as progress:
         result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=progress)
+        if original is not None:
+            spec = replace(data.spec(), known=None if task is None else load_task(task))
+            drafted = evaluate_draft(opened, original, spec, options=options, progress=progress)
+            result = with_draft(result, original, drafted)
     problem = None if max_drop is None else require_drop(result, max_drop)
     write_text(target, result.dump(), force=force)
     if card:

@@ -34,25 +34,27 @@ def export(
             "-o",
             "--output",
             metavar="PATH",
-            help="File or folder to write. (default: model.onnx, .pt2 or .xml in the checkpoint's folder)",
+            help="File or folder to write. (default: model.onnx, .pt2, .xml or .f16.gguf in the checkpoint's folder)",
             show_default=False,
         ),
     ] = None,
     options: ExportOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture", "as_class", "image_size")],
     force: common.Force = False,
 ) -> None:
-    """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO. Certified in that runtime."""
+    """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO, GGUF. Certified in that runtime."""
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
     target = target_named(to)
-    target.require_writing(options.opset, int8=options.int8)
+    target.require_writing(options)
     beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
-    place = place_of(beside if output is None else Path(output), target, int8=options.int8)
+    place = place_of(beside if output is None else Path(output), target, target.form(options))
     check_place(place, force=force)
     from optin_cli.exporting.export import export as export_checkpoint
 
+    common.use_threads(threads)
     opened = replace(opening, device="cpu").load(checkpoint)
     with common.progress("exporting") as progress:
         record = export_checkpoint(opened, to, place, options=options, force=force, progress=progress)
@@ -64,7 +66,13 @@ def export(
     )
     if record.unquantized is not None:
         common.say(
-            f"so far in float32; with weights in int8 they differ by {record.certificate.difference:.2g}. What that "
-            f"does to a metric: optin eval {place} --task NAME --against {opened.name}"
+            f"so far in float32; with weights in {target.form(options)} they differ by "
+            f"{record.certificate.difference:.2g}. What that does to a metric: optin eval {place} --task NAME "
+            f"--against {opened.name}"
+        )
+    if (found := record.certificate.continuation) is not None:
+        common.say(
+            f"tokens of {found.texts} texts are the same; {found.agreed} of {found.tokens} tokens of greedy "
+            f"continuations are the model's"
         )
     common.print_result(record.dump(), place, as_json=as_json)

@@ -42,7 +42,7 @@ def inspect(
 
     read = read_artifact(path)
     if as_json:
-        typer.echo(read.head.dump(), nl=False)
+        common.show(read.head.dump(), newline=False)
     else:
         _print(read.head, TABLES[type(read.content)](read.content))
 

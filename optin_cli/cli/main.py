@@ -1,5 +1,6 @@
 """The `optin` command: one file per subcommand, and the one handler that turns failures into exit statuses."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -7,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from optin_cli.cli import common, interrupts
+from optin_cli.cli import common, interrupts, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
@@ -21,7 +22,7 @@ from optin_cli.cli.search import search
 from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
 from optin_cli.cli.trim import trim
-from optin_cli.errors import Exit, OptinError
+from optin_cli.errors import Exit, OptinError, UsageError
 from optin_cli.version import __version__
 
 DEBUG = "OPTIN_DEBUG"
@@ -57,11 +58,12 @@ for command in (profile, score, search, prune, evaluate, export, trim, shrink, s
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    interrupts.end()
     sys.stdout.flush()
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    common.say(message)
     if hint:
-        typer.echo(f"  {hint}", err=True)
+        common.say(f"  {hint}")
     sys.exit(status)
 
 
@@ -71,15 +73,35 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are files; a backend that is missing would break other libraries
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
+    processors.set_threads()
+    _open_streams()
     interrupts.watch()
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Refuse names that are not text, which no artifact could record (UsageError)."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # as Python reads bytes that are no UTF-8
+            raise UsageError(f"{argument!a} is not valid UTF-8.", hint="Rename the file.")
+
+
+def _open_streams() -> None:
+    """Give streams that the caller closed a place to lead to, so that no file takes their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _prepare()
     try:
+        _require_text(sys.argv[1:])
         result = common.run(typer.main.get_command(app))
     except OptinError as error:
         _debug()
@@ -108,6 +130,7 @@ def main() -> NoReturn:
             f"Run again with {DEBUG}=1 for the traceback, and report it.",
             Exit.FAILURE,
         )
+    interrupts.end()
     sys.exit(result if isinstance(result, int) else Exit.DONE)
 
 

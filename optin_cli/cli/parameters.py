@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -11,6 +12,9 @@ import typer
 from optin_cli.cli import completion
 from optin_cli.errors import UsageError
 from optin_cli.options.declare import Declared, Offer, build, declared
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.ASCII | re.IGNORECASE)
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,18 +61,18 @@ def given_flags(context: typer.Context, kind: type) -> list[str]:
 
 def whole_numbers_of(text: str, flag: str) -> tuple[int, ...]:
     """Split a comma-separated list of whole numbers."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{flag} {text!r} is not a whole number or a comma-separated list of them.") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(WHOLE_NUMBER.fullmatch(part) for part in parts):
+        raise UsageError(f"{flag} {text!r} is not a whole number or a comma-separated list of them.")
+    return tuple(map(int, parts))
 
 
 def shares_of(text: str, flag: str) -> tuple[float, ...]:
     """Split a comma-separated list of numbers."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{flag} {text!r} is not a number or a comma-separated list of numbers.") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(NUMBER.fullmatch(part) for part in parts):
+        raise UsageError(f"{flag} {text!r} is not a number or a comma-separated list of numbers.")
+    return tuple(map(float, parts))
 
 
 def _options_class(annotation: Any) -> tuple[type | None, Offer | None]:

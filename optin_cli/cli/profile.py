@@ -35,7 +35,7 @@ def profile(
     if latency:
         output = common.target_of(output, f"{common.stem_of(checkpoint)}.latency.json", as_json=as_json)
     if output is not None:
-        common.require_free(output, force=force)
+        common.require_free(output, force=force, inputs=(checkpoint, *opening.files))
     common.use_threads(threads)
     from optin_cli.cli.tables import latency_table, profile_table
     from optin_cli.files import write_text

@@ -34,6 +34,7 @@ def prune(
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,
     options: RefitOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -42,7 +43,7 @@ def prune(
     target = Path(output or f"{common.stem_of(checkpoint)}-pruned")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
-    common.require_free(target, force=force, folder=True)
+    common.require_free(target, force=force, inputs=(checkpoint, mask, *data.files, *opening.files), folder=True)
     from optin_cli.artifacts.base import parse
     from optin_cli.artifacts.mask import Mask
     from optin_cli.checkpoints.fresh import modules_of, reloading
@@ -53,6 +54,7 @@ def prune(
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
+        common.use_threads(threads)
         opened = opening.load(checkpoint)
         with common.progress("pruning") as progress:
             manifest = prune_checkpoint(
@@ -79,9 +81,10 @@ def summary(manifest: Manifest) -> list[str]:
         f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
         f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     ]
+    lines += [] if certificate.generation is None else [certificate.generation.words]
     lines += [] if certificate.note is None else [certificate.note]
-    if manifest.layout == "uniform":
-        lines.append(f"uniform layout: loaded by {certificate.loader}")
+    if manifest.layout != "ragged":
+        lines.append(f"{manifest.layout} layout: loaded by {certificate.loader}")
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
         old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))

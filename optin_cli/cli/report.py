@@ -36,7 +36,8 @@ def report(
     files |= {"eval": evaluation or [], "sweep": sweep or []}
     first = next((path for path in (folder, *(path for paths in files.values() for path in paths)) if path), None)
     target = output or f"{common.stem_of(str(first)) if first else 'optin'}.report.html"
-    common.require_free(target, force=force)
+    named = (path for paths in files.values() for path in paths)
+    common.require_free(target, force=force, inputs=(folder, *named))
     from dataclasses import asdict
 
     from pydantic_core import to_jsonable_python

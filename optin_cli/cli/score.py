@@ -19,18 +19,20 @@ def score(
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
 ) -> None:
     """Importance of every head, neuron, channel or token, without labels."""
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
-    common.require_free(target, force=force)
+    common.require_free(target, force=force, inputs=(checkpoint, *data.files, *opening.files))
     from optin_cli.artifacts.scores import write_scores
     from optin_cli.scoring.score import forget
     from optin_cli.scoring.score import score as score_checkpoint
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
+    common.use_threads(threads)
     opened = opening.load(checkpoint)
     with common.resumable(state), common.progress("scoring") as progress:
         result = score_checkpoint(

@@ -58,7 +58,7 @@ def search(
         common.require_free(folder, force=force, folder=True)
     else:
         for target in targets:
-            common.require_free(target, force=force)
+            common.require_free(target, force=force, inputs=(scores, latency_table))
     from optin_cli.artifacts.scores import read_scores
     from optin_cli.files import write_text
     from optin_cli.searching.limits import Limits
@@ -92,15 +92,17 @@ def search(
 
 
 def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
-    """What a uniform layout cost against the mask of the same limits whose layers differ, and what it holds whole."""
+    """What a layout cost against the mask of the same limits without it, and what it holds whole."""
     if mask.ragged_importance_lost is None or mask.importance_lost is None:
         return []
     from optin_cli.searching.uniform import pinned_classes
 
     lost, ragged = mask.importance_lost, mask.ragged_importance_lost
     more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"
-    notes = [f"uniform layout: loses {lost:.4g} of the importance; layers of different widths would lose {ragged:.4g}"]
-    notes[0] += f" (uniform: {more})" if lost > ragged else ""
+    layout = mask.options["layout"]
+    others = "different" if layout == "uniform" else "any"
+    notes = [f"{layout} layout: loses {lost:.4g} of the importance; layers of {others} widths would lose {ragged:.4g}"]
+    notes[0] += f" ({layout}: {more})" if lost > ragged else ""
     if pinned := pinned_classes(header.groups):
         notes.append(f"stays whole: {', '.join(pinned)}, of which the config of {header.architecture} states no less")
     return notes

@@ -44,7 +44,8 @@ def shrink(
     from optin_cli.sweeping.shrink import shrink as shrink_checkpoint
 
     folder = Path(output or f"{common.stem_of(checkpoint)}-small")
-    check_places(Places(folder), options, force=force)
+    inputs = (checkpoint, *calib.files, *data.files, *opening.files)
+    check_places(Places(folder), options, force=force, inputs=inputs)
     common.use_threads(threads)
     opened = opening.load(checkpoint)
     with common.progress("shrinking") as progress:

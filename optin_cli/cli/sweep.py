@@ -83,12 +83,12 @@ def sweep(
     if not (folder / PICTURES[0]).exists():
         common.say("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")
     if as_json:
-        typer.echo(result.dump(), nl=False)
+        common.show(result.dump(), newline=False)
     if options.max_drop is not None:
         require_chosen(result)
     common.say(f"All of it on one page: optin report {folder}")
     if not as_json:
-        typer.echo(f"{folder / MODEL}/" if options.max_drop is not None else folder / RESULT)
+        common.show(f"{folder / MODEL}/" if options.max_drop is not None else str(folder / RESULT))
 
 
 def _line(point: SweepPoint) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.costs import BLOCK, Profile
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import LatencyTable
@@ -37,12 +37,14 @@ def profile_table(result: Profile) -> Table:
     for heading in ("units", "MACs/unit", "params/unit", "MACs", "share", "params", "share"):
         table.add_column(heading, justify="right")
     macs = parameters = 0.0
+    whole = {group.block for group in result.groups.values() if group.kind == BLOCK}
     for name, group in result.groups.items():
         group_macs, group_parameters = group.units * group.unit_macs, group.units * group.unit_parameters
         # What two groups share is counted with the first.
         shared = [(both, group.units * result.groups[other].units) for other, both in group.shared.items()]
-        macs += group_macs - sum(both.macs * pairs for both, pairs in shared)
-        parameters += group_parameters - sum(both.parameters * pairs for both, pairs in shared)
+        if group.kind == BLOCK or group.block not in whole:  # a whole block counts what is in it
+            macs += group_macs - sum(both.macs * pairs for both, pairs in shared)
+            parameters += group_parameters - sum(both.parameters * pairs for both, pairs in shared)
         table.add_row(
             name,
             f"{group.units:,}",
@@ -89,6 +91,12 @@ def scores_table(scores: Scores) -> Table:
             f"refitted, cut units lost {exchange.units_distance:.3g} for an importance of {exchange.units_lost:.3g}, "
             f"merging {exchange.tokens_distance:.3g} for {exchange.tokens_lost:.3g}"
         )
+    if (blocks := scores.header.block_exchange) is not None:
+        without = ", ".join(f"{n}: {far:.3g}" for n, far in zip(blocks.depths, blocks.distances, strict=True))
+        caption += (
+            f"; importances of blocks were scaled: at {blocks.share:.3g} of the MACs, refitted, cut units lost "
+            f"{blocks.units_distance:.3g} for an importance of {blocks.units_lost:.3g}; without whole blocks {without}"
+        )
     table = Table(title=f"{scores.header.criterion} importance", caption=caption)
     table.add_column("group", no_wrap=True)
     for heading in ("units", "estimator", "samples", "least", "median", "most", "error"):
@@ -123,6 +131,7 @@ def evaluation_table(result: Evaluation) -> Table:
     """The evaluation as a table for people, with a column for the other model."""
     other = result.against
     data = f"{result.inputs['data'].name}, {result.samples:,} samples" if "data" in result.inputs else "no data"
+    data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_column("")
     table.add_column(result.inputs["checkpoint"].name, justify="right")
@@ -157,11 +166,24 @@ def evaluation_table(result: Evaluation) -> Table:
         runtimes = (latency.runtime, "" if other is None else other.runtime)
         if any(name not in ("", "torch") for name in runtimes):
             rows.append(("runtime", *runtimes, ""))
+    rows += generation_rows(result)
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     if left_out > 0:
         table.caption = f"the IoU of {left_out} more classes is in the file"
     return table
+
+
+def generation_rows(result: Evaluation) -> list[tuple[str, str, str, str]]:
+    """Rows of an evaluation's table that say how fast text is generated, and what the model is worth as a draft."""
+    rows = []
+    if result.generation is not None:
+        other = None if result.against is None else result.against.generation
+        for name, mine, theirs, ratio in result.generation.rows(other):
+            rows.append((name, mine, theirs, "" if ratio is None else f"{ratio:.3f}"))
+    if result.draft is not None:
+        rows += [(name, value, "", "") for name, value in result.draft.rows().items()]
+    return rows
 
 
 def export_table(record: Export) -> Table:
@@ -202,7 +224,7 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.macs_ratio:.4f}",
             f"{point.parameters_ratio:.4f}",
             with_error(point.value, point.standard_error),
-            f"{point.drop:+.4f}",
+            result.words_for(point.drop),
             "" if point.agreement is None else f"{point.agreement:.4f}",
             _ms(point.latency),
             "" if point.latency_ratio is None else f"{point.latency_ratio:.3f}",

@@ -19,6 +19,7 @@ def trim(
     output: common.Output = None,
     data: Annotated[common.Data, offer("path", "columns", source=CORPUS)],
     options: TrimOptions,
+    threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -27,10 +28,12 @@ def trim(
     target = Path(output or f"{common.stem_of(checkpoint)}-trimmed")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
-    common.require_free(target, force=force, folder=True)
+    inputs = (checkpoint, *data.files, *opening.files, options.keep_tokens)
+    common.require_free(target, force=force, inputs=inputs, folder=True)
     from optin_cli.cli.tables import vocabulary_table
     from optin_cli.trimming.trim import trim as trim_checkpoint
 
+    common.use_threads(threads)
     opened = opening.load(checkpoint)
     with common.progress("trimming") as progress:
         record = trim_checkpoint(opened, target, data.spec(), options=options, force=force, progress=progress)

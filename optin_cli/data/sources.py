@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from optin_cli.data.text.formats import TEXT_READERS
+from optin_cli.data.text.formats import RUNNING, TEXT_READERS
 from optin_cli.errors import DataError, first_line
 from optin_cli.tasks.schema import Role, Task
 
@@ -38,7 +38,7 @@ def open_dataset(task: Task, role: Role) -> tuple[str, Any]:
     local = "a .jsonl, .csv, .tsv or .parquet file, or a folder" if task.input == "text" else "a folder of images"
     try:
         with quiet_datasets():
-            return split, datasets.load_dataset(found.path, found.config, split=split, **found.place())
+            return split, datasets.load_dataset(found.path, found.config, split=split, **found.place(split))
     except Exception as error:
         raise DataError(
             f"The dataset {name} of task {task.name} is neither in the local cache nor reachable: {first_line(error)}",
@@ -104,9 +104,10 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """Data files of a folder by split: `train.jsonl`, or shards such as `train-00000-of-00002.parquet`."""
+    """Data files of a folder by split: `train.jsonl`, shards (`train-00000-of-00002.parquet`), `wiki.test.raw`."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file():
-            splits.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+            name = path.stem.rpartition(".")[2] if path.suffix.lower() in RUNNING else path.stem
+            splits.setdefault(re.sub(r"-\d+-of-\d+$", "", name), []).append(path)
     return splits

@@ -45,7 +45,8 @@ class DataSpec:
     columns: one or two text columns; label_column: column of labels. Both default to the task's, or are guessed.
     limit: most samples to take, None for all; seed: which ones. The stages set both from their options.
     role: chooses the split. labelled: calibration is by labels. images: how images are read. ignored: ids of pixels
-    that do not count in label maps, in place of those that the task or checkpoint names.
+    that do not count in label maps, in place of those that the task or checkpoint names. length, stride: tokens of
+    the windows that running text is cut into, and between the beginnings of two; None for what is usual.
 
     Raises:
         UsageError: a limit below 1, or more than two text columns.
@@ -62,6 +63,8 @@ class DataSpec:
     images: ImageOptions = field(default_factory=ImageOptions)
     ignored: tuple[int, ...] | None = None
     known: Task | None = None
+    length: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -124,11 +127,19 @@ class DataSpec:
             raise UsageError("No data was named.", hint=HINTS[kind])
         return task, local
 
-    def calibrating(self, samples: int, seed: int, *, labelled: bool = False) -> DataSpec:
-        """The same data, of which `samples` calibrate."""
-        return replace(self, role="calibration", limit=samples, seed=seed, labelled=labelled)
+    def calibrating(self, samples: int, seed: int, *, labelled: bool = False, length: int | None = None) -> DataSpec:
+        """The same data, of which `samples` calibrate. length: of windows of running text."""
+        return replace(self, role="calibration", limit=samples, seed=seed, labelled=labelled, length=length)
 
     def evaluating(self, options: EvalOptions, task: Task | None) -> DataSpec:
         """The same data, on which `task` is evaluated."""
-        ignored = options.ignore_index
-        return replace(self, role="evaluation", limit=options.samples, seed=options.seed, known=task, ignored=ignored)
+        return replace(
+            self,
+            role="evaluation",
+            limit=options.samples,
+            seed=options.seed,
+            known=task,
+            ignored=options.ignore_index,
+            length=options.max_length or options.seq_len,
+            stride=options.stride,
+        )

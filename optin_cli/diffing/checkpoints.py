@@ -1,6 +1,5 @@
 """Differences between two checkpoints: config keys, tensor shapes and weights, and the masks of pruned ones."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from optin_cli.diffing.tables import (
     flatten,
 )
 from optin_cli.errors import CheckpointError
+from optin_cli.files import load_json
 
 
 def diff_checkpoints(a: Side, b: Side) -> Difference:
@@ -80,8 +80,8 @@ def _config(path: Path) -> dict[str, JsonValue]:
     if not path.is_dir():
         return {}
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = load_json(file, foreign=True)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} holds a {type(raw).__name__}; expected an object.")

@@ -5,6 +5,7 @@ from pydantic import JsonValue
 from optin_cli.artifacts.costs import Profile
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
+from optin_cli.artifacts.generation import Quartiles
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
@@ -21,7 +22,19 @@ from optin_cli.diffing.tables import (
     flatten,
 )
 
-TIMED_WORDS = ("median_ms", "samples_per_second", "latency_ratio", "prepare_seconds", "prune_seconds", "latency.device")
+QUARTILES = tuple(f"_per_second.{name}" for name in Quartiles.model_fields)
+TIMED_WORDS = (
+    "median_ms",
+    "samples_per_second",
+    "latency_ratio",
+    "prepare_seconds",
+    "prune_seconds",
+    "latency.device",
+    "generation.device",
+    "draft.device",
+    "speedup",
+    *QUARTILES,
+)
 """How keys end whose values differ between any two runs, or two machines."""
 
 

@@ -15,6 +15,8 @@ from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
 from optin_cli.evaluation.distances import distances, streamed_distances
+from optin_cli.evaluation.generation import require_decoding, with_generation
+from optin_cli.evaluation.harness import with_harness
 from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
@@ -23,6 +25,7 @@ from optin_cli.model.costs import count_totals
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
+from optin_cli.tasks.harness import is_harness_task, require_harness
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import UNLABELLED, Task
 from optin_cli.version import __version__
@@ -42,13 +45,18 @@ def evaluate(
     Args:
         checkpoint, against: also files that `export` wrote, which run in their own runtimes.
         task: names the metrics; None for what the model is for. Without labels, agreement with `against` remains.
+            "lm-eval:NAME" is a task of the lm-evaluation-harness.
         data: a file, folder or specification; None for the task's own dataset.
 
     Raises:
         DataError: the samples have no labels and there is nothing to compare with, or the task does not fit.
     """
     spec = DataSpec.of(data)
-    if task is not None:
+    external = None
+    if is_harness_task(task):
+        require_harness(task, spec.local)
+        external, task = task, None
+    elif task is not None:
         require_data(load_task(task), spec.local)
     device = device_for(None, checkpoint, against)
     opened = as_evaluated(checkpoint, device)
@@ -58,12 +66,16 @@ def evaluate(
         if known is not None and each is not None:
             require_fit(each, known)
     options = fitted(options or EvalOptions(), opened)
+    require_decoding(opened, options.generation)
     samples = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options, known), progress)
         if task is None and not is_measurable(samples, known):
             known = None
     result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
+    result = with_generation(result, opened, other, options, progress)
+    if external is not None:
+        result = with_harness(result, external, opened, other, options)
     for note in remarks(result, opened):
         progress.note(note)
     return result
@@ -174,6 +186,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         standard_error=prediction.error,
         class_iou=prediction.class_iou,
         truncated=prediction.truncated,
+        tokens=prediction.tokens,
         notes=(*prediction.notes, *(() if against is None else against.prediction.notes)),
         workload=workload,
         totals=totals,
@@ -220,8 +233,7 @@ def _compare(
     same, kl = _distances(mine.prediction, theirs)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
-        sign = 1 if metrics.find_metric(metric).higher_is_better else -1
-        drop = sign * (value.value - mine.prediction.values[metric])
+        drop = metrics.find_metric(metric).drop(mine.prediction.values[metric], value.value)
     return Comparison(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
@@ -229,6 +241,7 @@ def _compare(
         metrics=theirs.prediction.values,
         class_iou=theirs.prediction.class_iou,
         drop=drop,
+        relative_drop=metric is not None and metrics.find_metric(metric).relative,
         agreement=same,
         kl=kl,
         macs_ratio=totals.macs / other.macs,
@@ -279,8 +292,11 @@ def require_drop(evaluation: Evaluation, most: float) -> str | None:
         )
     if comparison.drop <= most:
         return None
-    moved = "fell" if metrics.find_metric(evaluation.metric.name).higher_is_better else "rose"
+    moved = "fell" if evaluation.metric.value <= comparison.metric.value else "rose"
+    by, allowed = f"{comparison.drop:.4f}", f"{most:g}"
+    if comparison.relative_drop:
+        by, allowed = f"{comparison.drop:.1%}", f"{most:.4g} (a share)"
     return (
-        f"{evaluation.metric.name} {moved} by {comparison.drop:.4f} "
-        f"(from {comparison.metric.value:.4f} to {evaluation.metric.value:.4f}), more than the {most:g} allowed."
+        f"{evaluation.metric.name} {moved} by {by} (from {comparison.metric.value:.4f} to "
+        f"{evaluation.metric.value:.4f}), more than the {allowed} allowed."
     )

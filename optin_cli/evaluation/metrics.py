@@ -7,7 +7,7 @@ of entities and words, (N, 5): see `count_entities`.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
@@ -25,10 +25,16 @@ RARE = 2.0
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score of predictions against labels."""
+    """A named score of predictions against labels. relative: a drop is a share of the original's value."""
 
     name: str
     higher_is_better: bool
+    relative: bool = field(default=False, kw_only=True)
+
+    def drop(self, value: float, original: float) -> float:
+        """How much worse a value is than the original's."""
+        change = original - value if self.higher_is_better else value - original
+        return change / original if self.relative else change
 
 
 @dataclass(frozen=True)
@@ -463,6 +469,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             MapMetric("mean_iou", True, _mean_iou),
             MapMetric("pixel_accuracy", True, _pixel_accuracy),
             Metric("pseudo_perplexity", False),
+            Metric("perplexity", False, relative=True),
+            Metric("last_word_accuracy", True),
+            Metric("last_word_perplexity", False, relative=True),
         )
     }
 )

@@ -48,7 +48,8 @@ class Prediction:
     error: standard error of the first. constants: what this kind of task was evaluated with. maps: the segmented
     images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
     truncated: samples whose ends the model did not see. notes: what is suspicious about the values. stream: computes
-    logits (n, classes) anew, batch by batch, in place of outputs that would not fit in memory.
+    logits (n, classes) anew, batch by batch, in place of outputs that would not fit in memory. tokens: of running text
+    that were predicted.
     """
 
     outputs: list[Output]
@@ -61,6 +62,7 @@ class Prediction:
     truncated: int = 0
     notes: tuple[str, ...] = ()
     stream: Callable[[], Iterator[torch.Tensor]] | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,14 @@ def encoded(trial: Trial, *, labelled: bool, prompt: tuple[str, ...] = ()) -> Se
 def read_options(trial: Trial) -> Options:
     """What an evaluation records of how samples were read, with the most tokens of a text."""
     return {**trial.samples.constants, "max_length": trial.checkpoint.input.read_length(trial.options.max_length)}
+
+
+def require_finite(logits: torch.Tensor, output: str) -> None:
+    """Refuse logits that are not finite (DataError). output: its name."""
+    if not bool(logits.isfinite().all()):
+        raise DataError(
+            f"The model put out NaN or infinity in {output}.", hint="Check its weights, or run it in float32."
+        )
 
 
 def distributions(trial: Trial, outcome: Outcome) -> list[Output]:

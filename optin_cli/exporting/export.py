@@ -26,14 +26,17 @@ from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carry_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
-from optin_cli.exporting.registry import Target, Traced, check_place, place_of, record_of, target_named
-from optin_cli.exporting.trace import export_probes, silenced, trace
+from optin_cli.exporting.registry import Prove, Signature, Target, check_place, place_of, record_of, target_named
+from optin_cli.exporting.trace import LENGTH, export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_totals
 from optin_cli.options.export import ExportOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.version import __version__
 
+FLOAT32 = "f32"
+EXACT = (None, FLOAT32)
+"""How weights are stored in files that must compute what the model does."""
 RUN = """from __future__ import annotations
 import sys
 sys.modules["optin_cli"] = None
@@ -67,7 +70,7 @@ def export(
     """Write a checkpoint as a file that a runtime runs, certified against the model in memory in a fresh process.
 
     Args:
-        to: a target: onnx, torch-export or openvino.
+        to: a target: onnx, torch-export, openvino or gguf.
         output: the file, or its folder, which is made if its parent exists; outside the checkpoint's own folder,
             config, tokenizer and processor are put beside it. Where none is given, the checkpoint's own folder, if
             that is how it was given, else a folder named after both.
@@ -79,53 +82,68 @@ def export(
         UsageError: the target has no such opset.
     """
     target, options = target_named(to), options or ExportOptions()
-    target.require_writing(options.opset, int8=options.int8)
+    target.require_writing(options)
     beside = None if isinstance(checkpoint, Checkpoint) or not Path(checkpoint).is_dir() else checkpoint
     opened = as_checkpoint(checkpoint, "cpu")
     given = Path(output or beside or f"{opened.name.rpartition('/')[2]}-{target.name}")
-    path = place_of(given, target, int8=options.int8)
+    form = target.form(options)
+    path = place_of(given, target, form)
     check_place(path, force=force)
     _check_sibling_config(opened, path)
     if opened.device.type != "cpu":  # the device of a model's constants would be written into the file
         opened = replace(opened, model=copy.deepcopy(opened.model).to("cpu"))
     options = replace(options, seq_len=opened.input.length(options.seq_len))
-    takes = opened.input.names()
-    probes = export_probes(opened, takes)
+    probes = export_probes(opened, target.takes or opened.input.names())
     file = path.name
     with atomic_files(path.parent, last=record_of(path).name) as folder, tempfile.TemporaryDirectory() as scratch:
-        exact = Path(scratch) / file if options.int8 else folder / file
-        progress.update(0, 3, "tracing")
+        exact = folder / file if form in EXACT else Path(scratch) / file
+        progress.update(0, 3, f"writing {target.name}")
         with silenced():
-            traced = trace(opened, takes, probes[0])
-            progress.update(1, 3, f"writing {target.name}")
-            opset = target.write(traced, exact, options.opset)
+            signature, opset = _write(opened, target, exact, probes[0], options)
         progress.update(2, 3, "certifying in a fresh process")
-        proofs = [certify_export(opened, target, exact, traced, probes)]
-        if options.int8:
-            progress.update(2, 3, "storing weights as int8")
+        prove = None if target.proving is None else target.proving(opened)
+        proofs = [certify_export(opened, target, exact, signature, probes, prove=prove)]
+        if form not in EXACT:
+            progress.update(2, 3, f"storing weights as {form}")
             with silenced():
-                _quantize(opened, target, exact, folder / file, probes[0])
-            proofs.append(certify_export(opened, target, folder / file, traced, probes, exact=False))
-        record = _record(opened, target, traced, probes[0], folder / file, opset, proofs, options)
+                _store_as(form, opened, target, exact, folder / file, probes[0])
+            proofs.append(certify_export(opened, target, folder / file, signature, probes, exact=False, prove=prove))
+        record = _record(opened, target, signature, probes[0], folder / file, opset, proofs, options)
         (folder / record_of(path).name).write_text(record.dump(), encoding="utf-8")
         _copy_sidecar_files(opened, path.parent, folder)
     return record
 
 
-def _quantize(checkpoint: Checkpoint, target: Target, source: Path, path: Path, example: Inputs) -> None:
-    """Write a file with int8 weights of a checkpoint that was written as `source` in float32."""
-    if target.int8.file is not None:
-        target.int8.file(source, path)
-    if target.int8.model is not None:
+def _write(
+    checkpoint: Checkpoint, target: Target, path: Path, example: Inputs, options: ExportOptions
+) -> tuple[Signature, int | None]:
+    """Write a file with float32 weights, and return what it takes and gives, and the opset that it is in."""
+    if target.convert is not None:
+        return target.convert(checkpoint, path, FLOAT32), None
+    if target.write is None:
+        raise TypeError(f"the target {target.name} has nothing that writes it")
+    traced = trace(checkpoint, [*example], example)
+    return traced, target.write(traced, path, options.opset)
+
+
+def _store_as(
+    form: str | None, checkpoint: Checkpoint, target: Target, exact: Path, path: Path, example: Inputs
+) -> None:
+    """Write a file with less exact weights than those of the float32 file `exact`."""
+    if target.convert is not None and form is not None:
+        target.convert(checkpoint, path, form)
+    elif target.int8 is not None and target.int8.file is not None:
+        target.int8.file(exact, path)
+    elif target.int8 is not None and target.int8.model is not None and target.write is not None:
         model = copy.deepcopy(checkpoint.model)
         target.int8.model(model)
-        target.write(trace(replace(checkpoint, model=model), checkpoint.input.names(), example), path, None)
+        target.write(trace(replace(checkpoint, model=model), [*example], example), path, None)
 
 
 def _record(
     checkpoint: Checkpoint,
     target: Target,
-    traced: Traced,
+    signature: Signature,
     example: Inputs,
     path: Path,
     opset: int | None,
@@ -135,18 +153,19 @@ def _record(
     """The record of a file, which is alone with its weights in its folder.
 
     Args:
-        example: the inputs that were traced. proofs: certificates, the file's own last.
+        example: inputs that the file takes. proofs: certificates, the file's own last.
     """
     takes, blueprint = checkpoint.input, checkpoint.blueprint
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
-    quantizing = target.int8.needs if options.int8 else ()
-    packages = sorted({"torch", blueprint.library, *target.writes_with, *target.runs_with, *quantizing})
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)}
+    versions = libraries | target.versions(int8=options.int8)
     return Export(
         optin_version=__version__,
         options={
             **({} if options.opset is None else {"opset": options.opset}),
             **({"int8": True} if options.int8 else {}),
+            **({"gguf_type": target.form(options)} if target.types else {}),
         },
         inputs={**checkpoint.sources, "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity))},
         target=target.name,
@@ -154,15 +173,15 @@ def _record(
         family=checkpoint.structure.family,
         model_class=blueprint.model_class,
         auto_class=blueprint.auto_class,
-        takes=_input_rules(traced, example),
-        gives=_output_rules(traced, run_probe(checkpoint.model, example, traced.gives)),
+        takes=_input_rules(signature, example),
+        gives=_output_rules(signature, run_probe(checkpoint.model, example, signature.gives)),
         reserved_positions=takes.reserved,
         opset=opset,
         workload=workload,
         totals=count_totals(checkpoint.model, takes.example(workload), sum(file.stat().st_size for file in files)),
         certificate=proofs[-1],
         unquantized=proofs[0] if len(proofs) > 1 else None,
-        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+        versions={"python": platform.python_version(), **dict(sorted(versions.items()))},
     )
 
 
@@ -170,10 +189,11 @@ def certify_export(
     checkpoint: Checkpoint,
     target: Target,
     path: Path,
-    traced: Traced,
+    signature: Signature,
     probes: Sequence[Inputs],
     *,
     exact: bool = True,
+    prove: Prove | None = None,
 ) -> ExportCertificate:
     """Compare a file and the model on all probes, in a fresh process.
 
@@ -181,7 +201,7 @@ def certify_export(
         CertificateError: the file does not run, or gives outputs of other shapes, or none that are numbers; or, if it
             is to be `exact`, ones that differ.
     """
-    expected = [run_probe(checkpoint.model, probe, traced.gives) for probe in probes]
+    expected = [run_probe(checkpoint.model, probe, signature.gives) for probe in probes]
     with tempfile.TemporaryDirectory() as scratch:
         feed, result = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"
         save_file({f"{n}/{k}": t.contiguous() for n, probe in enumerate(probes) for k, t in probe.items()}, feed)
@@ -192,7 +212,7 @@ def certify_export(
     tolerance = max(map(tolerance_for, expected)) if exact else None
     records = []
     for number, (probe, outputs) in enumerate(zip(probes, expected, strict=True)):
-        shape = tuple(probe[traced.takes[0]].shape)
+        shape = tuple(probe[signature.takes[0]].shape)
         mask = probe.get("attention_mask")
         given = {name: found[f"{number}/{name}"] for name in outputs}
         if any(given[name].shape != tensor.shape for name, tensor in outputs.items()):
@@ -205,35 +225,31 @@ def certify_export(
             "The exporter or the runtime is at fault: try another --opset, or another --to.",
         )
         padded = mask is not None and not bool(mask.all())
-        length = None if mask is None else shape[-1]
+        length = shape[-1] if LENGTH in signature.axes[signature.takes[0]].values() else None
         records.append(ExportProbe(batch_size=shape[0], seq_len=length, padded=padded, difference=difference))
     return ExportCertificate(
         loader=f"{target.runtime} in a fresh process without optin",
         probes=records,
         difference=max(probe.difference for probe in records),
         tolerance=tolerance,
+        continuation=None if prove is None else prove(path, exact),
     )
 
 
-def _input_rules(traced: Traced, example: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
+def _input_rules(signature: Signature, example: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
     return {
         name: TensorRule(
             dtype=_dtype(example[name]),
-            shape=[traced.axes[name].get(axis, length) for axis, length in enumerate(example[name].shape)],
+            shape=[signature.axes[name].get(axis, length) for axis, length in enumerate(example[name].shape)],
         )
-        for name in traced.takes
+        for name in signature.takes
     }
 
 
-def _output_rules(traced: Traced, outputs: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
-    """Rows come first; the program's own symbols show whether a second axis is the sequence or a width."""
-    inner = [*traced.program.graph.nodes][-1].args[0]
-    rules: dict[str, TensorRule] = {}
-    for name, node in zip(traced.gives, inner, strict=True):
-        lengths = node.meta["val"].shape
-        shape = [n if isinstance(n, int) else ("batch", "length")[axis] for axis, n in enumerate(lengths)]
-        rules[name] = TensorRule(dtype=_dtype(outputs[name]), shape=shape)
-    return rules
+def _output_rules(signature: Signature, outputs: Mapping[str, torch.Tensor]) -> dict[str, TensorRule]:
+    return {
+        name: TensorRule(dtype=_dtype(outputs[name]), shape=list(shape)) for name, shape in signature.shapes.items()
+    }
 
 
 def _dtype(tensor: torch.Tensor) -> str:

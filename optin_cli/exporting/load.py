@@ -1,6 +1,7 @@
 """Open an exported file as a checkpoint that evaluation runs in the file's own runtime."""
 
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint, Recorded, load, read_de
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.libraries.registry import Blueprint, Reading, read_folder
 from optin_cli.errors import ArtifactError, CheckpointError, UsageError, headline
-from optin_cli.exporting.registry import ExportError, Run, Target, record_of, target_of
+from optin_cli.exporting.registry import ExportError, Run, Target, distribution_of, record_of, target_of
 from optin_cli.exporting.trace import Named, silenced
 from optin_cli.files import read_bytes, sha256_of
 from optin_cli.model.resolve import resolve_outputs
@@ -32,7 +33,15 @@ class ExportedModel(Named):
         def compute(inputs: Inputs) -> Mapping[str, torch.Tensor]:
             missing = {name: torch.zeros_like(inputs["input_ids"]) for name in record.takes if name not in inputs}
             arrays = {name: tensor.numpy() for name, tensor in {**inputs, **missing}.items()}
-            return {name: torch.from_numpy(array) for name, array in run(arrays).items()}
+            try:
+                found = run(arrays)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+                raise ExportError(
+                    f"{next(iter(record.files))} cannot be run on {shapes}: {headline(error)}",
+                    hint="Its record promises that it can; run optin export again.",
+                ) from error
+            return {name: torch.from_numpy(array) for name, array in found.items()}
 
         super().__init__(tuple(record.takes), compute)
         self.reserved_positions = record.reserved_positions
@@ -99,13 +108,14 @@ def load_exported(
             f"{path.parent / 'config.json'} is not the config that {path.name} was exported with.",
             hint="Put the two back together, or run optin export again.",
         )
-    target.check(path)
-    try:
-        with silenced():
-            run = target.open(str(path), torch.get_num_threads())
-    except Exception as error:
-        message = f"{target.runtime} does not open {path}: {headline(error)}"
-        raise ExportError(message, hint="Run optin export again.") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        checked = target.check(path, Path(scratch))
+        try:
+            with silenced():
+                run = target.open(str(checked), torch.get_num_threads())
+        except Exception as error:
+            message = f"{target.runtime} does not open {path}: {headline(error)}"
+            raise ExportError(message, hint="Run optin export again.") from error
     blueprint = _at_recorded_size(blueprint, record, path, image_size)
     return Checkpoint(
         name=f"{path.resolve().parent.name}/{path.name}",
@@ -124,7 +134,7 @@ def load_exported(
         dtype=torch.float32,
         weight_bytes=record.totals.bytes,
         recorded=Recorded(
-            runtime=f"{target.runtime} {importlib.metadata.version(target.runtime)}",
+            runtime=f"{target.runtime} {importlib.metadata.version(distribution_of(target.runtime))}",
             workload=record.workload,
             totals=record.totals,
         ),

@@ -1,32 +1,27 @@
 """torch.export: store a traced model (a zip archive of the graph as JSON and raw weights), and run the file."""
 
-import json
-import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optin_cli.exporting.registry import ExportError, Quantizer, Run, Target, Traced
+from optin_cli.exporting.registry import Quantizer, Run, Target, Traced
 
 if TYPE_CHECKING:
     from torch import nn
 
-PLAIN = re.compile(
-    r"""[^/]+/(data/(weights/(weight_\d+|\w+_config\.json)|constants/(tensor_\d+|\w+_config\.json)|sample_inputs/\w+\.pt)
-    |models/\w+\.json|archive_format|archive_version|byteorder|\.data/\w+)""",
-    re.VERBOSE,
-)
-"""Members of an archive that holds a graph, raw tensors and example inputs: no pickled objects, no compiled code."""
-
 
 def write(traced: Traced, path: Path, _opset: int | None) -> None:
     """Store the program, without the lines of code (paths of this machine) that its nodes came from."""
+    import io
+
     import torch
 
     for module in traced.program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)
-    torch.export.save(traced.program, path)
+    # Torch's own writer of files ends the process when the disk is full.
+    content = io.BytesIO()
+    torch.export.save(traced.program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def quantize(model: "nn.Module") -> None:
@@ -42,34 +37,13 @@ def quantize(model: "nn.Module") -> None:
     unwrap_tensor_subclass(model)
 
 
-def check(path: Path) -> None:
-    """Refuse what is no archive, or one in which torch.export.load would unpickle, and so run, code (ExportError).
+def check(path: Path, scratch: Path) -> Path:
+    """A copy of what an archive holds that cannot run code (ExportError: it is none, or holds more)."""
+    from optin_cli.exporting.vetting import vet
 
-    The graph itself is still read by torch's own loader, which is not made for files of unknown origin.
-    """
-    import io
-    import pickle
-
-    import torch
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            strange = [name for name in names if not PLAIN.fullmatch(name)]
-            for name in names:
-                if name.endswith("_config.json"):
-                    parts = json.loads(archive.read(name))["config"]
-                    strange += [part for part, how in parts.items() if how["use_pickle"]]
-                elif name.endswith(".pt"):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except pickle.UnpicklingError:
-        strange = ["example inputs that are not tensors"]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ExportError(f"{path} is not a file of torch.export: {error}") from error
-    if strange:
-        raise ExportError(
-            f"{path} holds more than a graph and tensors, so it is refused: loading it could run code ({strange[0]})."
-        )
+    copy = scratch / path.name
+    vet(path, copy)
+    return copy
 
 
 def open_file(path: str, threads: int) -> Run:

@@ -91,7 +91,17 @@ def trace(checkpoint: Checkpoint, takes: Sequence[str], example: Inputs) -> Trac
             f"{length}: {' '.join(lines[:2]) or type(error).__name__}",
             hint="The checkpoint itself is as good as before; run it through transformers or timm.",
         ) from error
-    return Traced(program, tuple(takes), gives, axes)
+    return Traced(tuple(takes), _output_shapes(program, gives), axes, program)
+
+
+def _output_shapes(program: torch.export.ExportedProgram, gives: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
+    """Rows come first; the program's own symbols show whether a second axis is the sequence or a width."""
+    return {
+        name: tuple(
+            n if isinstance(n, int) else ("batch", LENGTH)[axis] for axis, n in enumerate(node.meta["val"].shape)
+        )
+        for name, node in zip(gives, [*program.graph.nodes][-1].args[0], strict=True)
+    }
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ def unit_macs(model: nn.Module, group: Group, by_module: Mapping[str, float]) ->
     """MACs that one unit of a group costs, from the measured MACs of each module."""
     places = {s.parameter.rpartition(".")[0] for s in group.slices} | ({group.mixer} if group.mixer else set())
     total = 0.0
-    for place in sorted(places):
+    for place in sorted(places.difference(group.constant)):
         children = (f"{place}.{name}" for name, _ in model.get_submodule(place).named_children())
         total += by_module.get(place, 0.0) - sum(by_module.get(child, 0.0) for child in children)
     return total / group.units
@@ -157,6 +157,7 @@ def shared_costs(
 ) -> dict[str, dict[str, SharedCost]]:
     """What units of two groups cost together in weights sliced by both: by the earlier group, by the later one."""
     costs: dict[str, dict[str, SharedCost]] = {group.name: {} for group in groups}
+    counted: set[tuple[str, str, str]] = set()
     seen: dict[str, tuple[Group, Slice]] = {}
     for group in groups:
         for piece in group.slices:
@@ -166,10 +167,14 @@ def shared_costs(
             other, theirs = seen[piece.parameter]
             tensor = tensor_at(model, piece.parameter)
             columns = tensor.numel() // (tensor.shape[piece.axis] * tensor.shape[theirs.axis])
-            macs = by_module.get(piece.parameter.rpartition(".")[0], 0.0)
+            before = costs[other.name].get(group.name, SharedCost(macs=0.0, parameters=0))
+            module = piece.parameter.rpartition(".")[0]
+            free = module in (*group.constant, *other.constant) or (other.name, group.name, module) in counted
+            counted.add((other.name, group.name, module))
+            macs = 0.0 if free else by_module.get(module, 0.0)
             costs[other.name][group.name] = SharedCost(
-                macs=macs / (group.units * other.units),
-                parameters=columns * piece.unit_width * theirs.unit_width,
+                macs=before.macs + macs / (group.units * other.units),
+                parameters=before.parameters + columns * piece.unit_width * theirs.unit_width,
             )
     return costs
 

@@ -34,6 +34,7 @@ def cut(model: nn.Module, structure: Structure, kept: Keeping) -> Plan:
     """Prune a model in place to the kept units, and return the plan that gives a freshly built one the same shapes."""
     plan = Plan(root=structure.root)
     left: dict[str, torch.Tensor] = {}
+    kept = structure.within_blocks(kept)
     for kind in structure.kinds:
         part, tensors = kind.cut(model, kept, structure.root)
         plan, left = plan.then(part), {**left, **tensors}

@@ -251,7 +251,8 @@ def _find_products(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     width = attribute_at(model, place(str(rule.unit_width)))
     if not isinstance(layer, nn.Linear) or not isinstance(consumer, nn.Linear) or not isinstance(width, int):
         return None
-    parts = next((s.parts for s in rule.slices if f"{rule.query_key.query}.weight" in s.parameters), 1)
+    asked = f"{rule.query_key.query}.weight"
+    parts = next((s.parts for s in rule.slices if asked in s.parameters and isinstance(s.parts, int)), 1)
     count = consumer.in_features // width
     if not count:
         return None

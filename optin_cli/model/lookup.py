@@ -13,9 +13,11 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def attribute_at(model: nn.Module, path: str) -> object:
-    """The attribute at a path, None where there is none."""
-    owner_path, _, leaf = path.rpartition(".")
-    return getattr(module_at(model, owner_path), leaf, None)
+    """The attribute at a path, such as one of a module's config; None where there is none."""
+    found: object = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def tensor_at(model: nn.Module, path: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.model.forward import hooks
+from optin_cli.model.forward import Hooks, hooks
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Keeping
 
@@ -38,6 +38,8 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
     """Scale the units of `groups` by their gates, on the way into the consumers."""
     with hooks() as hook:
         for gated_group, its_gates in groups.items():
+            for norm in gated_group.norms:
+                _gate_norm(hook, model.get_submodule(norm.path), its_gates, norm.unit_width)
 
             def scale(_: nn.Module, inputs: Any, group: Group = gated_group, gates: torch.Tensor = its_gates) -> Any:
                 return (gate_units(inputs[0], gates, group.unit_width, group.axis, group.rows), *inputs[1:])
@@ -46,9 +48,24 @@ def gated(model: nn.Module, groups: Mapping[Group, torch.Tensor]) -> Iterator[No
         yield
 
 
+def _gate_norm(hook: Hooks, norm: nn.Module, gates: torch.Tensor, unit_width: int) -> None:
+    """Take the root mean square of a norm's columns over the units that are left: mean over all times units / left."""
+
+    def before(_module: nn.Module, inputs: Any) -> Any:
+        return (gate_units(inputs[0], gates, unit_width), *inputs[1:])
+
+    def after(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        left = gates.mean(dim=-1).sqrt()
+        return output * (left.reshape(-1, *[1] * (output.dim() - 1)) if left.dim() else left)
+
+    hook.before(norm, before)
+    hook.after(norm, after)
+
+
 @contextlib.contextmanager
 def masked(model: nn.Module, structure: Structure, kept: Keeping) -> Iterator[None]:
     """Run the model as if only the kept units of every kind existed."""
+    kept = structure.within_blocks(kept)
     with contextlib.ExitStack() as stack:
         for kind in structure.kinds:
             stack.enter_context(kind.masked(model, kept))

@@ -28,7 +28,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
             "pad": [{"module", "widths", "to"}],
             "empty": [{"module", "consumer", "norm", "remove", "returns"}],
             "merge": None or {"blocks": [path], "counts": [int], "special": int, "argument": str},
-            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}],
+            "sizes": [{"attribute": path, "rows": path, "parts": int, "over": path or None}], "bypass": [path],
             "earlier": [the same in the terms of earlier versions of the library], "written_by": [library, version],
             "since": the first version whose terms the others are, if known,
             "needs": [{"path", "since", "value": of what is there, None for any}]}.
@@ -82,9 +82,9 @@ class _Placed:
         self.plan = plan if inside else _of_base(plan, root)
 
     def locate(self, path: str) -> tuple[Any, str]:
-        """The module that holds what lies at a path, and its name there."""
-        owner, _, leaf = path.removeprefix(self.prefix).rpartition(".")
-        return self.model.get_submodule(owner), leaf
+        """The module, or the config of one, that holds what lies at a path, and its name there."""
+        *owners, leaf = path.removeprefix(self.prefix).split(".")
+        return functools.reduce(getattr, owners, self.model), leaf
 
     def at(self, path: str) -> Any:
         """The module or attribute at a path."""
@@ -104,7 +104,7 @@ class _Placed:
         plan, merge = self.plan, self.plan.get("merge") or {"blocks": []}
         sizes = [path for size in plan.get("sizes", []) for path in (size["attribute"], size["over"]) if path]
         modules = [rule["module"] for key in ("select", "pad", "empty") for rule in plan.get(key, [])]
-        modules += [*plan.get("attend", []), *merge["blocks"]]
+        modules += [*plan.get("attend", []), *plan.get("bypass", []), *merge["blocks"]]
         paths: list[str] = [*plan["parameters"], *plan["attributes"], *sizes, *modules]
         for path in paths:
             if not self.has(path):
@@ -130,10 +130,10 @@ class _Placed:
             _resize(*self.locate(path), shape)
         for path in plan["parameters"]:
             owner = path.rpartition(".")[0]
-            if isinstance(linear := self.at(owner), nn.Linear) and not linear.weight.shape[1]:
-                setattr(*self.locate(owner), BiasAlone(linear))
+            if _is_linear(layer := self.at(owner)) and not _linear_sizes(layer)[0]:
+                setattr(*self.locate(owner), BiasAlone(layer))
         for path, value in plan["attributes"].items():
-            setattr(*self.locate(path), value)
+            self._set(path, value)
         for size in plan.get("sizes", []):
             number = self.at(size["rows"]).shape[0] // size["parts"]
             setattr(*self.locate(size["attribute"]), number // (self.at(size["over"]) if size["over"] else 1))
@@ -147,10 +147,20 @@ class _Placed:
             _empty(self.at(rule["module"]), rule)
             for path in rule.get("remove", []):
                 setattr(*self.locate(path), None)
+        for path in plan.get("bypass", []):
+            _bypass(self.at(path))
         if rule := plan.get("merge"):
             blocks = [self.at(path) for path in rule["blocks"]]
             base = self.model.get_submodule(self.base)
             merge_between(base, blocks, rule["counts"], rule["special"], rule["argument"])
+
+    def _set(self, path: str, value: Any) -> None:
+        """Set an attribute; of a config that others share, in a copy for its owner alone."""
+        owner, leaf = self.locate(path)
+        if not isinstance(owner, (nn.Module, OwnConfig)):
+            owner = OwnConfig(owner)
+            setattr(*self.locate(path.rpartition(".")[0]), owner)
+        setattr(owner, leaf, value)
 
 
 def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
@@ -160,7 +170,7 @@ def _of_base(plan: dict[str, Any], root: str) -> dict[str, Any]:
         **{key: {p: v for p, v in plan[key].items() if p.startswith(root)} for key in ("parameters", "attributes")},
         **{key: [r for r in plan.get(key, []) if r["module"].startswith(root)] for key in ("select", "empty", "pad")},
         "sizes": [size for size in plan.get("sizes", []) if size["attribute"].startswith(root)],
-        "attend": [path for path in plan.get("attend", []) if path.startswith(root)],
+        **{key: [path for path in plan.get(key, []) if path.startswith(root)] for key in ("attend", "bypass")},
         "needs": [need for need in plan["needs"] if need["path"].startswith(root)],
     }
 
@@ -181,12 +191,38 @@ def _resize(owner: nn.Module, leaf: str, shape: list[int]) -> None:
         setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
     if isinstance(owner, nn.Linear) and leaf == "weight":
         owner.out_features, owner.in_features = shape
+    elif _is_linear(owner) and leaf == "weight":
+        owner.nx, owner.nf = shape  # type: ignore[assignment]
     elif isinstance(owner, nn.Conv2d) and leaf == "weight":
         # Groups leave as a whole; a last one is a plain convolution, whose channels may leave one by one.
         owner.groups = max(owner.groups * shape[0] // owner.out_channels, 1) if owner.groups > 1 else 1
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif isinstance(owner, nn.BatchNorm2d) and leaf in ("weight", "running_mean"):
         owner.num_features = shape[0]
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module is torch's linear layer, or that of transformers with weights (inputs, outputs)."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _linear_sizes(linear: Any) -> tuple[int, int]:
+    """How many columns a linear layer reads and puts out."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    return linear.nx, linear.nf
+
+
+class OwnConfig:
+    """The config that a model shares with its modules, as one of them sees it: some values are that module's own."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared":  # while being copied
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 class BiasAlone(nn.Module):
@@ -200,12 +236,13 @@ class BiasAlone(nn.Module):
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
+        self.outputs = _linear_sizes(linear)[1]
         self.register_parameter("weight", linear.weight)
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The bias, or zeros; x: (..., 0)."""
-        out = x.new_zeros((*x.shape[:-1], len(self.weight)))
+        out = x.new_zeros((*x.shape[:-1], self.outputs))
         return out if self.bias is None else out + self.bias
 
 
@@ -351,6 +388,15 @@ def _empty(module: Any, rule: dict[str, Any]) -> None:
         return (out, *[None] * (rule["returns"] - 1)) if rule["returns"] else out
 
     module.forward = types.MethodType(forward, module)
+
+
+def _bypass(block: Any) -> None:
+    """Let a block put out the hidden states that it is given, and compute nothing."""
+
+    def forward(_self: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else next(iter(kwargs.values()))
+
+    block.forward = types.MethodType(forward, block)
 
 
 # Merging of tokens: bipartite soft matching with size-weighted attention (ToMe, arXiv 2210.09461, sections 3 and 3.1).

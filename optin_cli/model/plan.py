@@ -45,7 +45,7 @@ class Size(RowsRule):
 
 
 class Layout(BaseModel):
-    """New shapes and attributes, emptied modules (all by full path) and merging of tokens."""
+    """New shapes and attributes, emptied modules and bypassed blocks (all by full path), and merging of tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +58,7 @@ class Layout(BaseModel):
     empty: list[EmptyRule] = []
     merge: Merge | None = None
     sizes: list[Size] = []
+    bypass: list[str] = []
 
 
 class Need(BaseModel):
@@ -93,4 +94,5 @@ class Plan(Layout):
             pad=[*(p for p in self.pad if p.module not in {n.module for n in later.pad}), *later.pad],
             empty=[*self.empty, *later.empty],
             merge=later.merge or self.merge,
+            bypass=[*self.bypass, *(path for path in later.bypass if path not in self.bypass)],
         )

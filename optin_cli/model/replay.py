@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
+from optin_cli.files import OutputError
 from optin_cli.model.forward import StopForward, call_model, hooks, run_until_stopped
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
@@ -62,6 +64,20 @@ def replayed(model: nn.Module, structure: Structure, outputs: Sequence[Any]) -> 
                 module.forward = originals[path]
 
 
+def store(value: Any, path: Path) -> None:
+    """Write tensors to a temporary file (OutputError where it has no room)."""
+    # Torch's own writer of files ends the process when the disk is full.
+    content = io.BytesIO()
+    torch.save(value, content)
+    try:
+        path.write_bytes(content.getbuffer())
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent} has no room for the outputs of layers, which wait there: {error.strerror}.",
+            hint="Set TMPDIR to a folder on a larger disk, or use fewer --samples.",
+        ) from error
+
+
 class Prefixes:
     """Outputs of the first blocks of a model for every batch, kept in temporary files rather than in memory.
 
@@ -94,7 +110,7 @@ class Prefixes:
         self._depth = min(depth, self._stored)
         for number, batch in enumerate(self.batches if depth > self._stored else ()):
             for index, output in enumerate(self._run(number, batch, depth), start=self._depth):
-                torch.save(output, self._file(number, index))
+                store(output, self._file(number, index))
         self._depth = self._stored = depth
 
     @contextlib.contextmanager

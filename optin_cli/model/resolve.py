@@ -11,6 +11,8 @@ from torch import nn
 from optin_cli.architectures.schema import Architecture, HeadRule, OutputRule
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.blocks import FoundStack, find_stack
+from optin_cli.model.depth import find_depth
+from optin_cli.model.experts import OPENED
 from optin_cli.model.head_dims import find_head_dims
 from optin_cli.model.lookup import module_at
 from optin_cli.model.modeling_optin import attend_by_parts
@@ -21,7 +23,7 @@ from optin_cli.model.units import UnitKind
 
 Finder = Callable[[nn.Module, Sequence[FoundStack], str, list[str]], UnitKind | None]
 """The units of one kind in a model, given its stacks and the path of the base model. Problems are added to the list."""
-KINDS: tuple[Finder, ...] = (find_slices, find_head_dims, find_tokens)
+KINDS: tuple[Finder, ...] = (find_slices, find_head_dims, find_tokens, find_depth)
 
 
 def find_structure(
@@ -31,6 +33,7 @@ def find_structure(
 
     Torch's multi-head attention reads the weights of its output projection without calling it. Where that is a
     consumer, the attention gets a forward that computes the same and calls it, so that what it is given can be seen.
+    So do mixtures of experts (`experts.py`).
 
     Args:
         architecture: the family's description; its block paths are relative to `root`.
@@ -65,8 +68,11 @@ def find_structure(
             hint=_version_hint(architecture)
             + "Correct the description, or pass another one with --architecture my.json.",
         )
-    for path in opened(model, (group for kind in kinds for group in kind.sliced)):
+    groups = [group for kind in kinds for group in kind.sliced]
+    for path in opened(model, groups):
         attend_by_parts(model.get_submodule(path))
+    for path, inside in {group.gate: group.inside for group in groups if group.inside is not None}.items():
+        OPENED[inside](model.get_submodule(path.rpartition(".")[0]))
     blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     outputs = resolve_outputs(head, problem_type)
     earlier = architecture.earlier and architecture.earlier.under(root, root)

@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from optin_cli.architectures.schema import GroupRule, SliceRule
+from optin_cli.architectures.schema import GroupRule, SliceRule, Width
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.errors import ArtifactError
 from optin_cli.model.blocks import FoundStack, Place
 from optin_cli.model.config_counts import Settings, resolve_config
 from optin_cli.model.costs import group_costs
+from optin_cli.model.experts import UNITS
 from optin_cli.model.lookup import attribute_at, module_at, number_at, tensor_at
 from optin_cli.model.masking import gated
 from optin_cli.model.plan import Plan, SelectedArgument
-from optin_cli.model.units import Group, Keeping, Slice, UnitKind
+from optin_cli.model.units import Group, Keeping, Norm, Slice, UnitKind
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Slices(UnitKind):
                     attributes={
                         **dict.fromkeys(group.set_units, len(units)),
                         **dict.fromkeys(group.set_width, len(units) * group.unit_width),
+                        **{path: len(units) * each for path, each in group.set_each},
                     },
                     select=[
                         SelectedArgument(**s.model_dump(), index=units, of=group.units) for s in group.select if units
@@ -161,7 +163,7 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     slices = [s for r in rule.slices for s in _resolve_slices(model, r, unit_width, place, name, problems)]
     slices = [_narrowed(model, s, found, rule, place) for s in slices] if found else slices
     inner: list[str | None] = [rule.gate, rule.residual_sum, rule.mixer, *(s.module for s in rule.select)]
-    inner += [rule.attend, rule.empty.module if rule.empty else None]
+    inner += [rule.attend, rule.empty.module if rule.empty else None, *rule.norms, *rule.constant]
     problems += [
         f"{name}: module {place(target)} does not exist"
         for target in [rule.consumer, *filter(None, inner)]
@@ -169,9 +171,14 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
     ]
     problems += [
         f"{name}: attribute {place(attribute)} does not exist"
-        for attribute in [*rule.set_units, *rule.set_width]
+        for attribute in [*rule.set_units, *rule.set_width, *rule.set_each]
         if attribute_at(model, place(attribute)) is None
     ]
+    least = number_at(model, place(rule.least), name, problems) if isinstance(rule.least, str) else rule.least
+    set_each = {place(path): _product(model, each, place, name, problems) for path, each in rule.set_each.items()}
+    widths = {piece.parameter: piece.unit_width for piece in slices}
+    norms = [Norm(place(path), widths.get(f"{place(path)}.weight", 0)) for path in rule.norms]
+    problems += [f"{name}: no slice is of {norm.path}.weight" for norm in norms if not norm.unit_width]
     units = _count_units(model, slices, name, problems)
     if len(problems) > before or units == 0:
         return None
@@ -183,17 +190,22 @@ def _resolve_group(model: nn.Module, rule: GroupRule, place: Place, block: str, 
         unit_width=unit_width,
         axis=1 if isinstance(model.get_submodule(place(rule.consumer)), nn.Conv2d) else -1,
         consumer=place(rule.consumer),
-        gate=place(rule.gate or rule.consumer),
+        gate=place(rule.gate or rule.consumer) + (f".{UNITS}" if rule.inside else ""),
+        inside=rule.inside,
+        reads=place(rule.reads or f"{rule.consumer}.weight"),
         residual_sum=place(rule.residual_sum) if rule.residual_sum else None,
         residual=rule.residual,
         rows=rule.rows,
-        least=rule.least,
+        least=least,
         block_path=place.path,
         slices=tuple(slices),
         set_units=tuple(map(place, rule.set_units)),
         set_width=tuple(map(place, rule.set_width)),
+        set_each=tuple(set_each.items()),
+        norms=tuple(norms),
         mixer=place(rule.mixer) if rule.mixer else None,
         select=tuple(s.model_copy(update={"module": place(s.module)}) for s in rule.select),
+        constant=tuple(map(place, rule.constant)),
         attend=place(rule.attend) if rule.attend else None,
         empty=rule.empty
         and rule.empty.model_copy(
@@ -231,13 +243,12 @@ def _unit_width(model: nn.Module, rule: GroupRule, place: Place, name: str, prob
     if not isinstance(count, int) or not isinstance(tensor, torch.Tensor) or tensor.dim() <= first.axis:
         problems.append(f"{name}: attribute {place(rule.count)} is {count!r}, expected the number of units")
         return 0
-    return tensor.shape[first.axis] // (first.parts * count) if count else 0
+    parts = first.parts if isinstance(first.parts, int) else len(first.parts)
+    return tensor.shape[first.axis] // (parts * count) if count else 0
 
 
-def _product(
-    model: nn.Module, stated: int | str | list[int | str], place: Place, name: str, problems: list[str]
-) -> int:
-    """A width as rules state it: a number, an attribute that holds it, or several whose product it is."""
+def _product(model: nn.Module, stated: Width, place: Place, name: str, problems: list[str]) -> int:
+    """A width as rules state it; 0 where that is not one."""
     factors = stated if isinstance(stated, list) else [stated]
     paths = [factor if isinstance(factor, int) else place(factor) for factor in factors]
     return math.prod(number_at(model, path, name, problems) for path in paths)
@@ -246,8 +257,10 @@ def _product(
 def _resolve_slices(
     model: nn.Module, rule: SliceRule, unit_width: int, place: Place, name: str, problems: list[str]
 ) -> Iterator[Slice]:
-    size = _product(model, rule.unit_width or unit_width, place, name, problems)
-    for parameter in rule.parameters if size else []:
+    stated = [rule.unit_width or unit_width] if isinstance(rule.parts, int) else rule.parts
+    widths = tuple(_product(model, width, place, name, problems) for width in stated)
+    widths *= rule.parts if isinstance(rule.parts, int) else 1
+    for parameter in rule.parameters if all(widths) else []:
         full = place(parameter)
         owner_path, _, leaf = full.rpartition(".")
         owner = module_at(model, owner_path)
@@ -255,7 +268,7 @@ def _resolve_slices(
             if not rule.optional:
                 problems.append(f"{name}: parameter {full} does not exist")
         elif getattr(owner, leaf) is not None:
-            yield Slice(full, rule.axis, (size,) * rule.parts)
+            yield Slice(full, rule.axis, widths)
 
 
 def _count_heads(model: nn.Module, rule: GroupRule, unit_width: int, place: Place) -> int:
@@ -281,6 +294,11 @@ def query_width(outputs: int, heads: int, shared: int, others: int) -> int:
     return max(outputs // heads - others, 0) // shared
 
 
+def _in_words(widths: Sequence[int]) -> str:
+    """Widths of a unit in each part."""
+    return f"{len(widths)} x {widths[0]}" if len(set(widths)) == 1 else " + ".join(map(str, widths))
+
+
 def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: list[str]) -> int:
     counts: dict[int, str] = {}
     for piece in slices:
@@ -290,7 +308,7 @@ def _count_units(model: nn.Module, slices: list[Slice], name: str, problems: lis
         elif (length := tensor.shape[piece.axis]) % piece.unit_width:
             problems.append(
                 f"{name}: axis {piece.axis} of {piece.parameter} has length {length}, "
-                f"not a multiple of parts x unit width = {len(piece.widths)} x {piece.widths[-1]}"
+                f"not a multiple of parts x unit width = {_in_words(piece.widths)}"
             )
         else:
             counts.setdefault(length // piece.unit_width, piece.parameter)

@@ -67,6 +67,16 @@ class Structure:
         names: Sequence[str] = [rule.name for rule in self.outputs]
         return replace(self, kinds=tuple(kind.measured(model, inputs, names) for kind in self.kinds))
 
+    def dropped(self, kept: Keeping) -> tuple[str, ...]:
+        """Names of the blocks that a mask removes as a whole."""
+        return tuple(name for kind in self.kinds for name in kind.dropped(kept))
+
+    def within_blocks(self, kept: Keeping) -> Keeping:
+        """A mask without what it says of units inside blocks that it removes as a whole."""
+        inside = tuple(f"{block}." for block in self.dropped(kept))
+        own = {name for kind in self.kinds if kind.dropped(kept) for name in kind.units}
+        return {name: units for name, units in kept.items() if name in own or not name.startswith(inside)}
+
     def changes(self, kept: Keeping, group: Group) -> bool:
         """Whether a mask removes units of a group, or changes what reaches it within its block."""
         return any(kind.changes(kept, group) for kind in self.kinds)

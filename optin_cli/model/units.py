@@ -1,7 +1,8 @@
 """What every kind of prunable unit implements, and groups of units that are slices of weights.
 
-A kind is one class in a module of its own and one row of `resolve.KINDS`: `slices.py` (heads, neurons, channels) and
-`tokens.py` (tokens that merge between blocks). Everything else asks a structure's kinds through this interface.
+A kind is one class in a module of its own and one row of `resolve.KINDS`: `slices.py` (heads, neurons, channels),
+`head_dims.py`, `tokens.py` (tokens that merge between blocks) and `depth.py` (whole blocks). Everything else asks a
+structure's kinds through this interface.
 """
 
 from __future__ import annotations
@@ -46,12 +47,21 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A root mean square norm over the columns of all units, by path; unit_width: its columns of a unit."""
+
+    path: str
+    unit_width: int
+
+
+@dataclass(frozen=True)
 class Group:
     """One prunable axis of a block: `units` units of `unit_width` columns each, side by side in the consumer's input.
 
     All paths are full paths in the model. axis: of the consumer's input. rows: its axis of samples. Masking scales the
-    input of `gate`, mostly the consumer. config: how the library's config states the number of units; None where it
-    cannot.
+    input of `gate`, mostly the consumer. inside: what its owner is, where units pass within that. reads: the parameter
+    by which the consumer reads units. constant: modules whose MACs do not depend on them. set_each: attributes and how
+    much each unit adds to them. config: how the library's config states the number of units; None where it cannot.
     """
 
     name: str
@@ -62,6 +72,8 @@ class Group:
     axis: int
     consumer: str
     gate: str
+    inside: str | None
+    reads: str
     residual_sum: str | None
     residual: bool
     rows: int
@@ -70,7 +82,10 @@ class Group:
     slices: tuple[Slice, ...]
     set_units: tuple[str, ...]
     set_width: tuple[str, ...]
+    set_each: tuple[tuple[str, int], ...]
+    norms: tuple[Norm, ...]
     mixer: str | None
+    constant: tuple[str, ...]
     select: tuple[SelectRule, ...]
     attend: str | None
     empty: EmptyRule | None
@@ -78,6 +93,11 @@ class Group:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    @property
+    def entry(self) -> str:
+        """The module whose input is what the consumer reads."""
+        return self.consumer if self.inside is None else self.gate
 
     @property
     def width(self) -> int:
@@ -145,6 +165,11 @@ class UnitKind(ABC):
     def check(self, kept: Keeping, name: str) -> None:
         """Refuse a mask that no model can run with (ArtifactError). name: what the message calls the mask."""
         del kept, name
+
+    def dropped(self, kept: Keeping) -> tuple[str, ...]:
+        """Names of the blocks that a mask removes as a whole, in order; what else it says of them has no effect."""
+        del kept
+        return ()
 
     def changes(self, kept: Keeping, group: Group) -> bool:
         """Whether a mask removes units of a sliced group, or changes what reaches it within its block."""

@@ -2,16 +2,30 @@
 
 from optin_cli.options.declare import Option
 
+MOST_ROWS = 1 << 16
+"""Most samples at once."""
+MOST_LENGTH = 1 << 20
+"""Most tokens of a text."""
+MOST_RUNS = 100_000
+"""Most repetitions of anything."""
+THREADS = Option("--threads", "CPU threads. (default: all cores)", low=1, most=4096)
 DEFAULT_SEQ_LEN = 128
 """Tokens per sequence that costs are stated for where no other number is asked for."""
-SEQ_LEN = Option("--seq-len", f"Sequence length that costs are stated for. (default: {DEFAULT_SEQ_LEN})", "N")
-SEED = Option("--seed", "Seed of sample selection and probes.")
-BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0)
+DEFAULT_WINDOW = 512
+"""The same for models that continue a text, and the tokens of a window of it."""
+SEQ_LEN = Option(
+    "--seq-len",
+    f"Sequence length that costs are stated for, and tokens of a window of running text. (default: {DEFAULT_SEQ_LEN}; "
+    f"decoders: {DEFAULT_WINDOW})",
+    "N",
+)
+SEED = Option("--seed", "Seed of sample selection and probes.", low=0, most=2**63 - 1)
+BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0, most=MOST_ROWS)
 DEFAULT_LENGTH = 128
 """Most tokens of a sample where no other number is asked for."""
 DEFAULT_MASK_EVERY = 7
 """Of so many tokens one is masked where no other number is asked for: about the 15 % that models are trained with."""
-MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1)
+MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1, most=MOST_LENGTH)
 KEEP_FLOPS = Option(
     "--keep-flops",
     "Share of the model's MACs to keep: 0.5.",

@@ -23,10 +23,10 @@ class Option:
     """How a field is given on the command line, checked and recorded.
 
     flag: None keeps the field off the command line. low, high: inclusive bounds, of each item of a tuple; above,
-    below: exclusive ones. choices: every allowed value. none: the command line takes "none", for None or an empty
-    tuple. repeated: a tuple is given by repeating the flag, otherwise by commas. required: the command line has no
-    default. noun: what messages call the value, the field's name if empty. recorded: its key in artifacts, the field's
-    name if None, not recorded if empty.
+    below: exclusive ones. most: a value above it is a slip, however much memory and time there is. choices: every
+    allowed value. none: the command line takes "none", for None or an empty tuple. repeated: a tuple is given by
+    repeating the flag, otherwise by commas. required: the command line has no default. noun: what messages call the
+    value, the field's name if empty. recorded: its key in artifacts, the field's name if None, not recorded if empty.
     """
 
     flag: str | None = None
@@ -36,6 +36,7 @@ class Option:
     high: float | None = None
     above: float | None = None
     below: float | None = None
+    most: float | None = None
     choices: Collection[str] | None = None
     none: bool = False
     repeated: bool = False
@@ -57,6 +58,10 @@ class Option:
         if bounds and not (math.isfinite(value) and all(holds(value, limit) for holds, _, limit in bounds)):
             hint = None if self.flag is None else f"Pass another {self.flag}."
             raise UsageError(f"{noun} is {value}; expected {self._range()}{', or none' * self.none}.", hint=hint)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{noun} is {value}; expected a finite number.")
+        if self.most is not None and value > self.most:
+            raise UsageError(f"{noun} is {value}; expected at most {self.most:,.0f}.")
 
     def _bounds(self) -> list[tuple[Callable[[float, float], bool], str, float]]:
         return [

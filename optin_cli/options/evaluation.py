@@ -3,10 +3,20 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optin_cli.options.common import BATCH_SIZE, DEFAULT_MASK_EVERY, MAX_LENGTH, SEED, SEQ_LEN
+from optin_cli.options.common import (
+    BATCH_SIZE,
+    DEFAULT_MASK_EVERY,
+    MAX_LENGTH,
+    MOST_LENGTH,
+    MOST_ROWS,
+    MOST_RUNS,
+    SEED,
+    SEQ_LEN,
+)
 from optin_cli.options.declare import Checked, nested, offer, option, shared
+from optin_cli.options.generation import GenerationOptions
 
-DEFAULT_WINDOW = 384
+DEFAULT_QUESTION_WINDOW = 384
 """Tokens of a window of question and context where no other number is asked for."""
 
 
@@ -30,22 +40,38 @@ class EvalOptions(Checked):
     """Options of an evaluation.
 
     max_length: most tokens of a text; None means 128, or what the model holds. seq_len: length that costs are stated
-    for, None means 128; latency_length: length that is timed. Both are lowered to what the model holds, and images have
-    neither. latency_runs: 0 measures no latency. samples: how many to evaluate on, None for all; seed selects them.
-    mask_every: of so many tokens one is masked at once, to be filled in. ignore_index: ids of pixels of label maps, or
-    of words, that do not count; None for what the task or checkpoint says. pictures: folder for pictures of segmented
-    images, of the first `picture_count` samples.
+    for, None means 128, or 512 for models that continue a text, whose windows have as many tokens; latency_length:
+    length that is timed. Both are lowered to what the model holds, and images have neither. stride: tokens between the
+    beginnings of two windows, None for windows side by side. latency_runs: 0 measures no latency. samples: how many to
+    evaluate on, None for all; seed selects them. mask_every: of so many tokens one is masked at once, to be filled in.
+    num_fewshot: examples in each prompt of a task of the lm-evaluation-harness, None for the task's own number.
+    ignore_index: ids of pixels of label maps, or of words, that do not count; None for what the task or checkpoint
+    says. pictures: folder for pictures of segmented images, of the first `picture_count` samples.
     """
 
     batch_size: int = shared(32, BATCH_SIZE)
     max_length: int | None = shared(
-        None, replace(MAX_LENGTH, help=MAX_LENGTH.help.replace(")", f"; a window of questions: {DEFAULT_WINDOW})"))
+        None,
+        replace(MAX_LENGTH, help=MAX_LENGTH.help.replace(")", f"; a window of questions: {DEFAULT_QUESTION_WINDOW})")),
     )
     seq_len: int | None = shared(None, SEQ_LEN)
-    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1)
-    latency_length: int = option(64, "--latency-length", "Sequence length that latency is measured at.", low=1)
-    latency_runs: int = option(20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0)
+    stride: int | None = option(
+        None,
+        "--stride",
+        "Decoders: tokens between the beginnings of two windows; fewer give each token more context. (default: windows "
+        "side by side)",
+        metavar="N",
+        low=1,
+    )
+    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1, most=MOST_ROWS)
+    latency_length: int = option(
+        64, "--latency-length", "Sequence length that latency is measured at.", low=1, most=MOST_LENGTH
+    )
+    latency_runs: int = option(
+        20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0, most=MOST_RUNS
+    )
     latency_warmup: int = option(3, low=0)
+    generation: GenerationOptions = nested(GenerationOptions(), offer())
     answers: AnswerOptions = nested(AnswerOptions(), offer())
     samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
     seed: int = shared(0, replace(SEED, recorded=""))
@@ -55,6 +81,9 @@ class EvalOptions(Checked):
         "Masked language models: one token in N is masked at once, each in its turn; a large N masks one alone.",
         metavar="N",
         low=1,
+    )
+    num_fewshot: int | None = option(
+        None, "--num-fewshot", "Examples in each prompt, with --task lm-eval:NAME. (default: the task's)", low=0
     )
     ignore_index: tuple[int, ...] | None = option(
         None,

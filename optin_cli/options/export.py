@@ -1,9 +1,13 @@
 """Options of export."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from optin_cli.options.common import SEQ_LEN
 from optin_cli.options.declare import Checked, option, shared
+
+WeightType = Literal["f16", "f32", "q8_0"]
+WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
 
 
 @dataclass(frozen=True)
@@ -11,9 +15,13 @@ class ExportOptions(Checked):
     """Options of an export.
 
     opset: version of ONNX operators, None for the exporter's own. seq_len: that costs are stated for, None for 128
-    or what the model holds. int8: store weights as 8-bit integers.
+    or what the model holds. int8: store weights as 8-bit integers. weight_type: of weights, by llama.cpp's names, None
+    for f16.
     """
 
     opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
     seq_len: int | None = shared(None, SEQ_LEN)
     int8: bool = option(False, "--int8", "Store weights as 8-bit integers: a quarter of the bytes.")
+    weight_type: WeightType | None = option(
+        None, "--gguf-type", "Type of weights in GGUF: f32, f16 or q8_0. (default: f16)", choices=WEIGHT_TYPES
+    )

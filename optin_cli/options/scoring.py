@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from optin_cli.errors import UsageError
-from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, SEED
+from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, MOST_ROWS, MOST_RUNS, SEED
 from optin_cli.options.declare import Checked, option, shared
 
 Estimator = Literal["obs", "sketch", "exact", "hybrid"]
@@ -13,11 +13,13 @@ UNITS: Mapping[str, str] = {
     "heads": "head",
     "neurons": "neuron",
     "channels": "channel",
+    "experts": "expert",
     "head-dims": "head-dim",
     "tokens": "token",
+    "blocks": "block",
 }
 """What can be scored, and the kind of the groups that hold it."""
-REMOVABLE: Mapping[str, str] = {name: UNITS[name] for name in ("heads", "neurons", "channels")}
+REMOVABLE: Mapping[str, str] = {name: UNITS[name] for name in ("heads", "neurons", "channels", "experts")}
 """Those that the hybrid estimator can score exactly, by removal; tokens always are scored exactly."""
 EXACT_KINDS = ("head",)
 """Those that it does score so by default."""
@@ -58,18 +60,18 @@ class ScoreOptions(Checked):
     diagonal of the inputs' second moment. output_weight, temperature: lambda and tau of the paper. samples,
     exact_samples: calibration samples that each estimator uses. rows: candidates x samples that an exact forward pass
     runs at once. max_length: None for 128 tokens, or what the model holds.
-    token_exchange: where tokens are scored, the share of the MACs to which units and tokens are each pruned and
-    refitted, to weigh the importance of one against that of the other; None leaves them as scored.
+    token_exchange: where tokens or blocks are scored, the share of the MACs to which units are pruned and refitted, as
+    tokens or blocks are, to weigh the importance of one against that of the other; None leaves them as scored.
     """
 
     criterion: str = option(
         "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
     )
     units: tuple[str, ...] = option(
-        ("heads", "neurons", "channels", "head-dims"),
+        ("heads", "neurons", "channels", "experts", "head-dims"),
         "--units",
-        "What to score: of heads, neurons, channels, head-dims (dimensions of queries and keys) and, in plain vision "
-        "transformers, tokens.",
+        "What to score: of heads, neurons, channels, experts, head-dims (dimensions of queries and keys), blocks "
+        "(whole layers) and, in plain vision transformers, tokens.",
         choices=UNITS,
     )
     estimator: str = option(
@@ -84,7 +86,7 @@ class ScoreOptions(Checked):
     )
     output_weight: float = option(10.0, "--lambda", "Weight of the output term.", low=0)
     temperature: float = option(4.0, "--tau", "Temperature of the output term.", above=0)
-    probes: int = option(4, "--probes", "Backward passes a sample.", above=0)
+    probes: int = option(4, "--probes", "Backward passes a sample.", above=0, most=MOST_RUNS)
     samples: int = option(512, "--samples", "Calibration samples.", above=0)
     exact_samples: int = option(128, "--exact-samples", "Calibration samples that exact removal sees.", above=0)
     exact_kinds: tuple[str, ...] | None = option(
@@ -95,14 +97,14 @@ class ScoreOptions(Checked):
         noun="exact kind",
     )
     batch_size: int = shared(32, BATCH_SIZE)
-    rows: int = option(256, "--rows", "Candidates x samples at once, for exact removal.", above=0)
+    rows: int = option(256, "--rows", "Candidates x samples at once, for exact removal.", above=0, most=MOST_ROWS)
     max_length: int | None = shared(None, MAX_LENGTH)
     seed: int = shared(0, SEED)
     token_exchange: float | None = option(
         0.8,
         "--token-exchange",
-        "Share of the MACs at which units and tokens are each cut and refitted, to weigh one against the other; "
-        "none: as scored.",
+        "Share of the MACs at which units are cut and refitted, to weigh tokens or blocks, refitted too, against "
+        "them; none: as scored.",
         metavar="SHARE|none",
         above=0,
         below=1,

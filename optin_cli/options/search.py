@@ -8,8 +8,9 @@ from optin_cli.options.declare import OPTION, Checked, option
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-Layout = Literal["ragged", "uniform"]
-"""Every block its own number of units, or all blocks of a stack the same number of each kind."""
+Layout = Literal["ragged", "uniform", "deci"]
+"""Every block its own number of units, all blocks of a stack the same number of each kind, or what a config of DeciLM
+states: the same heads, and neurons in multiples of 256."""
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
@@ -24,16 +25,17 @@ class SearchOptions(Checked):
         "exact", "--algorithm", "exact (integer program) or optin (the paper's search).", choices=ALGORITHMS
     )
     round_to: int = option(1, "--round-to", "Kept widths come in multiples of this (8, 16, 32).", low=1)
-    min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", recorded="head")
-    min_neurons: int = option(0, "--min-neurons", "Fewest neurons left in a layer.", recorded="neuron")
+    min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", low=0, recorded="head")
+    min_neurons: int = option(0, "--min-neurons", "Fewest neurons left in a layer.", low=0, recorded="neuron")
     protect: tuple[str, ...] = option(
         (), "--protect", "Group that stays whole; encoder.0.* works; repeatable.", metavar="GROUP", repeated=True
     )
     layout: Layout = option(
         "ragged",
         "--layout",
-        "uniform: the same number of units in every layer, so that the stock class loads the result.",
-        metavar="ragged|uniform",
+        "uniform: the same number of units in every layer, so that the stock class loads the result. deci: the same "
+        "heads, and neurons in multiples of 256, as vLLM's DeciLMForCausalLM takes them.",
+        metavar="ragged|uniform|deci",
         choices=LAYOUTS,
     )
 

@@ -13,6 +13,8 @@ from optin_cli.options.search import SearchOptions
 SCORING = offer("units", "samples", "batch_size", "max_length", "seed")
 SEARCH = offer("round_to", "min_heads", "min_neurons", "protect", "layout")
 EVALUATION = offer(
+    "seq_len",
+    "stride",
     "latency_batch",
     "latency_length",
     "latency_runs",
@@ -34,8 +36,8 @@ class ShrinkOptions(Checked):
         None,
         replace(
             MAX_DROP,
-            help="Exit with status 3 if the metric is worse by more; without --keep-flops, find the smallest model "
-            "within it.",
+            help="Exit with status 3 if the metric is worse by more (perplexity: by a larger share); without "
+            "--keep-flops, find the smallest model within it.",
         ),
     )
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)

@@ -29,6 +29,7 @@ EVALUATION = offer(
     "batch_size",
     "max_length",
     "seq_len",
+    "stride",
     "latency_batch",
     "latency_length",
     "latency_runs",
@@ -62,7 +63,11 @@ class SweepOptions(Checked):
         replace(KEEP_FLOPS, help="Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.", metavar="SHARE[,…]"),
     )
     max_drop: float | None = shared(
-        None, replace(MAX_DROP, help="Instead: write the smallest model whose metric is worse by no more.")
+        None,
+        replace(
+            MAX_DROP,
+            help="Instead: write the smallest model whose metric is worse by no more (perplexity: by no larger share).",
+        ),
     )
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))

@@ -2,7 +2,8 @@
 
 Layers of the same shapes are pruned together and share the difference: with L of them and T(k) the time of the whole
 model when all keep k units, a layer's k units take (T(k) - T(fewest)) / L. The whole model runs each time, so that
-weights compete for the caches as they do in use.
+weights compete for the caches as they do in use. A block of a stack takes (T - T(half)) / H, where half of its blocks,
+H of them, do not run.
 """
 
 import copy
@@ -13,13 +14,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from optin_cli.artifacts.costs import BLOCK
 from optin_cli.artifacts.latency import Ladder, LatencyTable
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.model.cut import cut
+from optin_cli.model.depth import depth_of
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.structure import Structure
-from optin_cli.model.units import Group
+from optin_cli.model.units import Group, Keeping
 from optin_cli.options.latency import LatencyOptions
 from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import forward_latency
@@ -49,7 +52,11 @@ def profile_latency(
             progress.update(
                 len(models), 1 + sum(len(c) - 1 for c in sizes), f"cutting {groups[0].name} and its like to {count}"
             )
-            models.append(_cut_alike(checkpoint, groups, count))
+            models.append(_cut_copy(checkpoint, {group.name: range(count) for group in groups}))
+    depth = depth_of(structure.kinds)
+    bypassed = [] if depth is None else [f"{name}.{BLOCK}" for name, _ in depth.blocks[::2]]
+    if bypassed:
+        models.append(_cut_copy(checkpoint, {name: [] for name in bypassed}))
     progress.update(0, 1, f"timing {len(models)} models, {options.runs} runs each")
     inputs = checkpoint.input.random(workload, seed=options.seed)
     times = forward_latency(models, [inputs] * len(models), workload, runs=options.runs, warmup=options.warmup)
@@ -60,6 +67,9 @@ def profile_latency(
         totals = [*(next(rest) for _ in counts[:-1]), whole]
         ladder = Ladder(units=counts, ms=[(total - totals[0]) / len(groups) for total in totals])
         ladders |= dict.fromkeys((group.name for group in groups), ladder)
+    if depth is not None:
+        ladder = Ladder(units=[0, 1], ms=[0.0, max(whole - next(rest), 0.0) / len(bypassed)])
+        ladders |= dict.fromkeys(depth.units, ladder)
     return LatencyTable(
         optin_version=__version__,
         options=options.recorded(),
@@ -68,7 +78,7 @@ def profile_latency(
         device=describe_device(checkpoint.device),
         threads=torch.get_num_threads(),
         total_ms=whole,
-        groups={group.name: ladders[group.name] for group in structure.groups},
+        groups={name: ladders[name] for name in structure.units if name in ladders},
         versions={
             "torch": torch.__version__,
             checkpoint.blueprint.library: importlib.metadata.version(checkpoint.blueprint.library),
@@ -95,10 +105,10 @@ def ladder_sizes(group: Group, fractions: tuple[float, ...]) -> list[int]:
     return sorted({group.least, *(n for n in inner if group.least < n < group.units), group.units})
 
 
-def _cut_alike(checkpoint: Checkpoint, groups: list[Group], count: int) -> nn.Module:
-    """A copy in which each of `groups` keeps its first `count` units; it shares all other weights with the model."""
+def _cut_copy(checkpoint: Checkpoint, kept: Keeping) -> nn.Module:
+    """A copy that is pruned to a mask; it shares all other weights with the model."""
     model = checkpoint.model
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     small = copy.deepcopy(model, shared)
-    cut(small, checkpoint.structure, {group.name: list(range(count)) for group in groups})
+    cut(small, checkpoint.structure, kept)
     return small

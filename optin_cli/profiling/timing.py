@@ -50,7 +50,7 @@ def forward_latency(
     device = next(iter(inputs[0].values())).device
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         for model in models:
-            stack.enter_context(_evaluating(model))
+            stack.enter_context(evaluating(model))
         seconds = measure_latency(
             [_forward(m, mine, device) for m, mine in zip(models, inputs, strict=True)], runs=runs, warmup=warmup
         )
@@ -77,7 +77,7 @@ def _forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device:
 
 
 @contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every module's own mode as before."""
     training = [module for module in model.modules() if module.training]
     model.eval()

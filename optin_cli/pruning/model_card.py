@@ -4,9 +4,12 @@ The card opens with how to load. Measurements are kept between two marks, and on
 there.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from optin_cli.architectures.registry import known_architectures
 from optin_cli.artifacts.base import require_source
@@ -20,7 +23,7 @@ from optin_cli.files import write_text
 
 TEXT = """---
 {front}---
-# {name}, pruned by optin
+# {title}, pruned by optin
 
 ## How to load
 
@@ -50,7 +53,7 @@ Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli
 ## Certificate
 
 Reloaded by {proof.loader}: outputs ({outputs}) differ from the cut model's by at most {proof.reloaded:.3g}{masked}
-(tolerance {proof.tolerance:.3g}).{note} `optin.json` holds the whole record.
+(tolerance {proof.tolerance:.3g}).{generation}{note} `optin.json` holds the whole record.
 
 ## Limits
 
@@ -84,7 +87,18 @@ COMPARED = {"transformers": ("4.57.1",), "timm": ("1.0.23",)}
 ELSEWHERE = """ With {versions}, tiny
 models of this family, cut in the same ways, give equal outputs, or the module says which version is needed before a
 weight is read."""
-HOW = {"ragged": RAGGED, "uniform": UNIFORM}
+DECILM = """The layers have FFNs of different widths. The config says so in the terms of DeciLM
+(`DeciLMForCausalLM`, `block_configs`), which vLLM and others run by their own code: `vllm serve FOLDER
+--trust-remote-code`, where the code from this folder is the class that reads the config. {library} runs it by the
+module beside the weights:
+
+```python
+{loading}
+```
+
+or, without running code from this folder, `optin_cli.load(folder).model`. Certified with {library} {version}. The stock
+`{model_class}` cannot express it; do **not** let it ignore mismatched sizes."""
+HOW = {"ragged": RAGGED, "uniform": UNIFORM, "deci": DECILM}
 """By layout."""
 UNMEASURED = """## Metric and latency
 
@@ -103,6 +117,10 @@ CARRIED = ("license", "license_name", "license_link", "language", "datasets", "b
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
 """Tables of groups with more rows than this are folded away."""
+MOST_PARTS, MOST_LETTERS = 200, 500
+"""Longest list, and text, of the original card that is carried."""
+MARKUP = re.compile(r"[\[\]`*|\\]")
+"""What has a meaning in Markdown, beside HTML."""
 INNER_OPTIONS = ("minima", "protect")
 
 
@@ -114,9 +132,16 @@ def read_front(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / CARD).is_file():
         return {}
     try:
-        return metadata_load(folder / CARD) or {}
-    except (ValueError, OSError, yaml.YAMLError):
+        front = metadata_load(folder / CARD) or {}
+    except (ValueError, OSError, RecursionError, yaml.YAMLError):
         return {}
+    return {key: value for key, value in front.items() if _is_short(value)}
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value is text or a list of texts: aliases of YAML can stand for more than memory holds."""
+    parts = value if isinstance(value, list) else [value]
+    return len(parts) <= MOST_PARTS and all(isinstance(part, str) and len(part) <= MOST_LETTERS for part in parts)
 
 
 def _others(blueprint: Blueprint) -> str:
@@ -137,7 +162,8 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     source = manifest.inputs["checkpoint"]
     return TEXT.format(
         front=_front(front, *kind, source.name),
-        name=source.name,
+        title=_plain(source.name),
+        name=_code(source.name),
         sha=source.sha256,
         version=manifest.optin_version,
         work=manifest.workload,
@@ -162,6 +188,7 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
         proof=certificate,
         outputs=", ".join(certificate.outputs),
         masked="" if certificate.masked is None else f", and from the masked original's by {certificate.masked:.3g}",
+        generation="" if certificate.generation is None else f" It {certificate.generation.words}.",
         note="" if certificate.note is None else f" {certificate.note}",
         licence=_licence(front, licence_files),
     )
@@ -211,10 +238,20 @@ def _front(original: Mapping[str, Any], library: str, pipeline: str | None, name
     return text
 
 
+def _plain(name: str) -> str:
+    """A name as text of Markdown, without markup that it may hold."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", escape(name, quote=False).replace("\n", " "))
+
+
+def _code(name: str) -> str:
+    """A name inside a span of code."""
+    return name.replace("`", "'").replace("\n", " ")
+
+
 def _licence(front: Mapping[str, Any], files: Sequence[str]) -> str:
     found = front.get("license_name") or front.get("license")
-    said = f"That of the original: `{found}`." if found else "That of the original, whose card names none."
-    return said + (f" See {', '.join(f'[{name}]({name})' for name in files)}." if files else "")
+    said = f"That of the original: `{_code(str(found))}`." if found else "That of the original, whose card names none."
+    return said + (f" See {', '.join(f'[{_plain(name)}]({quote(name)})' for name in files)}." if files else "")
 
 
 def _budget(budget: Budget) -> str:
@@ -243,16 +280,17 @@ def _recipe(manifest: Manifest) -> str:
         lines.append(f"Least squares solved {kept} of {whole} consumers anew; the others keep their weights.")
     else:
         lines.append("No refit: the kept weights are those of the original.")
-    listed = ", ".join(f"`{key}` {_plain(value)}" for key, value in options.items())
+    listed = ", ".join(f"`{key}` {_value(value)}" for key, value in options.items())
     return "\n".join([*lines, f"Options: {listed}." if listed else ""]).rstrip()
 
 
-def _plain(value: object) -> str:
+def _value(value: object) -> str:
+    """The value of an option."""
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return _plain(", ".join(map(str, value))) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return "default" if value is None else str(value)
+        return _plain(", ".join(f"{key} {inner}" for key, inner in value.items()))
+    return "default" if value is None else _plain(str(value))
 
 
 def _groups(groups: Mapping[str, GroupMask]) -> str:
@@ -288,6 +326,9 @@ def _measured(evaluation: Evaluation) -> str:
         speed = f"batch {latency.batch_size}, {latency.shape}, median of {latency.runs} runs"
         before_ms, change = (f"{latency.median_ms / ratio:.4g}", f"ratio {ratio:.3f}") if ratio else ("", "")
         rows.append(("latency, ms", speed, before_ms, f"{latency.median_ms:.4g}", change))
+    if evaluation.generation is not None:
+        for name, mine, theirs, ratio in evaluation.generation.rows(other.generation if other is not None else None):
+            rows.append((name, "", theirs, mine, "" if ratio is None else f"ratio {ratio:.3f}"))
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."

@@ -5,7 +5,7 @@ import copy
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -19,19 +19,22 @@ from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
+from optin_cli.checkpoints.decilm import Sizes, to_decilm
 from optin_cli.checkpoints.embeddings import NAME
-from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files
+from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files, weight_hashes
 from optin_cli.checkpoints.fresh import Reload, reloading
+from optin_cli.checkpoints.generation import judge_generation, plan_generation
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
-from optin_cli.files import atomic_folder, sha256_of
+from optin_cli.files import atomic_folder, check_apart, sha256_of
 from optin_cli.model.config_counts import Settings
 from optin_cli.model.costs import count_totals, measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.decisions import noting_decisions, repeating_decisions
+from optin_cli.model.depth import Shortening
 from optin_cli.model.masking import masked
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import alike_rows
@@ -39,7 +42,7 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.pruning.config import config_settings
+from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
@@ -132,6 +135,7 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
     require_source(mask, source.name, "checkpoint", checkpoint.source)
     require_description(mask, source.name, checkpoint.description, f"{checkpoint.name} was opened")
     require_kinds(checkpoint, mask.groups)
+    _require_workload(checkpoint, mask, source.name)
     groups = checkpoint.structure.units
     for group_name, kept in mask.groups.items():
         if group_name not in groups:
@@ -145,8 +149,25 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
                 f"in {checkpoint.name} it has {groups[group_name]}."
             )
     for kind in checkpoint.structure.kinds:
-        kind.check(mask.kept, source.name)
+        kind.check(checkpoint.structure.within_blocks(mask.kept), source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
+
+
+def _require_workload(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
+    """Refuse a mask whose costs are stated for inputs that the model does not take (ArtifactError)."""
+    takes, workload, fits = checkpoint.input, mask.workload, mask.workload.batch_size == 1
+    try:
+        own = takes.workload(takes.length(workload.seq_len))
+    except UsageError:
+        own, fits = takes.workload(takes.length(None)), False
+    sized_by_user = workload.image is not None and own.image is not None and (workload.resized or own.resized)
+    fits = fits and (workload.image == own.image or bool(sized_by_user))
+    if not fits:
+        raise ArtifactError(
+            f"{name} states costs for batch {workload.batch_size}, {workload.shape}, which {checkpoint.name} does not "
+            f"take: it takes {own.shape}.",
+            hint="Search again, from scores of this checkpoint.",
+        )
 
 
 def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
@@ -157,7 +178,8 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
             hint="Leave out --add-bias.",
         )
     original = planned.checkpoint
-    samples = original.input.load_samples(spec.calibrating(options.samples, options.seed), progress)
+    wanted = spec.calibrating(options.samples, options.seed, length=options.max_length or planned.mask.workload.seq_len)
+    samples = original.input.load_samples(wanted, progress)
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
     def apply(model: nn.Module) -> dict[str, Refit]:
@@ -181,6 +203,7 @@ def write_pruned(
     original = planned.checkpoint
     modules = [original.blueprint.library, type(original.model).__module__]
     modules += [] if original.blueprint.sentences is None else [PACKAGE]
+    check_apart(output, [original.blueprint.folder])
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
@@ -188,13 +211,18 @@ def write_pruned(
         costs = measure_original(original, planned.mask)
         refit = None if adjustment is None else adjustment.apply(pruned.model)
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
-        round_to_storage(pruned.model, original)
+        left, plan = without_bypassed(planned, pruned.model, plan)
+        round_to_storage(pruned.model, left)
         progress.update(1, 1, "saving")
-        save_cut(original, pruned.model, plan, folder, settings=planned.settings)
+        save_cut(left, pruned.model, plan, folder, settings=planned.settings)
+        if planned.mask.options.get("layout") == DECI:
+            shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
+            to_decilm(folder, Sizes(shapes, left.blueprint.config))
         progress.update(1, 1, "certifying in a fresh process")
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
+        manifest = manifest.model_copy(update={"weights": weight_hashes(folder)})
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         licences = sorted(path.name for path in folder.glob("LICENSE*"))
         (folder / CARD).write_text(write_card(manifest, original.blueprint, licences), encoding="utf-8")
@@ -247,6 +275,19 @@ def cut_and_compare(planned: Pruning) -> Pruned:
     return Pruned(model, plan, difference, tolerance)
 
 
+def without_bypassed(planned: Pruning, model: nn.Module, plan: Plan) -> tuple[Checkpoint, Plan]:
+    """Remove bypassed blocks from a pruned model: the checkpoint with the config, and the plan, of what is left."""
+    original = planned.checkpoint
+    shortening = Shortening.of(original.structure.kinds, planned.mask.kept)
+    if shortening is None:
+        return original, plan
+    shortening.apply(model)
+    blueprint = original.blueprint.builder.with_blocks(original.blueprint, model, shortening.rule, shortening.kept)
+    places = {name: shortening.moved(name) for name in original.types}
+    types = {place: original.types[name] for name, place in places.items() if place is not None}
+    return replace(original, blueprint=blueprint, types=types), shortening.plan(plan)
+
+
 def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:
     """Reload the folder in a fresh process without optin and compare it with the model in memory."""
     blueprint, probe = planned.checkpoint.blueprint, planned.probe
@@ -258,8 +299,13 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> 
     elif sentences is not None and sentences.embeds:
         hidden, mask = expected[planned.outputs[0]], probe["attention_mask"].bool()
         expected[NAME] = planned.checkpoint.structure.embedding(hidden, mask)
-    names = [*expected]
-    difference = largest_difference(expected, reload(folder, loading, probe, names))
+    names, generating = [*expected], None
+    if blueprint.purpose == "next-token-prediction":
+        generating = plan_generation(pruned.model, probe, planned.checkpoint.input.most)
+    if generating is not None:
+        loading += generating.code()
+    found = reload(folder, loading, probe, [*names, *(generating.names if generating else [])])
+    difference = largest_difference(expected, found)
     require_equal("The reloaded folder against the cut model", difference, pruned.tolerance)
     return Certificate(
         probe=f"{PROBE_ROWS} rows of random {planned.checkpoint.input.noun}",
@@ -269,6 +315,7 @@ def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> 
         masked=pruned.difference,
         tolerance=pruned.tolerance,
         note=note,
+        generation=judge_generation(found) if generating else None,
     )
 
 
@@ -299,7 +346,7 @@ def _manifest(
         budget=cost[0].recount(mask.budget, planned.mask.kept),
         before=cost[0].totals,
         after=cost[1],
-        layout="ragged" if planned.settings is None else "uniform",
+        layout=DECI if mask.options.get("layout") == DECI else "ragged" if planned.settings is None else "uniform",
         groups=mask.groups,
         left_out=checkpoint.left_out,
         refit=refit,

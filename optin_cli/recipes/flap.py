@@ -26,6 +26,7 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import call_model, hooks
+from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.design_matrix import output_rows
@@ -61,7 +62,8 @@ def measure_columns(setting: Setting) -> dict[str, Columns]:
     model, groups = setting.checkpoint.model, setting.checkpoint.structure.groups
     found: dict[str, Columns] = {}
     for group in groups:
-        zeros = torch.zeros(linear(model, group).weight.shape[1], dtype=torch.float64, device=setting.checkpoint.device)
+        columns = weight_by_outputs(linear(model, group)).shape[1]
+        zeros = torch.zeros(columns, dtype=torch.float64, device=setting.checkpoint.device)
         found[group.consumer] = Columns(zeros, zeros.clone())
 
     def collect(_module: nn.Module, arguments: tuple[torch.Tensor, ...], path: str, batch: Batch) -> None:
@@ -90,7 +92,7 @@ def standardised(values: torch.Tensor) -> torch.Tensor:
 
 def fluctuation(model: nn.Module, group: Group, columns: Columns) -> torch.Tensor:
     """Standardised fluctuations of a group's units: (units,)."""
-    weight = linear(model, group).weight.detach().double()
+    weight = weight_by_outputs(linear(model, group)).detach().double()
     scores = standardised(columns.variance * weight.square().sum(dim=0))
     return scores.reshape(group.units, group.unit_width).mean(dim=1)
 
@@ -116,7 +118,7 @@ def compensate(setting: Setting, model: nn.Module, kept: Kept, columns: Mapping[
             continue
         original, consumer = linear(setting.checkpoint.model, group), linear(model, group)
         mean = columns[group.consumer].mean * gone.repeat_interleave(group.unit_width).to(consumer.weight.device)
-        lost = (original.weight.double() @ mean).to(consumer.weight.dtype)
+        lost = (weight_by_outputs(original).double() @ mean).to(consumer.weight.dtype)
         before = torch.zeros_like(lost) if consumer.bias is None else consumer.bias
         consumer.bias = nn.Parameter(before + lost, requires_grad=False)
     return {}

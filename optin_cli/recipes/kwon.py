@@ -30,6 +30,7 @@ from optin_cli.artifacts.base import Vector64
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import linear, normal_equations
@@ -119,7 +120,7 @@ def tune_consumer(run: RefitRun, group: Group) -> Refit:
     """Fold masks of all samples into one consumer if none is out of bounds; errors are of masks of the others alone."""
     consumer = linear(run.pruned.model, group)
     fitted, judged, size = normal_equations(run, group)
-    weight = consumer.weight.detach().double().T
+    weight = weight_by_outputs(consumer).detach().double().T
     bias = None if consumer.bias is None else consumer.bias.detach().double()
 
     def error(masks: torch.Tensor) -> float:
@@ -130,7 +131,7 @@ def tune_consumer(run: RefitRun, group: Group) -> Refit:
     kept = bool(masks.abs().max() <= BOUND)
     if kept:
         with torch.no_grad():
-            consumer.weight.mul_(masks.repeat_interleave(group.unit_width).to(consumer.weight.dtype))
+            weight_by_outputs(consumer).mul_(masks.repeat_interleave(group.unit_width).to(consumer.weight.dtype))
     return Refit(
         before=error(torch.ones_like(masks)),
         after=error(solve_masks(fitted, weight, bias, group.unit_width)),

@@ -4,12 +4,14 @@ A convolution is linear in its unfolded input: each position of its output reads
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from optin_cli.data.batch import keyed_generator
+from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 
 Consumer = nn.Linear | nn.Conv2d | BiasAlone
@@ -19,13 +21,18 @@ WIDEST = 16384
 """Most columns of which a Gram matrix is kept (2 GiB in float64)."""
 
 
+def is_consumer(module: nn.Module) -> TypeGuard[Consumer]:
+    """Whether a module is one of those that can be re-solved."""
+    return isinstance(module, nn.Conv2d) or is_linear(module)
+
+
 def nothing_left(consumer: Consumer, *, biased: bool = False) -> str | None:
     """Why a pruned consumer has no weight to solve for; None if it has one.
 
     Args:
         biased: it is about to get a bias.
     """
-    if consumer.weight[0].numel() or biased or consumer.bias is not None:
+    if weight_by_outputs(consumer)[0].numel() or biased or consumer.bias is not None:
         return None
     return "no input column is left and it has no bias"
 
@@ -36,14 +43,14 @@ def why_not(consumer: nn.Module, *, biased: bool = False) -> str | None:
     Args:
         biased: it is about to get a bias.
     """
+    if not is_consumer(consumer):
+        return f"a {type(consumer).__name__}"
     if isinstance(consumer, nn.Conv2d):
         if consumer.groups > 1:
             return "a grouped convolution"
         if isinstance(consumer.padding, str) or consumer.padding_mode != "zeros":
             return "a convolution padded with something else than a fixed border of zeros"
-    elif not isinstance(consumer, nn.Linear | BiasAlone):
-        return f"a {type(consumer).__name__}"
-    width = consumer.weight[0].numel()
+    width = weight_by_outputs(consumer)[0].numel()
     if width > WIDEST:
         return f"its {width} input columns are more than {WIDEST}"
     return nothing_left(consumer, biased=biased)
@@ -51,16 +58,16 @@ def why_not(consumer: nn.Module, *, biased: bool = False) -> str | None:
 
 def weight_matrix(consumer: Consumer) -> torch.Tensor:
     """Weights as (columns, outputs) float64, with a last row of biases if it has them."""
-    weight = consumer.weight.detach().double().flatten(1).T
+    weight = weight_by_outputs(consumer).detach().double().flatten(1).T
     return weight if consumer.bias is None else torch.cat([weight, consumer.bias.detach().double()[None]])
 
 
 @torch.no_grad()
 def set_weight_matrix(consumer: Consumer, matrix: torch.Tensor) -> None:
     """Take over weights and biases laid out as `weight_matrix` gives them."""
-    matrix = matrix.to(consumer.weight.dtype)
-    columns = consumer.weight[0].numel()
-    consumer.weight.copy_(matrix[:columns].T.reshape(consumer.weight.shape))
+    weight = weight_by_outputs(consumer)
+    matrix = matrix.to(weight.dtype)
+    weight.copy_(matrix[: weight[0].numel()].T.reshape(weight.shape))
     if consumer.bias is not None:
         consumer.bias.copy_(matrix[-1])
 

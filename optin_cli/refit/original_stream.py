@@ -6,6 +6,7 @@ answered from one pass through that block, whose results wait in temporary files
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks, StopForward, first_tensor, hooks, run_until_stopped
-from optin_cli.model.replay import Prefixes
+from optin_cli.model.replay import Prefixes, store
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 
@@ -53,8 +54,8 @@ class Targets(Prefixes):
         for number, batch in enumerate(self.batches):
             sums, output = self._through(number, batch, group.block_path, members)
             for member, tensors in sums.items():
-                torch.save(tensors, self._sums_file(number, member))
-            torch.save(output, self._file(number, self._depth))
+                store(tensors, Path(self._sums_file(number, member)))
+            store(output, self._file(number, self._depth))
         self._stored = self._depth + 1
 
     def sums(self, number: int, group: Group) -> list[torch.Tensor]:

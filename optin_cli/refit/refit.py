@@ -23,12 +23,13 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 from optin_cli.model.units import Group
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, reestimate
-from optin_cli.refit.design_matrix import Consumer, set_weight_matrix, weight_matrix, why_not
+from optin_cli.refit.design_matrix import is_consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.refit.products import refit_products
 from optin_cli.refit.residual_stream import RefitRun, own_rows, refitting, stream_rows
 from optin_cli.refit.ridge import Normal, solve_ridge
@@ -41,7 +42,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 def linear(model: nn.Module, group: Group) -> nn.Linear | BiasAlone:
     """The consumer of a group, for what re-solves linear layers only (ArchitectureError if it is another module)."""
     consumer = model.get_submodule(group.consumer)
-    if not isinstance(consumer, nn.Linear | BiasAlone):
+    if not is_linear(consumer):
         raise ArchitectureError(
             f"The consumer {group.consumer} is a {type(consumer).__name__}; this recipe re-solves linear layers only.",
             hint="Use another recipe.",
@@ -111,11 +112,12 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
     consumer = run.pruned.model.get_submodule(group.consumer)
     biased = options.add_bias or norm is not None
     reason = why_not(consumer, biased=biased)
-    if reason is not None or not isinstance(consumer, Consumer):
+    if reason is not None or not is_consumer(consumer):
         return unsolved(run, group, reason or "")
     added = biased and consumer.bias is None
     if added:
-        consumer.bias = nn.Parameter(consumer.weight.new_zeros(len(consumer.weight)), requires_grad=False)
+        outputs = len(weight_by_outputs(consumer))
+        consumer.bias = nn.Parameter(consumer.weight.new_zeros(outputs), requires_grad=False)
     bias = consumer.bias is not None
     fitted, judged, size = normal_equations(run, group)
     start = weight_matrix(consumer)
@@ -166,7 +168,10 @@ def refit_model(
     report = refit_products(pruned, batches)
     changed = False
     with refitting(pruned, batches) as run:
+        gone = set(structure.dropped(pruned.kept))
         for number, group in enumerate(run.calls):
+            if group.block in gone:
+                continue
             changed = changed or structure.changes(pruned.kept, group)
             if changed:
                 progress.update(number, len(run.calls), group.name)

@@ -7,21 +7,23 @@ shifted, padding cropped. No description says which; autograd finds it.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from optin_cli.artifacts.mask import layout_class
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.depth import depth_of
 from optin_cli.model.forward import StopForward, hooks, run_until_stopped
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Positions
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
-from optin_cli.refit.design_matrix import Consumer, choose_positions, input_rows, output_rows, take
+from optin_cli.refit.design_matrix import choose_positions, input_rows, is_consumer, output_rows, take
 from optin_cli.refit.original_stream import Targets, at_residual_sum
 
 HOLDOUT = 4
@@ -130,7 +132,8 @@ class RefitRun:
     """A refit in progress: both models run on the same batches while consumers are walked in order of execution.
 
     calls: how often each consumer runs, in that order. targets: the original's residual sums of the current block.
-    prefixes: outputs of the pruned model's earlier blocks.
+    prefixes: outputs of the pruned model's earlier blocks. aims: consumers that make up for blocks that go behind
+    theirs, each with its like in the last of these, at whose residual sum it aims.
     """
 
     pruned: PrunedModel
@@ -138,10 +141,15 @@ class RefitRun:
     calls: Mapping[Group, int]
     targets: Targets
     prefixes: Prefixes
+    aims: Mapping[Group, Group] = field(default_factory=dict)
+
+    def aim(self, group: Group) -> Group:
+        """The consumer of the original at whose residual sum a consumer aims."""
+        return self.aims.get(group, group)
 
     def advance(self, group: Group) -> None:
         """Go on to the block of `group`; neither model may change any more before it."""
-        self.targets.advance(group)
+        self.targets.advance(self.aim(group))
         self.prefixes.advance(group)
 
     def kept_outputs(self, group: Group) -> torch.Tensor | None:
@@ -160,7 +168,21 @@ def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRu
     targets = Targets(pruned.original, pruned.structure, batches, calls)
     prefixes = Prefixes(pruned.model, pruned.structure, batches)
     with targets, prefixes:
-        yield RefitRun(pruned, batches, calls, targets, prefixes)
+        yield RefitRun(pruned, batches, calls, targets, prefixes, find_aims(pruned, calls))
+
+
+def find_aims(pruned: PrunedModel, calls: Mapping[Group, int]) -> dict[Group, Group]:
+    """Of each block with others that go behind it, the consumers whose residual sum is what the block puts out."""
+    depth = depth_of(pruned.structure.kinds)
+    found: dict[Group, Group] = {}
+    for block, last in (depth.standing_for(pruned.kept) if depth is not None else {}).items():
+        mine, theirs = ([group for group in calls if group.block == name] for name in (block, last))
+        likes = {layout_class(group.name, group.block): group for group in theirs}
+        for group in mine if block != last else ():
+            like = likes.get(layout_class(group.name, block))
+            if like is not None and (group is mine[-1] or group.residual_sum is None):
+                found[group] = like
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,7 +209,7 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
     for number, batch in enumerate(run.batches):
         with run.prefixes.skipping(number):
             found = gather(model, run.pruned.structure, group, batch, run.calls[group])
-        for call, whole in zip(found, run.targets.sums(number, group), strict=True):
+        for call, whole in zip(found, run.targets.sums(number, run.aim(group)), strict=True):
             target = call.positions.average(whole)
             aim = target if outputs is None else target.index_select(group.axis, outputs.to(target.device))
             laid = [
@@ -197,7 +219,7 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
             chosen = choose_positions(consumer, batch.keys, laid[0].shape[1])
             y, scale, goal, given = (take(t, chosen) for t in laid)
             rows = None
-            if inputs and isinstance(consumer, Consumer):
+            if inputs and is_consumer(consumer):
                 rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
@@ -217,7 +239,7 @@ def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.
     """
     consumer = run.pruned.model.get_submodule(group.consumer)
     original, columns, outputs = run.targets.model, kept_columns(run, group), run.kept_outputs(group)
-    assert isinstance(consumer, Consumer)
+    assert is_consumer(consumer)
     for number, batch in enumerate(run.batches):
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
 

@@ -182,7 +182,7 @@ def _plot(
     original = sweep.baseline.value
     levels = [("original", original)]
     if isinstance(most := sweep.options.get("max_drop"), (int, float)):
-        levels.append(("allowed", original - most if sweep.higher_is_better else original + most))
+        levels.append(("allowed", sweep.limit(most)))
     heights = [value for _, value in levels] + ([this[1]] if this else [])
     heights += [p.value + sign * (p.standard_error or 0.0) for p in sweep.points for sign in (-1, 1)]
     y_ticks = ticks(min(heights), max(heights))

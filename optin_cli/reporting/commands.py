@@ -19,6 +19,7 @@ from optin_cli.artifacts.sweep import Sweep
 from optin_cli.options.common import DEFAULT_SEQ_LEN, SEQ_LEN
 from optin_cli.options.declare import Declared, declared
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.generation import DEFAULT_DECODE_RUNS
 from optin_cli.options.images import IMAGE_SIZE
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.scoring import ScoreOptions
@@ -134,13 +135,28 @@ def _evaluate(result: Evaluation, name: str) -> str:
     words += _data(result.inputs["data"], result.task) if "data" in result.inputs else []
     words += ["--samples", str(result.samples)] if "data" in result.inputs else []
     words += ["--against", result.inputs["against"].name] if "against" in result.inputs else []
+    words += ["--draft-for", result.inputs["draft_for"].name] if "draft_for" in result.inputs else []
     speed = result.latency
     timing: dict[str, Any] = {"latency_runs": 0}
     if speed is not None:
         timing = {"latency_batch": speed.batch_size, "latency_length": speed.seq_len, "latency_runs": speed.runs}
+    timing |= _generation(result)
     words += words_of(EvalOptions, {**result.options, **timing}, result)
     words += [] if speed is None else ["--threads", str(speed.threads)]
     return _line("eval", [*words, "-o", name], result)
+
+
+def _generation(result: Evaluation) -> dict[str, Any]:
+    """What was measured of generation, by the keys of its options."""
+    found: dict[str, Any] = {}
+    if (speed := result.generation) is not None:
+        usual = DEFAULT_DECODE_RUNS if result.latency is not None else 0
+        found = {"decode_batch": [*speed.speeds], "prompt_length": speed.prompt_tokens, "new_tokens": speed.new_tokens}
+        found |= {} if speed.runs == usual else {"decode_runs": speed.runs}
+    if (draft := result.draft) is not None:
+        found |= {"draft_tokens": draft.draft_tokens, "draft_prompts": draft.prompts}
+        found |= {"prompt_length": draft.prompt_tokens, "new_tokens": draft.new_tokens}
+    return found
 
 
 def _sweep(sweep: Sweep) -> str:

@@ -88,7 +88,10 @@ def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, pr
                 f"{folder} {what}; expected a folder.", hint="Pass single files with --mask, --scores, --eval, --sweep."
             )
         cut = _cut_folder(folder)
-        inside = [*artifacts_in(folder), *(read_artifact(path) for path in sorted(folder.glob(f"*/{RESULT}")))]
+        inside = [
+            *artifacts_in(folder, progress.note),
+            *(read_artifact(path) for path in sorted(_visible(folder, RESULT))),
+        ]
         found += [Found(read, named=False) for read in inside if read.kind != "manifest"]
         if folder == cut or (folder / RESULT).is_file():
             kinds = BESIDE_SWEEP if cut is None else BESIDE_CUT
@@ -115,13 +118,18 @@ def _read_as(kind: str, path: str | Path) -> Read[Any]:
 def _cut_folder(folder: Path) -> Path | None:
     if (folder / MANIFEST).is_file():
         return folder
-    inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    inside = sorted(path.parent for path in _visible(folder, MANIFEST))
     if len(inside) > 1:
         raise UsageError(
             f"{folder} holds {len(inside)} cut models: {', '.join(path.name for path in inside)}.",
             hint=f"Report one of them: optin report {inside[0]}",
         )
     return inside[0] if inside else None
+
+
+def _visible(folder: Path, name: str) -> list[Path]:
+    """Files of a name in the folders inside, less hidden ones, which runs that were killed leave."""
+    return [path for path in folder.glob(f"*/{name}") if not path.parent.name.startswith(".")]
 
 
 def _anchor(found: Sequence[Found], folder: Path | None) -> Source:

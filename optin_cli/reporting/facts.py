@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optin_cli.artifacts.base import Totals, Workload
-from optin_cli.artifacts.costs import GroupCost
+from optin_cli.artifacts.costs import BLOCK, GroupCost
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Mask
@@ -149,6 +149,7 @@ def _layers(
     """MACs by layer; weights shared by two groups count once, in the layer of the group that lists them."""
     if totals is None or not costs:
         return ()
+    costs = {name: group for name, group in costs.items() if group.kind != BLOCK}  # their units are counted
     before: dict[str, float] = {}
     saved: dict[str, float] = {}
     gone = {

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from optin_cli.artifacts.base import Options, Source, Workload
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError
-from optin_cli.files import atomic_file
+from optin_cli.files import atomic_file, parse_json
 from optin_cli.model.structure import Structure
 from optin_cli.progress import Progress
 from optin_cli.version import __version__
@@ -32,6 +32,8 @@ SAVE_EVERY = 5.0
 SAVE_SHARE = 0.05
 """Most of the time that may go into saving it."""
 EXTRA = "extra"
+MOST_SAMPLES = 1 << 53
+"""No count is larger, so that floating point holds it."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ def run_jobs(
         fingerprint = identity.fingerprint()
         if state.resume and state.path.exists():
             totals = Accumulator.load(state.path, fingerprint, extra)
+            units = identity.structure.units
+            for name, tensor in totals.sums.items():
+                if tensor.shape != (units.get(name),):
+                    raise ArtifactError(
+                        f"{state.path} is not the state of an interrupted run: it has {tensor.numel()} sums of {name}."
+                    )
     whole = sum(job.weight for job in jobs)
     finished = sum(job.weight for job in jobs[: totals.done])
     due = 0.0
@@ -192,7 +200,7 @@ class Accumulator:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             found = metadata["fingerprint"]
-            state.done, state.counts = int(metadata["done"]), json.loads(metadata["counts"])
+            state.done, state.counts = int(metadata["done"]), parse_json(metadata["counts"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is not the state of an interrupted run: {error}.") from error
         if found != fingerprint:
@@ -202,8 +210,27 @@ class Accumulator:
             )
         for key, tensor in tensors.items():
             role, _, name = key.partition(".")
-            if role == EXTRA:
+            if role == EXTRA and name in state.extra and state.extra[name].shape == tensor.shape:
                 state.extra[name].copy_(tensor)
-            else:
+            elif role in ("sum", "square"):
                 (state.sums if role == "sum" else state.squares)[name] = tensor
+            else:
+                raise ArtifactError(f"{path} is not the state of an interrupted run: {key} is of no use in this one.")
+        if (fault := state.fault()) is not None:
+            raise ArtifactError(f"{path} is not the state of an interrupted run: {fault}.")
         return state
+
+    def fault(self) -> str | None:
+        """What no run leaves; None where sums, squares and counts belong together."""
+        if self.done < 0 or not isinstance(self.counts, dict):
+            return "it does not say how far it came"
+        if not self.sums.keys() == self.squares.keys() == self.counts.keys():
+            return "its sums, squares and counts are of different groups"
+        for name, count in self.counts.items():
+            if type(count) is not int or not 0 < count < MOST_SAMPLES:
+                return f"the count of {name} is {count!r:.40}"
+            if self.sums[name].shape != self.squares[name].shape or self.sums[name].dtype != torch.float64:
+                return f"the sums of {name} are {self.sums[name].dtype} of shape {tuple(self.sums[name].shape)}"
+            if not bool(torch.isfinite(self.sums[name]).all() and torch.isfinite(self.squares[name]).all()):
+                return f"the sums of {name} are not finite"
+        return None

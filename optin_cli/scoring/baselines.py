@@ -13,6 +13,7 @@ from optin_cli.errors import DataError
 from optin_cli.model.forward import call_model, embed_hidden, hooks
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.masking import gated
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 
@@ -35,9 +36,8 @@ def random_importance(group: Group, seed: int) -> torch.Tensor:
 
 def consumer_columns(model: nn.Module, group: Group) -> torch.Tensor:
     """Weights by which the consumer reads each column of its input: (units, unit width, outputs)."""
-    name = f"{group.consumer}.weight"
-    axis = next(piece.axis for piece in group.slices if piece.parameter == name)
-    return tensor_at(model, name).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
+    axis = next(piece.axis for piece in group.slices if piece.parameter == group.reads)
+    return tensor_at(model, group.reads).detach().movedim(axis, 0).reshape(group.units, group.unit_width, -1)
 
 
 @contextlib.contextmanager
@@ -59,12 +59,12 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
                 energy = (x.square().sum(dim=1) * w).sum(dim=2)
                 energies[g.name] = energies.get(g.name, 0.0) + energy.double().cpu()
 
-            hook.before(model.get_submodule(group.consumer), collect)
+            hook.before(model.get_submodule(group.entry), collect)
         yield energies
 
 
 def wanda_batch(
-    model: nn.Module, _structure: Structure, groups: Sequence[Group], batch: Batch
+    model: nn.Module, structure: Structure, groups: Sequence[Group], batch: Batch
 ) -> dict[str, torch.Tensor]:
     """Squared norm of a column's input times that of its weights, summed over each unit's columns: (rows, units).
 
@@ -72,7 +72,7 @@ def wanda_batch(
     the columns of a unit, and samples.
     """
     with torch.no_grad(), unit_energies(model, groups, batch) as energies:
-        call_model(model, batch.inputs)
+        run_hidden(model, structure, batch.inputs)
     return energies
 
 

@@ -9,6 +9,7 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
 from optin_cli.scoring.accumulate import SavedState
 from optin_cli.scoring.calibration import Calibration
+from optin_cli.scoring.depth import check_blocks, score_blocks
 from optin_cli.scoring.token_rate import exchange_tokens
 from optin_cli.scoring.tokens import check_tokens, score_tokens
 
@@ -34,7 +35,22 @@ def add_tokens(
     return exchange_tokens(scores, checkpoint, calibration.batches, options, progress=progress)
 
 
-KIND_ESTIMATORS: Mapping[str, KindEstimator] = {"tokens": KindEstimator(check_tokens, add_tokens)}
+def add_blocks(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    options: ScoreOptions,
+    _state: SavedState,
+    progress: Progress,
+) -> Scores:
+    """Score whole blocks on the scale of other units; an interrupted run starts over with them."""
+    return score_blocks(scores, checkpoint, calibration.exact_batches, calibration.batches, options, progress)
+
+
+KIND_ESTIMATORS: Mapping[str, KindEstimator] = {
+    "tokens": KindEstimator(check_tokens, add_tokens),
+    "blocks": KindEstimator(check_blocks, add_blocks),
+}
 """By name of the units, as in `options.scoring.UNITS`; a part of a run's state has that name too."""
 
 

@@ -24,15 +24,24 @@ import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import Hooks, call_model, hooks, observe
+from optin_cli.model.forward import Hooks, hooks
+from optin_cli.model.linear import weight_by_outputs
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.refit.batch_norm import following_norms
-from optin_cli.refit.design_matrix import Consumer, choose_positions, input_columns, output_rows, take, why_not
+from optin_cli.refit.design_matrix import (
+    choose_positions,
+    input_columns,
+    is_consumer,
+    output_rows,
+    take,
+    why_not,
+)
 from optin_cli.scoring.baselines import unit_energies
 from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
-from optin_cli.scoring.sketch import Objective, probe_scalar
+from optin_cli.scoring.sketch import Objective, probe_scalars
 
 STRIP = 256
 """Columns of a Gram matrix that are computed together; everything left of their block on the diagonal is skipped."""
@@ -152,7 +161,7 @@ def empty_moments(model: nn.Module, groups: Sequence[Group]) -> dict[str, Moment
     units: dict[str, dict[str, int]] = {}
     for group in groups:
         units.setdefault(group.consumer, {})[group.name] = group.units
-    weights = {path: model.get_submodule(path).get_parameter("weight") for path in units}
+    weights = {path: weight_by_outputs(model.get_submodule(path)) for path in units}
     return {
         path: Moments.zeros(weight[0].numel(), len(weight), units[path], weight.device)
         for path, weight in weights.items()
@@ -254,7 +263,7 @@ class Pass:
         """Add the inputs at the positions that are read, once all backward passes are done."""
         for call in self.calls:
             moments, consumer = self.moments[call.path], self.model.get_submodule(call.path)
-            assert isinstance(consumer, Consumer)
+            assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
             moments.add_inputs(rows)
@@ -292,10 +301,8 @@ def sensitivity_batch(
         run.watch_consumers(hook, structure.groups)
         if dims is not None:
             dims.watch(hook, model, batch, run.leaves)
-        trajectory = observe(model, structure, batch)
-        for probe in range(probes):
-            scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
-            torch.autograd.grad(scalar, run.leaves, retain_graph=probe + 1 < probes, allow_unused=True)
+        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
+            torch.autograd.grad(scalar.sum(), run.leaves, retain_graph=left > 0, allow_unused=True)
             for group, slope in run.slopes.items():
                 sums[group] += slope.double().square().cpu()
             run.add_pulls()
@@ -317,7 +324,7 @@ def energy_batch(
     run = Pass(model, batch, moments)
     with hooks() as hook, unit_energies(model, structure.groups, batch) as energies:
         run.watch_consumers(hook, structure.groups)
-        call_model(model, batch.inputs)
+        run_hidden(model, structure, batch.inputs)
     run.add_inputs(probes=0)
     return energies
 
@@ -350,7 +357,7 @@ def removal_importance(
         centred: the intercept is re-solved too. damping: see `ridge_inverse`.
         squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
     """
-    weight = model.get_submodule(group.consumer).get_parameter("weight").flatten(1)
+    weight = weight_by_outputs(model.get_submodule(group.consumer)).flatten(1)
     width = weight.shape[1] // group.units
     moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
     curve = removal_curve(moment, curvature, weight, width=width, damping=damping)

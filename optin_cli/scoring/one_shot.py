@@ -290,8 +290,8 @@ def _on(batches: Sequence[Batch], checkpoint: Checkpoint) -> list[Batch]:
 
 def _require_finite(importance: Mapping[str, torch.Tensor]) -> None:
     for name, values in importance.items():
-        if not bool(torch.isfinite(values).all()):
+        if not bool(torch.isfinite(values.float()).all()):  # as the scores file holds them
             raise CheckpointError(
-                f"The scores of {name} are not finite: activations overflow on the calibration data.",
-                hint="Load the model in float32, or look for broken weights in that block.",
+                f"The scores of {name} are not finite: weights or activations there are too large for 32 bits.",
+                hint="Look for outliers in the weights of that block and those before it.",
             )

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_loss
 from optin_cli.data.spec import DataSpec
-from optin_cli.errors import UsageError
+from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import SavedState
@@ -54,19 +56,36 @@ def score(
         )
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
-    calibration = None
+    calibration, length = None, checkpoint.input.length(seq_len)
     if criterion.needs_data:
-        wanted = spec.calibrating(options.samples, options.seed, labelled=criterion.needs_labels)
+        wanted = spec.calibrating(
+            options.samples,
+            options.seed,
+            labelled=criterion.needs_labels,
+            length=options.max_length or length,
+        )
         samples = checkpoint.input.load_samples(wanted, progress)
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
-    length = checkpoint.input.length(seq_len)
     scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
-    if calibration is None:
-        return scores
-    for name, estimator in extra.items():
-        scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
+    if calibration is not None:
+        for name, estimator in extra.items():
+            scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
+    _require_numbers(scores, checkpoint.name)
     return scores
+
+
+def _require_numbers(scores: Scores, name: str) -> None:
+    """Refuse importances that the scores file cannot hold (CheckpointError)."""
+    for group, values in scores.importance.items():
+        with np.errstate(over="ignore"):
+            stored = np.asarray(values).astype(np.float32)
+        if not np.isfinite(stored).all():
+            raise CheckpointError(
+                f"The scores of {group} in {name} by {scores.header.criterion} are not finite: weights or activations "
+                "there are too large for 32 bits.",
+                hint="Look for outliers in the weights of that block and those before it.",
+            )
 
 
 def forget(state: Path | None) -> None:

@@ -13,19 +13,21 @@ Fisher quadratic form, of which factor(p, e) is a random square root. Cross term
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from optin_cli.architectures.schema import OutputRule
 from optin_cli.data.batch import Batch, keyed_generator
-from optin_cli.model.forward import Trajectory, observe, per_token
+from optin_cli.model.forward import Trajectory, observe, per_token, recording
 from optin_cli.model.masking import gated
+from optin_cli.model.readout import read_out, reads_tokens
 from optin_cli.model.structure import Structure
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.scoring.distances import normalized_tokens
+from optin_cli.scoring.vocabulary import token_signs, vocabulary_pull
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,30 @@ def probe_scalar(
     return total
 
 
+def probe_scalars(
+    model: nn.Module, structure: Structure, batch: Batch, objective: Objective, *, probes: int, seed: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Run the model once, and give S of every row (rows,) for one probe after another, with how many are left.
+
+    Of a tokenwise output only the gradient at the last hidden states is taken, some tokens at a time
+    (`scoring.vocabulary`).
+    """
+    if not reads_tokens(structure) or not objective.output:
+        trajectory = observe(model, structure, batch)
+        for probe in range(probes):
+            yield probes - probe - 1, probe_scalar(trajectory, structure, batch, objective, seed, probe)
+        return
+    with recording(model, structure, batch.size) as features:
+        readout = read_out(model, structure, batch)
+    trajectory, rest = Trajectory(features, []), replace(objective, output=0.0)
+    scale = (objective.output * structure.outputs[0].weight) ** 0.5
+    pull = vocabulary_pull(readout, batch, objective.temperature, seed) * scale
+    for probe in range(probes):
+        signs = torch.stack([token_signs(key, seed, probe, pull.shape[1]) for key in batch.keys]).to(pull)
+        projected = (readout.hidden * pull * signs[:, :, None]).sum(dim=(1, 2))
+        yield probes - probe - 1, probe_scalar(trajectory, structure, batch, rest, seed, probe) + projected
+
+
 def sketch_batch(
     model: nn.Module, structure: Structure, batch: Batch, objective: Objective, *, probes: int, seed: int
 ) -> dict[str, torch.Tensor]:
@@ -138,14 +164,13 @@ def sketch_batch(
         (rows, units) float64 of non-negative importances, by group name.
     """
     device, groups = next(model.parameters()).device, structure.groups
+    how = {"probes": probes, "seed": seed}
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in groups}
     with torch.enable_grad(), gated(model, gates):
-        trajectory = observe(model, structure, batch)
-        for probe in range(probes):
-            scalar = probe_scalar(trajectory, structure, batch, objective, seed, probe).sum()
+        for left, scalar in probe_scalars(model, structure, batch, objective, **how):
             gradients = torch.autograd.grad(
-                scalar, list(gates.values()), retain_graph=probe + 1 < probes, allow_unused=True
+                scalar.sum(), list(gates.values()), retain_graph=left > 0, allow_unused=True
             )
             for group, gradient in zip(groups, gradients, strict=True):
                 if gradient is not None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optin_cli.artifacts.base import Vector64
-from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.errors import ArtifactError, BudgetError
 from optin_cli.searching.costs import Costs
@@ -112,14 +111,16 @@ def make_row(name: str, costs: Costs, share: float) -> Row:
     prunable = sum(own[g] * groups[g].units for g in groups)
     prunable += sum(each * groups[a].units * groups[b].units for a, b, each in pairs)
     scaled = tuple((a, b, each / unit) for a, b, each in pairs)
-    fixed = (total - prunable) / unit
+    gone = sum(c.unit_macs if macs else float(c.unit_parameters) for c in costs.dropped.values())
+    fixed = (total - prunable - gone) / unit
     units = {name: groups[name].units for pair in scaled for name in pair[:2]}
     return Row(name, {g: c / unit for g, c in own.items()}, scaled, fixed, total / unit, share, units=units)
 
 
-def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share: float) -> Row:
+def make_latency_row(table: LatencyTable, costs: Costs, share: float) -> Row:
     """The budget of measured time; what the table lacks is part of the rest (ArtifactError: other numbers of units)."""
-    curves = {name: curve for name, curve in table.curves().items() if name in groups}
+    groups, measured = costs.groups, table.curves()
+    curves = {name: curve for name, curve in measured.items() if name in groups}
     for name, curve in curves.items():
         if len(curve) != groups[name].units + 1:
             raise ArtifactError(
@@ -127,5 +128,6 @@ def make_latency_row(table: LatencyTable, groups: Mapping[str, GroupCost], share
                 hint="Measure the checkpoint again with optin profile --latency.",
             )
     curves = {name: TIME_UNITS * curve for name, curve in curves.items()}
-    fixed = TIME_UNITS - sum(float(curve[-1]) for curve in curves.values())
+    gone = TIME_UNITS * sum(float(measured[name][-1]) for name in costs.dropped if name in measured)
+    fixed = TIME_UNITS - sum(float(curve[-1]) for curve in curves.values()) - gone
     return Row("latency", dict.fromkeys(groups, 0.0), (), fixed, TIME_UNITS, share, curves)

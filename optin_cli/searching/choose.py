@@ -17,10 +17,11 @@ from optin_cli.errors import UsageError
 from optin_cli.options.search import LAYOUTS, Algorithm
 from optin_cli.searching.budget import Row, make_latency_row, make_row, out_of_reach
 from optin_cli.searching.costs import Costs
+from optin_cli.searching.depth import choose_with_blocks
 from optin_cli.searching.knapsack import solve_knapsack
 from optin_cli.searching.limits import Limits, allowed_counts, protected_groups
 from optin_cli.searching.token_schedule import choose_with_tokens
-from optin_cli.searching.uniform import merge_importance, merge_row, spread, uniform_levels, whole_words
+from optin_cli.searching.uniform import classes_of, merge_importance, merge_row, spread, uniform_levels, whole_words
 
 ROUNDS = 8
 """Most integer programs solved one after another where groups share weights."""
@@ -39,8 +40,8 @@ def choose_units(
     Raises BudgetError, which states the smallest reachable share, if no mask meets the limits, and UsageError for no
     budget, a share outside (0, 1], or an unknown group to protect.
     """
-    if limits.layout == "uniform" and algorithm == "optin":
-        raise UsageError("--algorithm optin orders the units of all layers and has no uniform layout.")
+    if limits.layout != "ragged" and algorithm == "optin":
+        raise UsageError(f"--algorithm optin orders the units of all layers and has no {limits.layout} layout.")
     if limits.layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     groups = costs.groups
@@ -49,11 +50,13 @@ def choose_units(
     levels = {name: allowed_counts(name, group, limits) for name, group in groups.items()}
     whole = protected_groups(groups, limits.protect)
     levels |= {name: [groups[name].units] for name in whole}
-    if limits.layout == "uniform":
-        levels = uniform_levels(groups, levels, whole)
-        rows = [merge_row(row, groups) for row in rows]
-        _require_reachable(rows, levels, f", or leave out --layout uniform{whole_words(groups)}")
-        counts = spread(_choose_counts(_falling(merge_importance(importance, groups)), levels, rows), groups)
+    if limits.layout != "ragged":
+        classes = classes_of(groups, limits.layout)
+        levels = uniform_levels(groups, levels, whole, classes)
+        rows = [merge_row(row, groups, classes) for row in rows]
+        _require_reachable(rows, levels, f", or leave out --layout {limits.layout}{whole_words(groups)}")
+        merged = merge_importance(importance, groups, classes)
+        counts = spread(_choose_counts(_falling(merged), levels, rows), classes)
     else:
         _require_reachable(rows, levels)
         if algorithm == "optin":
@@ -85,12 +88,10 @@ def _rows(costs: Costs, limits: Limits) -> list[Row]:
         raise UsageError(f"--round-to is {limits.round_to}; expected 1 or more.")
     rows = []
     for name, share in asked.items():
-        if not 0 < share <= 1:
-            raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
         if name != "latency":
             rows.append(make_row(name, costs, share))
         elif limits.latency_table is not None:
-            rows.append(make_latency_row(limits.latency_table, costs.groups, share))
+            rows.append(make_latency_row(limits.latency_table, costs, share))
         else:
             raise UsageError(
                 "A latency budget needs measured times.", hint="Pass --latency-table, from optin profile --latency."
@@ -189,9 +190,12 @@ def _prefix_search(
 
 
 def choose(scores: Scores, limits: Limits, algorithm: Algorithm = "exact") -> Kept:
-    """Choose units by a scores file, and how tokens merge if it scores them; errors are those of `choose_units`."""
+    """Choose units by a scores file, and blocks or how tokens merge if it scores those; errors: `choose_units`."""
 
     def solve(costs: Costs, limits: Limits) -> Kept:
         return choose_units(scores.importance, costs, limits, algorithm=algorithm)
 
-    return choose_with_tokens(solve, scores.importance, Costs.of(scores.header), limits)
+    def solve_blocks(costs: Costs, limits: Limits) -> Kept:
+        return choose_with_blocks(solve, scores.importance, costs, limits)
+
+    return choose_with_tokens(solve_blocks, scores.importance, Costs.of(scores.header), limits)

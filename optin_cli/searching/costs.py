@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from optin_cli.artifacts.base import Totals, Vector32
-from optin_cli.artifacts.costs import TOKEN, GroupCost, TokenCosts, merges_at
+from optin_cli.artifacts.costs import BLOCK, TOKEN, GroupCost, TokenCosts, merges_at
 from optin_cli.artifacts.mask import Budget
 from optin_cli.artifacts.scores import ScoresHeader
 from optin_cli.searching.token_costs import block_macs, matching_macs
@@ -23,12 +23,13 @@ class Costs:
     """What a search weighs importance against.
 
     groups: unit costs by group name. totals: of the whole model, which shares refer to. tokens: how costs depend on the
-    length of a sequence whose tokens merge; None where they do not.
+    length of a sequence whose tokens merge; None where they do not. dropped: whole blocks that are gone already.
     """
 
     groups: Mapping[str, GroupCost]
     totals: Totals
     tokens: TokenCosts | None = None
+    dropped: Mapping[str, GroupCost] = field(default_factory=dict)
 
     @classmethod
     def of(cls, header: ScoresHeader) -> Costs:
@@ -39,6 +40,25 @@ class Costs:
     def token_groups(self) -> dict[str, str]:
         """Names of the groups whose units are tokens, by block."""
         return {group.block: name for name, group in self.groups.items() if group.kind == TOKEN}
+
+    @property
+    def whole_blocks(self) -> dict[str, GroupCost]:
+        """The groups that stand for a whole block each."""
+        return {name: group for name, group in self.groups.items() if group.kind == BLOCK}
+
+    def without(self, blocks: Collection[str]) -> Costs:
+        """Costs of the units in all blocks but these, given as the groups that stand for them."""
+        whole = self.whole_blocks
+        dropped = {name: whole[name] for name in blocks}
+        gone = {group.block for group in dropped.values()}
+        left = {name: g for name, g in self.groups.items() if g.kind != BLOCK and g.block not in gone}
+        return replace(self, groups=left, dropped=dropped)
+
+    def within_blocks(self, kept: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+        """A mask in which blocks that go as a whole count as that alone: the groups inside them as if they stayed."""
+        gone = {group.block for name, group in self.whole_blocks.items() if not len(kept.get(name, (0,)))}
+        inside = {name for name, group in self.groups.items() if group.block in gone and group.kind != BLOCK}
+        return {name: range(self.groups[name].units) if name in inside else units for name, units in kept.items()}
 
     def only(self, names: Collection[str]) -> Costs:
         """Those of some groups."""
@@ -77,7 +97,7 @@ class Costs:
 
     def remaining(self, kept: Mapping[str, Sequence[int]]) -> dict[str, float]:
         """Shares of the whole model's MACs and parameters that a mask leaves."""
-        merged = self.with_merging(self.merges(kept))
+        merged, kept = self.with_merging(self.merges(kept)), self.within_blocks(kept)
         groups, totals = merged.groups, merged.totals
         gone = {name: group.units - len(kept.get(name, range(group.units))) for name, group in groups.items()}
         macs = totals.macs - sum(g.unit_macs * gone[n] for n, g in groups.items())

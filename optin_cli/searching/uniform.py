@@ -14,7 +14,9 @@ from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import GroupCost
 from optin_cli.artifacts.mask import layout_class
 from optin_cli.errors import BudgetError, UsageError
+from optin_cli.options.search import Layout
 from optin_cli.searching.budget import Row
+from optin_cli.searching.decilm import NEURON
 
 REMEDY = (
     "Leave out --layout uniform: layers of different widths load with trust_remote_code=True, or optin_cli.load, "
@@ -22,11 +24,16 @@ REMEDY = (
 )
 
 
-def classes_of(groups: Mapping[str, GroupCost]) -> dict[str, list[str]]:
-    """Names of the groups that are pruned alike, by class."""
+Classes = Mapping[str, list[str]]
+"""Names of the groups that are pruned alike, by class."""
+
+
+def classes_of(groups: Mapping[str, GroupCost], layout: Layout = "uniform") -> Classes:
+    """The groups that a layout prunes alike. Under "deci", neurons of a layer are a class of their own."""
     classes: dict[str, list[str]] = {}
     for name, group in groups.items():
-        classes.setdefault(layout_class(name, group.block), []).append(name)
+        alone = layout == "deci" and group.kind == NEURON
+        classes.setdefault(name if alone else layout_class(name, group.block), []).append(name)
     return classes
 
 
@@ -56,22 +63,24 @@ def require_expressible(groups: Mapping[str, GroupCost], model_class: str) -> No
         )
 
 
-def merge_importance(importance: Mapping[str, Vector32], groups: Mapping[str, GroupCost]) -> dict[str, Vector32]:
+def merge_importance(
+    importance: Mapping[str, Vector32], groups: Mapping[str, GroupCost], classes: Classes
+) -> dict[str, Vector32]:
     """Importances (units,) of the n-th best units of all members together, by class."""
     merged = {}
-    for name, members in classes_of(groups).items():
+    for name, members in classes.items():
         units = min(groups[m].units for m in members)
         ranked = [np.sort(importance[m].astype(np.float64))[::-1][:units] for m in members]
         merged[name] = np.sum(ranked, axis=0).astype(np.float32)
     return merged
 
 
-def merge_row(row: Row, groups: Mapping[str, GroupCost]) -> Row:
+def merge_row(row: Row, groups: Mapping[str, GroupCost], classes: Classes) -> Row:
     """A budget over classes. Groups that share weights stay whole under this layout, so what they share is fixed."""
-    own = {name: sum(row.own[m] for m in members) for name, members in classes_of(groups).items()}
+    own = {name: sum(row.own[m] for m in members) for name, members in classes.items()}
     curves = {
         name: np.sum([row.curves[m][: min(groups[n].units for n in members) + 1] for m in members], axis=0)
-        for name, members in classes_of(groups).items()
+        for name, members in classes.items()
         if all(m in row.curves for m in members)
     }
     shared = sum(each * groups[a].units * groups[b].units for a, b, each in row.pairs)
@@ -79,7 +88,7 @@ def merge_row(row: Row, groups: Mapping[str, GroupCost]) -> Row:
 
 
 def uniform_levels(
-    groups: Mapping[str, GroupCost], levels: Mapping[str, list[int]], whole: Collection[str]
+    groups: Mapping[str, GroupCost], levels: Mapping[str, list[int]], whole: Collection[str], classes: Classes
 ) -> dict[str, list[int]]:
     """Counts that all members of a class may keep and the library's config can state, ascending, by class.
 
@@ -89,13 +98,12 @@ def uniform_levels(
     BudgetError: no count is left.
     """
     found = {}
-    for name, members in classes_of(groups).items():
+    for name, members in classes.items():
         spared = [m for m in members if m in whole]
         if spared and len(spared) < len(members):
             other = next(m for m in members if m not in whole)
             raise UsageError(
-                f"--layout uniform gives all layers the same number of units, but {spared[0]} is protected "
-                f"and {other} is not.",
+                f"All layers are to have the same number of units, but {spared[0]} is protected and {other} is not.",
                 hint=f"Protect all of them (--protect '*{name.partition('.')[2]}'), or none.",
             )
         sizes = {groups[m].units for m in members}
@@ -119,6 +127,6 @@ def uniform_levels(
     return found
 
 
-def spread(counts: Mapping[str, int], groups: Mapping[str, GroupCost]) -> dict[str, int]:
+def spread(counts: Mapping[str, int], classes: Classes) -> dict[str, int]:
     """Counts by group, from those by class."""
-    return {name: counts[layout_class(name, group.block)] for name, group in groups.items()}
+    return {member: counts[name] for name, members in classes.items() for member in members}

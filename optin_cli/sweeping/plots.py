@@ -79,7 +79,7 @@ def _draw(axes: Axes, sweep: Sweep, places: Sequence[float]) -> None:
     original = sweep.baseline.value
     axes.axhline(original, color="#555555", linestyle="--", linewidth=1.2, label=f"original ({original:.4f})")
     if isinstance(most := sweep.options.get("max_drop"), (int, float)):
-        limit = original - most if sweep.higher_is_better else original + most
+        limit = sweep.limit(most)
         axes.axhline(limit, color="#999999", linestyle=":", linewidth=1.2, label=f"allowed ({limit:.4f})")
     for number, (name, unordered) in enumerate(by_recipe(sweep).items()):
         points = sorted(unordered, key=lambda point: place[id(point)])

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import UsageError
 from optin_cli.evaluation.evaluate import evaluate
-from optin_cli.files import atomic_folder, check_output, read_bytes, write_bytes, write_text
+from optin_cli.files import atomic_folder, check_apart, check_output, read_bytes, write_bytes, write_text
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.shrink import ShrinkOptions
 from optin_cli.options.sweep import SweepOptions
@@ -71,10 +71,14 @@ class Shrunk:
     seconds: dict[str, float]
 
 
-def check_places(places: Places, options: ShrinkOptions, *, force: bool) -> None:
-    """Refuse outputs that exist or cannot be written, before any time is spent."""
+def check_places(
+    places: Places, options: ShrinkOptions, *, force: bool, inputs: Sequence[str | Path | None] = ()
+) -> None:
+    """Refuse outputs that exist, cannot be written or would destroy an input, before any time is spent."""
+    check_apart(places.folder, inputs)
     check_output(places.folder, force=force, folder=True)
     for path in (places.mask, places.evaluation, *([places.scores] if options.keep_flops is not None else [])):
+        check_apart(path, inputs)
         check_output(path, force=force)
     if options.keep_flops is None:
         check_folder(places.sweep, resume=False, force=force)
@@ -106,7 +110,8 @@ class Run:
         """Score, search and prune to a share of the MACs."""
         places, options = self.places, self.options
         with self.stage("score") as progress:
-            scores = score(self.opened, self.calib, options.scoring, progress=progress)
+            length = options.evaluation.seq_len
+            scores = score(self.opened, self.calib, options.scoring, seq_len=length, progress=progress)
             write_scores(places.scores, scores, force=self.force)
         chosen = options.search
         limits = Limits(

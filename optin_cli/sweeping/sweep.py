@@ -166,6 +166,7 @@ def _record(
         samples=len(samples),
         metric=metric,
         higher_is_better=find_metric(metric).higher_is_better,
+        relative_drop=find_metric(metric).relative,
         workload=checkpoint.input.workload(options.evaluation.seq_len),
         baseline=baseline,
         points=[],
@@ -193,7 +194,8 @@ def _calibrations(
     scoring = options.scoring
 
     def read(*, labelled: bool) -> AnySamples:
-        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled)
+        length = scoring.max_length or options.evaluation.seq_len
+        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled, length=length)
         return checkpoint.input.load_samples(wanted, progress)
 
     samples = read(labelled=False)
@@ -247,7 +249,7 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
     if (folder / PARTIAL).exists() and not (resume or force):
         hint = "Pass --resume to go on, or --force to start over."
         raise UsageError(f"{folder} holds an interrupted sweep.", hint=hint)
-    check_output(folder, force=force or resume, folder=True)
+    check_output(folder, force=force or resume, folder=True, into=True)
 
 
 @dataclass
@@ -324,9 +326,13 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
     spread = "" if least.standard_error is None else f" (standard error {least.standard_error:.4f})"
     raise GateError(
         f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {sweep.options['max_drop']}: "
-        f"the smallest drop seen is {least.drop:.4f}{spread}, at {least.macs_ratio:.4f} of the MACs.",
+        f"the smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
+
+
+def _bare(sweep: Sweep, drop: float) -> str:
+    return sweep.words_for(drop).removeprefix("+")
 
 
 def _smallest_share(costs: Costs, asked: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,8 @@ Kind = Literal[
     "question-answering",
     "semantic-segmentation",
     "fill-mask",
+    "next-token-prediction",
+    "last-word",
 ]
 InputKind = Literal["text", "image"]
 MetricName = Literal[
@@ -46,6 +48,9 @@ MetricName = Literal[
     "mean_iou",
     "pixel_accuracy",
     "pseudo_perplexity",
+    "perplexity",
+    "last_word_accuracy",
+    "last_word_perplexity",
 ]
 Colour = tuple[int, int, int]
 METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
@@ -60,6 +65,8 @@ METRICS_OF: Mapping[Kind, frozenset[MetricName]] = MappingProxyType(
         "question-answering": frozenset({"squad_em", "squad_f1"}),
         "semantic-segmentation": frozenset({"mean_iou", "pixel_accuracy"}),
         "fill-mask": frozenset({"pseudo_perplexity", "accuracy"}),
+        "next-token-prediction": frozenset({"perplexity", "accuracy"}),
+        "last-word": frozenset({"last_word_accuracy", "last_word_perplexity"}),
     }
 )
 IMAGE_KINDS: frozenset[Kind] = frozenset({"classification", "semantic-segmentation"})
@@ -68,7 +75,7 @@ SEARCHES: frozenset[Kind] = frozenset({"retrieval", "reranking"})
 """Kinds that rank documents by how well they answer a query, on local data of their own layout."""
 PAIRED: frozenset[Kind] = frozenset({"similarity", "question-answering"})
 """Kinds whose samples always have two texts."""
-UNLABELLED: frozenset[Kind] = frozenset({"fill-mask"})
+UNLABELLED: frozenset[Kind] = frozenset({"fill-mask", "next-token-prediction", "last-word"})
 """Kinds whose texts are their own labels."""
 
 
@@ -77,16 +84,22 @@ class _Strict(BaseModel):
 
 
 class DatasetName(_Strict):
-    """Arguments of `datasets.load_dataset`. folder: of the repository, the one that holds the data."""
+    """Arguments of `datasets.load_dataset`.
+
+    folder: of the repository, the one that holds the data. files: the only files of a split to fetch, by its name.
+    """
 
     path: str
     config: str | None = None
     folder: str | None = None
     revision: str | None = None
+    files: dict[str, str] | None = None
 
-    def place(self) -> dict[str, str]:
-        """Where in the repository the data lies, by the names of the arguments."""
-        return {k: v for k, v in (("data_dir", self.folder), ("revision", self.revision)) if v is not None}
+    def place(self, split: str) -> dict[str, Any]:
+        """Where in the repository the data of a split lies, by the names of the arguments."""
+        files = None if self.files is None else {split: self.files[split]}
+        found = {"data_dir": self.folder, "revision": self.revision, "data_files": files}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Splits(_Strict):
@@ -119,7 +132,8 @@ class Task(_Strict):
     label column may have instead. For question answering the texts are question and context, and the label column
     holds the answers (`{"text": [...]}`); `unanswerable` allows questions without any, and None allows them where the
     data has such. `label_range` is what a similarity task calls unlike and alike: cosines 0 and 1 to a loss. `maps`
-    explains the label maps of semantic segmentation. Retrieval and reranking take local data, whose layouts
+    explains the label maps of semantic segmentation. `joined`: rows are lines of one running text, which this joins;
+    without it every row is a document. Retrieval and reranking take local data, whose layouts
     `optin_cli.data.text.searches` describes.
     """
 
@@ -137,6 +151,7 @@ class Task(_Strict):
     unanswerable: bool | None = False
     label_range: tuple[float, float] | None = None
     maps: LabelMapRule | None = None
+    joined: str | None = None
 
     @property
     def each_alone(self) -> bool:
@@ -157,6 +172,15 @@ class Task(_Strict):
     def _check_label_column(self) -> Task:
         if (self.label_column is None) is not self.labels_itself:
             raise ValueError(f"a {self.kind} task has {'no' if self.labels_itself else 'a'} label_column")
+        return self
+
+    @model_validator(mode="after")
+    def _check_running_text(self) -> Task:
+        wanted = {self.splits.calibration, self.splits.evaluation}
+        if self.dataset is not None and self.dataset.files is not None and set(self.dataset.files) != wanted:
+            raise ValueError(f"files are of the splits {', '.join(sorted(wanted))}")
+        if self.joined is not None and self.kind != "next-token-prediction":
+            raise ValueError(f"joined does not fit a {self.kind} task")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from optin_cli.data.load import require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import Samples
 from optin_cli.errors import CertificateError, CheckpointError, DataError, UsageError, first_line
-from optin_cli.files import atomic_folder, sha256_of
+from optin_cli.files import atomic_folder, check_apart, sha256_of
 from optin_cli.model.costs import count_totals
 from optin_cli.model.plan import Plan
 from optin_cli.options.trim import TrimOptions
@@ -80,6 +80,7 @@ def trim(
     read = _read(opened, DataSpec.of(corpus), options, progress)
     trimming = Trimming(opened, original, tuple(_kept(opened, original, read, options)))
     modules = [opened.blueprint.library, type(opened.model).__module__]
+    check_apart(Path(output), [opened.blueprint.folder])
     with atomic_folder(Path(output), force=force) as folder, reloading(modules) as reload:
         progress.update(1, 4, "writing")
         trimming.write(folder)

@@ -99,6 +99,21 @@ def edited(change):
         (lambda _raw, head: head.update(unit=1), ["groups.encoder.0.head.unit: Extra inputs"]),
         (lambda raw, _head: raw.update(made="today"), ["made: Extra inputs are not permitted"]),
         (lambda raw, _head: raw.update(importance_lost="much"), ["importance_lost"]),
+        (lambda raw, _head: raw.update(importance_lost=-1), ["importance_lost: Input should be greater than"]),
+        (lambda raw, _head: raw.update(importance_lost="0.1"), ["importance_lost: Input should be a valid number"]),
+        (lambda raw, _head: raw["budget"]["reached"].update(macs=-3.1), ["budget.reached.macs"]),
+        (lambda raw, _head: raw["budget"]["asked"].update(macs=2), ["budget.asked.macs"]),
+        (lambda raw, _head: raw["workload"].update(batch_size=0), ["workload.batch_size"]),
+        (lambda raw, _head: raw["workload"].update(seq_len=0), ["workload.seq_len"]),
+        (lambda raw, _head: raw["workload"].update(seq_len=10**9), ["workload.seq_len"]),
+        (lambda raw, _head: raw.update(workload={"image": [3, 0, 4]}), ["workload.image.1"]),
+        (lambda _raw, head: head.update(units=True), ["groups.encoder.0.head.units"]),
+        (lambda _raw, head: head.update(units="4"), ["groups.encoder.0.head.units"]),
+        (lambda _raw, head: head.update(units=10**7), ["groups.encoder.0.head.units"]),
+        (
+            lambda raw, _head: raw["groups"].update({f"g{n}": {"units": 1 << 20, "kept": []} for n in range(17)}),
+            ["the groups have 17825799 units in all"],
+        ),
         (
             lambda raw, head: (raw.pop("budget"), raw.update(extra=1), head.update(kept=[9])),
             ["budget: Field required", "extra: Extra", "index 9"],
@@ -112,8 +127,31 @@ def test_invalid_masks_name_every_place(change, named):
 
 
 @pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda raw, _head: raw["totals"].update(macs=5), "encoder.0.head takes 6 MACs of the model's 5"),
+        (lambda raw, _head: raw["totals"].update(parameters=7), "encoder.0.head takes 8 parameters of the model's 7"),
+        (lambda raw, _head: raw["totals"].update(macs=0), "totals.macs"),
+        (lambda _raw, head: head.update(unit_macs=-5000), "groups.encoder.0.head.unit_macs"),
+        (lambda _raw, head: head.update(unit_parameters=-1), "groups.encoder.0.head.unit_parameters"),
+        (lambda _raw, head: head.update(shared={"x": {"macs": -1, "parameters": 0}}), "shared.x.macs"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(change, named):
+    raw = json.loads(make_profile().dump())
+    change(raw, raw["groups"]["encoder.0.head"])
+    with pytest.raises(ArtifactError) as caught:
+        parse(Profile, json.dumps(raw), "my.json")
+    assert named in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
+        (example_mask().dump().replace('"importance_lost": 0.1', '"importance_lost": NaN'), "NaN is not a number"),
+        (example_mask().dump().replace('"importance_lost": 0.1', '"importance_lost": 1e999'), "too large a number"),
+        (example_mask().dump().replace('"groups": {', '"groups": {}, "groups": {'), "'groups' is given twice"),
+        ("[" * 100_000, "nested more than 100 levels"),
         (make_profile().dump(), r"is a profile file \(schema 'optin.profile/1'\); expected a mask file"),
         (edited(lambda raw, _head: raw.update(schema="optin.mask/2")), r"schema 'optin.mask/2'\); expected a mask"),
         (edited(lambda raw, _head: raw.pop("schema")), "not an optin artifact of that kind"),

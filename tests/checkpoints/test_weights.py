@@ -98,6 +98,25 @@ def test_content_that_is_no_sound_state_is_refused(tmp_path, content, message):
         read_state([write_state(tmp_path / "w.pt", content)])
 
 
+def test_tensors_larger_than_what_is_stored_are_refused(tmp_path):
+    torch.save({"w": torch.ones(1).expand(10**12)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"holds w of shape \(1000000000000,\), more than the file stores"):
+        read_stored([tmp_path / "w.pt"])
+    torch.save({"w": torch.arange(3.0).expand(2, 3)}, tmp_path / "w.pt")
+    assert read_stored([tmp_path / "w.pt"]).tensors["w"].shape == (2, 3)
+
+
+def test_sparse_tensors_are_refused(tmp_path):
+    torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="holds w as a sparse_coo tensor"):
+        read_stored([tmp_path / "w.pt"])
+
+
+def test_weights_of_eight_bits_are_read_for_comparison(tmp_path):
+    torch.save({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "w.pt")
+    assert read_state([tmp_path / "w.pt"])["w"].dtype == torch.float8_e4m3fn
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pt does not exist"):
         read_state([tmp_path / "none.pt"])

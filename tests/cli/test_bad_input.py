@@ -112,6 +112,18 @@ CHECKPOINTS = {
     ),
     "NaN in weights": (weights(broken_value(torch.nan)), ["bert"], ["NaN", "layer.1.intermediate.dense.weight"]),
     "infinite weights": (weights(broken_value(torch.inf)), ["bert"], ["infinite", "layer.1.intermediate"]),
+    "config nested deeply": (written("bert/config.json", "[" * 100_000), ["bert"], ["config.json", "nested more than"]),
+    "key given twice": (
+        written("bert/config.json", '{"model_type": "bert", "model_type": "vit"}'),
+        ["bert"],
+        ["config.json", "'model_type' is given twice"],
+    ),
+    "architectures of a number": (config(architectures=1), ["bert"], ["bert/config.json"]),
+    "architectures of numbers": (config(architectures=[-1]), ["bert"], ["bert"]),
+    "unknown type": (config(dtype="float33"), ["bert"], ["bert"]),
+    "no heads": (config(num_attention_heads=0), ["bert"], ["bert"]),
+    "padding beyond the vocabulary": (config(pad_token_id=10**6), ["bert"], ["bert"]),
+    "a million layers": (config(num_hidden_layers=10**6), ["bert"], ["1000000 layers", "tensors"]),
     "a picture": (written("bert.png", b"x"), ["bert.png"], ["bert.png", ".safetensors"]),
     "a plan of another": (config(optin_plan={"x": 1}), ["bert"], ["bert"]),
     "bad description": (
@@ -216,6 +228,14 @@ EVALUATIONS = {
 def test_evaluations_that_cannot_be_are_refused(desk, spoil, args, words):
     spoil(desk)
     refused(desk.folder, ["eval", "bert", "--latency-runs", "0", *args], 1, words)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "trajectory", "fisher"])
+def test_scores_that_are_not_finite_name_the_layer(desk, criterion):
+    desk.take("bert", "train.jsonl")
+    desk.weights(lambda state: [tensor.fill_(3e38) for name, tensor in state.items() if "layer.1" in name])
+    args = [*SCORE, "train.jsonl", *QUICK, "--criterion", criterion]
+    refused(desk.folder, args, 1, ["encoder.", "not finite", "too large for 32 bits"])
 
 
 def head(mask):
@@ -382,6 +402,18 @@ USAGE = {
     "no architecture": (["profile", "loose.safetensors"], ["loose.safetensors", "--arch"]),
     "missing weights file": (["profile", "none.pt", "--arch", "bert"], ["none.pt is not a file"]),
     "two configs": (["profile", "bert", "--arch", "bert"], ["--arch", "not a file"]),
+    "budget beyond all": ([*SEARCH, "--keep-flops", "1.1"], ["1.1", "at most 1"]),
+    "endless budget": ([*SEARCH, "--keep-flops", "inf"], ["inf"]),
+    "absurd probes": ([*SCORE, "texts.jsonl", "--probes", "1000000000"], ["probes", "at most"]),
+    "absurd batch": ([*SCORE, "texts.jsonl", "--batch-size", "1000000000"], ["batch_size", "at most"]),
+    "no latency batch": (["eval", "bert", "--latency-batch", "0"], ["latency_batch is 0"]),
+    "absurd runs": (["eval", "bert", "--latency-runs", "1000000000"], ["latency_runs", "at most"]),
+    "absurd threads": (["eval", "bert", "--threads", "99999999999999999999"], ["--threads", "at most 4,096"]),
+    "ridge of nothing": (
+        ["prune", "bert", "--mask", "m.json", "--calib", "texts.jsonl", "--refit-ridge", "nan"],
+        ["ridge is nan"],
+    ),
+    "temperature without end": ([*SCORE, "texts.jsonl", "--tau", "inf"], ["temperature is inf"]),
     "no budget": ([*SEARCH], ["--keep-flops"]),
     "budget in words": ([*SEARCH, "--keep-flops", "half"], ["--keep-flops", "half"]),
     "budget of zero": ([*SEARCH, "--keep-flops", "0"], ["0", "at most 1"]),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.running import command, done, environment, python, tree, write_rows
 
+from optin_cli.cli import interrupts
+
 
 def wait_for(found, process, seconds=60):
     end = time.monotonic() + seconds
@@ -55,6 +57,35 @@ except KeyboardInterrupt:
 def test_an_interruption_that_a_library_swallows_ends_the_run(here, name):
     result = python(SWALLOWED.replace("SIGNAL", repr(name)), cwd=here)
     assert "ignored" in result.stderr and result.stdout == "ended\n"
+
+
+def test_signals_in_quick_succession_are_one(monkeypatch):
+    handler = interrupts.Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, None)
+    handler(signal.SIGTERM, None)
+    assert handler.pending
+    monkeypatch.setattr(interrupts, "GRACE", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, None)
+    handler.ended = True
+    handler(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(
+    ("args", "closed", "code"),
+    [
+        ("inspect none.json", "<&- >&- 2>&-", 1),
+        ("inspect none.json", ">&-", 1),
+        ("inspect -", "<&-", 1),
+        ("--version", ">&-", 0),
+    ],
+)
+def test_closed_streams_are_no_defect(here, args, closed, code):
+    line = f"{' '.join(command())} {args} {closed}"
+    result = subprocess.run(line, shell=True, cwd=here, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr and "defect" not in result.stderr
 
 
 def test_termination_while_certifying_leaves_nothing(work, made):

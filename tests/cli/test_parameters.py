@@ -89,6 +89,8 @@ def test_flags_become_values_of_the_options_class(args, values):
         (("--count", "0"), "count is 0; expected at least 1"),
         (("--names", "d"), "Unknown names 'd'"),
         (("--budget", "half"), "--budget 'half' is not a number"),
+        (("--budget", "1_0"), "--budget '1_0' is not a number"),
+        (("--budget", "\u0665"), "is not a number"),
         (("--rate", "1,2"), "--rate is 1,2; expected one number, or none"),
     ],
 )

@@ -186,6 +186,8 @@ ONE_OF_EACH = {
     "stsb-cosine": {"encoder"},
     "squad": {"answers"},
     "masked-lm": {"masked", "pretrained"},
+    "wikitext2": {"decoder"},
+    "lambada": {"decoder"},
     "imagefolder": {"sight"},
 }
 """A task of every kind and modality, and the models that it fits."""

@@ -62,7 +62,7 @@ def test_metrics_equal_values_worked_by_hand(name, predictions, labels, expected
 def test_metrics_keep_the_asked_order_and_all_but_errors_grow_with_quality():
     assert list(score_metrics(["f1", "accuracy"], PREDICTED, TRUTH, 2)) == ["f1", "accuracy"]
     lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
-    assert lower == {"mse", "pseudo_perplexity"}
+    assert lower == {"mse", "pseudo_perplexity", "perplexity", "last_word_perplexity"}
 
 
 def test_f1_counts_the_positive_class():

@@ -360,6 +360,12 @@ class Harmful:
         ("data/constants/custom_obj_0", lambda _: pickle.dumps(Harmful())),
         ("data/sample_inputs/model.pt", lambda _: pickle.dumps(Harmful())),
         ("data/aotinductor/model/model.so", lambda _: b"code"),
+        ("models/model.json", lambda c: re.sub(rb'"expr_str": ?"[^"]*"', b'"expr_str": "open(1)"', c)),
+        ("models/model.json", lambda c: c.replace(b"L['attention_mask'].size()[0]", b"open('harmed', 'w').tell()")),
+        ("models/model.json", lambda c: c.replace(b'"name": "bias"', b'"name": "bias=open(1), x"')),
+        ("models/model.json", lambda c: c.replace(b"aten.tanh.default", b"aten.from_file.default")),
+        ("models/model.json", lambda c: c.replace(b"torch.ops.aten.tanh.default", b"torch.hub.load")),
+        ("models/model.json", lambda c: c.replace(b"builtins.tuple", b"os.path")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -368,6 +374,13 @@ def test_archives_that_could_run_code_are_refused(small, name, change):
     result = call("eval", "small/model.pt2", *SIZES)
     assert result.code == 1 and "refused" in result.err, result.err
     assert not Path("harmed").exists()
+
+
+def test_two_members_of_one_name_are_refused(small):
+    with zipfile.ZipFile(small / "model.pt2", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("model/data/sample_inputs/model.pt", pickle.dumps(Harmful()))
+    with pytest.raises(ExportError, match="two members of one name"):
+        for_torch_export.check(small / "model.pt2", small.parent)
 
 
 def spoil(small, what):

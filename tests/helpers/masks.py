@@ -6,11 +6,15 @@ from optin_cli.model.tokens import tokens_of
 
 
 def make_mask(checkpoint, kept=None, *, seq_len=None, tokens=False, options=None):
-    """All units of the groups that are not named in `kept`; groups of tokens too if asked for."""
+    """All units of the groups that are not named in `kept`; groups of tokens too if asked for.
+
+    Groups of other kinds, such as whole blocks, are in it if they are named.
+    """
     structure, kept = checkpoint.structure, dict(kept or {})
     units = {group.name: group.units for group in structure.groups}
     if tokens:
         units |= tokens_of(structure).units
+    units |= {name: structure.units[name] for name in kept if name in structure.units}
     assert kept.keys() <= units.keys()
     return Mask(
         optin_version=optin_cli.__version__,

@@ -65,7 +65,27 @@ OTHER_HEADS = {
     "choices": ("AutoModelForMultipleChoice", {}),
 }
 """Heads that few families have, or that differ from others in little."""
-DECODERS = {"llama": ("llama", SMALL | GROUPED), "qwen2": ("qwen2", SMALL | GROUPED)}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+ALONE = {"num_attention_heads": 4} | SPECIAL
+SLIDING = GROUPED | {"sliding_window": 6}
+WIDE_HEADS = SLIDING | {"head_dim": 8, "query_pre_attn_scalar": 8}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
+DECODERS = {
+    "llama": ("llama", SMALL | GROUPED),
+    "qwen2": ("qwen2", SMALL | GROUPED),
+    "qwen3": ("qwen3", SMALL | GROUPED | {"head_dim": 8}),
+    "mistral": ("mistral", SMALL | SLIDING),
+    "gemma2": ("gemma2", SMALL | WIDE_HEADS),
+    "gemma3": ("gemma3_text", SMALL | WIDE_HEADS),
+    "phi3": ("phi3", SMALL | GROUPED | SPECIAL),
+    "olmo2": ("olmo2", SMALL | GROUPED | {"rms_norm_eps": 1e-9}),
+    "qwen3-moe": ("qwen3_moe", SMALL | GROUPED | {"head_dim": 8} | EXPERTS),
+    "opt": ("opt", SMALL | ALONE | {"ffn_dim": 40}),
+    "opt-post-norm": ("opt", SMALL | ALONE | {"ffn_dim": 40, "do_layer_norm_before": False}),
+    "gpt2": ("gpt2", SMALL | ALONE | {"n_inner": 40}),
+    "gpt-neox": ("gpt_neox", SMALL | ALONE),
+    "gpt-neox-serial": ("gpt_neox", SMALL | ALONE | {"use_parallel_residual": False}),
+}
 NEXT = {"next": ("AutoModelForCausalLM", {})}
 """The head of decoders, which continue a text."""
 SIGHT = {

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from helpers.models import logits, make_pixels
 from helpers.tokens import tokens_kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
 
 from optin_cli.exporting.trace import Outputs
 from optin_cli.model.cut import cut
@@ -255,3 +258,29 @@ def test_a_linear_layer_without_columns_is_its_bias_and_no_linear_layer(bias):
     expected = model[1].bias if bias else torch.zeros(5)
     found = model[1](torch.ones(2, 7, 0))
     assert torch.equal(found, expected.expand(2, 7, 5))
+
+
+def test_so_is_one_that_holds_its_weights_the_other_way():
+    model = torch.nn.Sequential(Conv1D(4, 3), Conv1D(5, 4))
+    plan = {"root": "", "parameters": {"0.weight": [3, 0], "0.bias": [0], "1.weight": [0, 5]}}
+    apply_plan(model, plan | {"attributes": {}, "select": [], "empty": []})
+    assert isinstance(model[0], Conv1D) and not isinstance(model[1], Conv1D)
+    assert torch.equal(model(torch.ones(2, 7, 3)), model[1].bias.expand(2, 7, 5))
+
+
+class Reader(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+
+def test_a_module_sees_values_of_its_own_in_the_config_that_all_share():
+    shared = SimpleNamespace(heads=8, attention="eager")
+    model = torch.nn.Sequential(Reader(shared), Reader(shared))
+    plan = {"root": "", "parameters": {}, "select": [], "empty": []}
+    for heads in (6, 2):
+        apply_plan(model, plan | {"attributes": {"1.config.heads": heads}})
+    for found in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [one.config.heads for one in found] == [8, 2]
+        found[0].config.attention = "sdpa"
+        assert found[1].config.attention == "sdpa" and not hasattr(found[1].config, "width")

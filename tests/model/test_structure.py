@@ -25,6 +25,20 @@ from optin_cli.errors import ArchitectureError
             ["40, not a multiple of parts x unit width = 1 x 7"],
         ),
         (lambda _raw, head, _neuron: put(head["slices"][0], "parts", 3), ["length 32, not a multiple", "3 x 8"]),
+        (
+            lambda _raw, head, _neuron: put(head["slices"][0], "parts", [8, [2, "attention.self.attention_head_size"]]),
+            ["length 32, not a multiple", "8 + 16"],
+        ),
+        (lambda _raw, head, _neuron: put(head["slices"][0], "parts", ["attention.self.size"]), ["self.size is None"]),
+        (lambda _raw, head, _neuron: put(head, "least", "attention.self.few"), ["attention.self.few is None"]),
+        (
+            lambda _raw, head, _neuron: put(head, "norms", ["attention.output.LayerNorm"]),
+            ["no slice is of bert.encoder.layer.0.attention.output.LayerNorm.weight"],
+        ),
+        (
+            lambda _raw, head, _neuron: put(head, "set_each", {"attention.self.config.heads": 1}),
+            ["attribute bert.encoder.layer.0.attention.self.config.heads does not exist"],
+        ),
         (lambda _raw, head, _neuron: put(head, "unit_width", "attention.self.size"), ["attention.self.size is None"]),
         (lambda _raw, head, _neuron: put(head, "consumer", "attention.dense"), ["attention.dense does not exist"]),
         (lambda _raw, head, _neuron: put(head, "mixer", "attention.mix"), ["attention.mix does not exist"]),

@@ -77,6 +77,14 @@ def test_ranges_are_said_in_words(bounds, bad, words):
         Option("--x", **bounds).check(bad, "x")
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [(1001, "at most 1,000"), (math.nan, "a finite number"), (-math.inf, "a finite number")]
+)
+def test_slips_and_what_is_not_finite_are_refused(value, words):
+    with pytest.raises(UsageError, match=f"x is {value}; expected {words}"):
+        Option("--x", most=1000).check(value, "x")
+
+
 def test_hints_name_the_flag():
     with pytest.raises(UsageError) as caught:
         ScoreOptions(temperature=0.0)

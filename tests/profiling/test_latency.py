@@ -27,22 +27,29 @@ def test_really_pruned_models_are_timed_in_turn(tmp_path, monkeypatch):
 
     def spy(models, inputs, workload, *, runs, warmup):
         timed.extend((sum(p.numel() for p in m.parameters()), m(**inputs[0])["logits"].shape[0]) for m in models)
-        times = [20.0, 11.0, 13.0, 15.0, 17.0, 11.0, 12.0, 12.5, 14.0, 16.0]
+        times = [20.0, 11.0, 13.0, 15.0, 17.0, 11.0, 12.0, 12.5, 14.0, 16.0, 12.0]
         rest = {"runs": runs, "device": "cpu", "threads": 1, "samples_per_second": 1.0, **workload.model_dump()}
         return [Latency(median_ms=ms, **rest) for ms in times]
 
     monkeypatch.setattr(latency, "forward_latency", spy)
     before = {name: p.clone() for name, p in checkpoint.model.named_parameters()}
     table = optin_cli.profile_latency(checkpoint, seq_len=16, options=LatencyOptions(batch_size=2, runs=3))
-    assert [rows for _, rows in timed] == [2] * 10
+    assert [rows for _, rows in timed] == [2] * 11
     sizes = [parameters for parameters, _ in timed]
-    assert sizes[0] > max(sizes[1:]) and sizes[1:5] == sorted(sizes[1:5]) and sizes[5:] == sorted(sizes[5:])
+    assert (
+        sizes[0] > max(sizes[1:10])
+        and sizes[1:5] == sorted(sizes[1:5])
+        and sizes[5:10] == sorted(sizes[5:10])
+        and sizes[10] == sizes[0]
+    )
     assert all(torch.equal(p, before[name]) for name, p in checkpoint.model.named_parameters())
     # Of four heads, one is a quarter too, so that there is a size less.
     assert table.groups["encoder.0.head"].units == [0, 1, 2, 3, 4]
     assert table.groups["encoder.0.neuron"].units == [0, 1, 10, 20, 30, 40]
     assert table.groups["encoder.0.head"] == table.groups["encoder.2.head"]
     assert table.groups["encoder.1.head"].ms == pytest.approx([0, 2 / 3, 4 / 3, 2, 3])
+    assert table.groups["encoder.1.block"].units == [0, 1]
+    assert table.groups["encoder.1.block"].ms == pytest.approx([0, 4]), "without two of three"
     assert table.total_ms == 20.0 and table.workload == Workload(batch_size=2, seq_len=16)
     assert table.inputs == {"checkpoint": checkpoint.source}
     whole = {name: group.units[-1] for name, group in table.groups.items()}

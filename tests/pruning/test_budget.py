@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.models import DECODERS, save_checkpoint, save_images
+from helpers.models import save_checkpoint, save_images
 from helpers.running import QUICK, call, done
 from PIL import Image
 
@@ -91,14 +91,21 @@ def test_merged_tokens_count(here):
     assert manifest.budget.reached["macs"] == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_a_block_keeps_as_many_units_as_it_needs(here, family):
+@pytest.mark.parametrize(
+    ("family", "group", "kept", "words"),
+    [
+        ("llama", "decoder_1_head", [], "keeps 0 of the 4 units of decoder.1.head; decoder.1 needs at least 1"),
+        ("gpt2", "decoder_1_head", [], "keeps 0 of the 4 units of decoder.1.head; decoder.1 needs at least 1"),
+        ("qwen3-moe", "decoder_2_expert", [3], "keeps 1 of the 6 units of decoder.2.expert; decoder.2 needs at least"),
+    ],
+)
+def test_a_block_keeps_as_many_units_as_it_needs(here, family, group, kept, words):
     folder = save_checkpoint(here / "decoder", family, "next")
     texts = here / "texts.txt"
     texts.write_text("a b c\nd e f\ng h\ni j k\n")
-    done("score", folder, "--calib", texts, *QUICK, "-o", "s.safetensors")
+    done("score", folder, "--calib", texts, *QUICK, "--seq-len", 4, "-o", "s.safetensors")
     done("search", "s.safetensors", "--keep-flops", 0.9, "-o", "m.json")
-    edited = edit(here / "m.json", decoder_1_head=[])
+    edited = edit(here / "m.json", **{group: kept})
     result = call("prune", folder, "--mask", edited, "-o", "small")
-    assert result.code == 1 and "keeps 0 of the 4 units of decoder.1.head" in result.err and "at least 1" in result.err
+    assert result.code == 1 and words in result.err
     assert not (here / "small").exists()

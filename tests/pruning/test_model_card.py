@@ -16,7 +16,17 @@ from optin_cli.artifacts.mask import GroupMask
 from optin_cli.checkpoints.folders import folder_source
 from optin_cli.checkpoints.libraries.registry import read_folder
 from optin_cli.errors import ArtifactError
-from optin_cli.pruning.model_card import BEGIN, END, UNMEASURED, read_front, write_card, write_measured
+from optin_cli.pruning.model_card import (
+    BEGIN,
+    END,
+    UNMEASURED,
+    _code,
+    _licence,
+    _plain,
+    read_front,
+    write_card,
+    write_measured,
+)
 
 COMPARE = ("--task", "sst2", "--latency-runs", "2", "--force")
 
@@ -179,3 +189,12 @@ def test_the_card_says_of_other_versions_what_was_compared(made):
     assert f"{certified} With 4.57.1, tiny models of this family" in words
     own = " ".join(write_card(manifest, replace(blueprint, kind="of-my-own"), []).split())
     assert f"{certified} Do **not**" in own, "nothing was compared for a description of one's own"
+
+
+def test_names_hold_no_markup():
+    assert _plain("<img src=x onerror=f()> [a](b)") == "&lt;img src=x onerror=f()&gt; &#91;a&#93;(b)"
+    assert _code("a`<b>`") == "a'<b>'"
+    assert _licence({}, ["LICENSE](javascript:f())"]).endswith(
+        "[LICENSE&#93;(javascript:f())](LICENSE%5D%28javascript%3Af%28%29%29)."
+    )
+    assert _plain("bert_base-uncased") == "bert_base-uncased"

@@ -38,7 +38,8 @@ def test_tasks_are_shipped():
     own = {"classification", "multi-label", "regression", "token-classification", "question-answering"}
     searches = {"retrieval", "reranking"}
     named = {"squad", "squad_v2", "stsb-cosine", "masked-lm"}
-    assert set(task_names()) == {*glue, *images, *scenes, *own, *searches, *named}
+    continued = {"causal-lm", "wikitext2", "c4", "lambada"}
+    assert set(task_names()) == {*glue, *images, *scenes, *own, *searches, *named, *continued}
     assert load_task("mnli").splits.evaluation == "validation_matched"
     assert load_task("mnli-mm").splits.evaluation == "validation_mismatched"
     assert load_task("cola").metrics[0] == "matthews"
@@ -55,7 +56,7 @@ def test_tasks_are_shipped():
         ("question-answering", "text", "question-answering"),
         ("semantic-segmentation", "image", "semantic-segmentation"),
         ("regression", "image", None),
-        ("next-token-prediction", "text", None),
+        ("next-token-prediction", "text", "causal-lm"),
     ],
 )
 def test_own_data_has_a_task_of_every_kind(kind, takes, expected):
@@ -81,6 +82,8 @@ def test_unknown_task_names_the_nearest():
         ({"kind": "similarity", "metrics": ["spearman"]}, "two text_columns"),
         ({"label_column": None}, "a classification task has a label_column"),
         ({"kind": "fill-mask", "metrics": ["pseudo_perplexity"]}, "a fill-mask task has no label_column"),
+        ({"joined": " "}, "joined does not fit a classification task"),
+        ({"dataset": {"path": "toy", "files": {"train": "t.jsonl"}}}, "files are of the splits test, train"),
         ({"kind": "fill-mask", "label_column": None, "metrics": ["f1"]}, "f1 does not fit a fill-mask task"),
         ({"kind": "question-answering", "metrics": ["f1"]}, "f1 does not fit a question-answering task"),
         ({"unanswerable": True}, "unanswerable does not fit a classification task"),

@@ -15,9 +15,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from optin_cli.architectures.registry import find_head
-from optin_cli.architectures.schema import HeadRule, Purpose
+from optin_cli.architectures.schema import DepthRule, HeadRule, Purpose
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.sentences import Sentences, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
+from optin_cli.files import load_json
 from optin_cli.tasks.schema import LabelMapRule
 
 if TYPE_CHECKING:
@@ -199,6 +201,9 @@ class Library(Protocol):
     def map_decoder(self, blueprint: Blueprint) -> MapDecoder:
         """How label maps are read and made, for a model of semantic segmentation (CheckpointError if it is unknown)."""
 
+    def with_blocks(self, blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+        """A blueprint of the model with these blocks left; model: one in memory, whose config is changed too."""
+
     def save(self, blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:
         """Write weights and config of a cut model into a folder."""
 
@@ -250,20 +255,28 @@ def read_folder(folder: Path, reading: Reading = Reading()) -> Blueprint:
             hint="Expected a folder written by save_pretrained, by timm or by optin prune.",
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = load_json(path, foreign=True)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     for library in map(library_named, LIBRARIES.values()):
         if isinstance(raw, dict) and library.owns(raw):
-            if sentences is None:
-                return library.read(folder, raw, reading)
-            if reading.as_class in (None, sentences.auto_class):
-                own = library.read(folder, raw, replace(reading, as_class=sentences.auto_class))
-                return replace(own, sentences=sentences, opened_as=None)
-            return replace(library.read(folder, raw, reading), opened_as=reading.as_class)
+            with explaining(f"{path} is not a sound config"):
+                return _read_by(library, folder, raw, reading, sentences)
     raise CheckpointError(
         f"{path} names no model_type, so it is not a transformers config, and no architecture of timm."
     )
+
+
+def _read_by(
+    library: Library, folder: Path, raw: dict[str, Any], reading: Reading, sentences: Sentences | None
+) -> Blueprint:
+    """What a decoded config says; of a folder of sentence-transformers as the class that they use."""
+    if sentences is None:
+        return library.read(folder, raw, reading)
+    if reading.as_class in (None, sentences.auto_class):
+        own = library.read(folder, raw, replace(reading, as_class=sentences.auto_class))
+        return replace(own, sentences=sentences, opened_as=None)
+    return replace(library.read(folder, raw, reading), opened_as=reading.as_class)
 
 
 def parse_arguments(text: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
+from optin_cli.architectures.schema import DepthRule
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     PLAN_KEY,
@@ -289,6 +290,12 @@ def at_size(blueprint: Blueprint, image: ImageSpec) -> Blueprint:
 def map_decoder(blueprint: Blueprint) -> MapDecoder:
     """Refuse: timm has no models of segmentation."""
     raise CheckpointError(f"{blueprint.model_class} is a model of timm, which has none of semantic segmentation.")
+
+
+def with_blocks(blueprint: Blueprint, _model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+    """The argument of the model that says how many blocks it has."""
+    raw = blueprint.config
+    return replace(blueprint, config={**raw, "model_args": {**raw.get("model_args", {}), rule.count: len(kept)}})
 
 
 def save(blueprint: Blueprint, _model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:

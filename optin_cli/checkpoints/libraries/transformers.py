@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from optin_cli.architectures.registry import find_architecture, known_architectures, known_heads
+from optin_cli.architectures.schema import DepthRule
+from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     MODELING,
@@ -40,7 +43,7 @@ from optin_cli.checkpoints.weights import (
     stored_types,
     with_counters,
 )
-from optin_cli.errors import CheckpointError, UsageError, did_you_mean, headline
+from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
 from optin_cli.tasks.schema import LabelMapRule
 
@@ -147,7 +150,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    path = folder / CONFIG
+    path, raw = folder / CONFIG, in_own_terms(raw)
     if reading.architecture is None:
         find_architecture(str(raw["model_type"]), LIBRARY)
     _require_unquantized(raw, folder)
@@ -212,10 +215,8 @@ def repository(name: str) -> str:
 def _processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
+    with explaining(f"The image processor of {folder} cannot be used"):
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise CheckpointError(f"The image processor of {folder} cannot be used: {headline(error)}") from error
 
 
 def _image_spec(folder: Path, config: Any) -> ImageSpec:
@@ -432,6 +433,17 @@ def _classes(blueprint: Blueprint) -> dict[str, str]:
     bases = transformers.AutoModel._model_mapping
     base = {"AutoModel": bases[type(blueprint.config)].__name__} if type(blueprint.config) in bases else {}
     return {blueprint.auto_class: blueprint.model_class, **base}
+
+
+def with_blocks(blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
+    """The number of blocks, and the values of each, in the config and in that of the model."""
+    config = copy.deepcopy(blueprint.config)
+    for own in (config, *([] if model is None else [model.config])):
+        setattr(own, rule.count, len(kept))
+        for key in rule.per_block:
+            if (values := getattr(own, key, None)) is not None:
+                setattr(own, key, [values[number] for number in kept])
+    return replace(blueprint, config=config)
 
 
 def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,8 @@ from optin_cli.errors import DataError, first_line
 Row = dict[str, Any]
 PLAIN, TAGGED = ".txt", ".conll"
 """Endings of files with a text a line, and with a word a line."""
+RUNNING = (".raw", ".tokens")
+"""Endings of files of running text, as those of WikiText."""
 DOCUMENT = "-DOCSTART-"
 """The word that stands for the start of a document in CoNLL's files."""
 
@@ -27,14 +29,18 @@ def read_text_file(path: Path, suffix: str) -> list[Row]:
 
     Raises DataError: unreadable or malformed, naming the line.
     """
+    return TEXT_READERS[suffix](read_whole(path), path)
+
+
+def read_whole(path: Path) -> str:
+    """The text of a file (DataError: unreadable, or not UTF-8, naming the line)."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{path} is not UTF-8 text (line {line}).", hint="Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return TEXT_READERS[suffix](text, path)
 
 
 def _decoded(text: str, problem: str, hint: str) -> Any:
@@ -134,7 +140,7 @@ TEXT_READERS: dict[str, Callable[[str, Path], list[Row]]] = {
     ".csv": partial(_read_delimited, strict=True),
     # Quotes are ordinary characters in the tab-separated files of GLUE and its relatives.
     ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
-    PLAIN: _read_text,
+    **dict.fromkeys((PLAIN, *RUNNING), _read_text),
     TAGGED: _read_tagged,
     ".bio": _read_tagged,
     ".iob": _read_tagged,

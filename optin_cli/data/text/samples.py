@@ -120,10 +120,10 @@ def load_samples(spec: DataSpec, *, alone: bool = False, classes: Sequence[str] 
     table = read_table(path, task, spec.role)
     if not table.rows:
         raise DataError(f"{table.name} has no rows.", hint="Pass a file with at least one row.")
-    chosen = _text_columns(table, task, spec.columns)
+    chosen = text_columns(table, task, spec.columns)
     named = _label_column(table, task, spec.label_column)
     words = _read_words(table, task, chosen)
-    texts = [(" ".join(each),) for each in words] if words is not None else _read_texts(table, chosen)
+    texts = [(" ".join(each),) for each in words] if words is not None else read_texts(table, chosen)
     targets = Targets()
     if spec.role == "evaluation" or spec.labelled:
         targets = _read_targets(table, task, named, spec, classes)
@@ -175,7 +175,8 @@ def _class_columns(table: Table, classes: Sequence[str]) -> list[str] | None:
     return [c for c in found if c is not None] if found and None not in found else None
 
 
-def _read_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+def read_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts of every row (DataError where one is no text, naming the row)."""
     return [tuple(_text(row.get(c), place_of(table, n, c)) for c in columns) for n, row in enumerate(table.rows, 1)]
 
 
@@ -198,7 +199,8 @@ def _require_same_count(name: str, words: Sequence[Words], tags: Sequence[Labels
             )
 
 
-def _text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) -> tuple[str, ...]:
+def text_columns(table: Table, task: Task | None, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that hold the text: those asked for, the task's, or the likeliest (DataError if it has none)."""
     if asked is not None:
         wanted: tuple[str, ...] | None = tuple(asked)
     elif task is not None and table.nameless and len(task.text_columns) <= 1:

@@ -21,7 +21,7 @@ from optin_cli.data.sources import (
     quiet_datasets,
     split_files,
 )
-from optin_cli.data.text.formats import PLAIN, TAGGED, Row, read_text_file
+from optin_cli.data.text.formats import PLAIN, RUNNING, TAGGED, Row, read_text_file
 from optin_cli.errors import DataError, first_line
 from optin_cli.tasks.schema import Role, Task
 
@@ -105,7 +105,7 @@ def _read_file(name: str, split: str, path: Path, task: Task | None) -> Table:
     tagged = suffix == PLAIN and task is not None and task.kind == "token-classification"
     rows = read_text_file(path, TAGGED if tagged else suffix)
     columns = dict.fromkeys(c for row in rows for c in row)
-    return Table(name, split, tuple(columns), rows, {}, nameless=suffix == PLAIN and not tagged)
+    return Table(name, split, tuple(columns), rows, {}, nameless=suffix in (PLAIN, *RUNNING) and not tagged)
 
 
 def _read_parquet(name: str, split: str, path: Path) -> Table:

@@ -18,7 +18,7 @@ from optin_cli.data.text.windows import Windows, cut_windows
 from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, distributions, require_pairs, run_model
-from optin_cli.options.evaluation import DEFAULT_WINDOW, AnswerOptions
+from optin_cli.options.evaluation import DEFAULT_QUESTION_WINDOW, AnswerOptions
 
 
 def predict_answers(trial: Trial) -> Prediction:
@@ -28,7 +28,7 @@ def predict_answers(trial: Trial) -> Prediction:
     assert task is not None
     require_pairs(trial, task)
     tokenizer = checkpoint.input.tokenizer()
-    length = usable_length(tokenizer, checkpoint.input.most, trial.options.max_length, default=DEFAULT_WINDOW)
+    length = usable_length(tokenizer, checkpoint.input.most, trial.options.max_length, default=DEFAULT_QUESTION_WINDOW)
     questions, contexts = (list(column) for column in zip(*samples.texts, strict=True))
     windows = cut_windows(questions, contexts, tokenizer, max_length=length, stride=chosen.doc_stride)
     found = cut_batches(windows.fields, tokenizer, batch_size=trial.options.batch_size)

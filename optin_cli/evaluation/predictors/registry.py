@@ -9,10 +9,11 @@ from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.answers import predict_answers
 from optin_cli.evaluation.predictors.labels import predict_labels
 from optin_cli.evaluation.predictors.maps import predict_maps
+from optin_cli.evaluation.predictors.next_tokens import predict_last_words, predict_next
 from optin_cli.evaluation.predictors.searches import predict_searches
 from optin_cli.evaluation.predictors.similarity import predict_similarity
 from optin_cli.evaluation.predictors.tags import predict_tags
-from optin_cli.evaluation.predictors.vocabulary import predict_masked, predict_next
+from optin_cli.evaluation.predictors.vocabulary import predict_masked
 from optin_cli.tasks.schema import Kind
 
 PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
@@ -27,6 +28,8 @@ PREDICTORS: Mapping[Kind, Callable[[Trial], Prediction]] = MappingProxyType(
         "question-answering": predict_answers,
         "semantic-segmentation": predict_maps,
         "fill-mask": predict_masked,
+        "next-token-prediction": predict_next,
+        "last-word": predict_last_words,
     }
 )
 WITHOUT_TASK: Mapping[Purpose, Callable[[Trial], Prediction]] = MappingProxyType(

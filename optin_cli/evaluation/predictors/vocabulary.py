@@ -1,4 +1,4 @@
-"""Models of language, which put out a distribution over the vocabulary for every token: masked ones, and next ones.
+"""Masked models of language, which put out a distribution over the vocabulary for every token.
 
 Distributions of all tokens would not fit in memory. Each batch is measured and let go; a comparison with another
 model goes through the batches of both again, side by side.
@@ -18,7 +18,7 @@ from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.errors import DataError
 from optin_cli.evaluation.perplexity import perplexity
-from optin_cli.evaluation.predict import Prediction, Trial, encoded
+from optin_cli.evaluation.predict import Prediction, Trial, require_finite
 from optin_cli.model.forward import call_model
 
 
@@ -88,21 +88,9 @@ def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | N
     return {"pseudo_perplexity": value, "accuracy": right / tokens}, error
 
 
-def predict_next(trial: Trial) -> Prediction:
-    """Run a causal model on the texts as they are; its distributions at real tokens are for comparison alone."""
-    batches = encoded(trial, labelled=False)
-    keys = [key for batch in batches for key in batch.keys]
-    return Prediction([], keys, stream=functools.partial(_continued, trial.checkpoint, batches))
-
-
 def _filled(checkpoint: Checkpoint, blanks: Blanks) -> Iterator[torch.Tensor]:
     """Logits at masked tokens, (tokens, vocabulary) a batch."""
     return map(functools.partial(_guesses, checkpoint), blanks.turns())
-
-
-def _continued(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-    """Logits at real tokens, (tokens, vocabulary) a batch."""
-    return (_logits(checkpoint, batch, batch.token_mask) for batch in batches)
 
 
 def _guesses(checkpoint: Checkpoint, turn: MaskedBatch) -> torch.Tensor:
@@ -114,8 +102,5 @@ def _logits(checkpoint: Checkpoint, batch: Batch, places: torch.Tensor) -> torch
     """The first output at some tokens, (tokens, vocabulary) float32 (DataError if it is not finite)."""
     output = checkpoint.structure.outputs[0].name
     found = call_model(checkpoint.model, batch.inputs)[output][places].float()
-    if not bool(found.isfinite().all()):
-        raise DataError(
-            f"The model put out NaN or infinity in {output}.", hint="Check its weights, or run it in float32."
-        )
+    require_finite(found, output)
     return found

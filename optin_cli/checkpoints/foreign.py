@@ -1,0 +1,21 @@
+"""What other libraries raise over files that they do not expect, as one error of ours."""
+
+import contextlib
+from collections.abc import Iterator
+
+from optin_cli.errors import CheckpointError, OptinError, first_line
+
+
+@contextlib.contextmanager
+def explaining(what: str, hint: str | None = None) -> Iterator[None]:
+    """Turn any error but ours and a lack of memory into a CheckpointError: `what`, and the error's first line.
+
+    Libraries check little of what they read, so that a damaged file may raise any error anywhere in them.
+    """
+    try:
+        yield
+    except (OptinError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: "
+        raise CheckpointError(f"{what}: {kind}{first_line(error)}", hint=hint) from error

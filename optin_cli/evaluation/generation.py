@@ -1,0 +1,66 @@
+"""Speed of generation in an evaluation: which models are timed, on prompts that they hold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.inputs import random_inputs
+from optin_cli.checkpoints.text_input import TextInput
+from optin_cli.errors import UsageError
+from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.generation import GenerationOptions
+from optin_cli.profiling.decoding import measure_generation
+from optin_cli.progress import Progress
+
+
+def generates(checkpoint: Checkpoint) -> bool:
+    """Whether a model continues texts here; an exported one is run in a runtime that keeps no cache."""
+    return checkpoint.blueprint.purpose == "next-token-prediction" and checkpoint.recorded is None
+
+
+def require_generating(checkpoint: Checkpoint, what: str) -> None:
+    """Refuse a model that does not generate (UsageError). what: the option that needs one to."""
+    if not generates(checkpoint):
+        kind = "an exported file" if checkpoint.recorded is not None else f"a {checkpoint.blueprint.model_class}"
+        raise UsageError(
+            f"{what} needs a model that generates text, but {checkpoint.name} is {kind}.",
+            hint=f"Leave out {what}, or pass a checkpoint of a causal language model.",
+        )
+
+
+def held_lengths(options: GenerationOptions, checkpoints: Sequence[Checkpoint]) -> GenerationOptions:
+    """The options with prompts and continuations that all models hold: at most half of their positions are new."""
+    inputs = (checkpoint.input for checkpoint in checkpoints)
+    limits = [one.most for one in inputs if isinstance(one, TextInput) and one.most is not None]
+    if not limits:
+        return options
+    new = min(options.new_tokens, max(min(limits) // 2, 2))
+    return replace(options, new_tokens=new, prompt_length=min(options.prompt_length, max(min(limits) - new, 1)))
+
+
+def require_decoding(checkpoint: Checkpoint, options: GenerationOptions) -> None:
+    """Refuse timed generations that were asked for, of a model that does not generate (UsageError)."""
+    if options.decode_runs:
+        require_generating(checkpoint, "--decode-runs")
+
+
+def with_generation(
+    result: Evaluation, checkpoint: Checkpoint, against: Checkpoint | None, options: EvalOptions, progress: Progress
+) -> Evaluation:
+    """The evaluation with the speed of generation, of both models in one run where both generate."""
+    runs = options.generation.runs(options.latency_runs)
+    if not runs or not generates(checkpoint):
+        return result
+    timed = [one for one in (checkpoint, against) if one is not None and generates(one)]
+    asked = held_lengths(options.generation, timed)
+    inputs = {
+        batch: random_inputs([one.input for one in timed], checkpoint.input.workload(asked.prompt_length, batch))
+        for batch in asked.decode_batch
+    }
+    progress.update(0, 1, f"generating {asked.new_tokens} tokens, {runs} runs")
+    found = measure_generation([one.model for one in timed], inputs, asked, runs)
+    compared = result.against
+    if compared is not None and len(found) > 1:
+        compared = compared.model_copy(update={"generation": found[1]})
+    return result.model_copy(update={"generation": found[0], "against": compared})

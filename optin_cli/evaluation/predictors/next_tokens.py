@@ -1,0 +1,165 @@
+"""Models that continue a text: perplexity of running text in windows, and of the last word of passages.
+
+Logits are computed for some tokens at a time (`model.readout`) and let go; a comparison with another model goes through
+the first windows of both again, side by side.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.data.batch import Batch
+from optin_cli.data.load import require_texts
+from optin_cli.data.text.running import NOT_COUNTED, RunningText, Window, surroundings, window_batches
+from optin_cli.errors import DataError
+from optin_cli.evaluation.perplexity import perplexity
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_finite
+from optin_cli.model.forward import call_model
+from optin_cli.model.readout import MOST, read_out, reads_tokens
+from optin_cli.options.common import DEFAULT_WINDOW
+
+COMPARED = 64
+"""Windows, or passages, at which the distributions of two models are compared."""
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a model makes of the tokens of W windows: summed -log p (W,) float64, tokens and right guesses (W,)."""
+
+    losses: torch.Tensor
+    counts: torch.Tensor
+    right: torch.Tensor
+
+
+def predict_next(trial: Trial) -> Prediction:
+    """Predict every token of running text that counts; with a task, measure the guesses."""
+    text = require_texts(trial.samples)
+    if not isinstance(text, RunningText):
+        raise DataError(f"{text.name} is no running text.", hint="Pass it as such: --task causal-lm --data PATH.")
+    batches = encoded(trial, labelled=True)
+    values: dict[str, float] = {}
+    error, tokens = None, None
+    if trial.task is not None:
+        found = guess(trial, batches)
+        tokens = int(found.counts.sum())
+        if not tokens:
+            raise DataError(
+                f"{text.name} has no token that another precedes.", hint="Pass running text of several words."
+            )
+        value, error = perplexity(found.losses, found.counts)
+        measured = {"perplexity": value, "accuracy": int(found.right.sum()) / tokens}
+        values = {name: measured[name] for name in trial.task.metrics}
+    cutting = text.cutting
+    return Prediction(
+        [],
+        [key for batch in batches for key in batch.keys],
+        values,
+        error,
+        {"max_length": cutting.length, "stride": cutting.stride, "compared_windows": COMPARED},
+        stream=functools.partial(_stream, trial.checkpoint, batches),
+        tokens=tokens,
+    )
+
+
+def predict_last_words(trial: Trial) -> Prediction:
+    """Predict the last word of every passage, as LAMBADA has it: right if each of its tokens is the likeliest.
+
+    Passages are cut at their beginning to what the model holds. Perplexity is of words, not tokens.
+    """
+    checkpoint, samples, task = trial.checkpoint, require_texts(trial.samples), trial.task
+    assert task is not None
+    takes, tokenizer = checkpoint.input, checkpoint.input.tokenizer()
+    length = takes.length(trial.options.max_length or trial.options.seq_len) or DEFAULT_WINDOW
+    passages = ["\n".join(texts) for texts in samples.texts]
+    windows = [last_word(passage, tokenizer, length, f"Passage {n}") for n, passage in enumerate(passages, 1)]
+    size = takes.rows_at_once(trial.options.batch_size, length)
+    batches = takes.fit(window_batches(windows, batch_size=size, labelled=True), tokenizer)
+    found = guess(trial, batches)
+    value, _ = perplexity(found.losses, torch.ones_like(found.counts))
+    accuracy = float((found.right == found.counts).double().mean())
+    measured = {"last_word_accuracy": accuracy, "last_word_perplexity": value}
+    return Prediction(
+        [],
+        [key for batch in batches for key in batch.keys],
+        {name: measured[name] for name in task.metrics},
+        math.sqrt(accuracy * (1 - accuracy) / len(windows)),
+        {"max_length": length, "compared_windows": COMPARED},
+        stream=functools.partial(_stream, checkpoint, batches),
+        tokens=int(found.counts.sum()),
+    )
+
+
+def last_word(passage: str, tokenizer: Any, length: int, place: str) -> Window:
+    """The last `length` tokens of a passage, of which those of its last word count (DataError without a word before).
+
+    place: what a message calls it.
+    """
+    before, _, word = passage.rstrip().rpartition(" ")
+    if not before.strip():
+        raise DataError(f"{place} has no last word with another before it: {passage!r:.60}.")
+    begin, _ = surroundings(tokenizer)
+    known, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, f"{before} {word}"))
+    ids = [*begin, *whole[len(begin) - length :]]
+    labels = [NOT_COUNTED] * len(ids)
+    own = max(len(whole) - len(known), 1)
+    labels[-own:] = ids[-own:]
+    return Window(torch.tensor(ids), torch.tensor(labels))
+
+
+@torch.inference_mode()
+def guess(trial: Trial, batches: Sequence[Batch]) -> Guesses:
+    """Measure a model's distributions at the tokens before those that count."""
+    windows = sum(batch.size for batch in batches)
+    losses = torch.zeros(windows, dtype=torch.float64)
+    counts, right = (torch.zeros(windows, dtype=torch.int64) for _ in range(2))
+    for number, batch in enumerate(batches):
+        trial.progress.update(number, len(batches), trial.checkpoint.name)
+        places, truth = _wanted(batch)
+        owners = torch.tensor(batch.rows).repeat_interleave(places.sum(dim=1).cpu())
+        done = 0
+        for logits in _logits(trial.checkpoint, batch, places):
+            part = slice(done, done + len(logits))
+            done += len(logits)
+            each = F.cross_entropy(logits, truth[part], reduction="none").double().cpu()
+            losses.index_add_(0, owners[part], each)
+            hits = (logits.argmax(dim=-1) == truth[part]).cpu()
+            right.index_add_(0, owners[part], hits.long())
+        counts.index_add_(0, owners, torch.ones_like(owners))
+    return Guesses(losses, counts, right)
+
+
+def _wanted(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where tokens are predicted from, (B, T) bool, and these tokens, row by row."""
+    assert batch.labels is not None
+    places = torch.zeros_like(batch.labels, dtype=torch.bool)
+    places[:, :-1] = batch.labels[:, 1:] != NOT_COUNTED
+    return places, batch.labels[:, 1:][places[:, :-1]]
+
+
+@torch.inference_mode()
+def _stream(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+    """Logits of the first windows, some tokens at a time."""
+    done = 0
+    for batch in batches:
+        if done < COMPARED:
+            yield from _logits(checkpoint, batch, _wanted(batch)[0])
+        done += batch.size
+
+
+def _logits(checkpoint: Checkpoint, batch: Batch, places: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits (tokens, vocabulary) float32 at the places, part by part (DataError if they are not finite)."""
+    output = checkpoint.structure.outputs[0].name
+    if reads_tokens(checkpoint.structure):
+        parts = read_out(checkpoint.model, checkpoint.structure, batch).parts(places)
+    else:
+        whole = call_model(checkpoint.model, batch.inputs)[output]
+        parts = iter(torch.split(whole[places].float(), max(1, MOST // whole.shape[-1])))
+    for logits in parts:
+        require_finite(logits, output)
+        yield logits
