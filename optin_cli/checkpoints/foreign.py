@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from optin_cli.errors import CheckpointError, OptinError, first_line
 
+PANIC = "pyo3_runtime"
+"""Module of what libraries in Rust raise where they break, which is no Exception of Python."""
+
 
 @contextlib.contextmanager
 def explaining(what: str, hint: str | None = None) -> Iterator[None]:
@@ -16,6 +19,8 @@ def explaining(what: str, hint: str | None = None) -> Iterator[None]:
         yield
     except (OptinError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != PANIC:
+            raise
         kind = "" if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: "
         raise CheckpointError(f"{what}: {kind}{first_line(error)}", hint=hint) from error

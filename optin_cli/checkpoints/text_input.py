@@ -190,6 +190,7 @@ class TextInput:
                 found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
             if sentences is not None and sentences.lower_case:
                 found = lower_cased(found)
+            found("a")  # damage in what joins and cuts texts shows only now
             if int(found.model_max_length) < 1:
                 raise ValueError(f"model_max_length is {found.model_max_length}; expected 1 or more")
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +58,13 @@ class Batch:
         """The samples `times` over, without labels: (times * B) rows."""
         inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}
         return Batch(inputs, None, self.keys * times, self.rows * times, prompt=self.prompt)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The samples, up to `size` at a time, without labels."""
+        for start in range(0, self.size, size):
+            part = slice(start, start + size)
+            inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
+            yield Batch(inputs, None, self.keys[part], self.rows[part], prompt=self.prompt)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

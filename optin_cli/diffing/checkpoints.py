@@ -46,7 +46,7 @@ def diff_checkpoints(a: Side, b: Side) -> Difference:
     records = [_manifest(side.path) for side in (a, b)]
     if records[0] is not None and records[1] is not None:
         groups = diff_groups(records[0].groups, records[1].groups)[1]
-        record = diff_bodies(records[0], records[1], "groups")
+        record = diff_bodies(records[0], records[1], "groups", "weights")
         sections |= {"groups": groups, "record": record, **diff_heads(records[0], records[1])}
     return difference(a, b, counts, sections)
 

@@ -96,7 +96,7 @@ def _tokens(checkpoint: Checkpoint) -> dict[str, int]:
 def beginnings(original: Checkpoint, spec: DataSpec, options: EvalOptions, progress: Progress) -> list[Inputs]:
     """The beginnings of texts as the original reads them, (1, tokens) each."""
     length = options.generation.prompt_length
-    few = replace(options, samples=options.generation.draft_prompts, max_length=length)
+    few = replace(options, samples=options.generation.draft_prompts, max_length=length, stride=None)
     task = choose_task(original, None, spec)
     samples = original.input.load_samples(spec.evaluating(few, task), progress)
     batches = original.input.batches(samples, BatchOptions(1, length, None, labelled=False))

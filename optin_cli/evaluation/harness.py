@@ -62,6 +62,7 @@ def with_harness(
     mine = run_harness(checkpoint, task, options)
     theirs = None if against is None else run_harness(against, task, options)
     first, value = next(iter(mine.values.items()))
+    task = recorded_name(task)
     return result.model_copy(
         update={
             "task": task,
@@ -77,6 +78,12 @@ def with_harness(
     )
 
 
+def recorded_name(task: str) -> str:
+    """What artifacts call a task: a file goes by its name, wherever it lies."""
+    name = task.removeprefix(PREFIX)
+    return f"{PREFIX}{Path(name).name}" if name.endswith(TASK_FILES) else task
+
+
 def _require_generating(checkpoint: Checkpoint, task: str) -> None:
     if not generates(checkpoint):
         kind = "an exported file" if checkpoint.recorded is not None else f"a {checkpoint.blueprint.model_class}"
@@ -90,12 +97,15 @@ def _compared(comparison: Comparison, mine: Outcome, theirs: Outcome | None) -> 
     if theirs is None:
         return comparison
     first = next(iter(mine.values))
-    fall = theirs.values[first] - mine.values[first]
+    worse = theirs.values[first] - mine.values[first]
+    if not mine.higher:
+        worse = -worse / theirs.values[first] if theirs.values[first] else -worse
     return comparison.model_copy(
         update={
             "metric": Measure(name=first, value=theirs.values[first]),
             "metrics": theirs.values,
-            "drop": fall if mine.higher else -fall,
+            "drop": worse,
+            "relative_drop": not mine.higher and theirs.values[first] != 0,
         }
     )
 

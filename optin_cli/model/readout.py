@@ -31,10 +31,12 @@ def reads_tokens(structure: Structure) -> bool:
 class Readout:
     """The last hidden states of one pass, (rows, tokens, width), and what makes logits of them.
 
-    output: name of the logits. classes: how many a token has. returned: what the base model returned.
+    base: the module that the model's forward calls for them, and `returned` what that returned. output: name of the
+    logits. classes: how many a token has.
     """
 
     model: nn.Module
+    base: nn.Module
     output: str
     classes: int
     hidden: torch.Tensor
@@ -47,7 +49,7 @@ class Readout:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (tokens, classes) of hidden states (tokens, width), with gradients if the caller has them enabled."""
-        base, whole = body_of(self.model), hidden[None]
+        base, whole = self.base, hidden[None]
         # The model's own forward, whose base returns these hidden states without computing.
         found = type(self.returned)(**{HIDDEN: whole}) if isinstance(self.returned, Mapping) else (whole,)
         held = base.__dict__.get("forward")
@@ -69,15 +71,15 @@ class Readout:
 
 def read_out(model: nn.Module, structure: Structure, batch: Batch) -> Readout:
     """Run a model up to its head. Gradients are kept when the caller has them enabled."""
-    returned = _run_base(model, batch.inputs)
+    base, returned = _run_base(model, structure, batch.inputs)
     classes = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-    return Readout(model, structure.outputs[0].name, classes, first_tensor_of(returned), returned)
+    return Readout(model, base, structure.outputs[0].name, classes, first_tensor_of(returned), returned)
 
 
 def run_hidden(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> None:
     """Run a model for its hooks alone, without its head where that holds a distribution for every token."""
     if reads_tokens(structure):
-        _run_base(model, inputs)
+        _run_base(model, structure, inputs)
     else:
         call_model(model, inputs)
 
@@ -87,21 +89,25 @@ def first_tensor_of(returned: Any) -> torch.Tensor:
     return first_tensor(returned[HIDDEN] if isinstance(returned, Mapping) else returned)
 
 
-def body_of(model: nn.Module) -> nn.Module:
-    """What the head of a causal model calls: its base model or, as in OPT, only the decoder inside that."""
-    body: nn.Module = model.get_decoder()  # type: ignore[operator]
-    return body
+def _run_base(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor]) -> tuple[nn.Module, Any]:
+    """Run a model up to its head: the module that gives the last hidden states, and what it returned.
 
+    That is the base model, or its decoder where the model's forward calls that directly, as OPT's does.
+    """
+    root, decoder = model.get_submodule(structure.root), model.get_decoder()  # type: ignore[operator]
+    entered: list[nn.Module] = []
+    found: list[tuple[nn.Module, Any]] = []
 
-def _run_base(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
-    found: list[Any] = []
-
-    def stop(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        found.append(output)
-        raise StopForward
+    def stop(module: nn.Module, _arguments: Any, output: Any) -> None:
+        if module is root or not entered:
+            found.append((module, output))
+            raise StopForward
 
     with hooks() as hook:
-        hook.after(body_of(model), stop)
+        hook.before(root, lambda module, _arguments: entered.append(module))
+        for module in dict.fromkeys((root, decoder)):
+            if module is not model:
+                hook.after(module, stop)
         with contextlib.suppress(StopForward):
             call_model(model, inputs)
     return found[0]

@@ -82,7 +82,7 @@ whatever reads its config:
 ```python
 {loading}
 ```"""
-COMPARED = {"transformers": ("4.44.2", "4.57.1"), "timm": ("0.9.16", "1.0.20")}
+COMPARED = {"transformers": ("4.57.1",), "timm": ("1.0.23",)}
 """Earlier versions with which every described family was compared, by library (`tests/benchmarks/versions.py`)."""
 ELSEWHERE = """ With {versions}, tiny
 models of this family, cut in the same ways, give equal outputs, or the module says which version is needed before a
@@ -332,5 +332,7 @@ def _measured(evaluation: Evaluation) -> str:
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
+    if evaluation.latency is None and evaluation.generation is not None:
+        timed = f" Generation was timed on {evaluation.generation.timed_on}."
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return MEASURED.format(version=evaluation.optin_version, task=task, timed=timed, rows="\n".join(lines))

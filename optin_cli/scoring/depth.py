@@ -261,11 +261,17 @@ def find_order(
 
 @torch.no_grad()
 def mean_distance(
-    checkpoint: Checkpoint, model: nn.Module, gone: Keeping, batches: Sequence[Batch], objective: Objective
+    checkpoint: Checkpoint, model: nn.Module, gone: Keeping, batches: Sequence[Batch], options: ScoreOptions
 ) -> float:
-    """Mean trajectory distance of a model, without some blocks perhaps, from the original."""
-    total, rows = 0.0, 0
-    for batch in (batch.to(checkpoint.device) for batch in batches):
+    """Mean trajectory distance of a model, without some blocks perhaps, from the original.
+
+    As many rows at once as `options` say, or fewer where their outputs would be too large.
+    """
+    total, rows, objective = 0.0, 0, Objective.of(options)
+    longest = max(next(iter(batch.inputs.values())).shape[-1] for batch in batches)
+    size = checkpoint.input.rows_at_once(options.rows, longest)
+    parts = (part for whole in batches for part in whole.parts(size))
+    for batch in (part.to(checkpoint.device) for part in parts):
         theirs = standing_for(observe(checkpoint.model, checkpoint.structure, batch), checkpoint.structure, gone)
         mine = observe(model, checkpoint.structure, batch)
         distance = trajectory_distance(mine, theirs, checkpoint.structure, batch, objective, 0)
@@ -284,7 +290,7 @@ def refitted_distance(
     """Mean trajectory distance from the original of the model that is pruned to a mask and refitted."""
     pruned = prune_copy(checkpoint.model, checkpoint.structure, kept)
     refit_model(pruned, fitting, progress=progress)
-    return mean_distance(checkpoint, pruned.model, kept, judged, Objective.of(options))
+    return mean_distance(checkpoint, pruned.model, kept, judged, options)
 
 
 def measure_exchange(

@@ -106,6 +106,7 @@ def test_tensors_larger_than_what_is_stored_are_refused(tmp_path):
     assert read_stored([tmp_path / "w.pt"]).tensors["w"].shape == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_sparse_tensors_are_refused(tmp_path):
     torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="holds w as a sparse_coo tensor"):

@@ -119,7 +119,7 @@ CHECKPOINTS = {
         ["config.json", "'model_type' is given twice"],
     ),
     "architectures of a number": (config(architectures=1), ["bert"], ["bert/config.json"]),
-    "architectures of numbers": (config(architectures=[-1]), ["bert"], ["bert"]),
+    "architectures of numbers": (config(architectures=[-1]), ["bert"], ["model class -1"]),
     "unknown type": (config(dtype="float33"), ["bert"], ["bert"]),
     "no heads": (config(num_attention_heads=0), ["bert"], ["bert"]),
     "padding beyond the vocabulary": (config(pad_token_id=10**6), ["bert"], ["bert"]),

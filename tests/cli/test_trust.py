@@ -186,3 +186,37 @@ def test_the_second_of_two_runs_leaves_the_first_ones_output(desk, monkeypatch):
     assert result.code == 1 and "cut was written by another process meanwhile" in result.err
     assert tree(desk.folder / "cut") == tree(desk.made.pruned)
     assert sorted(path.name for path in desk.folder.iterdir()) == ["bert", "bert.mask.json", "cut"]
+
+
+# Tokenizers
+
+
+def other_model(raw):
+    raw["model"]["type"] = "Nope"
+
+
+def beyond(raw):
+    raw["model"]["vocab"]["a"] = 500
+
+
+def no_model(raw):
+    raw["model"] = 3
+
+
+def unknown_special(raw):
+    raw["post_processor"]["special_tokens"].popitem()
+
+
+@pytest.mark.parametrize("change", [other_model, beyond, no_model, unknown_special])
+def test_unfit_tokenizers_are_refused(desk, change):
+    desk.take("bert", "texts.jsonl")
+    desk.edit("bert/tokenizer.json", change)
+    refused(desk.folder, [*SCORE, "texts.jsonl", *QUICK], 1, ["tokenizer", "bert"])
+
+
+@pytest.mark.parametrize("value", ["many", -1, float("nan"), [1]], ids=str)
+def test_unfit_lengths_are_refused(desk, value):
+    desk.take("bert", "texts.jsonl")
+    path = desk.folder / "bert/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": value}))
+    refused(desk.folder, [*SCORE, "texts.jsonl", *QUICK], 1, ["tokenizer", "bert"])

@@ -100,11 +100,11 @@ def shelf(made, here):
     def worse(raw):
         raw["metric"]["value"] = 0.125
 
-    def cheaper(raw):
-        raw["totals"]["macs"] = 123
+    def costlier(raw):
+        raw["totals"]["macs"] = 1_000_000_123
 
     return {
-        "profile": (made.profile, edit(made.profile, "p.json", cheaper), ["totals.macs", "123"]),
+        "profile": (made.profile, edit(made.profile, "p.json", costlier), ["totals.macs", "123"]),
         "scores": (made.scores, "b.safetensors", ["spearman", "encoder.0.neuron"]),
         "mask": (made.mask, edit(made.mask, "m.json", fewer), ["encoder.0.head", "jaccard"]),
         "manifest": (
@@ -230,7 +230,12 @@ def test_two_cut_checkpoints(made, here):
     state[name] = state[name].clone()
     state[name].view(-1)[0] += 0.5
     save_file(state | {"extra": state[name][:1].half()}, "b/model.safetensors")
-    edit("b/optin.json", "b/optin.json", lambda raw: raw["groups"]["encoder.0.head"].update(kept=[0]))
+
+    def fewer_and_unbound(raw):
+        raw["groups"]["encoder.0.head"]["kept"] = [0]
+        del raw["weights"]  # as earlier records are
+
+    edit("b/optin.json", "b/optin.json", fewer_and_unbound)
     found = differ(made.pruned, "b")["sections"]
     assert found["weights"] == {
         name: {"largest difference": pytest.approx(0.5, abs=1e-5), "relative": found["weights"][name]["relative"]}
@@ -239,7 +244,11 @@ def test_two_cut_checkpoints(made, here):
     assert found["groups"]["encoder.0.head"]["kept b"] == 1
     alone = differ(made.pruned / "model.safetensors", "b/model.safetensors")
     assert set(alone["sections"]) == {"tensors", "weights"}
-    assert set(differ(made.pruned / "optin.json", "b/optin.json")["sections"]) == {"groups"}
+    record = json.loads(Path("b/optin.json").read_text()) | {
+        "weights": json.loads((made.pruned / "optin.json").read_text())["weights"]
+    }
+    Path("b.json").write_text(json.dumps(record))
+    assert set(differ(made.pruned / "optin.json", "b.json")["sections"]) == {"groups"}
 
 
 def test_evaluations_and_what_is_timed(made, here):

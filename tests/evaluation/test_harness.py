@@ -16,7 +16,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.errors import CheckpointError, DataError
 from optin_cli.evaluation.evaluate import require_drop
-from optin_cli.evaluation.harness import preserved_randomness
+from optin_cli.evaluation.harness import Outcome, _compared, preserved_randomness
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.reporting.commands import _evaluate
 from optin_cli.tasks import harness
@@ -107,12 +107,13 @@ def test_a_local_task_is_measured_as_by_hand(films):
     assert [*result.against.metrics.values()] == pytest.approx(other.mean(axis=0))
     assert result.against.drop == pytest.approx(other[:, 0].mean() - expected[:, 0].mean())
     assert result.standard_error == pytest.approx(expected[:, 0].std(ddof=1) / 10**0.5)
-    assert (result.task, result.samples, result.split) == (task, 10, "test")
+    assert (result.task, result.samples, result.split) == ("lm-eval:films.yaml", 10, "test")
+    assert str(films) not in result.dump()
     assert result.options["task_version"] == "2.0" and result.options["num_fewshot"] == 0
     assert parse(Evaluation, result.dump(), "eval") == result
     assert (require_drop(result, result.against.drop - 0.01) or "").startswith("acc ")
     line = _evaluate(result, "e.json")
-    assert f"--task {task}" in line and "--data" not in line
+    assert "--task lm-eval:films.yaml" in line and "--data" not in line
     again = optin_cli.evaluate(mine, task, options=EvalOptions(latency_runs=0, samples=4))
     assert again.samples == 4 and again.metrics["acc"] == pytest.approx(expected[:4, 0].mean())
     assert again.inputs["data"].sha256 != result.inputs["data"].sha256
@@ -151,6 +152,14 @@ def test_what_is_refused_before_a_model_is_loaded(here, monkeypatch):
     ):
         found = call("eval", "missing", "--task", *args)
         assert found.code in (1, 2) and words in found.err
+
+
+def test_a_rise_of_a_perplexity_is_a_share(made):
+    alone = optin_cli.evaluate(made.bert, against=made.bert, options=SIZES).against
+    for higher, drop in ((False, 0.5), (True, -1.0)):
+        mine, theirs = (Outcome({"ppl": value}, None, higher, 1, "", "test", {}) for value in (3.0, 2.0))
+        found = _compared(alone, mine, theirs)
+        assert (found.drop, found.relative_drop) == (drop, not higher) and found.metric.value == 2.0
 
 
 def test_names_of_tasks():

@@ -10,9 +10,11 @@ from helpers.masks import make_mask
 from helpers.models import build, save_checkpoint
 from helpers.running import call, done
 from helpers.tokenizers import make_byte_tokenizer, make_piece_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import optin_cli
 from optin_cli.artifacts.base import parse
+from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import load
 from optin_cli.errors import CertificateError
@@ -31,6 +33,16 @@ LLAMA3 = TURNS | {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "head_dim",
+)
 IDS = torch.randint(3, VOCABULARY, (2, 21), generator=torch.Generator().manual_seed(0))
 
 
@@ -108,6 +120,24 @@ def test_llama_cpp_computes_what_the_model_does(tmp_path, family, overrides):
 
 
 @needs_llama_cpp
+@pytest.mark.parametrize(
+    ("kind", "architecture", "overrides"),
+    [("mistral", "llama", {"sliding_window": None}), ("qwen3", "qwen3", {"attention_bias": False})],
+)
+def test_decoders_of_other_classes(tmp_path, kind, architecture, overrides):
+    checkpoint = load(save(tmp_path / "m"))
+    sizes = {key: getattr(checkpoint.blueprint.config, key) for key in SIZES}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **overrides)).eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn(parameter.shape) * 0.2
+    blueprint = replace(checkpoint.blueprint, config=model.config, model_class=type(model).__name__)
+    path = write(replace(checkpoint, model=model, blueprint=blueprint), tmp_path)
+    assert read(path)[0]["general.architecture"] == architecture
+    assert largest_difference(path, model) < 1e-4
+
+
+@needs_llama_cpp
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_layers_that_differ_are_written_as_deci(tmp_path, family):
     checkpoint = ragged(tmp_path, family)
@@ -171,6 +201,19 @@ def test_less_exact_weights_are_measured(tmp_path, tokenizer, weight_type, most)
     assert stored["blk.0.attn_norm.weight"] == "F32"
     assert stored["blk.0.attn_q.weight"] == weight_type.upper()
     assert stored["blk.0.ffn_down.weight"] == "F16"  # rows of 40 are no blocks of 32
+
+
+@needs_llama_cpp
+def test_a_file_is_evaluated_as_its_model_is(tmp_path, here):
+    folder = save(tmp_path / "m")
+    texts = here / "texts.txt"
+    texts.write_text("\n\n".join(f"the history of the city {n} begins with a small river" for n in range(40)))
+    done("export", folder, "--to", "gguf", "--gguf-type", "f32", "-o", tmp_path / "o")
+    data = ("--task", "wikitext2", "--data", texts, "--latency-runs", "0", "--json")
+    run = done("eval", tmp_path / "o" / "model.f32.gguf", *data, "--against", folder)
+    result = parse(Evaluation, run.out.encode(), "stdout")
+    assert result.against.kl < 1e-9
+    assert result.against.agreement == 1
 
 
 @needs_llama_cpp

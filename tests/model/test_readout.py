@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from helpers.models import build, make_batch, structure_of
+from helpers.models import DECODERS, build, make_batch, structure_of
 
 from optin_cli.model import readout
 from optin_cli.model.readout import read_out, reads_tokens, run_hidden
 
 
+@pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("most", [1, 99 * 3, 2**24])
-@pytest.mark.parametrize("family", ["llama", "opt"])
 def test_parts_are_the_whole(monkeypatch, family, most):
+    """Soft caps and scales behind the last linear layer included."""
     monkeypatch.setattr(readout, "MOST", most)
     model, batch = build(family, "next"), make_batch()
     structure = structure_of(model, "next")
@@ -19,7 +20,7 @@ def test_parts_are_the_whole(monkeypatch, family, most):
     assert {len(part) for part in parts[:-1]} <= {max(1, most // 99)}
     expected = model(**batch.inputs)["logits"]
     torch.testing.assert_close(torch.cat(parts), expected[batch.token_mask])
-    assert "forward" not in model.model.__dict__
+    assert "forward" not in model.get_submodule(structure.root).__dict__
     torch.testing.assert_close(model(**batch.inputs)["logits"], expected)
 
 

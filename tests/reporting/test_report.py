@@ -17,10 +17,12 @@ import optin_cli
 from optin_cli.artifacts.base import Source, Totals, Workload, parse
 from optin_cli.artifacts.costs import SharedCost
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
+from optin_cli.artifacts.generation import Draft, Generation, Quartiles, Speed
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
 from optin_cli.checkpoints.folders import folder_source
+from optin_cli.pruning.model_card import _measured
 from optin_cli.reporting import commands
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.search import search
@@ -147,6 +149,58 @@ def test_an_evaluation_of_images_has_no_latency_length(work):
     )
     line = commands._evaluate(result.model_copy(update={"latency": speed}), "e.json")
     assert "--latency-runs 3" in line and "--latency-length" not in line
+
+
+def test_generation_and_drafts_are_shown(work):
+    result = read(Evaluation, "bert-pruned.eval.json")
+    fast, slow = (Quartiles(lower=rate - 1, median=rate, upper=rate + 1) for rate in (30.0, 20.0))
+    shared = {"device": "cpu", "threads": 2, "new_tokens": 32}
+    mine, theirs = (
+        Generation(
+            **shared,
+            prompt_tokens=128,
+            runs=5,
+            warmup=1,
+            cache_dtype="float32",
+            cache_bytes_per_token=held,
+            speeds={1: Speed(prefill_per_second=rate, decode_per_second=rate)},
+        )
+        for held, rate in ((384, fast), (512, slow))
+    )
+    counts = {
+        "prompts": 2,
+        "prompt_tokens": 8,
+        "draft_tokens": 4,
+        "passes": 16,
+        "drafted": 60,
+        "accepted": 48,
+        "same": 2,
+    }
+    rates = {"tokens_per_second": fast, "alone_per_second": slow, "speedup": 1.5}
+    draft = Draft(**shared, **counts, **rates, original="large", acceptance=0.8)
+    other = result.against.model_copy(update={"generation": theirs})
+    changed = result.model_copy(update={"generation": mine, "draft": draft, "against": other})
+    before = Path("bert-pruned.eval.json").read_text()
+    Path("bert-pruned.eval.json").write_text(changed.dump())
+    try:
+        text = report("bert-pruned").text
+    finally:
+        Path("bert-pruned.eval.json").write_text(before)
+    for words in (
+        "decode tokens/s, batch 1, 32 tokens after 128",
+        "30 (29 to 31)",
+        "20 (19 to 21)",
+        "1.500",
+        "KV-cache bytes/token, float32",
+        "acceptance rate, drafts of 4 tokens for large",
+        "0.8000",
+        "4.00",
+        "2 of 2",
+    ):
+        assert words in text, words
+    card = _measured(changed.model_copy(update={"latency": None}))
+    assert "| decode tokens/s, batch 1, 32 tokens after 128 |  | 20 (19 to 21) | 30 (29 to 31) | ratio 1.500 |" in card
+    assert "Generation was timed on cpu, 2 threads." in card
 
 
 def test_it_needs_no_torch(work):

@@ -15,6 +15,7 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
 from optin_cli.architectures.schema import DepthRule
+from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     PLAN_KEY,
@@ -48,6 +49,8 @@ LOADED_BY = "timm.create_model"
 WITHOUT_CLASSES = f"{LOADED_BY}(num_classes=0)"
 """What loads models, and those that put out features."""
 INPUT = "x"
+TRIAL = (32, 32)
+"""Size of a picture that preprocessing is tried on."""
 WEIGHTS = "model.safetensors"
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
 """What timm raises for arguments that it does not build a model with."""
@@ -272,13 +275,16 @@ def _converted(blueprint: Blueprint, state: State) -> State | None:
 
 def preprocess(blueprint: Blueprint) -> Preprocess:
     """The evaluation transform of the model's own data config."""
+    from PIL import Image
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(blueprint.prototype)
     if blueprint.image is not None and blueprint.image.resized:
         config |= {"input_size": blueprint.image.shape}
-    transform: Preprocess = create_transform(**config, is_training=False)
     mode = "RGB" if blueprint.image is None else blueprint.image.mode
+    with explaining(f"The preprocessing of images in {CONFIG} cannot be used"):
+        transform: Preprocess = create_transform(**config, is_training=False)
+        transform(Image.new(mode, TRIAL))
     return lambda picture: transform(picture.convert(mode))
 
 

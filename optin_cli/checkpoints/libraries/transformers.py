@@ -70,6 +70,8 @@ class {stock}(transformers.{stock}):
 
     # Buffers that the version which wrote this folder computes; in others they may be among the weights.
     _keys_to_ignore_on_load_missing = [*(transformers.{stock}._keys_to_ignore_on_load_missing or []), *{computed}]
+    # Versions 4.44 to 4.48 may replace parameters instead of filling them, and lose the biases of tied output heads.
+    _supports_param_buffer_assignment = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)

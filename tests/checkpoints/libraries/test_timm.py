@@ -299,3 +299,11 @@ def test_channels_that_a_fixed_filter_reads_stay(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "blur")
     assert [group.name for group in checkpoint.structure.groups] == ["layer1.0.channel"]
     optin_cli.prune(checkpoint, make_mask(checkpoint, random_kept(checkpoint.structure, 1)), tmp_path / "small")
+
+
+@pytest.mark.parametrize("mean", [["0.5", "0.5", "0.5"], "half", [0.5, 0.5]], ids=str)
+def test_preprocessing_that_cannot_be_is_refused(folder, mean):
+    raw = json.loads((folder / "config.json").read_text())
+    edit_config(folder, pretrained_cfg=raw["pretrained_cfg"] | {"mean": mean})
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(folder).input.preprocess()

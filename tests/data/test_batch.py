@@ -1,0 +1,13 @@
+"""Batches and parts of them."""
+
+import torch
+from helpers.models import make_batch
+
+
+def test_parts_hold_every_sample_once():
+    batch = make_batch(7, 9, padding=4)
+    parts = [*batch.parts(3)]
+    assert [part.size for part in parts] == [3, 3, 1]
+    assert sum((part.keys for part in parts), ()) == batch.keys
+    for name, tensor in batch.inputs.items():
+        assert torch.equal(torch.cat([part.inputs[name] for part in parts]), tensor)
