@@ -7,9 +7,10 @@ a child, `units`: of a router the probabilities of all experts, of experts the a
 A router without some experts is the softmax over those that are left. That is the softmax over all, in which those that
 left have probability 0, divided by its sum; so masking equals pruning for experts too, and other experts are chosen.
 
-One tensor for all experts means that each loses as many neurons as any other. Unit u is therefore the neuron of each
+One tensor for all experts means that each loses as many neurons as any other. Neuron u is therefore that of each
 expert whose weights are the u-th largest (product of the norms of its rows and column), and neurons are put into that
-order, which changes nothing that the experts compute.
+order, which changes nothing that the experts compute. Torch multiplies groups of rows by matrices whose rows are a
+multiple of 16 bytes; descriptions therefore make eight neurons a unit.
 """
 
 import types

@@ -69,7 +69,7 @@ SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ALONE = {"num_attention_heads": 4} | SPECIAL
 SLIDING = GROUPED | {"sliding_window": 6}
 WIDE_HEADS = SLIDING | {"head_dim": 8, "query_pre_attn_scalar": 8}
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]}
 DECODERS = {
     "llama": ("llama", SMALL | GROUPED),
     "qwen2": ("qwen2", SMALL | GROUPED),

@@ -83,7 +83,8 @@ def test_energies_of_units_inside_mixtures_of_experts():
         rows = [
             each[own].square().flatten(0, -2).sum(dim=0) for each, own in zip(laid(seen[name], real), real, strict=True)
         ]
-        torch.testing.assert_close(energies[name].float(), torch.stack(rows) * size)
+        expected = (torch.stack(rows) * size).reshape(*energies[name].shape, -1).sum(dim=-1)
+        torch.testing.assert_close(energies[name].float(), expected)
 
 
 def laid(units, real):
