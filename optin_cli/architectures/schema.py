@@ -353,11 +353,11 @@ class EarlierRule(_Strict):
 class Architecture(_Strict):
     """A model family: its own `stacks`, or those of the family named by `stacks_of` where they are the same.
 
-    `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of
-    the model's class of timm. refused_types: those that look alike but cannot be pruned, and why. first: the first
-    versions of the library that have a model type, where people use earlier ones. backbones: families that models of
-    this one may have in front of its own stacks. earlier: how the library built such models before; that of backbones
-    and of `stacks_of` is added.
+    `model_types` are what the library tells its models apart by: config.model_type of transformers, the name of the
+    model's class of timm. refused_types: those that look alike but cannot be pruned, and why. first: the first versions
+    of the library that build a model type as described, where people use some that lack it. backbones: families that
+    models of this one may have in front of its own stacks. earlier: how the library built such models before; that of
+    backbones and of `stacks_of` is added.
     """
 
     family: str

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -157,9 +158,16 @@ for folder in folders:
 
 
 def reload_here(folder: Path, loading: str, inputs: Mapping[str, torch.Tensor], names: Any) -> dict[str, torch.Tensor]:
-    """In place of a certificate's fresh process: every folder is loaded in one below."""
-    del loading
-    return run_probe(load_checkpoint(folder, device="cpu").model, inputs, names)
+    """In place of a certificate's fresh process, which every folder has below; causal models generate here too."""
+    model = load_checkpoint(folder, device="cpu").model
+    _, found, wrapping = loading.partition("\nclass ")
+    if not found:
+        return run_probe(model, inputs, names)
+    scope = {"model": model, "torch": torch, "transformers": transformers}
+    exec(found + wrapping, scope)
+    with torch.no_grad():
+        outputs = scope["model"](**inputs)
+    return {name: outputs[name] for name in names}
 
 
 @dataclass(frozen=True)
