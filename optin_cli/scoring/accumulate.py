@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from optin_cli.artifacts.base import Options, Source, Workload
 from optin_cli.data.batch import Batch
-from optin_cli.errors import ArtifactError
+from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.files import atomic_file, parse_json
 from optin_cli.model.structure import Structure
 from optin_cli.progress import Progress
@@ -84,6 +84,10 @@ def _digest(batch: Batch) -> str:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+class NotFiniteError(CheckpointError):
+    """Scores that are no numbers, as a resumed run would find too."""
 
 
 @dataclass(frozen=True)

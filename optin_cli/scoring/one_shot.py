@@ -11,14 +11,14 @@ from optin_cli.artifacts.costs import HEAD_DIM
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
-from optin_cli.errors import CheckpointError, UsageError
+from optin_cli.errors import UsageError
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.head_dims import Products, head_dims_of
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
 from optin_cli.progress import SILENT, Part, Progress
-from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, run_jobs
+from optin_cli.scoring.accumulate import Accumulator, Job, NotFiniteError, RunIdentity, SavedState, run_jobs
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.exact import exact_batch
@@ -131,7 +131,7 @@ def score_checkpoint(
         state: the caller removes its file once the result is safe.
 
     Raises:
-        CheckpointError: a score is not finite. ArtifactError: `resume` of a state that another run left.
+        NotFiniteError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
     groups = checkpoint.structure.groups
     curved = curved_groups(checkpoint, options)
@@ -291,7 +291,7 @@ def _on(batches: Sequence[Batch], checkpoint: Checkpoint) -> list[Batch]:
 def _require_finite(importance: Mapping[str, torch.Tensor]) -> None:
     for name, values in importance.items():
         if not bool(torch.isfinite(values.float()).all()):  # as the scores file holds them
-            raise CheckpointError(
+            raise NotFiniteError(
                 f"The scores of {name} are not finite: weights or activations there are too large for 32 bits.",
                 hint="Look for outliers in the weights of that block and those before it.",
             )

@@ -9,10 +9,10 @@ from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_loss
 from optin_cli.data.spec import DataSpec
-from optin_cli.errors import CheckpointError, UsageError
+from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import SavedState
+from optin_cli.scoring.accumulate import NotFiniteError, SavedState
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
@@ -67,21 +67,25 @@ def score(
         samples = checkpoint.input.load_samples(wanted, progress)
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
-    scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
-    if calibration is not None:
-        for name, estimator in extra.items():
-            scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
-    _require_numbers(scores, checkpoint.name)
+    try:
+        scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+        if calibration is not None:
+            for name, estimator in extra.items():
+                scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
+        _require_numbers(scores, checkpoint.name)
+    except NotFiniteError:
+        forget(state)
+        raise
     return scores
 
 
 def _require_numbers(scores: Scores, name: str) -> None:
-    """Refuse importances that the scores file cannot hold (CheckpointError)."""
+    """Refuse importances that the scores file cannot hold (NotFiniteError)."""
     for group, values in scores.importance.items():
         with np.errstate(over="ignore"):
             stored = np.asarray(values).astype(np.float32)
         if not np.isfinite(stored).all():
-            raise CheckpointError(
+            raise NotFiniteError(
                 f"The scores of {group} in {name} by {scores.header.criterion} are not finite: weights or activations "
                 "there are too large for 32 bits.",
                 hint="Look for outliers in the weights of that block and those before it.",
