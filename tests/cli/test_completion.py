@@ -45,8 +45,8 @@ VALUES = {
     "optin score x --estimator h": ["hybrid"],
     "optin score x --units heads,n": ["heads,neurons"],
     "optin search x --algorithm o": ["optin"],
-    "optin search x --layout ": ["ragged", "uniform"],
-    "optin export x --to ": ["onnx", "torch-export", "openvino"],
+    "optin search x --layout ": ["ragged", "uniform", "deci"],
+    "optin export x --to ": ["onnx", "torch-export", "openvino", "gguf"],
     "optin export x --to torch": ["torch-export"],
 }
 

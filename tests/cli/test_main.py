@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_any_name_can_be_shown(work, made, name):
 def test_force_replaces_outputs_by_equal_bytes(work, made):
     for output in ("bert.scores.safetensors", "bert.mask.json", "bert.eval.json"):
         Path(output).write_text("old")
-    Path("bert-pruned").mkdir()
+    shutil.copytree(made.pruned, "bert-pruned")
     Path("bert-pruned/old").touch()
     done("score", "bert", "--calib", "texts.jsonl", *QUICK, "--force")
     done("search", "bert.scores.safetensors", "--keep-flops", "0.6", "--force")

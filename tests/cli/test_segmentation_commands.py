@@ -219,7 +219,13 @@ BAD = {
         2,
         ["--pictures draws segmented images, but vit"],
     ),
-    "pictures exist": (nothing, (*EVAL, "--pictures", "streets"), 1, ["streets already exists", "--force"]),
+    "pictures exist": (
+        lambda work: (work / "shown").mkdir(),
+        (*EVAL, "--pictures", "shown"),
+        1,
+        ["shown already exists", "--force"],
+    ),
+    "pictures over the data": (nothing, (*EVAL, "--pictures", "streets"), 1, ["is the input streets", "destroy"]),
 }
 
 
