@@ -58,7 +58,7 @@ def carried_files(checkpoint: Checkpoint) -> dict[Path, Path]:
             found |= {path.relative_to(sentences.folder): path for path in stage.folder.rglob("*")}
     files = {place: path for place, path in sorted(found.items()) if path.is_file()}
     for path in files.values():
-        _require_own(path, source)
+        _require_own(path, source if sentences is None else sentences.folder)
     return files
 
 
