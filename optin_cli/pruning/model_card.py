@@ -82,7 +82,7 @@ whatever reads its config:
 ```python
 {loading}
 ```"""
-COMPARED = {"transformers": ("4.57.1",), "timm": ("1.0.23",)}
+COMPARED = {"transformers": ("4.44.2", "4.57.1"), "timm": ("1.0.23",)}
 """Earlier versions with which every described family was compared, by library (`tests/benchmarks/versions.py`)."""
 ELSEWHERE = """ With {versions}, tiny
 models of this family, cut in the same ways, give equal outputs, or the module says which version is needed before a
