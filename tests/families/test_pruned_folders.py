@@ -93,7 +93,8 @@ def test_layers_without_heads_or_neurons(tmp_path, family):
 def test_refit_where_layers_keep_no_unit(tmp_path, family):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{a} {b} good"} for a in "abcde" for b in "fghij"])
     checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole", family, "next"))
-    mask = make_mask(checkpoint, {"decoder.0.neuron": [], "decoder.1.neuron": [3], "decoder.2.neuron": []})
+    kept = {"decoder.0.neuron": [], "decoder.1.neuron": [3], "decoder.2.neuron": []}
+    mask = make_mask(checkpoint, kept, seq_len=8)
     manifest = optin_cli.prune(checkpoint, mask, tmp_path / "small", refit=str(texts))
     assert manifest.certificate.reloaded <= manifest.certificate.tolerance
     assert {"decoder.0.neuron", "decoder.1.neuron", "decoder.2.neuron"} <= set(manifest.refit)
