@@ -5,7 +5,7 @@ import torch
 from helpers.models import make_inputs
 from helpers.recipes import batches, setting_of, tiny_checkpoint
 
-from optin_cli.artifacts.costs import HEAD_DIM
+from optin_cli.artifacts.costs import BLOCK, HEAD_DIM
 from optin_cli.artifacts.mask import GroupMask
 from optin_cli.errors import BudgetError, DataError
 from optin_cli.pruning.prune import cut_copy
@@ -48,7 +48,8 @@ def errors(original, model, structure, data):
 def test_meets_the_budget_with_a_valid_mask(tiny, costs, prepared, name, share):
     totals, groups = costs
     decision = prepared[name](Limits(keep_macs=share))
-    scored = [n for n, group in groups.items() if group.kind != HEAD_DIM or name == "optin"]
+    others = {BLOCK} if name == "optin" else {BLOCK, HEAD_DIM}
+    scored = [n for n, group in groups.items() if group.kind not in others]
     assert list(decision.kept) == scored
     for group, kept in decision.kept.items():
         GroupMask(units=groups[group].units, kept=kept)
