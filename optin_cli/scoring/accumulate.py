@@ -123,9 +123,9 @@ def run_jobs(
         fingerprint = identity.fingerprint()
         if state.resume and state.path.exists():
             totals = Accumulator.load(state.path, fingerprint, extra)
-            units = identity.structure.units
+            units = {group.name: group.units for group in identity.structure.groups}  # others sum something else
             for name, tensor in totals.sums.items():
-                if tensor.shape != (units.get(name),):
+                if name in units and tensor.shape != (units[name],):
                     raise ArtifactError(
                         f"{state.path} is not the state of an interrupted run: it has {tensor.numel()} sums of {name}."
                     )

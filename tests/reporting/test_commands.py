@@ -78,5 +78,5 @@ def test_another_version_says_its_defaults(work):
     options = ScoreOptions().recorded()
     assert recorded_as_score(options) == []
     told = recorded_as_score(options, optin_version="0.0.1")
-    assert told[:4] == ["--criterion", "trajectory", "--units", "heads,neurons,channels,head-dims"]
+    assert told[:4] == ["--criterion", "trajectory", "--units", "heads,neurons,channels,experts,head-dims"]
     assert "--seq-len" not in told and "--max-length" not in told
