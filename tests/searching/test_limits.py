@@ -11,9 +11,6 @@ from optin_cli.searching.limits import Limits
     ("limits", "message", "hint"),
     [
         (Limits(), "No budget was given", "--keep-flops"),
-        (Limits(keep_macs=0.0), "expected a number above 0", None),
-        (Limits(keep_macs=1.5), "expected a number above 0, at most 1", None),
-        (Limits(keep_parameters=float("nan")), "share of parameters to keep is nan", None),
         (Limits(keep_macs=0.5, round_to=0), "expected 1 or more", None),
         (Limits(keep_macs=0.5, protect=["encoder.9.head"]), "no group 'encoder.9.head'", "Did you mean encoder."),
     ],
@@ -23,6 +20,19 @@ def test_wrong_limits_are_usage_errors(limits, message, hint):
         generic().choose(limits)
     assert message in caught.value.message
     assert hint is None or hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(keep_macs=0.0), "expected a number above 0"),
+        (Limits(keep_macs=1.5), "expected a number above 0, at most 1"),
+        (Limits(keep_parameters=float("nan")), "share of parameters to keep is nan"),
+    ],
+)
+def test_shares_of_other_than_a_part_are_refused(limits, message):
+    with pytest.raises(UsageError, match=message):
+        limits.require_shares()
 
 
 def test_limits_that_no_mask_meets():
