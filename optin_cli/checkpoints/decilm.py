@@ -32,6 +32,11 @@ class {name}({base}):
 """
 
 
+def head_dim_of(config: Any) -> int:
+    """Dimensions of a decoder's heads, which configs may leave to follow from others."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 class Sizes:
     """Query heads, key-value heads and width of the FFN of every layer."""
 
@@ -40,7 +45,7 @@ class Sizes:
             return shapes[f"model.layers.{number}.{part}.weight"][0]
 
         layers = range(config.num_hidden_layers)
-        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        head_dim = head_dim_of(config)
         parts = ("self_attn.q_proj", "self_attn.k_proj")
         self.heads = [(rows(n, parts[0]) // head_dim, rows(n, parts[1]) // head_dim) for n in layers]
         self.widths = [rows(n, "mlp.gate_proj") for n in layers]

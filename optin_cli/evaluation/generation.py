@@ -19,12 +19,17 @@ def generates(checkpoint: Checkpoint) -> bool:
     return checkpoint.blueprint.purpose == "next-token-prediction" and checkpoint.recorded is None
 
 
+def what_it_is(checkpoint: Checkpoint) -> str:
+    """What a message says of a model that does not generate: its name, and its class or that it was exported."""
+    kind = "an exported file" if checkpoint.recorded is not None else f"a {checkpoint.blueprint.model_class}"
+    return f"{checkpoint.name} is {kind}"
+
+
 def require_generating(checkpoint: Checkpoint, what: str) -> None:
     """Refuse a model that does not generate (UsageError). what: the option that needs one to."""
     if not generates(checkpoint):
-        kind = "an exported file" if checkpoint.recorded is not None else f"a {checkpoint.blueprint.model_class}"
         raise UsageError(
-            f"{what} needs a model that generates text, but {checkpoint.name} is {kind}.",
+            f"{what} needs a model that generates text, but {what_it_is(checkpoint)}.",
             hint=f"Leave out {what}, or pass a checkpoint of a causal language model.",
         )
 

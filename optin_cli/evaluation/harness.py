@@ -23,7 +23,7 @@ from optin_cli.artifacts.evaluation import Comparison, Evaluation, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.text_input import TextInput
 from optin_cli.errors import CheckpointError, DataError, first_line
-from optin_cli.evaluation.generation import generates
+from optin_cli.evaluation.generation import generates, what_it_is
 from optin_cli.files import sha256_of
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.tasks.harness import PACKAGE, PREFIX, TASK_FILES, HarnessError
@@ -86,9 +86,8 @@ def recorded_name(task: str) -> str:
 
 def _require_generating(checkpoint: Checkpoint, task: str) -> None:
     if not generates(checkpoint):
-        kind = "an exported file" if checkpoint.recorded is not None else f"a {checkpoint.blueprint.model_class}"
         raise DataError(
-            f"{task} is for causal language models, but {checkpoint.name} is {kind}.",
+            f"{task} is for causal language models, but {what_it_is(checkpoint)}.",
             hint="Pass a checkpoint of a causal language model, or a --task that fits this one.",
         )
 

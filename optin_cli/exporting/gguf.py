@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from optin_cli.artifacts.export import Continuation
+from optin_cli.checkpoints.decilm import head_dim_of
 from optin_cli.checkpoints.fresh import run_fresh
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.gguf_families import Family, Form, find_family
@@ -103,7 +104,7 @@ FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 def _weights(checkpoint: Checkpoint, family: Family) -> tuple[Form, Tensors, list[Layer]]:
     """The architecture that holds a model, its weights by llama.cpp's names, and the sizes of its layers."""
     config, planned = checkpoint.blueprint.config, checkpoint.blueprint.plan
-    number, head_dim = config.num_hidden_layers, _head_dim(config)
+    number, head_dim = config.num_hidden_layers, head_dim_of(config)
     form: Form | None = family if planned is None else family.ragged
     if form is None:
         raise ExportError(
@@ -124,10 +125,6 @@ def _weights(checkpoint: Checkpoint, family: Family) -> tuple[Form, Tensors, lis
     return form, shifted(turned(tensors, head_dim, form.rotary), family.norm_offset), layers
 
 
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _write_sizes(writer: Any, config: Any, layers: Sequence[Layer]) -> None:
     """Add the sizes of a model: one number where all layers have the same, else one of each layer."""
 
@@ -141,8 +138,8 @@ def _write_sizes(writer: Any, config: Any, layers: Sequence[Layer]) -> None:
     writer.add_feed_forward_length(of([layer.neurons for layer in layers]))
     writer.add_head_count(of([layer.heads for layer in layers]))
     writer.add_head_count_kv(of([layer.groups for layer in layers]))
-    writer.add_key_length(_head_dim(config))
-    writer.add_value_length(_head_dim(config))
+    writer.add_key_length(head_dim_of(config))
+    writer.add_value_length(head_dim_of(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
@@ -162,7 +159,7 @@ def _rope(writer: Any, config: Any) -> Tensors:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
-    kind, base, head_dim = rope.get("rope_type", "default"), float(rope["rope_theta"]), _head_dim(config)
+    kind, base, head_dim = rope.get("rope_type", "default"), float(rope["rope_theta"]), head_dim_of(config)
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(base)
     if kind == "default":

@@ -90,6 +90,16 @@ class NotFiniteError(CheckpointError):
     """Scores that are no numbers, as a resumed run would find too."""
 
 
+def require_finite(scores: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what a scores file cannot hold, float32 numbers by name of a group or module (NotFiniteError)."""
+    for name, values in scores.items():
+        if not bool(torch.isfinite(values.float()).all()):
+            raise NotFiniteError(
+                f"The scores of {name} are not finite: weights or activations there are too large for 32 bits.",
+                hint="Look for outliers in the weights of that block and those before it.",
+            )
+
+
 @dataclass(frozen=True)
 class SavedState:
     """The file in which an interrupted run leaves its sums, and whether to resume from it. No path: nothing is kept."""

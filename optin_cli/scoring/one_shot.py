@@ -18,7 +18,7 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import CRITERIA, UNITS, ScoreOptions
 from optin_cli.progress import SILENT, Part, Progress
-from optin_cli.scoring.accumulate import Accumulator, Job, NotFiniteError, RunIdentity, SavedState, run_jobs
+from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, require_finite, run_jobs
 from optin_cli.scoring.baselines import fisher_batch, magnitude, random_importance, wanda_batch
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.exact import exact_batch
@@ -150,14 +150,14 @@ def score_checkpoint(
     extra = {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
     totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
-    _require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
+    require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
         batch = calibration.batches[0].to(checkpoint.device)
         # Without gradients a loss is an error of the layer's output, which no unit's sensitivity is.
         squared = {group: None if options.criterion == "slimgpt" else importance[group.name] for group in curved}
         importance |= _by_curves(checkpoint, squared, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
         importance |= {name: found.importance(totals.mean(name)) for name, found in dims.items()}
-    _require_finite({name: importance[name] for name in dims})
+    require_finite({name: importance[name] for name in dims})
     inputs_at = checkpoint.input.example(workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
@@ -286,12 +286,3 @@ def _jobs(
 
 def _on(batches: Sequence[Batch], checkpoint: Checkpoint) -> list[Batch]:
     return [batch.to(checkpoint.device) for batch in batches]
-
-
-def _require_finite(importance: Mapping[str, torch.Tensor]) -> None:
-    for name, values in importance.items():
-        if not bool(torch.isfinite(values.float()).all()):  # as the scores file holds them
-            raise NotFiniteError(
-                f"The scores of {name} are not finite: weights or activations there are too large for 32 bits.",
-                hint="Look for outliers in the weights of that block and those before it.",
-            )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
@@ -12,7 +12,7 @@ from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
-from optin_cli.scoring.accumulate import NotFiniteError, SavedState
+from optin_cli.scoring.accumulate import NotFiniteError, SavedState, require_finite
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
@@ -72,24 +72,11 @@ def score(
         if calibration is not None:
             for name, estimator in extra.items():
                 scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
-        _require_numbers(scores, checkpoint.name)
+        require_finite({name: torch.as_tensor(values) for name, values in scores.importance.items()})
     except NotFiniteError:
         forget(state)
         raise
     return scores
-
-
-def _require_numbers(scores: Scores, name: str) -> None:
-    """Refuse importances that the scores file cannot hold (NotFiniteError)."""
-    for group, values in scores.importance.items():
-        with np.errstate(over="ignore"):
-            stored = np.asarray(values).astype(np.float32)
-        if not np.isfinite(stored).all():
-            raise NotFiniteError(
-                f"The scores of {group} in {name} by {scores.header.criterion} are not finite: weights or activations "
-                "there are too large for 32 bits.",
-                hint="Look for outliers in the weights of that block and those before it.",
-            )
 
 
 def forget(state: Path | None) -> None:
