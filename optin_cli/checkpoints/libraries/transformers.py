@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from optin_cli.architectures.registry import find_architecture, known_architectures, known_heads
+from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.architectures.schema import DepthRule
 from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
@@ -30,7 +29,15 @@ from optin_cli.checkpoints.libraries.registry import (
     Reading,
     read_folder,
 )
-from optin_cli.checkpoints.sentences import is_installed
+from optin_cli.checkpoints.libraries.transformers_code import (
+    LIBRARY,
+    RETURNS,
+    first_version,
+    loading,
+    modeling,
+    reloading,
+    stock_classes,
+)
 from optin_cli.checkpoints.weights import (
     QUANTIZE_LATER,
     SHOWN,
@@ -51,7 +58,24 @@ if TYPE_CHECKING:
     from optin_cli.model.config_counts import Settings
 
 
-LIBRARY = "transformers"
+__all__ = [
+    "at_size",
+    "build",
+    "describe",
+    "loading",
+    "map_decoder",
+    "modeling",
+    "owns",
+    "plain_shapes",
+    "preprocess",
+    "read",
+    "reloading",
+    "repository",
+    "save",
+    "save_plain",
+    "with_blocks",
+]
+"""What `registry.Library` asks of a library."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 TEXT, IMAGE = "input_ids", "pixel_values"
 """Names of a model's main input."""
@@ -63,81 +87,9 @@ SQUARE, WIDE = (256, 256), (320, 256)
 """Sizes of two images (width, height) that show what a processor makes of images in general."""
 REDUCES = ("do_reduce_labels", "reduce_labels")
 """How processors say that id 0 of a label map does not count, the second in files of old that are still around."""
-LOADER = '''
-
-class {stock}(transformers.{stock}):
-    """The stock class with the shapes of `config.{key}`, under its name: by that pipelines know what it is for."""
-
-    # Buffers that the version which wrote this folder computes; in others they may be among the weights.
-    _keys_to_ignore_on_load_missing = [*(transformers.{stock}._keys_to_ignore_on_load_missing or []), *{computed}]
-    # Versions 4.44 to 4.48 may replace parameters instead of filling them, and lose the biases of tied output heads.
-    _supports_param_buffer_assignment = False
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        apply_plan(self, config.{key})
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """False: the names of weights are those of the stock class, which the library translates for its own alone."""
-        return False
-'''
-REQUIRE = '''
-if not hasattr(transformers, "{stock}"):
-    raise ImportError(
-        f"This folder needs transformers >={first}: the installed transformers {{transformers.__version__}} has no "
-        '{stock}. pip install "transformers>={first}"'
-    )
-
-
-class StockConfig:
-    """The stock config. It is reached through this module, so that versions without it get to know what they lack."""
-
-    from_pretrained = transformers.{config}.from_pretrained
-
-    @staticmethod
-    def register_for_auto_class(auto_class: str = "AutoConfig") -> None:
-        """Do nothing: the stock config goes without code."""
-'''
-TRUST = ", trust_remote_code=True"
-RETURNS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-"""Keys of a config that decide what a model returns, and their values where outputs are compared by name."""
-RELOAD = """
-import transformers
-model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
-"""
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 ATTENTIONS = ("sdpa", "eager")
 """Attention implementations that need nothing but torch, on any device and in float32."""
-CARD = """from transformers import {auto_class}, {processor}
-
-folder = "path/to/this/folder"
-model = {auto_class}.from_pretrained(folder{trust})
-{variable} = {processor}.from_pretrained(folder)"""
-
-
-RELOADS = {
-    "SentenceTransformer": """
-from sentence_transformers import SentenceTransformer
-found = SentenceTransformer(folder, device="cpu"{trust}).float().eval()
-class Sentences(torch.nn.Module):
-    def forward(self, **inputs):
-        first, *others = found
-        features = first(inputs)
-        hidden = features["token_embeddings"].clone()  # earlier versions pool in place
-        for module in others:
-            features = module(features)
-        return {{**features, "last_hidden_state": hidden}}
-model = Sentences()
-""",
-    "CrossEncoder": """
-from sentence_transformers import CrossEncoder
-model = CrossEncoder(folder, device="cpu"{trust}).model.float()
-""",
-}
-CARD_SENTENCES = """from sentence_transformers import {loader}
-
-model = {loader}("path/to/this/folder"{trust})"""
 
 
 def owns(raw: Mapping[str, Any]) -> bool:
@@ -426,15 +378,6 @@ def map_decoder(blueprint: Blueprint) -> MapDecoder:
     return MapDecoder(rule, decode)
 
 
-def _classes(blueprint: Blueprint) -> dict[str, str]:
-    """Stock class names by auto class: the checkpoint's own, and the bare base model where there is one."""
-    import transformers
-
-    bases = transformers.AutoModel._model_mapping
-    base = {"AutoModel": bases[type(blueprint.config)].__name__} if type(blueprint.config) in bases else {}
-    return {blueprint.auto_class: blueprint.model_class, **base}
-
-
 def with_blocks(blueprint: Blueprint, model: Any | None, rule: DepthRule, kept: Sequence[int]) -> Blueprint:
     """The number of blocks, and the values of each, in the config and in that of the model."""
     config = copy.deepcopy(blueprint.config)
@@ -454,27 +397,9 @@ def save(blueprint: Blueprint, model: Any, state: State, plan: dict[str, Any], f
     model.save_pretrained(folder, state_dict=state)
     config = copy.deepcopy(blueprint.config)
     setattr(config, PLAN_KEY, plan)
-    names = _classes(blueprint) | ({"AutoConfig": "StockConfig"} if _first_version(blueprint) else {})
+    names = stock_classes(blueprint) | ({"AutoConfig": "StockConfig"} if first_version(blueprint) else {})
     config.auto_map = {auto: f"{Path(MODELING).stem}.{name}" for auto, name in names.items()}
     config.save_pretrained(folder)
-
-
-def _first_version(blueprint: Blueprint) -> str | None:
-    """The first version of the library that has such models, if its description says so."""
-    description = known_architectures(LIBRARY).get(blueprint.kind)
-    return None if description is None else description.first.get(blueprint.kind)
-
-
-def modeling(blueprint: Blueprint) -> str:
-    """One class per entry of the auto map, named like the library's own: pipelines go by that name."""
-    stocks, first = dict.fromkeys(_classes(blueprint).values()), _first_version(blueprint)
-    config = type(blueprint.config).__name__
-    require = "" if first is None else REQUIRE.format(stock=blueprint.model_class, config=config, first=first)
-    with torch.device("meta"):
-        modules = blueprint.prototype(blueprint.config).modules()
-    computed = sorted({rf"{re.escape(name)}$" for module in modules for name in module._non_persistent_buffers_set})
-    classes = "".join(LOADER.format(stock=stock, key=PLAN_KEY, computed=computed) for stock in stocks)
-    return f"\n\nimport transformers  # noqa: E402\n{require}{classes}"
 
 
 def _plain_config(blueprint: Blueprint, settings: Settings) -> Any:
@@ -502,28 +427,3 @@ def save_plain(blueprint: Blueprint, model: Any, state: State, settings: Setting
     """As save_pretrained does, with the changed config."""
     model.save_pretrained(folder, state_dict=state)
     _plain_config(blueprint, settings).save_pretrained(folder)
-
-
-def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
-
-    With the code beside the weights unless the library's own class takes them.
-    """
-    trust = "" if plain else TRUST
-    if blueprint.sentences is not None and is_installed():
-        loader = blueprint.sentences.loader
-        words = f"{'plain ' if plain else ''}{loader}({trust.lstrip(', ')})"
-        return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
-    call = f"{blueprint.auto_class}.from_pretrained"
-    words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    code = RELOAD.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS)
-    return f"{words} in a fresh process without optin", code
-
-
-def loading(blueprint: Blueprint, *, plain: bool = False) -> str:
-    """By the auto class, with what prepares its inputs."""
-    text, trust = blueprint.image is None, "" if plain else TRUST
-    if blueprint.sentences is not None:
-        return CARD_SENTENCES.format(loader=blueprint.sentences.loader, trust=trust)
-    variable, processor = ("tokenizer", "AutoTokenizer") if text else ("processor", "AutoImageProcessor")
-    return CARD.format(auto_class=blueprint.auto_class, processor=processor, variable=variable, trust=trust)
