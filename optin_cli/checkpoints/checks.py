@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from optin_cli.architectures.registry import known_architectures
 from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.costs import BLOCK, TOKEN
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -119,9 +120,9 @@ def require_depth(checkpoint: Checkpoint) -> Depth:
         why, hint = "its tokens merge between them", "Remove blocks from the original."
     elif depth is None:
         why = f"its family {checkpoint.structure.family} does not describe how: its blocks differ, or there is only one"
-        hint = (
-            "Leave blocks out of --units; BERT, RoBERTa, DistilBERT, MPNet, ViT, DeiT, Llama and Qwen2 can lose them."
-        )
+        known = known_architectures(checkpoint.blueprint.library)
+        able = sorted(kind for kind, one in known.items() if any(stack.depth for stack in one.stacks))
+        hint = f"Leave blocks out of --units. Model types that can lose them: {', '.join(able)}."
     else:
         return depth
     raise ArchitectureError(f"No whole block of {checkpoint.name} can be removed: {why}.", hint=hint)
