@@ -24,6 +24,12 @@ RECORDS = ("optin.json", "vocabulary.json")
 """Records of the folders that we write: of a pruned model, of one with fewer tokens."""
 SCHEMA = b'"schema": "optin.'
 """What our records hold."""
+MADE_BY = {
+    "scores": "Make one with optin score.",
+    "mask": "Make one with optin search.",
+    "latency": "Make one with optin profile --latency.",
+}
+"""How to get a file that was expected."""
 SHORT = 40
 """Letters of an output's name that begin its temporary name, which may not be longer than the system allows."""
 MOST_BYTES = 1 << 26
@@ -66,6 +72,10 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
             return _read_at_most(stream, most, str(path), what)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; expected a {what} file.") from error
+    except IsADirectoryError as error:
+        raise ArtifactError(
+            f"{path} is a folder (a checkpoint?); expected a {what} file.", hint=MADE_BY.get(what)
+        ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"{path} cannot be read as a {what} file: {reason}.") from error

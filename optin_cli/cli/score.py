@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.options.scoring import ScoreOptions
@@ -15,29 +13,35 @@ def score(
     checkpoint: common.CheckpointArgument,
     *,
     data: common.Data,
-    output: common.Output = None,
+    output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    resume: Annotated[
+        bool,
+        common.flag("--resume", "Go on where an interrupted run stopped."),
+    ] = False,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
 ) -> None:
-    """Importance of every head, neuron, channel or token, without labels."""
+    """Measure how important every head, neuron, channel or token is, without labels."""
     target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
     common.require_free(target, force=force, inputs=(checkpoint, *data.files, *opening.files))
-    from optin_cli.artifacts.scores import write_scores
-    from optin_cli.scoring.score import forget
-    from optin_cli.scoring.score import score as score_checkpoint
-
     state = None if target == common.STDIO else Path(f"{target}.partial")
-    common.use_threads(threads)
-    opened = opening.load(checkpoint)
     with common.resumable(state), common.progress("scoring") as progress:
+        stage = common.Stage(progress)
+        from optin_cli.artifacts.scores import write_scores
+        from optin_cli.scoring.score import forget
+        from optin_cli.scoring.score import score as score_checkpoint
+
+        common.use_threads(threads)
+        opened = opening.load(checkpoint)
         result = score_checkpoint(
-            opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress
+            opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=stage
         )
+        took = stage.took(opened.device)
     write_scores(target, result, force=force)
     forget(state)
-    common.print_result(result.header.dump(), target, as_json=as_json)
+    common.finish(f"score {checkpoint}", [], took, then=[["search", target, "--keep-flops", "0.5"]])
+    common.print_result(result.header.dump_with(took), target, as_json=as_json)

@@ -10,6 +10,14 @@ from optin_cli.tasks.schema import Task
 AnySamples = Samples | ImageSamples
 
 
+def described(samples: AnySamples) -> str:
+    """How many samples of which data were read, and from which columns."""
+    columns = samples.columns if isinstance(samples, Samples) else ()
+    where = f", column{'s' * (len(columns) > 1)} {', '.join(columns)}" if columns else ""
+    few = f"{len(samples):,}" if len(samples) == samples.total else f"{len(samples):,} of {samples.total:,}"
+    return f"{few} samples of {samples.name}{where}"
+
+
 def is_measurable(samples: AnySamples, task: Task | None) -> bool:
     """Whether predictions can be measured: a task names the metrics, and there is something to measure by."""
     return task is not None and (samples.labelled or task.labels_itself)

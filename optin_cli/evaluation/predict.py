@@ -82,6 +82,14 @@ class Outcome:
     truncated: int = 0
 
 
+def watched(batches: Sequence[Batch], progress: Progress, what: str) -> Iterator[Batch]:
+    """Go through the batches, and report each before and after it is used."""
+    for number, batch in enumerate(batches):
+        progress.update(number, len(batches), what)
+        yield batch
+        progress.count(batch.size)
+
+
 @torch.inference_mode()
 def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> Outcome:
     """Go through the batches once."""
@@ -91,8 +99,7 @@ def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progre
     truncated, by_sample = 0, True
     rules = checkpoint.structure.outputs
     collected: list[list[torch.Tensor]] = [[] for _ in rules]
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), checkpoint.name)
+    for batch in watched(batches, progress, checkpoint.name):
         keys += batch.keys
         order += batch.rows
         truncated += batch.truncated

@@ -19,9 +19,9 @@ class ExportOptions(Checked):
     for f16.
     """
 
-    opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
+    opset: int | None = option(None, "--opset", "Version of ONNX operators.", metavar="N", unset="the exporter's")
     seq_len: int | None = shared(None, SEQ_LEN)
     int8: bool = option(False, "--int8", "Store weights as 8-bit integers: a quarter of the bytes.")
     weight_type: WeightType | None = option(
-        None, "--gguf-type", "Type of weights in GGUF: f32, f16 or q8_0. (default: f16)", choices=WEIGHT_TYPES
+        None, "--gguf-type", "Type of weights in GGUF.", choices=WEIGHT_TYPES, unset="f16"
     )

@@ -41,12 +41,15 @@ from optin_cli.model.structure import alike_rows
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
-from optin_cli.progress import SILENT, Progress
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
+
+REFITTED, SAVED = 0.8, 0.9
+"""About the share of the work that is done once the model is refitted, and once it is saved, for progress."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
 
     def apply(model: nn.Module) -> dict[str, Refit]:
         pruned = PrunedModel(original.model, model, original.structure, planned.mask.kept)
-        return refit_model(pruned, batches, options, progress=progress)
+        return refit_model(pruned, batches, options, progress=Part(progress, 0, REFITTED))
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
     return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
@@ -213,12 +216,12 @@ def write_pruned(
         plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
         left, plan = without_bypassed(planned, pruned.model, plan)
         round_to_storage(pruned.model, left)
-        progress.update(1, 1, "saving")
+        progress.update(REFITTED, 1, "saving")
         save_cut(left, pruned.model, plan, folder, settings=planned.settings)
         if planned.mask.options.get("layout") == DECI:
             shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
             to_decilm(folder, Sizes(shapes, left.blueprint.config))
-        progress.update(1, 1, "certifying in a fresh process")
+        progress.update(SAVED, 1, "checking in a fresh process")
         certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)

@@ -144,7 +144,9 @@ def run_jobs(
     due = 0.0
     for job in jobs[totals.done :]:
         progress.update(finished, whole, job.what)
-        totals.add(job.run())
+        values = job.run()
+        totals.add(values)
+        progress.count(max((len(rows) for rows in values.values()), default=0))
         finished += job.weight
         if state.path is not None and (time.monotonic() >= due or totals.done == len(jobs)):
             start = time.monotonic()
@@ -152,7 +154,7 @@ def run_jobs(
             if totals.size > SMALL_STATE:
                 due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - start) / SAVE_SHARE)
     if jobs:
-        progress.update(whole, whole, "done")
+        progress.update(whole, whole, jobs[-1].what)
     return totals
 
 

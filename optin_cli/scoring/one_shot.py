@@ -211,7 +211,7 @@ def _by_curves(
         found[group.name] = removal_importance(
             checkpoint.model, group, own, centred=solved, damping=damping, squared=squared
         )
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "importances along those orders")
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
-from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
+from optin_cli.artifacts.sweep import PARTIAL, RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
 from optin_cli.checkpoints.folders import MANIFEST
@@ -46,7 +46,6 @@ from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
-PARTIAL = "sweep.partial.json"
 MODEL = "model"
 MASK = "mask.json"
 
@@ -325,8 +324,8 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
     least = min(sweep.points, key=lambda p: p.drop)
     spread = "" if least.standard_error is None else f" (standard error {least.standard_error:.4f})"
     raise GateError(
-        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {sweep.options['max_drop']}: "
-        f"the smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
+        f"No model lost at most {sweep.options['max_drop']} of {sweep.metric}: the best of {len(sweep.points)} lost "
+        f"{_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
 

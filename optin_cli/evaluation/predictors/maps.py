@@ -14,7 +14,7 @@ from optin_cli.data.load import require_scenes
 from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import ClassMap
-from optin_cli.evaluation.predict import Prediction, Trial, encoded
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, watched
 from optin_cli.model.forward import call_model
 
 
@@ -29,8 +29,7 @@ def predict_maps(trial: Trial) -> Prediction:
     maps: dict[int, ClassMap] = {}
     counts: list[torch.Tensor] = []
     batches = encoded(trial, labelled=False)
-    for number, batch in enumerate(batches):
-        trial.progress.update(number, len(batches), checkpoint.name)
+    for batch in watched(batches, trial.progress, checkpoint.name):
         raw = call_model(checkpoint.model, batch.inputs)
         outputs = {rule.name: raw[rule.name].float() for rule in checkpoint.structure.outputs}
         _require_finite(outputs)

@@ -19,7 +19,7 @@ from optin_cli.data.load import require_texts
 from optin_cli.data.text.running import NOT_COUNTED, RunningText, Window, surroundings, window_batches
 from optin_cli.errors import DataError
 from optin_cli.evaluation.perplexity import perplexity
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_finite
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_finite, watched
 from optin_cli.model.forward import call_model
 from optin_cli.model.readout import MOST, read_out, reads_tokens
 from optin_cli.options.common import DEFAULT_WINDOW
@@ -118,8 +118,7 @@ def guess(trial: Trial, batches: Sequence[Batch]) -> Guesses:
     windows = sum(batch.size for batch in batches)
     losses = torch.zeros(windows, dtype=torch.float64)
     counts, right = (torch.zeros(windows, dtype=torch.int64) for _ in range(2))
-    for number, batch in enumerate(batches):
-        trial.progress.update(number, len(batches), trial.checkpoint.name)
+    for batch in watched(batches, trial.progress, trial.checkpoint.name):
         places, truth = _wanted(batch)
         owners = torch.tensor(batch.rows).repeat_interleave(places.sum(dim=1).cpu())
         done = 0

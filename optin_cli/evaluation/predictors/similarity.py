@@ -15,7 +15,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, read_options, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, read_options, require_pairs, watched
 from optin_cli.model.forward import call_model, embed_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -46,8 +46,7 @@ def embed(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress =
     """Embedding of every sample, (N, width) on the CPU, in the samples' order."""
     rule = checkpoint.structure.outputs[0]
     embeddings: dict[int, torch.Tensor] = {}
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), checkpoint.name)
+    for batch in watched(batches, progress, checkpoint.name):
         hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
         embeddings.update(zip(batch.rows, embed_hidden(hidden, checkpoint.structure, batch).cpu(), strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])

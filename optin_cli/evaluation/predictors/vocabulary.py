@@ -18,7 +18,7 @@ from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.errors import DataError
 from optin_cli.evaluation.perplexity import perplexity
-from optin_cli.evaluation.predict import Prediction, Trial, require_finite
+from optin_cli.evaluation.predict import Prediction, Trial, require_finite, watched
 from optin_cli.model.forward import call_model
 
 
@@ -69,8 +69,7 @@ def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | N
     losses = torch.zeros(len(trial.samples), dtype=torch.float64)
     counts = torch.zeros(len(trial.samples), dtype=torch.long)
     right = 0
-    for number, batch in enumerate(blanks.batches):
-        trial.progress.update(number, len(blanks.batches), trial.checkpoint.name)
+    for batch in watched(blanks.batches, trial.progress, trial.checkpoint.name):
         for turn in blanks.masking.turns(batch):
             logits = _guesses(trial.checkpoint, turn)
             each = F.cross_entropy(logits, turn.answers, reduction="none").double().cpu()
