@@ -23,6 +23,7 @@ from optin_cli.options.declare import DATA, MODEL, OUTPUT, Option, nested, offer
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
 
 if TYPE_CHECKING:
+    from optin_cli.artifacts.base import Artifact, Took
     from optin_cli.checkpoints.checkpoint import Checkpoint
     from optin_cli.data.spec import DataSpec
 
@@ -261,6 +262,11 @@ def show(text: str, *, newline: bool = True) -> None:
 def target_of(output: str | None, default: str, *, as_json: bool) -> str:
     """Where a command writes: --output, stdout for --json alone, else its default name."""
     return STDIO if output is None and as_json else output or default
+
+
+def contents(artifact: Artifact, took: Took, target: str, *, as_json: bool) -> str:
+    """What is written of an artifact: what the run took is for stdout alone, and only if JSON was asked for."""
+    return artifact.dump_with(took) if as_json and target == STDIO else artifact.dump()
 
 
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:

@@ -124,7 +124,7 @@ def evaluate(
             result = with_draft(result, original, drafted)
         took = stage.took(opened.device)
     problem = None if max_drop is None else require_drop(result, max_drop)
-    write_text(target, result.dump(), force=force)
+    write_text(target, common.contents(result, took, target, as_json=as_json), force=force)
     if card:
         write_measured(Path(checkpoint), result)
     common.finish(f"eval {checkpoint}", [evaluation_table(result)], took, then=_next(checkpoint, target))

@@ -72,7 +72,7 @@ def profile(
             table = profile_table(result, every=every)
         took = stage.took(opened.device)
     if output is not None:
-        write_text(output, result.dump(), force=force)
+        write_text(output, common.contents(result, took, output, as_json=as_json), force=force)
     if output is None and not as_json:
         common.console().print(table)
     common.finish(f"profile {checkpoint}", [table] if latency else [], took, then=_next(checkpoint, output))

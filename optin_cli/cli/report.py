@@ -18,7 +18,6 @@ def report(
             metavar="DIR", help="What prune or sweep wrote, or a folder that holds artifacts.", show_default=False
         ),
     ] = None,
-    output: Annotated[str | None, common.output("NAME.report.html")] = None,
     mask: Annotated[
         Path | None,
         typer.Option("--mask", metavar="FILE", help="Mask that the model was cut by.", rich_help_panel=DATA),
@@ -39,6 +38,7 @@ def report(
     sweep: Annotated[
         Files, typer.Option("--sweep", metavar="FILE", help="Sweep of the original; repeatable.", rich_help_panel=DATA)
     ] = None,
+    output: Annotated[str | None, common.output("NAME.report.html")] = None,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:

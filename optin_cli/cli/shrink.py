@@ -12,6 +12,8 @@ from optin_cli.errors import UsageError
 from optin_cli.options.shrink import ShrinkOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from optin_cli.sweeping.shrink import Shrunk
 
 
@@ -53,7 +55,7 @@ def shrink(
             opened, calib.spec(), folder, options, task=task, data=data.spec(), force=force, progress=stage
         )
         took = stage.took(opened.device)
-    made = [*summary(result.manifest), evaluation_table(result.evaluation), *_steps(result)]
+    made: list[str | Table] = [*summary(result.manifest), evaluation_table(result.evaluation), *_steps(result)]
     then = [
         ["report", f"{folder}/", "# a page for people"],
         ["export", f"{folder}/", "--to", "onnx", "# to run it elsewhere"],

@@ -11,6 +11,8 @@ from optin_cli.errors import UsageError
 from optin_cli.options.sweep import SweepOptions
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from optin_cli.artifacts.sweep import SweepPoint
 
 
@@ -68,7 +70,7 @@ def sweep(
             report=lambda point: common.say(_line(point)),
         )
         took = stage.took(opened.device)
-    made = [sweep_table(result), draw_text(result)]
+    made: list[str | Table] = [sweep_table(result), draw_text(result)]
     if not (folder / PICTURES[0]).exists():
         made.append("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")
     common.finish(f"sweep {checkpoint}", made, took, then=[["report", str(folder), "# all of it on one page"]])
