@@ -22,7 +22,7 @@ SAY_EVERY = 30.0
 """Seconds between two lines that say how far work is."""
 NEARLY = 0.99
 """The most that is shown as finished: what is finished is no longer shown."""
-BAR_WIDTH = 16
+BAR_WIDTH = 10
 
 
 class Notes:
@@ -48,10 +48,10 @@ class Pace:
     """The share of a step that is done, its speed, and the time that is left; a share that falls begins a new step."""
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
+        self.begun = self.counted = time.monotonic()
         self.share = 0.0
         self.samples = 0
-        self.what = "loading"
+        self.what, self.counting = "loading", ""
 
     def update(self, done: float, total: float, what: str) -> None:
         """Take in a report."""
@@ -60,11 +60,16 @@ class Pace:
             self.begun, self.samples = time.monotonic(), 0
         self.share, self.what = share, what
 
+    def count(self, samples: int) -> None:
+        """Take in samples that went through a model."""
+        self.samples += samples
+        self.counted, self.counting = time.monotonic(), self.what
+
     @property
     def words(self) -> str:
-        """Speed and time left, as far as they are known, each after a comma."""
-        passed = time.monotonic() - self.begun
-        speed = f", {self.samples / passed:.3g} samples/s" if self.samples and passed else ""
+        """Speed (of what counts samples) and time left, as far as they are known, each after a comma."""
+        passed, ran = time.monotonic() - self.begun, self.counted - self.begun
+        speed = f", {self.samples / ran:.3g} samples/s" if self.counting == self.what and ran > 0 else ""
         seconds = round(passed * (1 - self.share) / self.share) if self.share else None
         return speed + ("" if seconds is None else f", about {timedelta(seconds=seconds)} left")
 
@@ -84,7 +89,7 @@ class Bar(Notes):
 
     def count(self, samples: int) -> None:
         """Measure the speed."""
-        self.pace.samples += samples
+        self.pace.count(samples)
 
 
 class Log(Notes):
@@ -103,7 +108,7 @@ class Log(Notes):
 
     def count(self, samples: int) -> None:
         """Measure the speed."""
-        self.pace.samples += samples
+        self.pace.count(samples)
 
     def say_if_due(self) -> float:
         """Say it, if the last line is old enough; the seconds until the next is due."""
@@ -152,8 +157,8 @@ def _drawn(title: str, talk: Console) -> Iterator[Progress]:
         """Percentage, speed and time left, which go on while a step reports nothing."""
 
         def render(self, task: rich_progress.Task) -> Text:
-            share = "" if task.total is None else f"{pace.share:4.0%}"
-            return Text(f"{share}{pace.words}", style="progress.percentage")
+            words = "" if task.total is None else f"{pace.share:4.0%}{pace.words}:"
+            return Text(words, style="progress.percentage")
 
     columns = (
         rich_progress.TextColumn("{task.fields[title]}"),

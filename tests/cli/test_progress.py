@@ -26,13 +26,22 @@ def test_a_log_has_a_line_every_half_minute(capsys):
 
 def test_speed_is_that_of_the_step(capsys):
     with patch("time.monotonic", return_value=0.0) as clock, common.progress("scoring") as progress:
-        for now, done in ((10, 1), (40, 4), (41, 0), (80, 2)):
+        for now, done, what in (
+            (0, 0, "sketch"),
+            (40, 4, "sketch"),
+            (71, 0, "obs"),
+            (101, 1, "obs"),
+            (140, 2, "curves"),
+        ):
             clock.return_value = float(now)
-            progress.update(done, 8, "sketch")
+            progress.update(done, 8, what)
+            clock.return_value += 10
             progress.count(20)
     assert capsys.readouterr().err.splitlines() == [
-        "scoring: 50%, 0.5 samples/s, about 0:00:40 left (sketch)",
-        "scoring: 25%, 0.513 samples/s, about 0:01:57 left (sketch)",
+        "scoring: 50%, 2 samples/s, about 0:00:40 left (sketch)",
+        "scoring: 0% (obs)",
+        "scoring: 12%, 2 samples/s, about 0:03:30 left (obs)",
+        "scoring: 25%, about 0:03:27 left (curves)",
     ]
 
 
@@ -59,8 +68,8 @@ def test_a_bar_says_its_step_speed_and_time_left_in_one_line():
         common.progress("scoring") as progress,
     ):
         progress.update(0, 4, "sketch of every head and neuron of the model")
-        progress.count(32)
         clock.return_value = 10.0
+        progress.count(32)
         progress.update(1, 4, "sketch of every head and neuron of the model")
         progress.bar.refresh()
         shown = progress.bar.get_renderable()
