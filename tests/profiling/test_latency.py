@@ -87,7 +87,8 @@ def test_the_file_says_what_was_measured(table, made):
     found = parse(LatencyTable, table.read_text(), "table")
     assert found.workload == Workload(batch_size=1, seq_len=32) and found.options["runs"] == 2
     assert found.threads == 1 and found.device == describe_device(torch.device("cpu")) and "torch" in found.versions
-    assert "encoder.0.neuron" in done("inspect", table).out
+    assert "encoder.0–2 neuron" in done("inspect", table).out
+    assert "encoder.0.neuron" in done("inspect", table, "--all").out
     assert done("inspect", table, "--json").out == table.read_text()
 
 

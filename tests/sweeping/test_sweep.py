@@ -255,7 +255,7 @@ def test_no_model_within_the_drop_exits_3_and_leaves_none(made, here, monkeypatc
     assert Path("out/model/optin.json").is_file()
     run = call(*command, "--max-drop", "0.1", "--force")
     assert run.code == 3
-    assert "smallest drop seen is 0.25" in run.err
+    assert "the best of 2 lost 0.25" in run.err
     assert run.out == ""
     assert [p.asked for p in read("out/sweep.json").points] == [0.5, 0.75]
     assert not Path("out/model").exists()
