@@ -154,7 +154,7 @@ def run_jobs(
             if totals.size > SMALL_STATE:
                 due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - start) / SAVE_SHARE)
     if jobs:
-        progress.update(whole, whole, jobs[-1].what)
+        progress.update(whole, whole, "averaging")
     return totals
 
 
