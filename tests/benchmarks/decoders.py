@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import optin_cli
-from optin_cli.artifacts.costs import Profile
+from optin_cli.artifacts.costs import BLOCK, Profile
 from optin_cli.data.spec import DataSpec
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.scoring import ScoreOptions
@@ -34,7 +34,7 @@ RECIPES = ("optin", "slimgpt", "flap", "wanda", "magnitude")
 
 def share_of_model(profile: Profile, share: float) -> float:
     """The share of all MACs that a share of the blocks' comes to, rounded up to four places."""
-    blocks = sum(group.units * group.unit_macs for group in profile.groups.values())
+    blocks = sum(group.units * group.unit_macs for group in profile.groups.values() if group.kind == BLOCK)
     kept = (profile.totals.macs - (1 - share) * blocks) / profile.totals.macs
     return round(kept + 5e-5, 4)
 
