@@ -34,6 +34,7 @@ from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.model.resolve import find_structure
 from optin_cli.model.structure import Structure
+from optin_cli.processes.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Checkpoint:
     stored weights that have no place in the model, such as those of a head that it was opened without. notes: what a
     user should know of how it was loaded. recorded: for an exported model, whose `model` only passes tensors on.
     description: the file of an architecture description that was used instead of the shipped one, None for the latter.
+    processes: those that have it and share the work that is done with it.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Checkpoint:
     types: Types = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    processes: Processes = ALONE
 
     def stored_as(self, name: str) -> torch.dtype:
         """The floating type in which a tensor of the state dict is stored, and so is what is left of it."""

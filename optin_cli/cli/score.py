@@ -12,6 +12,7 @@ from optin_cli.options.scoring import ScoreOptions
 
 @command
 def score(
+    context: typer.Context,
     checkpoint: common.CheckpointArgument,
     *,
     data: common.Data,
@@ -33,11 +34,13 @@ def score(
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
     common.use_threads(threads)
-    opened = opening.load(checkpoint)
+    opened = opening.load(checkpoint, context)
     with common.resumable(state), common.progress("scoring") as progress:
         result = score_checkpoint(
             opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress
         )
+    if not opened.processes.leads:
+        return
     write_scores(target, result, force=force)
     forget(state)
     common.print_result(result.header.dump(), target, as_json=as_json)

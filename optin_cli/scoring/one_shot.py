@@ -148,7 +148,8 @@ def score_checkpoint(
     identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
     summed = [(path, found.tensors()) for part in (moments, dims) for path, found in part.items()]
     extra = {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
-    totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
+    summing = Part(progress, 0, 1 - CURVES) if curved else progress
+    totals = run_jobs(jobs, identity, state, summing, extra, checkpoint.processes)
     importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
     require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
@@ -204,15 +205,19 @@ def _by_curves(
 ) -> dict[str, torch.Tensor]:
     """Importances (units,) by group name, from removal curves. groups: with `squared` of `removal_importance`."""
     centred = with_intercept(checkpoint.model, checkpoint.structure.with_groups(groups), batch)
-    found = {}
-    for number, (group, squared) in enumerate(groups.items()):
-        progress.update(number, len(groups), f"order of {group.name}")
+    names = {group: number for number, group in enumerate(groups)}
+
+    def importance(group: Group) -> torch.Tensor:
+        progress.update(names[group], len(groups), f"order of {group.name}")
         own, solved = moments[group.consumer], group.consumer in centred
-        found[group.name] = removal_importance(
-            checkpoint.model, group, own, centred=solved, damping=damping, squared=squared
-        )
+        return removal_importance(
+            checkpoint.model, group, own, centred=solved, damping=damping, squared=groups[group]
+        ).cpu()
+
+    work = [float(len(moments[group.consumer].square)) ** 3 for group in groups]
+    found = checkpoint.processes.map(importance, [*groups], work)
     progress.update(1, 1, "done")
-    return found
+    return {group.name: each for group, each in zip(groups, found, strict=True)}
 
 
 def _jobs(
