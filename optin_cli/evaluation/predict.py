@@ -20,7 +20,6 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import Task
 
-
 Found = TypeVar("Found")
 
 
