@@ -14,6 +14,7 @@ from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
 from optin_cli.cli.export import export
 from optin_cli.cli.inspect import inspect
+from optin_cli.cli.merge import merge
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
 from optin_cli.cli.report import report
@@ -55,7 +56,22 @@ def _root(
     launched.require_shared(context.invoked_subcommand)
 
 
-for command in (profile, score, search, prune, evaluate, export, trim, shrink, sweep, report, diff, inspect, demo):
+for command in (
+    profile,
+    score,
+    merge,
+    search,
+    prune,
+    evaluate,
+    export,
+    trim,
+    shrink,
+    sweep,
+    report,
+    diff,
+    inspect,
+    demo,
+):
     app.command(name="eval" if command is evaluate else None)(command)
 
 

@@ -1,9 +1,9 @@
 """Running sums of per-sample importances, and the state from which an interrupted run is resumed.
 
 Sums are float64. Those of a portion of the jobs (`portions.py`) are taken in the order of the jobs, and then added to
-those of the portions before it. So a run ends in the same bits whether or not it was interrupted and resumed, and however
-many processes shared it. Beside them a run may sum tensors of its own, such as second moments, which are saved with the
-state. They take twice their size: the sums of the portion in progress lie beside those of the portions before it.
+those of the portions before it. So a run ends in the same bits whether or not it was interrupted and resumed, and
+however many processes shared it. Beside them a run may sum tensors of its own, such as second moments, which are saved
+with the state. They take twice their size: the sums of the portion in progress lie beside those before it.
 """
 
 from __future__ import annotations
@@ -299,15 +299,16 @@ class Accumulator:
 
     def save(self, path: Path, fingerprint: str, portion: Accumulator | None = None) -> None:
         """Write the state, with the portion in progress; `fingerprint` (of `RunIdentity`) binds it to the run."""
-        tensors = self._tensors()
+        tensors = self.tensors()
         metadata = {"fingerprint": fingerprint, "done": str(self.done), "counts": json.dumps(self.counts)}
         if portion is not None and portion.done:
-            tensors |= {OPEN + name: tensor for name, tensor in portion._tensors().items()}
+            tensors |= {OPEN + name: tensor for name, tensor in portion.tensors().items()}
             metadata |= {f"{OPEN}done": str(portion.done), f"{OPEN}counts": json.dumps(portion.counts)}
         with atomic_file(path, force=True) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All sums that are not zero, by role and name."""
         parts = {"sum": self.sums, "square": self.squares, EXTRA: self.extra if self.done else {}}
         return {f"{role}.{name}": tensor for role, part in parts.items() for name, tensor in part.items()}
 

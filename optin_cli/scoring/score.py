@@ -1,6 +1,7 @@
 """Score the importance of every unit of a checkpoint."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,33 +14,31 @@ from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import NotFiniteError, SavedState, require_finite
-from optin_cli.scoring.calibration import calibrate
-from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
+from optin_cli.scoring.calibration import Calibration, calibrate
+from optin_cli.scoring.kinds import KIND_ESTIMATORS, KindEstimator, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
 
 
-def score(
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose checkpoint is open and whose data is read. estimators: by kind, of units that have their own."""
+
+    checkpoint: Checkpoint
+    calibration: Calibration | None
+    seq_len: int | None
+    estimators: Mapping[str, KindEstimator]
+
+
+def prepare(
     checkpoint: Checkpoint | str | Path,
-    data: DataSpec | str | Path | None = None,
-    options: ScoreOptions | None = None,
+    data: DataSpec | str | Path | None,
+    options: ScoreOptions,
     *,
-    seq_len: int | None = None,
-    state: Path | None = None,
-    resume: bool = False,
-    progress: Progress = SILENT,
-) -> Scores:
-    """Importance of every unit.
-
-    Args:
-        data: calibration data: a task name, or a file or folder of texts or images. Only some criteria need labels.
-        seq_len: length of text that the recorded costs are stated for.
-        state: file in which an interrupted run leaves what `resume` continues from; see `forget`.
-
-    Raises:
-        OptinError: bad data, an unfit checkpoint, or options that contradict each other.
-    """
-    options, spec = options or ScoreOptions(), DataSpec.of(data)
-    criterion = CRITERIA[options.criterion]
+    seq_len: int | None,
+    progress: Progress,
+) -> Prepared:
+    """Open what is to be scored, check it, and read the data; arguments and errors as of `score`."""
+    spec, criterion = DataSpec.of(data), CRITERIA[options.criterion]
     if criterion.needs_data and not spec.is_named:
         raise UsageError(
             f"The criterion {options.criterion} needs calibration data.",
@@ -66,11 +65,37 @@ def score(
         )
         samples = checkpoint.input.load_samples(wanted, progress)
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
+    return Prepared(checkpoint, calibration, length, extra)
+
+
+def score(
+    checkpoint: Checkpoint | str | Path,
+    data: DataSpec | str | Path | None = None,
+    options: ScoreOptions | None = None,
+    *,
+    seq_len: int | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> Scores:
+    """Importance of every unit.
+
+    Args:
+        data: calibration data: a task name, or a file or folder of texts or images. Only some criteria need labels.
+        seq_len: length of text that the recorded costs are stated for.
+        state: file in which an interrupted run leaves what `resume` continues from; see `forget`.
+
+    Raises:
+        OptinError: bad data, an unfit checkpoint, or options that contradict each other.
+    """
+    options = options or ScoreOptions()
+    ready = prepare(checkpoint, data, options, seq_len=seq_len, progress=progress)
+    checkpoint, calibration, length = ready.checkpoint, ready.calibration, ready.seq_len
     saved = SavedState(state, resume)
     try:
         scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
         if calibration is not None:
-            for name, estimator in extra.items():
+            for name, estimator in ready.estimators.items():
                 scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
         require_finite({name: torch.as_tensor(values) for name, values in scores.importance.items()})
     except NotFiniteError:
