@@ -115,15 +115,3 @@ def test_a_part_that_lacks_tensors_is_refused(folder, parts):
 def test_what_is_no_sum_over_samples_is_refused(folder, checkpoint, options, words):
     with pytest.raises(UsageError, match=words):
         score_part(checkpoint, folder / "texts.jsonl", Shard(1, 2), ScoreOptions(**options))
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", "１/２"])
-def test_shards_are_written_as_number_of_count(text):
-    with pytest.raises(UsageError, match="expected I/N"):
-        Shard.parse(text)
-
-
-def test_shards_divide_everything_once():
-    for count in range(1, 12):
-        taken = [each for number in range(1, count + 1) for each in Shard(number, count).of(8)]
-        assert taken == [*range(8)]
