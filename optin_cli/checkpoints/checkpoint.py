@@ -14,8 +14,8 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
-from optin_cli.artifacts.base import Source, Totals, Workload
-from optin_cli.checkpoints.batching import device_of
+from optin_cli.artifacts.base import Options, Source, Totals, Workload
+from optin_cli.checkpoints.batching import compute_type, device_of
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
 from optin_cli.checkpoints.foreign import explaining
@@ -100,6 +100,12 @@ class Checkpoint:
         return device_of(self.model)
 
     @property
+    def computing(self) -> Options:
+        """What artifacts record of the type that it computes in: nothing for float32."""
+        first = next(self.model.parameters(), None)
+        return {} if first is None or first.dtype == torch.float32 else {"dtype": str(first.dtype).split(".")[-1]}
+
+    @property
     def input(self) -> ModelInput:
         """What the model takes: its example inputs, samples and batches."""
         recorded = None if self.recorded is None else self.recorded.workload
@@ -130,6 +136,7 @@ def load(
     as_class: str | None = None,
     image_size: tuple[int, int] | None = None,
     device: str | None = None,
+    dtype: str = "float32",
 ) -> Checkpoint:
     """Load a checkpoint, running no code from its folder. Its `model` is in evaluation mode.
 
@@ -143,6 +150,7 @@ def load(
             for the bare encoder of a masked language model.
         image_size: height and width of the images to work on, instead of what the checkpoint's preprocessing makes.
         device: where to put the model.
+        dtype: what it computes in: float32, bfloat16 or auto (`batching.compute_type`).
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
@@ -170,7 +178,7 @@ def load(
         built = blueprint.builder.build(blueprint, stored, name)
         takes = model_input(name, blueprint, built.model)
         takes.check()
-    model = built.model.to(target)
+    model = built.model.to(target, compute_type(dtype, built.dtype, target))
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))

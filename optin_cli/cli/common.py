@@ -50,6 +50,14 @@ Output = Annotated[
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
 Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="auto|float32|bfloat16",
+        help="What the model computes in; auto: float32, and bfloat16 on a GPU where weights are stored so.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Opening:
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
-    def load(self, source: str, context: typer.Context | None = None) -> Checkpoint:
+    def load(self, source: str, context: typer.Context | None = None, *, dtype: str = "float32") -> Checkpoint:
         """Load a checkpoint (torch is imported only now). context: of a command whose processes share work on it."""
         from optin_cli.checkpoints.checkpoint import load
 
@@ -87,6 +95,7 @@ class Opening:
             as_class=self.as_class,
             image_size=size,
             device=own_device(self.device, context),
+            dtype=dtype,
         )
         for note in checkpoint.notes:
             say(note)

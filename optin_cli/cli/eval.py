@@ -60,6 +60,7 @@ def evaluate(
         bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
     ] = False,
     options: EvalOptions,
+    dtype: common.Dtype = "auto",
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -93,7 +94,7 @@ def evaluate(
 
     device = common.own_device(device_for(opening.device, checkpoint, against), context)
     how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
-    how["as_class"] = opening.as_class
+    how |= {"as_class": opening.as_class, "dtype": dtype}
     opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
     other = None if against is None else load_evaluated(against, **how)
     original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)

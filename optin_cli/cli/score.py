@@ -31,6 +31,7 @@ def score(
             show_default=False,
         ),
     ] = None,
+    dtype: common.Dtype = "auto",
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -47,7 +48,7 @@ def score(
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
     common.use_threads(threads)
-    opened = opening.load(checkpoint, context)
+    opened = opening.load(checkpoint, context, dtype=dtype)
     if part is not None:
         from optin_cli.scoring.parts import score_part, write_part
 

@@ -182,6 +182,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
             "batch_size": exam.options.batch_size,
             "max_length": exam.options.max_length,  # what was used, where texts were read
             "latency_warmup": exam.options.latency_warmup,
+            **checkpoint.computing,
             **prediction.constants,
         },
         inputs=inputs,

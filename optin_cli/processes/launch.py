@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 
 from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from optin_cli.errors import UsageError
 from optin_cli.processes.processes import PATIENCE, Processes, talking
@@ -20,9 +22,9 @@ def joined() -> Iterator[Processes]:
     if not distributed.is_available() or not distributed.is_gloo_available():
         raise UsageError("This build of torch has no gloo, so that processes cannot share work.")
     with talking():
-        store, rank, count = next(distributed.rendezvous("env://", timeout=PATIENCE))
-        group = distributed.PrefixStore("group", store)
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        group = PrefixStore("group", store)
         distributed.init_process_group("gloo", store=group, rank=rank, world_size=count, timeout=PATIENCE)
-    yield Processes(rank, count, int(os.environ.get("LOCAL_RANK", rank)), distributed.PrefixStore("run", store))
+    yield Processes(rank, count, int(os.environ.get("LOCAL_RANK", rank)), PrefixStore("run", store))
     # Not after a failure: it would wait for processes that are gone.
     distributed.destroy_process_group()

@@ -11,13 +11,16 @@ import datetime
 import heapq
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
 
 from optin_cli.errors import ProcessError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 PATIENCE = datetime.timedelta(days=1)
 """How long a process waits for another's work. That another has died is told by its closed connection, at once."""
@@ -43,13 +46,13 @@ class Sending:
     """Tensors on their way, which must stay as they are until `wait` returns."""
 
     tensors: Sequence[torch.Tensor] = ()
-    works: Sequence[Any] = ()
+    works: list[Any] = field(default_factory=list)
 
     def wait(self) -> None:
         """Wait until the other process has them (ProcessError if it has ended)."""
         with talking():
-            for work in self.works:
-                work.wait()
+            while self.works:  # gloo waits for ever for what it was waited for before
+                self.works.pop(0).wait()
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     local: int = 0
-    store: distributed.Store | None = None
+    store: Store | None = None
 
     @property
     def leads(self) -> bool:

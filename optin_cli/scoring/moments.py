@@ -219,7 +219,7 @@ class Pass:
             values = x.detach()
 
             def collect(gradient: torch.Tensor) -> None:
-                product = group.rows_first(values * gradient).movedim(group.axis, -1)
+                product = group.rows_first(values.float() * gradient.float()).movedim(group.axis, -1)
                 slope = product.reshape(self.batch.size, -1, group.units, group.unit_width).sum(dim=(1, 3))
                 self.slopes[group] = self.slopes.get(group, 0.0) + slope
 
@@ -253,7 +253,7 @@ class Pass:
                 call.read |= read
                 pull = laid.sum(dim=1, dtype=torch.float64)
                 self.pulls[group.consumer] = self.pulls.get(group.consumer, 0.0) + pull
-                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]])
+                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]].float())
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
 
@@ -274,7 +274,7 @@ class Pass:
             assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
-            moments.add_inputs(rows)
+            moments.add_inputs(rows.float())
             moments.count(gradients=probes * len(rows), positions=int(call.read.sum()))
         for path in {call.path for call in self.calls}:
             self.moments[path].count(samples=self.batch.size)

@@ -151,7 +151,8 @@ def plan_run(
         inputs["calibration"] = calibration.source
     workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
-    identity = RunIdentity("units", checkpoint.structure, options.recorded(), inputs, workload, batches)
+    recorded = {**options.recorded(), **checkpoint.computing}
+    identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
     return Planned(identity, jobs, estimators | dict.fromkeys(dims, "obs"), curved, moments, dims)
 
 

@@ -78,7 +78,7 @@ def score_part(
     mine = shard.of(len(portions))
     todo = [(number, place) for number in mine for place in portions[number]]
     parts = {number: Accumulator(run.extra) for number in mine}
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for done, (number, place) in enumerate(todo):
         progress.update(done, len(todo), run.jobs[place].what)
         parts[number].add(run.jobs[place].run())

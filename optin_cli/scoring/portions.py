@@ -4,6 +4,7 @@ Each portion is summed from zero, and the sums of portions are added one after a
 whichever processes compute the portions, and in however many runs.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from optin_cli.errors import UsageError
@@ -29,4 +30,4 @@ def cut_portions(weights: Sequence[float], sharing: int = 1) -> list[range]:
         places.append(min(int(PORTIONS * (done + weight / 2) / whole), PORTIONS - 1))
         done += weight
     starts = [number for number, place in enumerate(places) if number == 0 or place != places[number - 1]]
-    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(places)], strict=True)]
+    return [range(start, end) for start, end in itertools.pairwise([*starts, len(places)])]

@@ -128,16 +128,16 @@ class DimWatch:
         one = moments.products
 
         def see(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            queries, real = token_rows(one, 0, output.detach(), batch)
+            queries, real = token_rows(one, 0, output.detach().float(), batch)
             moments.moments.add(0, queries[real])
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
                 leaves.append(output)
-            there, back = (part.to(output) for part in moments.basis)
+            there, back = (part.to(output.device, torch.float32) for part in moments.basis)
             self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64)
 
             def collect(gradient: torch.Tensor) -> None:
-                rows, _ = token_rows(one, 0, gradient.detach(), batch)
+                rows, _ = token_rows(one, 0, gradient.detach().float(), batch)
                 moments.add_gradients(rows, real)
                 mine = torch.einsum("bthd,hud->bthu", queries, there)
                 theirs = torch.einsum("bthd,hdu->bthu", rows, back)
