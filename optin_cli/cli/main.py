@@ -144,6 +144,8 @@ def main() -> NoReturn:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
         _fail(
             f"This is a defect of optin: {type(error).__name__}: {error}",
             f"Run again with {DEBUG}=1 for the traceback, and report it.",

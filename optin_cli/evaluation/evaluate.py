@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -160,7 +162,16 @@ def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
     if exam.samples is None:
         return Predicted(checkpoint, Prediction([], []))
-    return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, exam.options, exam.progress)))
+    options = exam.options
+    while True:
+        try:
+            return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, options, exam.progress)))
+        except torch.OutOfMemoryError:
+            if options.batch_size == 1 or checkpoint.processes.count > 1:  # others wait for what this one has found
+                raise
+        torch.cuda.empty_cache()
+        options = replace(options, batch_size=options.batch_size // 2)
+        exam.progress.note(f"{checkpoint.device} has too little memory; going on with batches of {options.batch_size}.")
 
 
 def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluation:

@@ -69,7 +69,7 @@ def score_part(
     options = options or ScoreOptions()
     require_divisible(options)
     ready = prepare(checkpoint, data, options, seq_len=seq_len, progress=progress)
-    opened, calibration = ready.checkpoint, ready.calibration
+    opened, calibration, options = ready.checkpoint, ready.calibration, ready.options
     if opened.processes.count > 1:
         raise UsageError("A part is scored in one process.", hint="Leave out torchrun, or --shard.")
     assert calibration is not None
