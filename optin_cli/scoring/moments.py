@@ -364,7 +364,7 @@ class Layer:
     @classmethod
     def of(cls, model: nn.Module, group: Group, *, centred: bool) -> Self:
         """That of a model."""
-        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1)
+        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1).contiguous()
         return cls(group.name, group.units, weight, centred)
 
     @torch.no_grad()

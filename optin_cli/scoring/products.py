@@ -78,8 +78,9 @@ class DimMoments(DimSums):
     @classmethod
     def zeros(cls, one: Products, model: nn.Module) -> Self:
         """No tokens yet."""
-        basis = one.basis(model)
-        moments = ProductMoments.zeros(one, basis[0].device)
+        there, back = one.basis(model)
+        basis = (there.contiguous(), back.contiguous())  # as files hold them, so that products round alike
+        moments = ProductMoments.zeros(one, there.device)
         return cls(basis, moments, torch.zeros_like(moments.queries), torch.zeros(1, dtype=torch.int64), one)
 
     def add_gradients(self, rows: torch.Tensor, real: torch.Tensor) -> None:
