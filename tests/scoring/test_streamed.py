@@ -11,7 +11,7 @@ from helpers.running import Watch
 import optin_cli
 from optin_cli.artifacts.scores import write_scores
 from optin_cli.checkpoints.checkpoint import load
-from optin_cli.errors import ArtifactError, UsageError
+from optin_cli.errors import ArtifactError, OptinError, UsageError
 from optin_cli.files import OutputError
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import spill
@@ -133,5 +133,5 @@ def test_what_is_not_streamed_is_refused_by_name(texts, llama, changes, words):
 
 def test_shared_layers_are_refused(tmp_path, texts):
     folder = save_checkpoint(tmp_path / "model", "albert")
-    with pytest.raises(optin_cli.errors.OptinError, match="cannot be streamed"):
+    with pytest.raises(OptinError, match="cannot be streamed"):
         scored(folder, texts, stream=True)
