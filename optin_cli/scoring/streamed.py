@@ -31,7 +31,7 @@ from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Part, Progress
-from optin_cli.scoring.accumulate import Accumulator, RunIdentity, SavedState, require_finite
+from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, require_finite, run_jobs
 from optin_cli.scoring.calibration import Calibration
 from optin_cli.scoring.moments import Moments, Pass, empty_moments, removal_importance, watch_passes, with_intercept
 from optin_cli.scoring.one_shot import assemble_scores, curved_groups, estimator_of, scored_products
@@ -71,12 +71,12 @@ class Step:
 class StreamedRun:
     """A run through all blocks, forward and backward.
 
-    structure: with the groups to score. batches: on the device of open blocks. importance: of every group,
-    (units,) float32, filled in place. curved: groups with removal curves. centred: consumers whose intercept is
-    re-solved too. products: query and key layers whose dimensions are scored.
+    batches: on the device of open blocks. importance: of every group, (units,) float32, filled in place. curved: groups
+    with removal curves. centred: consumers whose intercept is re-solved too. products: query and key layers whose
+    dimensions are scored.
     """
 
-    structure: Structure
+    identity: RunIdentity
     streaming: Streaming
     batches: Sequence[Batch]
     options: ScoreOptions
@@ -85,6 +85,11 @@ class StreamedRun:
     centred: frozenset[str]
     products: Sequence[Products]
     spill: Spill
+
+    @property
+    def structure(self) -> Structure:
+        """With the groups to score."""
+        return self.identity.structure
 
     def steps(self) -> list[Step]:
         """Everything to do, in order."""
@@ -144,7 +149,13 @@ class StreamedRun:
         name = self.structure.blocks[place].name
         groups = [group for group in self.structure.groups if group.block == name]
         curved = [group for group in groups if group in self.curved]
-        moments, dims = self._measure(place, groups, totals, Part(progress, 0, 1 / (1 + CURVES)))
+        products = [one for one in self.products if one.block == name]
+        with self.streaming.opened(self.structure.blocks[place].path):
+            moments, dims = empty_moments(self.streaming.model, curved), empty_dims(self.streaming.model, products)
+            summed = self._measure(place, groups, (moments, dims), Part(progress, 0, 1 / (1 + CURVES)))
+        totals.sums |= summed.sums
+        totals.squares |= summed.squares
+        totals.counts |= summed.counts
         found = {group.name: totals.mean(group.name) for group in groups}
         require_finite({**found, **{path: own.diagonals() for path, own in moments.items()}})
         for number, group in enumerate(curved):
@@ -156,17 +167,29 @@ class StreamedRun:
             self.importance[path].copy_(importance)
 
     def _measure(
-        self, place: int, groups: Sequence[Group], totals: Accumulator, progress: Progress
-    ) -> tuple[dict[str, Moments], dict[str, DimMoments]]:
-        """Add what single units of a block cost to the totals; moments by path of the consumer and by group name."""
-        model, block = self.streaming.model, self.structure.blocks[place]
-        with self.streaming.opened(block.path):
-            moments = empty_moments(model, [group for group in groups if group in self.curved])
-            dims = empty_dims(model, [one for one in self.products if one.block == block.name])
-            for number, batch in self._numbered(progress):
-                run, passes = Pass(model, batch, moments), functools.partial(self._passes, place, number)
-                totals.add(watch_passes(run, groups, passes, probes=self.options.probes, dims=DimWatch(dims)))
-        return moments, dims
+        self,
+        place: int,
+        groups: Sequence[Group],
+        summed: tuple[Mapping[str, Moments], Mapping[str, DimMoments]],
+        progress: Progress,
+    ) -> Accumulator:
+        """Sum what single units of an open block cost. summed: what batches are added to beside, in place."""
+        moments, dims = summed
+        extra = {
+            f"{name}.{path}": t for part in summed for path, own in part.items() for name, t in own.tensors().items()
+        }
+        probes, count = self.options.probes, len(self.batches)
+
+        def run(number: int, batch: Batch) -> dict[str, torch.Tensor]:
+            watching = Pass(self.streaming.model, batch, moments)
+            passes = functools.partial(self._passes, place, number)
+            return watch_passes(watching, groups, passes, probes=probes, dims=DimWatch(dims))
+
+        jobs = [
+            Job(f"batch {i + 1} of {count}", batch.size * (1 + 1.5 * probes), functools.partial(run, i, batch))
+            for i, batch in enumerate(self.batches)
+        ]
+        return run_jobs(jobs, self.identity, SavedState(), progress, extra)
 
     def _by_curve(self, group: Group, moments: Mapping[str, Moments], squared: torch.Tensor) -> torch.Tensor:
         """Importance of a group's units from their removal curve, with only their consumer open."""
@@ -265,7 +288,7 @@ def score_streamed(
     centred = with_intercept(checkpoint.model, structure.with_groups(curved), calibration.batches[0])
     with spilling(state) as spill:
         batches = [batch.to(streaming.device) for batch in calibration.batches]
-        run = StreamedRun(structure, streaming, batches, options, importance, curved, centred, products, spill)
+        run = StreamedRun(identity, streaming, batches, options, importance, curved, centred, products, spill)
         totals = _run_steps(run.steps(), identity, state, progress, importance)
     return assemble_scores(checkpoint, identity, estimators, importance, totals)
 
