@@ -49,6 +49,15 @@ Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read weights from their files one block at a time. (default: if they would take more than half of the "
+        "free memory)",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
 Dtype = Annotated[
     str,
@@ -82,8 +91,19 @@ class Opening:
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
-    def load(self, source: str, context: typer.Context | None = None, *, dtype: str = "float32") -> Checkpoint:
-        """Load a checkpoint (torch is imported only now). context: of a command whose processes share work on it."""
+    def load(
+        self,
+        source: str,
+        context: typer.Context | None = None,
+        *,
+        dtype: str = "float32",
+        stream: bool | None = False,
+    ) -> Checkpoint:
+        """Load a checkpoint (torch is imported only now).
+
+        Args:
+            context: of a command whose processes share work on it. dtype, stream: as of `checkpoints.checkpoint.load`.
+        """
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
@@ -96,6 +116,7 @@ class Opening:
             image_size=size,
             device=own_device(self.device, context),
             dtype=dtype,
+            stream=stream,
         )
         for note in checkpoint.notes:
             say(note)

@@ -32,6 +32,7 @@ def score(
         ),
     ] = None,
     dtype: common.Dtype = "auto",
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -48,7 +49,11 @@ def score(
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
     common.use_threads(threads)
-    opened = opening.load(checkpoint, context, dtype=dtype)
+    if stream is None and (part is not None or options.unstreamed is not None or context.obj is not None):
+        stream = False
+    if stream and part is not None:
+        raise UsageError("A part of scores is not streamed.", hint="Leave out --shard or --stream.")
+    opened = opening.load(checkpoint, context, dtype=dtype, stream=stream)
     if part is not None:
         from optin_cli.scoring.parts import score_part, write_part
 

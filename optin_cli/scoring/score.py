@@ -19,6 +19,8 @@ from optin_cli.scoring.calibration import Calibration, calibrate
 from optin_cli.scoring.fitting import fit_batches
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, KindEstimator, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
+from optin_cli.scoring.spill import forget_spill
+from optin_cli.scoring.streamed import check_streamed, score_streamed
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def prepare(
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
+    if checkpoint.streaming is not None:
+        check_streamed(checkpoint, options)
     if criterion.needs_labels:
         require_loss(
             checkpoint,
@@ -103,7 +107,10 @@ def score(
     checkpoint, calibration, options, length = ready.checkpoint, ready.calibration, ready.options, ready.seq_len
     saved = SavedState(state, resume)
     try:
-        scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+        if checkpoint.streaming is not None and calibration is not None:
+            scores = score_streamed(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+        else:
+            scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
         if calibration is not None:
             for name, estimator in ready.estimators.items():
                 scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
@@ -119,3 +126,4 @@ def forget(state: Path | None) -> None:
     for saved in (SavedState(state), *map(SavedState(state).part, KIND_ESTIMATORS)):
         if saved.path is not None:
             saved.path.unlink(missing_ok=True)
+    forget_spill(SavedState(state))
