@@ -76,7 +76,7 @@ def prepare(
         samples = checkpoint.input.load_samples(wanted, progress)
         labelled = criterion.needs_labels
         calibrated = functools.partial(calibrate, checkpoint, samples, task=wanted.task, labelled=labelled)
-        if checkpoint.device.type == "cuda":
+        if checkpoint.device.type == "cuda" and checkpoint.streaming is None:
             options, calibration = fit_batches(checkpoint, options, calibrated, length, progress)
         else:
             calibration = calibrated(options)
