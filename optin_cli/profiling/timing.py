@@ -37,7 +37,7 @@ def time_on_gpu(calls: Sequence[Call], kinds: int, *, device: torch.device) -> l
     marks = []
     with torch.cuda.device(device):
         for call in calls:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             call()
             end.record()
