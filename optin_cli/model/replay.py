@@ -15,7 +15,8 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.files import OutputError
-from optin_cli.model.forward import StopForward, call_model, hooks, run_until_stopped
+from optin_cli.model.forward import StopForward, hooks, run_until_stopped
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 
@@ -92,7 +93,7 @@ class Prefixes:
         self._depth = 0
         self._stored = 0
         with captured(model, structure) as calls, torch.no_grad():
-            call_model(model, batches[0].inputs)
+            run_hidden(model, structure, batches[0].inputs)
         order = [path for path, _ in calls]
         self._first = {block.name: order.index(block.path) for block in structure.blocks if block.path in order}
 
@@ -108,9 +109,11 @@ class Prefixes:
         if depth <= self._depth:
             return
         self._depth = min(depth, self._stored)
-        for number, batch in enumerate(self.batches if depth > self._stored else ()):
-            for index, output in enumerate(self._run(number, batch, depth), start=self._depth):
-                store(output, self._file(number, index))
+        for step in range(self._stored + 1, depth + 1):  # one block over all batches: it may have to be read first
+            for number, batch in enumerate(self.batches):
+                for index, output in enumerate(self._run(number, batch, step), start=self._depth):
+                    store(output, self._file(number, index))
+            self._depth = self._stored = step
         self._depth = self._stored = depth
 
     @contextlib.contextmanager

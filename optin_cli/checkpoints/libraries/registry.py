@@ -216,8 +216,13 @@ class Library(Protocol):
     def modeling(self, blueprint: Blueprint) -> str:
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-        """How to load a cut folder without optin: words, and code for `model`. plain: by the library's own class."""
+    def reloading(
+        self, blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str] = ()
+    ) -> tuple[str, str]:
+        """How to load a cut folder without optin: words, and code for `model`.
+
+        plain: by the library's own class. blocks: paths of blocks that memory cannot hold together in float32.
+        """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""

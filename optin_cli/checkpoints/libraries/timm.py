@@ -341,8 +341,9 @@ def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settin
     _write(folder, state, _plain_config(blueprint, settings))
 
 
-def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By timm itself, or by the function beside the weights."""
+def reloading(_blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str] = ()) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights, with all blocks in memory."""
+    del blocks
     if plain:
         return "plain timm.create_model in a fresh process without optin", RELOAD_PLAIN
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD

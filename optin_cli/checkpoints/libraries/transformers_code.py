@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -54,6 +55,29 @@ RELOAD = """
 import transformers
 model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
 """
+RELOAD_BY_BLOCKS = """
+import transformers
+model = transformers.{auto_class}.from_pretrained(folder{trust}, **{returns})  # its weights stay in their files, mapped
+blocks = [model.get_submodule(path) for path in {blocks}]
+inside = {{module for block in blocks for module in block.modules()}}
+stored = {{}}
+
+def widen(block, _):
+    stored[block] = [parameter.data for parameter in block.parameters()]
+    block.float()
+
+def narrow(block, *_):
+    for parameter, data in zip(block.parameters(), stored.pop(block)):
+        parameter.data = data
+
+for module in model.modules():
+    for tensor in [] if module in inside else [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        tensor.data = tensor.float() if tensor.is_floating_point() else tensor
+for block in blocks:
+    block.register_forward_pre_hook(widen)
+    block.register_forward_hook(narrow)
+"""
+"""RELOAD for a model that is larger than memory in float32: one block at a time is converted to it."""
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
@@ -112,10 +136,10 @@ def modeling(blueprint: Blueprint) -> str:
     return f"\n\nimport transformers  # noqa: E402\n{require}{classes}"
 
 
-def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
+def reloading(blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str] = ()) -> tuple[str, str]:
     """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
 
-    With the code beside the weights unless the library's own class takes them.
+    With the code beside the weights unless the library's own class takes them. Sentence-transformers load all blocks.
     """
     trust = "" if plain else TRUST
     if blueprint.sentences is not None and is_installed():
@@ -124,7 +148,8 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    code = RELOAD.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS)
+    code = RELOAD_BY_BLOCKS if blocks else RELOAD
+    code = code.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS, blocks=list(blocks))
     return f"{words} in a fresh process without optin", code
 
 
