@@ -16,9 +16,12 @@ PROBE_ROWS, PROBE_TOKENS = 4, 24
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model lies. One that a runtime holds has no parameters here, and computes on the CPU."""
+    """Where a model lies, and its inputs do.
+
+    The CPU for one that a runtime holds, which has no parameters here, and for one whose weights are in their files.
+    """
     first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    return torch.device("cpu") if first is None or first.is_meta else first.device
 
 
 @dataclass(frozen=True)

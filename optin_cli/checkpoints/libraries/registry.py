@@ -159,6 +159,7 @@ class Built:
     root: path of the base model in it. left_out: names of stored weights that have no place in it, such as those of a
     head that it was opened without. notes: what a user should know of how its weights were found. dtype: the floating
     type that most stored values have. types: where they have several, those of all tensors of the state dict, by name.
+    stored: for a model on the meta device, its weights by name.
     """
 
     model: nn.Module
@@ -167,6 +168,7 @@ class Built:
     notes: tuple[str, ...]
     dtype: torch.dtype
     types: Mapping[str, torch.dtype]
+    stored: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class Library(Protocol):
@@ -191,6 +193,9 @@ class Library(Protocol):
 
     def build(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
         """The model with its weights, the ones among `stored` that fit it (CheckpointError if none do, or not all)."""
+
+    def build_streamed(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
+        """The same on the meta device, with `Built.stored` (CheckpointError if its weights cannot be streamed)."""
 
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""

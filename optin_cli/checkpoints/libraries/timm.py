@@ -198,6 +198,13 @@ def _require_known(name: str) -> None:
         raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
 
 
+def build_streamed(blueprint: Blueprint, _stored: Stored, name: str) -> Built:
+    """Refuse: timm's models fit into memory."""
+    raise CheckpointError(
+        f"{name} is a model of timm ({blueprint.model_class}), which is not streamed.", hint="Leave out --stream."
+    )
+
+
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with exactly the weights that it needs, converted by timm where their names are others."""
     model: nn.Module = blueprint.prototype
