@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from optin_cli.checkpoints.streaming import REST, Streaming
 
@@ -22,7 +22,7 @@ class Pages(contextlib.ExitStack):
         self._open: dict[str, contextlib.ExitStack] = {}
         self._kept: str | None = None
 
-    def __enter__(self) -> Pages:
+    def __enter__(self) -> Self:
         self.enter_context(self._streaming.opened(REST))
         self.callback(self._close_all)
         for path in self._streaming.blocks:

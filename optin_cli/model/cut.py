@@ -18,7 +18,8 @@ from optin_cli.model.units import Keeping
 class PrunedModel:
     """A pruned model beside its original, whose structure this is (paths are the same).
 
-    kept: the mask. arrive: is told the path of the block that is changed next, when those before it change no more.
+    kept: the mask. arrive: of a streamed model, whose blocks form a chain: is told the path of the block that is
+    changed next, when those before it change no more.
     """
 
     original: nn.Module

@@ -20,6 +20,7 @@ from optin_cli.checkpoints.streaming import REST, Streaming
 from optin_cli.checkpoints.weights import State
 from optin_cli.errors import ArtifactError
 from optin_cli.model.cut import cut
+from optin_cli.model.outline import find_outline
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Keeping
@@ -106,10 +107,14 @@ def cut_parts(checkpoint: Checkpoint, source: Streaming, kept: Keeping, folder: 
 
     Args:
         source: the checkpoint's model. folder: to hold files meanwhile.
+
+    Raises ArchitectureError: its blocks form no chain.
     """
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         stack.enter_context(source.opened(REST))
+        probe = checkpoint.input.probe(None)
+        find_outline(source.model, checkpoint.structure, {name: t.to(source.device) for name, t in probe.items()})
         shared = [t for name, t in source.model.state_dict(keep_vars=True).items() if source.owns(REST, name)]
         model = copy.deepcopy(source.model, {id(tensor): tensor for tensor in shared})
         plan = cut(model, checkpoint.structure, kept)
@@ -126,13 +131,14 @@ def require_parts(structure: Structure, source: Streaming, kept: Keeping, name: 
     Args:
         name: what messages call the mask.
     """
+    lost = [group for group in kept if len(kept[group]) < structure.units[group]]
     groups = {group.name: group for group in structure.groups}
-    if other := [group for group in kept if group not in groups]:
+    if other := [group for group in lost if group not in groups]:
         raise ArtifactError(
             f"{name} masks {other[0]}; of a streamed model, only heads, neurons and other slices of a block can go.",
             hint="Search without such units, or pass --no-stream.",
         )
-    for group in (groups[group] for group in kept):
+    for group in (groups[group] for group in lost):
         spread = [piece.parameter for piece in group.slices if not source.owns(group.block_path, piece.parameter)]
         if spread:
             raise ArtifactError(

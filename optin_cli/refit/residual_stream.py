@@ -169,8 +169,9 @@ class RefitRun:
 def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRun]:
     """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end."""
     calls = consumer_calls(pruned.original, pruned.structure, batches[0])
-    targets = Targets(pruned.original, pruned.structure, batches, calls)
-    prefixes = Prefixes(pruned.model, pruned.structure, batches)
+    chain = pruned.arrive is not None
+    targets = Targets(pruned.original, pruned.structure, batches, calls, chain=chain)
+    prefixes = Prefixes(pruned.model, pruned.structure, batches, chain=chain)
     with targets, prefixes:
         yield RefitRun(pruned, batches, calls, targets, prefixes, find_aims(pruned, calls))
 
