@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optin_cli.checkpoints.checkpoint import Checkpoint
+from optin_cli.checkpoints.libraries.registry import Mapped
 from optin_cli.checkpoints.pages import Pages
 from optin_cli.checkpoints.save import stored_state
 from optin_cli.checkpoints.streaming import REST, Streaming
@@ -75,6 +76,12 @@ class Parts:
     state: CutState
     pages: Pages
     folder: Path
+
+    @property
+    def mapped(self) -> Mapped:
+        """How the files that are made of them are loaded."""
+        types = {self.checkpoint.dtype, *self.checkpoint.types.values()}
+        return Mapped(self.streaming.blocks, self.checkpoint.dtype if len(types) == 1 else self.streaming.dtype)
 
     def arrive(self, path: str) -> None:
         """Keep a block open that is changed now, and settle those before it."""

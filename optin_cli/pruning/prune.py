@@ -281,8 +281,8 @@ def cut_and_compare(planned: Pruning, folder: Path) -> Iterator[Pruned]:
         model, plan = cut_copy(checkpoint, kept)
         yield Pruned(model, plan, *compare_masked(planned, model), None)
         return
-    with cut_parts(checkpoint, checkpoint.streaming, kept, folder) as (parts, plan):
-        plan = _after_earlier(checkpoint, plan)
+    with cut_parts(checkpoint, checkpoint.streaming, kept, folder) as (parts, own):
+        plan = _after_earlier(checkpoint, own)
         yield Pruned(parts.model, plan, *compare_masked(planned, parts.model), parts)
 
 
@@ -338,8 +338,8 @@ def without_bypassed(planned: Pruning, model: nn.Module, plan: Plan) -> tuple[Ch
 def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:
     """Reload the folder in a fresh process without optin and compare it with the model in memory."""
     blueprint, probe = planned.checkpoint.blueprint, planned.probe
-    blocks = () if pruned.parts is None else pruned.parts.streaming.blocks
-    loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None, blocks=blocks)
+    mapped = None if pruned.parts is None else pruned.parts.mapped
+    loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None, mapped=mapped)
     expected = run_probe(pruned.model, probe, planned.outputs)
     sentences, note = blueprint.sentences, None
     if sentences is not None and not is_installed():

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 from helpers.masks import make_mask
-from helpers.models import build, random_kept, save_checkpoint, tiny_tokenizer
-from helpers.running import done, tree, write_rows
+from helpers.models import build, random_kept, tiny_tokenizer
+from helpers.running import tree, write_rows
 
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.manifest import Manifest

@@ -171,6 +171,14 @@ class Built:
     stored: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A model whose weights stay in their files, memory-mapped: paths of its blocks, and the floating type there."""
+
+    blocks: tuple[str, ...]
+    dtype: torch.dtype
+
+
 class Library(Protocol):
     """One library of models."""
 
@@ -221,12 +229,10 @@ class Library(Protocol):
     def modeling(self, blueprint: Blueprint) -> str:
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(
-        self, blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str] = ()
-    ) -> tuple[str, str]:
+    def reloading(self, blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
         """How to load a cut folder without optin: words, and code for `model`.
 
-        plain: by the library's own class. blocks: paths of blocks that memory cannot hold together in float32.
+        plain: by the library's own class. mapped: for a model that memory cannot hold in float32.
         """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import torch
 
 from optin_cli.architectures.registry import known_architectures
-from optin_cli.checkpoints.libraries.registry import PLAN_KEY, Blueprint
+from optin_cli.checkpoints.libraries.registry import PLAN_KEY, Blueprint, Mapped
 from optin_cli.checkpoints.sentences import is_installed
 
 LIBRARY = "transformers"
@@ -55,9 +54,9 @@ RELOAD = """
 import transformers
 model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
 """
-RELOAD_BY_BLOCKS = """
+RELOAD_MAPPED = """
 import transformers
-model = transformers.{auto_class}.from_pretrained(folder{trust}, **{returns})  # its weights stay in their files, mapped
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype={dtype}, **{returns})
 blocks = [model.get_submodule(path) for path in {blocks}]
 inside = {{module for block in blocks for module in block.modules()}}
 stored = {{}}
@@ -77,7 +76,7 @@ for block in blocks:
     block.register_forward_pre_hook(widen)
     block.register_forward_hook(narrow)
 """
-"""RELOAD for a model that is larger than memory in float32: one block at a time is converted to it."""
+"""RELOAD for a model that memory cannot hold in float32: one block at a time is converted to it."""
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
@@ -136,10 +135,10 @@ def modeling(blueprint: Blueprint) -> str:
     return f"\n\nimport transformers  # noqa: E402\n{require}{classes}"
 
 
-def reloading(blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str] = ()) -> tuple[str, str]:
+def reloading(blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
     """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
 
-    With the code beside the weights unless the library's own class takes them. Sentence-transformers load all blocks.
+    With the code beside the weights unless the library's own class takes them. Sentence-transformers map no weights.
     """
     trust = "" if plain else TRUST
     if blueprint.sentences is not None and is_installed():
@@ -148,8 +147,10 @@ def reloading(blueprint: Blueprint, *, plain: bool = False, blocks: Sequence[str
         return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    code = RELOAD_BY_BLOCKS if blocks else RELOAD
-    code = code.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS, blocks=list(blocks))
+    named = {"auto_class": blueprint.auto_class, "trust": trust, "returns": RETURNS}
+    if mapped is not None:
+        return f"{words} in a fresh process without optin", RELOAD_MAPPED.format(**named, **vars(mapped))
+    code = RELOAD.format(**named)
     return f"{words} in a fresh process without optin", code
 
 
