@@ -32,7 +32,7 @@ class Streaming:
     """A model on the meta device, and its weights by the names of its state dict, memory-mapped.
 
     blocks: their paths, in order. device: where open parts lie. dtype: the floating type that they compute in. Buffers
-    that no file holds, such as rotary frequencies, always have their values, on the CPU.
+    that no file holds, such as rotary frequencies, always have their values there.
     """
 
     model: nn.Module
@@ -46,6 +46,10 @@ class Streaming:
         cls, model: nn.Module, stored: Mapping[str, torch.Tensor], structure: Structure, device: torch.device
     ) -> Streaming:
         """With the blocks that a structure names."""
+        for module in model.modules():
+            for name, tensor in module._buffers.items():
+                if tensor is not None and not tensor.is_meta:
+                    module._buffers[name] = tensor.to(device)
         return cls(model, stored, tuple(block.path for block in structure.blocks), device)
 
     @contextlib.contextmanager

@@ -48,6 +48,15 @@ Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read weights from their files one block at a time. (default: if they would take more than half of the "
+        "free memory)",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
 
 
@@ -73,8 +82,8 @@ class Opening:
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
-    def load(self, source: str) -> Checkpoint:
-        """Load a checkpoint (torch is imported only now)."""
+    def load(self, source: str, *, stream: bool | None = False) -> Checkpoint:
+        """Load a checkpoint (torch is imported only now). stream: as of `checkpoints.checkpoint.load`."""
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
@@ -86,6 +95,7 @@ class Opening:
             as_class=self.as_class,
             image_size=size,
             device=self.device,
+            stream=stream,
         )
         for note in checkpoint.notes:
             say(note)

@@ -19,6 +19,7 @@ def score(
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -33,7 +34,9 @@ def score(
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
     common.use_threads(threads)
-    opened = opening.load(checkpoint)
+    if stream is None and options.unstreamed is not None:
+        stream = False
+    opened = opening.load(checkpoint, stream=stream)
     with common.resumable(state), common.progress("scoring") as progress:
         result = score_checkpoint(
             opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_cli.errors import ArchitectureError
+from optin_cli.errors import ArchitectureError, headline
 from optin_cli.model.forward import StopForward, call_model
 from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
@@ -102,9 +102,12 @@ def find_outline(model: nn.Module, structure: Structure, inputs: Mapping[str, to
             raise _refusal(model, path, "is not given what the block before puts out")
         if any(tensor.requires_grad for tensor in _tensors((call.arguments, call.named), path, model)):
             raise _refusal(model, path, "is given more that depends on the blocks before than hidden states")
-        with torch.no_grad():
-            arguments, named = (_mapped(given, _to_meta) for given in (call.arguments, dict(call.named)))
-            output = compute(hidden.to("meta"), *arguments, **named)
+        try:
+            with torch.no_grad():
+                arguments, named = (_mapped(given, _to_meta) for given in (call.arguments, dict(call.named)))
+                output = compute(hidden.to("meta"), *arguments, **named)
+        except (RuntimeError, NotImplementedError) as error:
+            raise _refusal(model, path, f"does not run without its weights: {headline(error)}") from error
         first, *rest = output if isinstance(output, tuple) else (output,)
         if any(isinstance(item, torch.Tensor) for item in rest):
             raise _refusal(model, path, f"puts out {1 + len(rest)} tensors; expected hidden states alone")
@@ -115,7 +118,7 @@ def find_outline(model: nn.Module, structure: Structure, inputs: Mapping[str, to
         return (passed[-1], *rest) if returns[-1] else passed[-1]
 
     with _stubbed(model, blocks, stand_in), torch.enable_grad():
-        run_hidden(model, structure, inputs)
+        run_hidden(model, structure, {name: tensor[:1] for name, tensor in inputs.items()})
     if len(returns) < len(blocks):
         raise _refusal(model, blocks[len(returns)], "does not run")
     return Outline(model, blocks, tuple(returns))

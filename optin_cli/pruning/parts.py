@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from optin_cli.artifacts.costs import BLOCK, HEAD_DIM, TOKEN
+from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import Mapped
 from optin_cli.checkpoints.pages import Pages
@@ -130,6 +132,12 @@ def cut_parts(checkpoint: Checkpoint, source: Streaming, kept: Keeping, folder: 
         stack.enter_context(Pages(source))
         pages = stack.enter_context(Pages(streaming))
         yield Parts(checkpoint, model, streaming, state, pages, scratch), plan
+
+
+def is_streamable(mask: Mask) -> bool:
+    """Whether all that a mask removes are slices of blocks, by the kinds of its groups."""
+    lost = [name for name, group in mask.groups.items() if len(group.kept) < group.units]
+    return not any(name.rpartition(".")[2] in (BLOCK, HEAD_DIM, TOKEN) for name in lost)
 
 
 def require_parts(structure: Structure, source: Streaming, kept: Keeping, name: str) -> None:

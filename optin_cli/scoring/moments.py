@@ -16,7 +16,7 @@ intercept is re-solved, both are of inputs without their mean mu. With x_u the i
 So the losses of all layers are in the unit of the sketch, whose importances serve where no curve can be had.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -100,7 +100,7 @@ class Moments:
     def input_moment(self, *, centred: bool) -> torch.Tensor:
         """E[x x^T], or with `centred` the covariance: (k, k)."""
         count = max(self.number("tokens"), 1)
-        moment = mirrored(self.square) / count
+        moment = mirrored(self.square).div_(count)
         if centred:
             mean = self.total / count
             moment -= torch.outer(mean, mean)
@@ -147,8 +147,9 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
 
 def mirrored(total: torch.Tensor) -> torch.Tensor:
     """The symmetric matrix of which `add_gram` filled the upper triangle."""
-    upper = total.triu()
-    return upper + upper.T - torch.diag(total.diagonal())
+    whole = total.triu()
+    whole += total.triu(1).T
+    return whole
 
 
 def is_solvable(model: nn.Module, group: Group) -> bool:
@@ -290,19 +291,43 @@ def sensitivity_batch(
         probes: backward passes.
         dims: what adds the batch to moments of queries and keys.
 
+    Returns: as of `watch_passes`.
+    """
+
+    def passes(leaves: list[torch.Tensor]) -> Iterator[None]:
+        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
+            torch.autograd.grad(scalar.sum(), leaves, retain_graph=left > 0, allow_unused=True)
+            yield
+
+    return watch_passes(Pass(model, batch, moments), structure.groups, passes, probes=probes, dims=dims)
+
+
+def watch_passes(
+    run: Pass,
+    groups: Sequence[Group],
+    passes: Callable[[list[torch.Tensor]], Iterator[None]],
+    *,
+    probes: int,
+    dims: DimWatch | None = None,
+) -> dict[str, torch.Tensor]:
+    """Add what a forward pass and the backward passes through it show of a batch to the moments of `run`.
+
+    Args:
+        groups: those whose units are watched.
+        passes: runs forward, then backward once a probe, yielding after each; it is given the tensors at which backward
+            passes may end, a list that the forward pass fills.
+
     Returns:
         (rows, units) float64 means of (dS/dm_u)^2 over probes, by group name.
     """
-    sums = {g: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in structure.groups}
-    run = Pass(model, batch, moments)
+    sums = {g: torch.zeros(run.batch.size, g.units, dtype=torch.float64) for g in groups}
     with torch.enable_grad(), hooks() as hook:
-        for group in structure.groups:
+        for group in groups:
             run.watch_units(hook, group)
-        run.watch_consumers(hook, structure.groups)
+        run.watch_consumers(hook, groups)
         if dims is not None:
-            dims.watch(hook, model, batch, run.leaves)
-        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
-            torch.autograd.grad(scalar.sum(), run.leaves, retain_graph=left > 0, allow_unused=True)
+            dims.watch(hook, run.model, run.batch, run.leaves)
+        for _ in passes(run.leaves):
             for group, slope in run.slopes.items():
                 sums[group] += slope.double().square().cpu()
             run.add_pulls()

@@ -158,32 +158,35 @@ def score_checkpoint(
         importance |= _by_curves(checkpoint, squared, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
         importance |= {name: found.importance(totals.mean(name)) for name, found in dims.items()}
     require_finite({name: importance[name] for name in dims})
-    inputs_at = checkpoint.input.example(workload)
+    return assemble_scores(checkpoint, identity, estimators | dict.fromkeys(dims, "obs"), importance, totals)
+
+
+def assemble_scores(
+    checkpoint: Checkpoint,
+    identity: RunIdentity,
+    estimators: Mapping[str, str],
+    importance: Mapping[str, torch.Tensor],
+    totals: Accumulator,
+) -> Scores:
+    """Scores with the record of how they were made and what units cost. estimators: by name of every scored group."""
+    inputs_at = checkpoint.input.example(identity.workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
-        options=recorded,
-        inputs=inputs,
+        options=identity.options,
+        inputs=dict(identity.inputs),
         family=checkpoint.structure.family,
         architecture=checkpoint.blueprint.model_class,
-        criterion=options.criterion,
-        workload=workload,
+        criterion=str(identity.options["criterion"]),
+        workload=identity.workload,
         totals=cost,
         groups={
-            g.name: GroupScores(
-                **group_costs[g.name].model_dump(),
-                estimator=estimators[g.name],
-                samples=totals.counts.get(g.name, 0),
-            )
-            for g in groups
-        }
-        | {
-            name: GroupScores(**group_costs[name].model_dump(), estimator="obs", samples=totals.counts.get(name, 0))
-            for name in dims
+            name: GroupScores(**group_costs[name].model_dump(), estimator=estimator, samples=totals.counts.get(name, 0))
+            for name, estimator in estimators.items()
         },
     )
-    errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
-    return Scores(header, {name: v.float().numpy() for name, v in importance.items()}, errors)
+    errors = {name: totals.standard_error(name).float().numpy() for name in estimators if name in totals.sums}
+    return Scores(header, {name: importance[name].float().numpy() for name in estimators}, errors)
 
 
 def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, options: ScoreOptions) -> torch.Tensor:

@@ -16,6 +16,8 @@ from optin_cli.scoring.accumulate import NotFiniteError, SavedState, require_fin
 from optin_cli.scoring.calibration import calibrate
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
+from optin_cli.scoring.spill import forget_spill
+from optin_cli.scoring.streamed import check_streamed, score_streamed
 
 
 def score(
@@ -54,6 +56,8 @@ def score(
             needed_by=f"The criterion {options.criterion}",
             hint="Use --criterion trajectory, which needs no labels, or labelled data of the model's own task.",
         )
+    if checkpoint.streaming is not None:
+        check_streamed(checkpoint.structure, options)
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
     calibration, length = None, checkpoint.input.length(seq_len)
@@ -68,7 +72,10 @@ def score(
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
     saved = SavedState(state, resume)
     try:
-        scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+        if checkpoint.streaming is not None and calibration is not None:
+            scores = score_streamed(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
+        else:
+            scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)
         if calibration is not None:
             for name, estimator in extra.items():
                 scores = estimator.add(scores, checkpoint, calibration, options, saved.part(name), progress)
@@ -84,3 +91,4 @@ def forget(state: Path | None) -> None:
     for saved in (SavedState(state), *map(SavedState(state).part, KIND_ESTIMATORS)):
         if saved.path is not None:
             saved.path.unlink(missing_ok=True)
+    forget_spill(SavedState(state))

@@ -358,8 +358,8 @@ def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
 
 
 def _under_own_names(state: State, expected: Mapping[str, torch.Tensor]) -> State:
-    """Stored tensors by all names that a model has for them; of tied weights a file has one."""
-    present = {id(tensor): key for key, tensor in expected.items() if key in state}
+    """Stored tensors by all names that a model has for them; of tied weights a file has one, or the first counts."""
+    present = {id(expected[key]): key for key in reversed([*expected]) if key in state}
     return {key: state[present[id(tensor)]] for key, tensor in expected.items() if id(tensor) in present}
 
 
