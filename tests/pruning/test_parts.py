@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         if family not in made:
             head, how = MADE[family]
             made[family] = root / family
-            build(family, head, **how).save_pretrained(made[family], max_shard_size="30KB")
+            build(family, head, **how).save_pretrained(made[family], max_shard_size="15KB")
             tiny_tokenizer().save_pretrained(made[family])
             assert len([*made[family].glob("*.safetensors")]) > 2
         return made[family]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -168,7 +168,7 @@ class Built:
     notes: tuple[str, ...]
     dtype: torch.dtype
     types: Mapping[str, torch.dtype]
-    stored: Mapping[str, torch.Tensor] = MappingProxyType({})
+    stored: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
