@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from optin_cli.checkpoints.streaming import REST, Streaming
 
 
-class Pages(contextlib.ExitStack):
-    """While it lasts, all outside the blocks is open, and each block from when it runs until another one does.
-
-    One block can be kept open besides.
-    """
+class Pages:
+    """The blocks of a streamed model that are open: the one that ran last, and one that is kept open besides."""
 
     def __init__(self, streaming: Streaming) -> None:
-        super().__init__()
         self._streaming = streaming
         self._open: dict[str, contextlib.ExitStack] = {}
         self._kept: str | None = None
-
-    def __enter__(self) -> Self:
-        self.enter_context(self._streaming.opened(REST))
-        self.callback(self._close_all)
-        for path in self._streaming.blocks:
-            block = self._streaming.model.get_submodule(path)
-            held = block.__dict__.get("forward")
-            self.callback(_restore, block, held)
-            block.forward = self._opening(path, block.forward)
-        return self
 
     def open(self, path: str) -> None:
         """Open a block, and close others than the one that is kept open."""
@@ -50,17 +36,33 @@ class Pages(contextlib.ExitStack):
         """Give up the weights of a block in memory."""
         self._open.pop(path, contextlib.ExitStack()).close()
 
-    def _close_all(self) -> None:
-        for path in list(self._open):
-            self.close(path)
+    def opening(self, path: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward of a block that opens it first."""
 
-    def _opening(self, path: str, compute: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compute)  # whoever looks at its signature sees that of the block
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.open(path)
             return compute(*args, **kwargs)
 
         return forward
+
+    def close_all(self) -> None:
+        """Give up those of all blocks."""
+        for path in list(self._open):
+            self.close(path)
+
+
+@contextlib.contextmanager
+def paging(streaming: Streaming) -> Iterator[Pages]:
+    """Let the blocks of a streamed model open when they run; all that lies outside of them is open."""
+    pages = Pages(streaming)
+    with streaming.opened(REST), contextlib.ExitStack() as stack:
+        stack.callback(pages.close_all)
+        for path in streaming.blocks:
+            block = streaming.model.get_submodule(path)
+            stack.callback(_restore, block, block.__dict__.get("forward"))
+            block.forward = pages.opening(path, block.forward)
+        yield pages
 
 
 def _restore(block: Any, held: Callable[..., Any] | None) -> None:

@@ -17,7 +17,7 @@ from optin_cli.artifacts.costs import BLOCK, HEAD_DIM, TOKEN
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.libraries.registry import Mapped
-from optin_cli.checkpoints.pages import Pages
+from optin_cli.checkpoints.pages import Pages, paging
 from optin_cli.checkpoints.save import stored_state
 from optin_cli.checkpoints.streaming import REST, Streaming
 from optin_cli.checkpoints.weights import State
@@ -129,8 +129,8 @@ def cut_parts(checkpoint: Checkpoint, source: Streaming, kept: Keeping, folder: 
         plan = cut(model, checkpoint.structure, kept)
         state = CutState(model, source, checkpoint.structure, kept)
         streaming = replace(source, model=model, stored=state)
-        stack.enter_context(Pages(source))
-        pages = stack.enter_context(Pages(streaming))
+        stack.enter_context(paging(source))
+        pages = stack.enter_context(paging(streaming))
         yield Parts(checkpoint, model, streaming, state, pages, scratch), plan
 
 
