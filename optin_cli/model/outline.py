@@ -8,6 +8,7 @@ refused.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Outline:
         entered: list[torch.Tensor] = []
         found: list[Call] = []
 
-        def stand_in(place: int, hidden: torch.Tensor, call: Call, _compute: object) -> Any:
+        def stand_in(place: int, hidden: torch.Tensor, call: Call) -> Any:
             entered.append(hidden)
             found.append(call)
             if place == len(self.blocks) - 1:
@@ -70,7 +71,7 @@ class Outline:
     def ending_in(self, hidden: torch.Tensor) -> Iterator[None]:
         """Let passes of the model skip its blocks, as if the last one had put out these hidden states."""
 
-        def stand_in(place: int, given: torch.Tensor, _call: Call, _compute: object) -> Any:
+        def stand_in(place: int, given: torch.Tensor, _call: Call) -> Any:
             return self._form(place, hidden if place == len(self.blocks) - 1 else given)
 
         with _stubbed(self.model, self.blocks, stand_in):
@@ -94,7 +95,7 @@ def find_outline(model: nn.Module, structure: Structure, inputs: Mapping[str, to
     returns: list[int] = []
     passed: list[torch.Tensor] = []
 
-    def stand_in(place: int, hidden: torch.Tensor, call: Call, compute: Callable[..., Any]) -> Any:
+    def stand_in(place: int, hidden: torch.Tensor, call: Call) -> Any:
         path = blocks[place]
         if place != len(returns):
             raise _refusal(model, path, f"runs in place {len(returns) + 1} of {len(blocks)}")
@@ -105,7 +106,7 @@ def find_outline(model: nn.Module, structure: Structure, inputs: Mapping[str, to
         try:
             with torch.no_grad():
                 arguments, named = (_mapped(given, _to_meta) for given in (call.arguments, dict(call.named)))
-                output = compute(hidden.to("meta"), *arguments, **named)
+                output = _twin(model.get_submodule(path))(hidden.to("meta"), *arguments, **named)
         except (RuntimeError, NotImplementedError) as error:
             raise _refusal(model, path, f"does not run without its weights: {headline(error)}") from error
         first, *rest = output if isinstance(output, tuple) else (output,)
@@ -126,29 +127,36 @@ def find_outline(model: nn.Module, structure: Structure, inputs: Mapping[str, to
 
 @contextlib.contextmanager
 def _stubbed(
-    model: nn.Module, blocks: tuple[str, ...], stand_in: Callable[[int, torch.Tensor, Call, Callable[..., Any]], Any]
+    model: nn.Module, blocks: tuple[str, ...], stand_in: Callable[[int, torch.Tensor, Call], Any]
 ) -> Iterator[None]:
-    """Let `stand_in` answer for every block: of its place, hidden states, the rest of the call, and its own forward."""
+    """Let `stand_in` answer for every block: of its place, hidden states, and the rest of the call."""
     modules = [model.get_submodule(path) for path in blocks]
     originals = [module.__dict__.get("forward") for module in modules]
 
-    def stub(place: int, compute: Callable[..., Any]) -> Callable[..., Any]:
+    def stub(place: int) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             if not arguments or not isinstance(arguments[0], torch.Tensor):
                 raise _refusal(model, blocks[place], "is not given hidden states as its first argument")
-            return stand_in(place, arguments[0], Call(arguments[1:], named), compute)
+            return stand_in(place, arguments[0], Call(arguments[1:], named))
 
         return forward
 
     try:
         for place, module in enumerate(modules):
-            module.forward = stub(place, module.forward)
+            module.forward = stub(place)
         yield
     finally:
         for module, original in zip(modules, originals, strict=True):
             module.__dict__.pop("forward", None)
             if original is not None:
                 module.forward = original
+
+
+def _twin(block: nn.Module) -> nn.Module:
+    """A copy of a block without weights that computes by itself."""
+    twin = copy.deepcopy(block).to("meta")
+    twin.__dict__.pop("forward", None)
+    return twin
 
 
 def _to_meta(tensor: torch.Tensor) -> torch.Tensor:

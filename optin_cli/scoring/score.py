@@ -48,6 +48,8 @@ def score(
             hint="Pass --calib with a task name (sst2) or a file or folder of texts.",
         )
     checkpoint = as_checkpoint(checkpoint)
+    if checkpoint.streaming is not None:
+        check_streamed(checkpoint.structure, options)
     if criterion.needs_labels:
         require_loss(
             checkpoint,
@@ -56,8 +58,6 @@ def score(
             needed_by=f"The criterion {options.criterion}",
             hint="Use --criterion trajectory, which needs no labels, or labelled data of the model's own task.",
         )
-    if checkpoint.streaming is not None:
-        check_streamed(checkpoint.structure, options)
     extra = estimators_of(checkpoint, options)
     checkpoint = replace(checkpoint, structure=only_units(checkpoint.structure, options))
     calibration, length = None, checkpoint.input.length(seq_len)

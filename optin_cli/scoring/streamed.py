@@ -207,33 +207,39 @@ class StreamedRun:
         """Run a block forward, and backward once a probe; where a block is before it, keep the gradients for that."""
         block = self.streaming.model.get_submodule(self.structure.blocks[place].path)
         hidden = self._get("inputs", place, number).requires_grad_(place > 0)
+        features = self._features(place, number, hidden)
         output = self._call(place, number)(block, hidden)
         slopes = self._get("slopes", place + 1, number)
         ends = [hidden] if place else leaves
         found = []
         for probe in range(self.options.probes):
             roots, above = [output], [slopes[probe]]
-            # After the block, so that the backward pass takes it before the block's own gradients.
-            for scalar in self._scalars(place, number, hidden, probe):
-                roots.append(scalar)
-                above.append(torch.ones_like(scalar))
+            if features:
+                roots.append(self._scalar(number, features, probe))
+                above.append(torch.ones_like(roots[-1]))
             left = self.options.probes - probe - 1
             found.append(torch.autograd.grad(roots, ends, above, retain_graph=left > 0, allow_unused=True)[0])
             yield
         if place:
             self.spill.put("slopes", place, number, torch.stack(found))
 
-    def _scalars(self, place: int, number: int, hidden: torch.Tensor, probe: int) -> Iterator[torch.Tensor]:
-        """The part of S that the output of the block before has, if any; the outputs of others are constants in it."""
+    def _features(self, place: int, number: int, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Block outputs as `probe_scalar` takes them: that of the block before, and constants for the others.
+
+        They must be made before the block runs: a backward pass then adds their gradients after the block's own.
+        """
+        if not place or not Objective.of(self.options).manifold:
+            return []
+        blocks = self.structure.blocks
+        own = as_tokens(hidden, blocks[place - 1].layout, self.batches[number].size)
+        constant = own.detach()[..., :1]
+        return [own if other == place - 1 else constant for other in range(len(blocks))]
+
+    def _scalar(self, number: int, features: list[torch.Tensor], probe: int) -> torch.Tensor:
+        """The part of S that block outputs have."""
         objective = replace(Objective.of(self.options), output=0.0)
-        if not place or not objective.manifold:
-            return
-        batch = self.batches[number]
-        features = as_tokens(hidden, self.structure.blocks[place - 1].layout, batch.size)
-        others = [features.detach()[..., :1]] * len(self.structure.blocks)
-        trajectory = Trajectory([*others[: place - 1], features, *others[place:]], [])
-        silent = replace(self.structure, outputs=())
-        yield probe_scalar(trajectory, silent, batch, objective, self.options.seed, probe).sum()
+        trajectory, batch = Trajectory(features, []), self.batches[number]
+        return probe_scalar(trajectory, self.structure, batch, objective, self.options.seed, probe).sum()
 
     def _outline(self) -> Outline:
         first, *_ = self.batches

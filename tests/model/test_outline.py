@@ -55,7 +55,7 @@ def test_models_whose_blocks_are_no_chain_are_refused(family, head, words):
     model.config.use_cache = False
     structure = structure_of(model, head)
     with pytest.raises(ArchitectureError, match=f"cannot be streamed: .*{words}"):
-        find_outline(model.to("meta") if "weights" in words else model, structure, make_batch().inputs)
+        find_outline(model, structure, make_batch().inputs)
 
 
 def test_blocks_that_are_given_a_cache_are_refused():
@@ -75,8 +75,7 @@ def test_hidden_states_that_change_between_blocks_are_refused(change, words):
     model = build("bert")
     structure, block = structure_of(model), model.bert.encoder.layer[1]
     if "shape" in words:
-        forward = block.forward
-        block.forward = lambda *args, **named: change(forward(*args, **named))
+        block.register_forward_hook(lambda _module, _args, output: change(output))
     else:
         block.register_forward_pre_hook(lambda _module, args: (change(args[0]), *args[1:]))
     with pytest.raises(ArchitectureError, match=words):

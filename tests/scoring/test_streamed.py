@@ -17,14 +17,13 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring import spill
 from optin_cli.scoring.score import forget
 
-OPTIONS = ScoreOptions(samples=6, probes=2, batch_size=4, max_length=12)
+OPTIONS = ScoreOptions(samples=6, probes=2, batch_size=2, max_length=12)
 CASES = [
     ("llama", "next", {}),
     ("llama", "next", {"criterion": "manifold"}),
     ("qwen3", "next", {"criterion": "output"}),
     ("gemma2", "next", {}),
     ("gpt2", "next", {}),
-    ("gpt-neox", "next", {}),
     ("opt", "next", {"units": ("neurons",)}),
     ("bert", "classes", {}),
     ("bert", "answers", {"probes": 3}),
