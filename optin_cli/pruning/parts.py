@@ -27,6 +27,7 @@ from optin_cli.model.outline import find_outline
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Keeping
+from optin_cli.progress import SILENT, Progress
 
 
 class CutState(Mapping[str, torch.Tensor]):
@@ -101,9 +102,10 @@ class Parts:
         self.state.put_away(stored_state(own, self.checkpoint), file)
         self.pages.close(path)
 
-    def stored(self) -> State:
+    def stored(self, progress: Progress = SILENT) -> State:
         """The whole state dict as it is stored; what blocks hold is mapped from files, not in memory."""
-        for path in self.streaming.blocks:
+        for number, path in enumerate(self.streaming.blocks):
+            progress.update(number, len(self.streaming.blocks), f"saving {path}")
             self.settle(path)
         return {
             name: self.state[name] if tensor.is_meta else tensor for name, tensor in self.model.state_dict().items()

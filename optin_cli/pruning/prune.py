@@ -16,7 +16,7 @@ from optin_cli.artifacts.base import Options, Source, Totals, require_descriptio
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Kept, Mask
-from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
+from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs, device_of
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.decilm import Sizes, to_decilm
@@ -196,7 +196,8 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
     def apply(pruned: PrunedModel) -> dict[str, Refit]:
-        return refit_model(pruned, batches, options, progress=progress)
+        on = device_of(pruned.model)  # that of a streamed model is known once it is open
+        return refit_model(pruned, [batch.to(on) for batch in batches], options, progress=progress)
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
     return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
@@ -225,7 +226,8 @@ def write_pruned(
             plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
             left, plan = without_bypassed(planned, pruned.model, plan)
             progress.update(1, 1, "saving")
-            save_cut(left, pruned.model, plan, folder, settings=planned.settings, state=settled(pruned, left))
+            state = settled(pruned, left, progress)
+            save_cut(left, pruned.model, plan, folder, settings=planned.settings, state=state)
             if planned.mask.options.get("layout") == DECI:
                 shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
                 to_decilm(folder, Sizes(shapes, left.blueprint.config))
@@ -310,14 +312,14 @@ def compare_masked(planned: Pruning, model: nn.Module) -> tuple[float, float]:
     return difference, tolerance
 
 
-def settled(pruned: Pruned, checkpoint: Checkpoint) -> State:
+def settled(pruned: Pruned, checkpoint: Checkpoint, progress: Progress) -> State:
     """The state dict of a pruned model, whose weights are rounded to what storing them keeps.
 
     Args:
         checkpoint: with the storage types of what is left.
     """
     if pruned.parts is not None:
-        return pruned.parts.stored()
+        return pruned.parts.stored(progress)
     round_to_storage(pruned.model, checkpoint)
     return pruned.model.state_dict()
 
