@@ -39,18 +39,23 @@ class Streaming:
     stored: Mapping[str, torch.Tensor]
     blocks: tuple[str, ...]
     device: torch.device
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype
 
     @classmethod
     def of(
-        cls, model: nn.Module, stored: Mapping[str, torch.Tensor], structure: Structure, device: torch.device
+        cls,
+        model: nn.Module,
+        stored: Mapping[str, torch.Tensor],
+        structure: Structure,
+        target: tuple[torch.device, torch.dtype],
     ) -> Streaming:
-        """With the blocks that a structure names."""
+        """With the blocks that a structure names. target: device and type of open parts."""
+        device, dtype = target
         for module in model.modules():
             for name, tensor in module._buffers.items():
                 if tensor is not None and not tensor.is_meta:
                     module._buffers[name] = tensor.to(device)
-        return cls(model, stored, tuple(block.path for block in structure.blocks), device)
+        return cls(model, stored, tuple(block.path for block in structure.blocks), device, dtype)
 
     @contextlib.contextmanager
     def opened(self, *parts: str) -> Iterator[None]:
@@ -145,8 +150,10 @@ def strip_weights(model: nn.Module) -> None:
                 _put(module, name, made[id(tensor)])
 
 
-def free_memory() -> int:
-    """Bytes that processes can still take without swapping, as far as the system says."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has left; of the CPU's, what processes can take without swapping, as the system says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration, ValueError):
         line = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable:"))
         return int(line.split()[1]) << 10

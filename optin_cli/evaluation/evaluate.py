@@ -60,7 +60,7 @@ def evaluate(
         require_data(load_task(task), spec.local)
     device = device_for(None, checkpoint, against)
     opened = as_evaluated(checkpoint, device)
-    other = None if against is None else as_evaluated(against, device)
+    other = None if against is None else replace(as_evaluated(against, device), processes=opened.processes)
     known = choose_task(opened, task, spec)
     for each in (opened, other):
         if known is not None and each is not None:
@@ -73,6 +73,8 @@ def evaluate(
         if task is None and not is_measurable(samples, known):
             known = None
     result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
+    if not opened.processes.leads:
+        return result
     result = with_generation(result, opened, other, options, progress)
     if external is not None:
         result = with_harness(result, external, opened, other, options)
@@ -116,7 +118,10 @@ class Exam:
 
 
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
-    """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
+    """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`).
+
+    Processes that share the checkpoint share the predictions. The first alone compares, times and draws.
+    """
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not is_measurable(samples, task):
         compare = "or --against CHECKPOINT to measure agreement."
@@ -133,6 +138,8 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
         require_drawable(checkpoint, samples)
     mine = predicted(checkpoint, exam)
     other = None if against is None else predicted(against, exam)
+    if not checkpoint.processes.leads:
+        return measure(mine, None, replace(exam, options=replace(exam.options, latency_runs=0)))
     result = measure(mine, other, exam)
     if folder is None or samples is None:
         return result
@@ -175,6 +182,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
             "batch_size": exam.options.batch_size,
             "max_length": exam.options.max_length,  # what was used, where texts were read
             "latency_warmup": exam.options.latency_warmup,
+            **checkpoint.computing,
             **prediction.constants,
         },
         inputs=inputs,

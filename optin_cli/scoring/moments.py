@@ -45,6 +45,7 @@ from optin_cli.scoring.sketch import Objective, probe_scalars
 
 STRIP = 256
 """Columns of a Gram matrix that are computed together; everything left of their block on the diagonal is skipped."""
+MIXED = "mixed."
 COUNTS = ("tokens", "gradients", "positions", "samples")
 
 
@@ -75,6 +76,13 @@ class Moments:
         mixed = {name: total.new_zeros(count, outputs) for name, count in units.items()}
         squares = [total.new_zeros(size, size) for size in (columns, outputs, outputs)]
         return cls(squares[0], total, squares[1], squares[2], mixed, torch.zeros(len(COUNTS), dtype=torch.int64))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Those that have the given tensors, named as by `tensors`."""
+        parts = {name: tensor for name, tensor in tensors.items() if not name.startswith(MIXED)}
+        mixed = {name.removeprefix(MIXED): tensor for name, tensor in tensors.items() if name.startswith(MIXED)}
+        return cls(**parts, mixed=mixed)
 
     def add_inputs(self, x: torch.Tensor) -> None:
         """Add inputs (n, k)."""
@@ -133,7 +141,7 @@ class Moments:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that is summed, by name."""
-        mixed = {f"mixed.{name}": tensor for name, tensor in self.mixed.items()}
+        mixed = {f"{MIXED}{name}": tensor for name, tensor in self.mixed.items()}
         sums = {"square": self.square, "total": self.total, "curvature": self.curvature, "pull": self.pull}
         return {**sums, **mixed, "counts": self.counts}
 
@@ -212,7 +220,7 @@ class Pass:
             values = x.detach()
 
             def collect(gradient: torch.Tensor) -> None:
-                product = group.rows_first(values * gradient).movedim(group.axis, -1)
+                product = group.rows_first(values.float() * gradient.float()).movedim(group.axis, -1)
                 slope = product.reshape(self.batch.size, -1, group.units, group.unit_width).sum(dim=(1, 3))
                 self.slopes[group] = self.slopes.get(group, 0.0) + slope
 
@@ -246,7 +254,7 @@ class Pass:
                 call.read |= read
                 pull = laid.sum(dim=1, dtype=torch.float64)
                 self.pulls[group.consumer] = self.pulls.get(group.consumer, 0.0) + pull
-                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]])
+                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]].float())
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
 
@@ -267,7 +275,7 @@ class Pass:
             assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
-            moments.add_inputs(rows)
+            moments.add_inputs(rows.float())
             moments.count(gradients=probes * len(rows), positions=int(call.read.sum()))
         for path in {call.path for call in self.calls}:
             self.moments[path].count(samples=self.batch.size)
@@ -366,7 +374,42 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
     return frozenset(biased | following_norms(model, structure, batch).keys())
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Layer:
+    """What removal curves take of a group's consumer.
+
+    group: its name, units: how many it has. weight: of the consumer (d, k). centred: the intercept is re-solved too.
+    """
+
+    group: str
+    units: int
+    weight: torch.Tensor
+    centred: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, group: Group, *, centred: bool) -> Self:
+        """That of a model."""
+        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1)
+        return cls(group.name, group.units, weight, centred)
+
+    @torch.no_grad()
+    def importance(self, moments: Moments, damping: float, squared: torch.Tensor | None = None) -> torch.Tensor:
+        """What the removal of each unit adds to the loss of the layer, re-solved, in the best order: (units,) float32.
+
+        Args:
+            damping: see `ridge_inverse`.
+            squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
+        """
+        weight, width = self.weight, self.weight.shape[1] // self.units
+        moment, curvature = moments.input_moment(centred=self.centred), moments.output_curvature()
+        curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
+        if squared is not None:
+            measured = moments.lone_sensitivity(self.group, weight, squared) if self.centred else squared.to(moment)
+            scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
+            curve = replace(curve, losses=curve.losses * scale)
+        return curve_importance(curve)
+
+
 def removal_importance(
     model: nn.Module,
     group: Group,
@@ -376,18 +419,5 @@ def removal_importance(
     damping: float,
     squared: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the removal of each unit adds to the loss of its layer, re-solved, in the best order: (units,) float32.
-
-    Args:
-        centred: the intercept is re-solved too. damping: see `ridge_inverse`.
-        squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
-    """
-    weight = weight_by_outputs(model.get_submodule(group.consumer)).flatten(1)
-    width = weight.shape[1] // group.units
-    moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
-    curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
-    if squared is not None:
-        measured = moments.lone_sensitivity(group.name, weight, squared) if centred else squared.to(moment)
-        scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
-        curve = replace(curve, losses=curve.losses * scale)
-    return curve_importance(curve)
+    """What the removal of each unit adds to the loss of its layer (units,), as `Layer.importance` has it."""
+    return Layer.of(model, group, centred=centred).importance(moments, damping, squared)

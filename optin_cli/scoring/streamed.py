@@ -44,15 +44,17 @@ CURVES = 0.25
 HINT = "Pass other options, or --no-stream to score with the whole model in memory."
 
 
-def check_streamed(structure: Structure, options: ScoreOptions) -> None:
+def check_streamed(checkpoint: Checkpoint, options: ScoreOptions) -> None:
     """Refuse what is not scored block by block (UsageError)."""
+    if checkpoint.processes.count > 1:
+        raise UsageError("Processes do not share the scoring of a model that is streamed.", hint="Leave out torchrun.")
     if options.unstreamed is not None:
         raise UsageError(
             f"A checkpoint that is streamed does not give {options.unstreamed}; expected a trajectory criterion, the "
             "estimator obs and parts of blocks.",
             hint=HINT,
         )
-    for group in structure.groups:
+    for group in checkpoint.structure.groups:
         inside = f"{group.block_path}."
         if not (group.consumer.startswith(inside) and group.gate.startswith(inside)):
             raise UsageError(f"{group.name} reaches beyond its block, so it is not streamed.", hint=HINT)
@@ -286,7 +288,7 @@ def score_streamed(
     estimators = {g.name: estimator_of(g, options, curved=g in curved) for g in structure.groups}
     estimators |= {one.name: "obs" for one in products}
     inputs = {**checkpoint.sources, "calibration": calibration.source}
-    recorded: Options = options.recorded()
+    recorded: Options = {**options.recorded(), **checkpoint.computing}
     workload = checkpoint.input.workload(seq_len)
     identity = RunIdentity(PART, structure, recorded, inputs, workload, calibration.batches)
     importance = {group.name: torch.zeros(group.units) for group in structure.groups}

@@ -119,7 +119,7 @@ def test_streamed_scores_are_those_of_a_model_in_memory(work, made):
 
 
 def test_streaming_is_chosen_for_large_weights_and_said(work, made):
-    with patch("optin_cli.checkpoints.checkpoint.free_memory", lambda: 1000):
+    with patch("optin_cli.checkpoints.checkpoint.free_memory", lambda _device: 1000):
         run = done("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "s")
         assert "bert is streamed, since" in run.err and Path("s").read_bytes() == made.scores.read_bytes()
         whole = done("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "s", "--force", "--no-stream")
