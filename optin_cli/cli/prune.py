@@ -34,6 +34,7 @@ def prune(
         bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
     ] = True,
     options: RefitOptions,
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -52,10 +53,13 @@ def prune(
     name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
+        from optin_cli.pruning.parts import is_streamable
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
         common.use_threads(threads)
-        opened = opening.load(checkpoint)
+        if stream is None and not is_streamable(read):
+            stream = False
+        opened = opening.load(checkpoint, stream=stream)
         with common.progress("pruning") as progress:
             manifest = prune_checkpoint(
                 opened,

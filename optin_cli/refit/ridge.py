@@ -69,7 +69,8 @@ def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool
     pull = normal.gram.new_full((columns,), ridge * mean)
     if bias:
         pull[-1] = 1e-9 * max(float(normal.gram[-1, -1]), 1.0)
-    matrix = normal.gram + torch.diag(pull)
+    matrix = normal.gram.clone()
+    matrix.diagonal().add_(pull)
     target = normal.cross + pull[:, None] * start
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):
