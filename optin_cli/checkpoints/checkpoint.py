@@ -14,7 +14,7 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
-from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.artifacts.base import Source, Totals, Workload, relative_path
 from optin_cli.checkpoints.batching import device_of
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
@@ -57,6 +57,7 @@ class Checkpoint:
     stored weights that have no place in the model, such as those of a head that it was opened without. notes: what a
     user should know of how it was loaded. recorded: for an exported model, whose `model` only passes tensors on.
     description: the file of an architecture description that was used instead of the shipped one, None for the latter.
+    path: as the user wrote it, where it is relative and says more than the name.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Checkpoint:
     types: Types = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    path: str | None = None
 
     def stored_as(self, name: str) -> torch.dtype:
         """The floating type in which a tensor of the state dict is stored, and so is what is left of it."""
@@ -80,7 +82,7 @@ class Checkpoint:
     @property
     def source(self) -> Source:
         """Name and hash, as artifacts record them."""
-        return Source(name=self.name, sha256=self.sha256, opened_as=self.blueprint.opened_as)
+        return Source(name=self.name, sha256=self.sha256, opened_as=self.blueprint.opened_as, path=self.path)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -171,8 +173,9 @@ def load(
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))
+    name = file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name
     return Checkpoint(
-        name=file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name,
+        name=name,
         sha256=sha256_of(blueprint.identity, *files),
         blueprint=blueprint,
         model=model,
@@ -184,6 +187,7 @@ def load(
         notes=built.notes,
         weight_bytes=sum(f.stat().st_size for f in files),
         description=None if own is None else own[1],
+        path=relative_path(path, name) if place.exists() else None,
     )
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from optin_cli.artifacts.manifest import Manifest
 
 CALIB = Option(
-    "--calib", "Unlabelled texts or images to refit the cut layers on. (default: no refit)", metavar="TASK|PATH"
+    "--calib",
+    "Unlabelled texts or images to refit the cut layers on. (default: those that the mask was scored on)",
+    metavar="TASK|PATH",
 )
 
 
@@ -31,7 +33,7 @@ def prune(
     output: common.Output = None,
     data: Annotated[common.Data, offer("path", "columns", "images", source=CALIB)],
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
+        bool, typer.Option("--refit/--no-refit", help="Refit the cut layers by least squares, or keep their weights.")
     ] = True,
     options: RefitOptions,
     threads: common.Threads = None,
@@ -52,16 +54,22 @@ def prune(
     name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
+        from optin_cli.pruning.calibration import recorded_calibration
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
         common.use_threads(threads)
         opened = opening.load(checkpoint)
         with common.progress("pruning") as progress:
+            spec = data.spec() if refit else None
+            if spec is not None and not spec.is_named:
+                beside = None if mask == common.STDIO else Path(mask).parent
+                spec = recorded_calibration(opened, read, name, beside=beside, images=data.images, progress=progress)
+                progress.note(f"refitting on {spec.local or spec.source}, which the mask was scored on")
             manifest = prune_checkpoint(
                 opened,
                 read,
                 target,
-                refit=data.spec() if refit else None,
+                refit=spec,
                 options=options,
                 force=force,
                 name=name,
@@ -91,4 +99,6 @@ def summary(manifest: Manifest) -> list[str]:
         lines.append(
             f"refit {len(taken)} of {len(manifest.refit)} consumers: held-out error {old:.3g} -> {new:.3g} on average"
         )
+    else:
+        lines.append("not refitted: the weights that are left are those of the original")
     return lines

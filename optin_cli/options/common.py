@@ -35,3 +35,11 @@ KEEP_FLOPS = Option(
     noun="The share of macs to keep",
 )
 MAX_DROP = Option("--max-drop", low=0, noun="The allowed drop")
+CONFIDENCE = Option(
+    "--confidence",
+    "How sure --max-drop must be that the drop is within it, by the paired standard error over samples: 0.95. At 0.5 the "
+    "measured drop decides.",
+    low=0.5,
+    below=1,
+    noun="The confidence",
+)

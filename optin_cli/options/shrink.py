@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
-from optin_cli.options.common import KEEP_FLOPS, MAX_DROP
+from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.refit import RIDGE, RefitOptions
@@ -28,7 +28,7 @@ class ShrinkOptions(Checked):
     """How small the model becomes, and the options of the stages.
 
     keep_flops: share of the MACs to keep. max_drop: a gate on the task's metric if there is a share, else the drop
-    up to which the smallest model is searched, by at most `evaluations` of them.
+    up to which the smallest model is searched, by at most `evaluations` of them. confidence: of its being within that.
     """
 
     keep_flops: float | None = shared(None, KEEP_FLOPS)
@@ -40,6 +40,7 @@ class ShrinkOptions(Checked):
             "--keep-flops, find the smallest model within it.",
         ),
     )
+    confidence: float = shared(0.5, CONFIDENCE)
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
     scoring: ScoreOptions = nested(ScoreOptions(), SCORING)

@@ -329,15 +329,13 @@ def _manifest(
     """The record of a pruned folder. cost: the original's costs, and what the pruned model costs."""
     checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
     packages = [blueprint.library, *([PACKAGE] if blueprint.sentences is not None and is_installed() else [])]
+    inputs = {**checkpoint.sources, "mask": planned.source}
+    inputs |= {"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}
+    inputs |= {} if adjustment is None else {"calibration": adjustment.data}
     return Manifest(
         optin_version=__version__,
         options={**mask.options, **({} if adjustment is None else adjustment.options)},
-        inputs={
-            **checkpoint.sources,
-            "mask": planned.source,
-            **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
-            **({} if adjustment is None else {"calibration": adjustment.data}),
-        },
+        inputs={role: source.published for role, source in inputs.items()},
         family=checkpoint.structure.family,
         architecture=blueprint.model_class,
         model_class=blueprint.model_class,

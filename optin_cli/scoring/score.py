@@ -8,6 +8,7 @@ import torch
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_loss
+from optin_cli.data.load import source_of
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
@@ -66,6 +67,7 @@ def score(
         )
         samples = checkpoint.input.load_samples(wanted, progress)
         calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
+        calibration = replace(calibration, source=source_of(samples, wanted))
     saved = SavedState(state, resume)
     try:
         scores = score_checkpoint(checkpoint, calibration, options, seq_len=length, state=saved, progress=progress)

@@ -27,7 +27,7 @@ def predict_maps(trial: Trial) -> Prediction:
     decode, classes = takes.map_decoder().decode, checkpoint.blueprint.num_labels
     keys: list[str] = []
     maps: dict[int, ClassMap] = {}
-    counts: list[torch.Tensor] = []
+    counts: dict[int, torch.Tensor] = {}
     batches = encoded(trial, labelled=False)
     for number, batch in enumerate(batches):
         trial.progress.update(number, len(batches), checkpoint.name)
@@ -40,12 +40,13 @@ def predict_maps(trial: Trial) -> Prediction:
             found = decode({name: output[place : place + 1] for name, output in outputs.items()}, (size[0], size[1]))
             maps[row] = ClassMap.of(found.cpu().numpy())
             if labels is not None:
-                counts.append(metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED))
+                counts[row] = metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED)
         keys += batch.keys
     in_order = [maps[row] for row in range(len(maps))]
     if task is None or not counts:
         return Prediction([], keys, constants=samples.constants, maps=in_order)
-    scores = metrics.score_maps(task.metrics, torch.stack(counts))
+    in_all = torch.stack([counts[row] for row in counts])
+    scores = metrics.score_maps(task.metrics, in_all)
     resampled: Options = {"resamples": metrics.RESAMPLES, "resample_seed": metrics.SEED}
     return Prediction(
         [],
@@ -55,6 +56,7 @@ def predict_maps(trial: Trial) -> Prediction:
         constants={**samples.constants, **resampled},
         maps=in_order,
         class_iou=dict(zip(takes.class_names, scores.class_iou, strict=True)),
+        at=metrics.counted_at(task.metrics[0], torch.stack([counts[row] for row in sorted(counts)])),
     )
 
 
