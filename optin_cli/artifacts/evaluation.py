@@ -47,8 +47,8 @@ class Comparison(Frozen):
     runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
     of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
     this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
-    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value; drop_error: its standard
-    error over samples that both models see.
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value; drop_error: its
+    standard error over samples that both models see.
     """
 
     name: str

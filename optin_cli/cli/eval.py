@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from optin_cli.cli import common, completion
+from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
-from optin_cli.errors import Exit, UsageError
-from optin_cli.options.common import CONFIDENCE
+from optin_cli.errors import UsageError
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.gate import GateOptions
 from optin_cli.tasks.harness import is_harness_task, require_harness
 from optin_cli.tasks.registry import load_task
 
@@ -49,13 +50,7 @@ def evaluate(
             help="Measure CKPT as the draft of this model in speculative decoding, on prompts from the data.",
         ),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
-        ),
-    ] = None,
-    confidence: Annotated[float, typer.Option(CONFIDENCE.flag, help=CONFIDENCE.help)] = 0.5,
+    gate: GateOptions,
     output: common.Output = None,
     card: Annotated[
         bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
@@ -67,14 +62,11 @@ def evaluate(
     force: common.Force = False,
 ) -> int:
     """Task metric, agreement, FLOPs, size, latency."""
-    if max_drop is not None and (against is None or (task is None and data.path is None)):
+    if gate.max_drop is not None and (against is None or (task is None and data.path is None)):
         raise UsageError(
             "--max-drop compares the task's metric with another checkpoint's.",
             hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
         )
-    CONFIDENCE.check(confidence, "--confidence")
-    if confidence > 0.5 and max_drop is None:
-        raise UsageError("--confidence is of --max-drop, which was not given.", hint="Pass --max-drop 0.01.")
     if draft_for is not None and (is_harness_task(task) or (task is None and data.path is None)):
         raise UsageError("--draft-for continues texts, and none are named.", hint="Pass --data with running text.")
     if is_harness_task(task):
@@ -95,9 +87,8 @@ def evaluate(
     common.use_threads(threads)
     from optin_cli.cli.tables import evaluation_table
     from optin_cli.evaluation.drafts import evaluate_draft, require_draft, with_draft
-    from optin_cli.evaluation.evaluate import drop_of, require_drop
     from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint
-    from optin_cli.evaluation.gate import Gate
+    from optin_cli.evaluation.evaluate import require_drop
     from optin_cli.exporting.load import device_for, load_evaluated
     from optin_cli.files import write_text
 
@@ -118,15 +109,11 @@ def evaluate(
             spec = replace(data.spec(), known=None if task is None else load_task(task))
             drafted = evaluate_draft(opened, original, spec, options=options, progress=progress)
             result = with_draft(result, original, drafted)
-    problem = None if max_drop is None else require_drop(result, max_drop, confidence)
+    if gate.max_drop is not None:
+        require_drop(result, gate.max_drop, gate.confidence)
     write_text(target, result.dump(), force=force)
     if card and not write_measured(Path(checkpoint), result):
         common.say("Nothing was measured, so the card is left as it is.")
     common.console(error=True).print(evaluation_table(result))
     common.print_result(result.dump(), target, as_json=as_json)
-    if max_drop is not None and (said := Gate(max_drop, confidence).words(drop_of(result))) is not None:
-        common.say(said)
-    if problem is not None:
-        common.say(f"gate not met: {problem}")
-        return Exit.GATE
-    return Exit.DONE
+    return judge(result, gate.max_drop, gate.confidence)

@@ -24,6 +24,7 @@ from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
 from optin_cli.model.costs import count_totals
+from optin_cli.options.common import MEASURED
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
@@ -305,13 +306,13 @@ def drop_of(evaluation: Evaluation) -> Drop:
     return Drop(comparison.drop, comparison.drop_error, evaluation.samples, comparison.relative_drop)
 
 
-def require_drop(evaluation: Evaluation, most: float, confidence: float = 0.5) -> str | None:
+def require_drop(evaluation: Evaluation, most: float, confidence: float = MEASURED) -> str | None:
     """The message if the metric is worse by more than `most`, or may be at that confidence; None if not.
 
     Raises UsageError: nothing was compared, or a confidence is asked for of a drop whose error is not known.
     """
     drop, gate, comparison = drop_of(evaluation), Gate(most, confidence), evaluation.against
-    if drop.error is None and confidence > 0.5:
+    if drop.error is None and confidence > MEASURED:
         raise UsageError(
             f"--confidence needs the error of the drop, which is not known for {evaluation.task}.",
             hint="Leave out --confidence, so that the drop is judged as measured.",

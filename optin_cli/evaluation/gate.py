@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from optin_cli.artifacts.evaluation import drop_words
+from optin_cli.options.common import MEASURED
 
 USUAL = 0.95
 """Confidence at which samples are said to tell whether a drop is within a limit, where none was asked for."""
@@ -42,7 +43,7 @@ class Gate:
     """Lets a model pass whose true drop is at most `most`, with a confidence of 0.5 (as measured) or more."""
 
     most: float
-    confidence: float = 0.5
+    confidence: float = MEASURED
 
     def passes(self, drop: Drop) -> bool:
         """Whether the drop is within the limit at the confidence asked for; as measured where no error is known."""
@@ -59,7 +60,7 @@ class Gate:
         certainty = self.certainty(drop)
         if certainty is None:
             return None
-        level = self.confidence if self.confidence > 0.5 else USUAL
+        level = self.confidence if self.confidence > MEASURED else USUAL
         found = (
             f"drop {drop.words} (paired standard error), within {self.limit(drop)} at a confidence of {certainty:.2f}"
         )
@@ -79,7 +80,7 @@ class Gate:
         return f"{self.most:.4g} (a share)" if drop.relative else f"{self.most:g}"
 
     def _margin(self, drop: Drop, confidence: float) -> float:
-        return 0.0 if confidence == 0.5 else NormalDist().inv_cdf(confidence) * (drop.spread or 0.0)
+        return 0.0 if confidence == MEASURED else NormalDist().inv_cdf(confidence) * (drop.spread or 0.0)
 
 
 def _round(count: float) -> str:

@@ -96,11 +96,11 @@ class Target:
     returns what the file takes and gives. open: returns what runs a file on a number of CPU threads. Its source must be
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
     that would run code, and returns what to open in its place, which may lie in the given temporary folder. int8: how
-    it stores weights as 8-bit integers; None if it has no such way. half: makes of a float32 file one that stores weights
-    in float16 and computes in float32. types: of weights, by the runtime's names, the
-    default first. takes: names of inputs, None for all that the model takes. proving: for a runtime that has the
-    tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that is to be exact, it
-    refuses any other (CertificateError).
+    it stores weights as 8-bit integers; None if it has no such way. half: makes of a float32 file one that stores
+    weights in float16 and computes in float32. types: of weights, by the runtime's names, the default first. takes:
+    names of inputs, None for all that the model takes. proving: for a runtime that has the tokenizer too, makes what
+    compares a file's way with texts to the checkpoint's; of a file that is to be exact, it refuses any other
+    (CertificateError).
     """
 
     name: str

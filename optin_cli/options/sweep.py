@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
-from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP
+from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP, MEASURED
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.gate import require_limit
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
@@ -45,9 +46,9 @@ EVALUATION = offer(
 class SweepOptions(Checked):
     """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
 
-    confidence: of the drop's being within `max_drop`. evaluations: most models that are tried for it. keep_models: write
-    every model, not its mask alone. ridge: for recipes that refit; None chooses by held-out error. scoring: of the
-    recipes that score; its samples and seed choose the calibration set. evaluation: of every model; its samples and
+    confidence: of the drop's being within `max_drop`. evaluations: most models that are tried for it. keep_models:
+    write every model, not its mask alone. ridge: for recipes that refit; None chooses by held-out error. scoring: of
+    the recipes that score; its samples and seed choose the calibration set. evaluation: of every model; its samples and
     seed choose what it is evaluated on.
     """
 
@@ -70,7 +71,7 @@ class SweepOptions(Checked):
             help="Instead: write the smallest model whose metric is worse by no more (perplexity: by no larger share).",
         ),
     )
-    confidence: float = shared(0.5, CONFIDENCE)
+    confidence: float = shared(MEASURED, CONFIDENCE)
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
     keep_models: bool = option(False, "--keep-models", "Also write the model of every point, into models/.")
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
@@ -83,8 +84,7 @@ class SweepOptions(Checked):
             both = "Both --keep-flops and --max-drop were given; expected one of them."
             what = "No budget was given." if self.keep_flops is None else both
             raise UsageError(what, hint="Pass --keep-flops 0.6,0.5,0.4 or --max-drop 0.01.")
-        if self.confidence > 0.5 and self.max_drop is None:
-            raise UsageError("--confidence is of --max-drop, which was not given.", hint="Pass --max-drop 0.01.")
+        require_limit(self.max_drop, self.confidence)
         for listed, what in ((self.recipes, "recipe"), (self.keep_flops or (), "budget")):
             twice = [item for number, item in enumerate(listed) if item in listed[:number]]
             if twice:

@@ -106,7 +106,8 @@ UNMEASURED = """## Metric and latency
 Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
 MEASURED = """## Metric and latency
 
-By `optin eval` {version}{task}.{timed} Behind ± is the standard error, of a change that over samples that both models see; a cell without a number was not measured.
+By `optin eval` {version}{task}.{timed} Behind ± is the standard error; that of a change is over the samples that both
+models see. A cell without a number was not measured.
 
 | | on | before | after | change |
 |---|---|---|---|---|

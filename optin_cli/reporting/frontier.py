@@ -22,7 +22,7 @@ class Entry:
 
 
 def draw_frontier(sweep: Sweep) -> str:
-    """Draw the metric against the shares of MACs and, if every point was timed, of latency. Equal sweeps, equal text."""
+    """Draw the metric against the shares of MACs and, if every point was timed, of latency, as SVG."""
     plots = draw_plots(sweep, None)
     speed = sweep.baseline.latency
     notes = ["Bars are standard errors."] if any(point.standard_error is not None for point in sweep.points) else []

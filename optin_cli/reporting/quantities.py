@@ -16,8 +16,8 @@ from optin_cli.reporting.evidence import Evidence
 class Quantity:
     """One number before and after pruning.
 
-    spread: standard error of `after`. paired: of the difference, over samples that both models see. ratio: after / before, where meaningful. conditions: what it was measured on.
-    missing: how to measure it, if it was not measured.
+    spread: standard error of `after`. paired: of the difference, over samples that both models see. ratio: after /
+    before, where meaningful. conditions: what it was measured on. missing: how to measure it, if it was not measured.
     """
 
     name: str

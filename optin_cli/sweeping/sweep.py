@@ -25,6 +25,7 @@ from optin_cli.evaluation.gate import Drop, Gate
 from optin_cli.evaluation.metrics import find_metric
 from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
+from optin_cli.options.common import MEASURED
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Setting
@@ -340,12 +341,12 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
     """The point within the allowed drop (GateError if there is none)."""
     if sweep.chosen is not None:
         return sweep.points[sweep.chosen]
-    least, confidence = min(sweep.points, key=lambda p: p.drop), sweep.options.get("confidence", 0.5)
+    least, confidence = min(sweep.points, key=lambda p: p.drop), sweep.options.get("confidence", MEASURED)
     spread = "" if least.drop_error is None else f" (paired standard error {drop_of(sweep, least).shown_error})"
-    surely = "" if confidence == 0.5 else f" at a confidence of {confidence}"
+    limit = f"{sweep.options['max_drop']}" + ("" if confidence == MEASURED else f" at a confidence of {confidence}")
     raise GateError(
-        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {sweep.options['max_drop']}{surely}"
-        f": the smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
+        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {limit}: the "
+        f"smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
 
