@@ -112,8 +112,8 @@ def evaluate(
     if gate.max_drop is not None:
         require_drop(result, gate.max_drop, gate.confidence)
     write_text(target, result.dump(), force=force)
-    if card and not write_measured(Path(checkpoint), result):
-        common.say("Nothing was measured, so the card is left as it is.")
+    if card:
+        write_measured(Path(checkpoint), result)
     common.console(error=True).print(evaluation_table(result))
     common.print_result(result.dump(), target, as_json=as_json)
     return judge(result, gate.max_drop, gate.confidence)

@@ -54,22 +54,20 @@ def prune(
     name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
-        from optin_cli.pruning.calibration import recorded_calibration
+        from optin_cli.pruning.calibration import RecordedData
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
         common.use_threads(threads)
         opened = opening.load(checkpoint)
+        named = data.spec()
+        beside = None if mask == common.STDIO else Path(mask).parent
+        samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
         with common.progress("pruning") as progress:
-            spec = data.spec() if refit else None
-            if spec is not None and not spec.is_named:
-                beside = None if mask == common.STDIO else Path(mask).parent
-                spec = recorded_calibration(opened, read, name, beside=beside, images=data.images, progress=progress)
-                progress.note(f"refitting on {spec.local or spec.source}, which the mask was scored on")
             manifest = prune_checkpoint(
                 opened,
                 read,
                 target,
-                refit=spec,
+                refit=samples,
                 options=options,
                 force=force,
                 name=name,

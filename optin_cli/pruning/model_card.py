@@ -200,10 +200,8 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     )
 
 
-def write_measured(folder: Path, evaluation: Evaluation) -> bool:
+def write_measured(folder: Path, evaluation: Evaluation) -> None:
     """Put what an evaluation of a cut folder measured into its card, in place of what stood there.
-
-    False if nothing was measured, so that the card is left as it is.
 
     Raises:
         UsageError: `optin prune` did not write the folder. ArtifactError: the evaluation is of another model, or the
@@ -211,13 +209,10 @@ def write_measured(folder: Path, evaluation: Evaluation) -> bool:
     """
     require_card(folder)
     require_source(evaluation, "The evaluation", "checkpoint", folder_source(folder))
-    if not _rows(evaluation):
-        return False
     text = (folder / CARD).read_text(encoding="utf-8")
     start, _, rest = _with_results(text, evaluation).partition(BEGIN)
     end = rest.partition(END)[2]
     write_text(folder / CARD, f"{start}{BEGIN}\n{_measured(evaluation)}\n{END}{end}", force=True)
-    return True
 
 
 def require_card(folder: Path) -> None:
@@ -395,4 +390,6 @@ def _measured(evaluation: Evaluation) -> str:
     if evaluation.latency is None and evaluation.generation is not None:
         timed = f" Generation was timed on {evaluation.generation.timed_on}."
     lines = [f"| {' | '.join(row)} |" for row in _rows(evaluation)]
+    if not lines:
+        return UNMEASURED
     return MEASURED.format(version=evaluation.optin_version, task=task, timed=timed, rows="\n".join(lines))

@@ -42,6 +42,7 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
+from optin_cli.pruning.calibration import RecordedData
 from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
 from optin_cli.refit.refit import refit_model
@@ -101,7 +102,7 @@ def prune(
     mask: Mask,
     output: str | Path,
     *,
-    refit: DataSpec | str | Path | None = None,
+    refit: DataSpec | RecordedData | str | Path | None = None,
     options: RefitOptions | None = None,
     force: bool = False,
     name: str = "mask",
@@ -112,7 +113,8 @@ def prune(
 
     Args:
         output: appears only when everything succeeded.
-        refit: unlabelled texts or images to refit the consumers on; None keeps the remaining weights as they are.
+        refit: unlabelled texts or images to refit the consumers on; `RecordedData` for those that the mask was scored
+            on; None keeps the remaining weights as they are.
         options: how to refit.
         name: what messages and the manifest call the mask.
         reload: from `reloading`, in a process that the caller started; None starts one.
@@ -121,10 +123,12 @@ def prune(
         ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
             class cannot express.
         CertificateError: the reloaded folder computes something else; nothing is written.
+        UsageError, DataError: of `RecordedData.find`.
     """
     source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
     planned = plan_pruning(as_checkpoint(checkpoint), mask, source)
-    spec, adjustment = DataSpec.of(refit), None
+    found = refit.find(planned.checkpoint, mask, name, progress) if isinstance(refit, RecordedData) else refit
+    spec, adjustment = DataSpec.of(found), None
     if spec.is_named:
         adjustment = _refit_on(planned, spec, options or RefitOptions(), progress)
     return write_pruned(planned, Path(output), adjustment, force=force, reload=reload, progress=progress)
