@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Workload
-from optin_cli.artifacts.scores import Scores, write_scores
+from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.folders import MANIFEST
-from optin_cli.files import write_text
+from optin_cli.files import sha256_of, write_bytes, write_text
 from optin_cli.options.sweep import RECIPES
 from optin_cli.progress import Progress
 from optin_cli.recipes.recipe import Setting
@@ -27,18 +27,9 @@ class Keeper:
     models: bool
     workload: Workload
 
-    def keep_scores(self, recipe: str, scores: Scores | None) -> Source | None:
-        """Write the scores of a recipe that has any, in place of older ones; their name and hash."""
-        if scores is None:
-            return None
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"{recipe}{SCORES}"
-        write_scores(path, scores, force=True)
-        return scores.source(path.name)
-
-    def keep(self, candidate: Candidate, setting: Setting, scores: Source | None, progress: Progress) -> None:
-        """Write the mask of a candidate, and the certified model if models are kept."""
-        mask = candidate_mask(candidate, setting, self.workload, scores)
+    def keep(self, candidate: Candidate, setting: Setting, scores: Scores | None, progress: Progress) -> None:
+        """Write the mask of a candidate with the scores that it follows from, and the certified model if those stay."""
+        mask = candidate_mask(candidate, setting, self.workload, self._keep_scores(candidate.recipe, scores))
         path, folder = self._mask(candidate.recipe, candidate.share), self._model(candidate.recipe, candidate.share)
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.models:
@@ -51,9 +42,9 @@ class Keeper:
         """Whether the model of a point that was measured earlier is still to be kept."""
         return self.models and not (self._model(recipe, share) / MANIFEST).is_file()
 
-    def choose(self, candidate: Candidate, setting: Setting, scores: Source | None, progress: Progress) -> None:
+    def choose(self, candidate: Candidate, setting: Setting, scores: Scores | None, progress: Progress) -> None:
         """Write the model that a sweep chose, and its mask."""
-        mask = candidate_mask(candidate, setting, self.workload, scores)
+        mask = candidate_mask(candidate, setting, self.workload, self._keep_scores(candidate.recipe, scores))
         save_candidate(candidate, setting, mask, self.folder / MODEL, self.folder / MASK, progress)
 
     def clear(self, points: Collection[tuple[str, float]], *, chosen: bool) -> None:
@@ -70,6 +61,16 @@ class Keeper:
                 shutil.rmtree(path.parent)
         for recipe in set(RECIPES) - {name for name, _ in points}:
             (self.folder / f"{recipe}{SCORES}").unlink(missing_ok=True)
+
+    def _keep_scores(self, recipe: str, scores: Scores | None) -> Source | None:
+        """Write the scores of a recipe that has any, unless they are there; their name and hash."""
+        if scores is None:
+            return None
+        path, content = self.folder / f"{recipe}{SCORES}", scores.content()
+        if not path.is_file() or path.read_bytes() != content:
+            self.folder.mkdir(exist_ok=True)
+            write_bytes(path, content, force=True)
+        return Source(name=path.name, sha256=sha256_of(content))
 
     def _mask(self, recipe: str, share: float) -> Path:
         return self.folder / MASKS / f"{_name(recipe, share)}.json"

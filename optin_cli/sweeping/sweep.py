@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
+from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
@@ -245,7 +246,7 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
 class Bench:
     """Measures points and keeps the record of them; `known` are those of an interrupted run.
 
-    prepared: by recipe, what decides, the scores that were kept of it, and the seconds that took.
+    prepared: by recipe, what decides, and the seconds that took.
     """
 
     settings: Mapping[str, Setting]
@@ -255,15 +256,14 @@ class Bench:
     known: Sequence[SweepPoint]
     keeper: Keeper
     report: Callable[[SweepPoint], None]
-    prepared: dict[str, tuple[Prepared, Source | None, float]] = field(default_factory=dict)
+    prepared: dict[str, tuple[Prepared, float]] = field(default_factory=dict)
 
     def make(self, recipe: str, share: float) -> Candidate:
         """The model of a recipe at a budget; the recipe is prepared at its first."""
         if recipe not in self.prepared:
             begin = time.perf_counter()
             prepared = recipes()[recipe].prepare(self.settings[recipe])
-            seconds = time.perf_counter() - begin
-            self.prepared[recipe] = prepared, self.keeper.keep_scores(recipe, prepared.scores), seconds
+            self.prepared[recipe] = prepared, time.perf_counter() - begin
         return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 
     def measure(self, recipe: str, share: float) -> tuple[SweepPoint, Candidate | None]:
@@ -271,7 +271,7 @@ class Bench:
         point, candidate = next((p for p in self.known if (p.recipe, p.asked) == (recipe, share)), None), None
         if point is None:
             candidate = self.make(recipe, share)
-            seconds = self.prepared[recipe][2]
+            seconds = self.prepared[recipe][1]
             point = measure_candidate(candidate, self.settings[recipe], self.exam, self.original(), seconds)
         if candidate is not None or self.keeper.lacks(recipe, share):
             candidate = candidate or self.make(recipe, share)
@@ -297,9 +297,9 @@ class Bench:
         chosen = [(point.recipe, point.asked) for point in self.sweep.points].index((recipe, share))
         self.sweep = self.sweep.model_copy(update={"chosen": chosen})
 
-    def _kept(self, recipe: str) -> tuple[Setting, Source | None, Progress]:
+    def _kept(self, recipe: str) -> tuple[Setting, Scores | None, Progress]:
         """How models of a recipe are made, its scores, and who is told."""
-        return self.settings[recipe], self.prepared[recipe][1], self.exam.progress
+        return self.settings[recipe], self.prepared[recipe][0].scores, self.exam.progress
 
 
 def _bisect(bench: Bench, options: SweepOptions, smallest: float) -> None:
