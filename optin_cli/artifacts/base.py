@@ -212,8 +212,8 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
     expected = str(kind.model_fields["schema_"].default)
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != expected:
-        made_by = re.fullmatch(r"optin\.([a-z]+)/\d+", str(found))
-        what = f"a {made_by[1]} file" if made_by else "not an optin artifact of that kind"
+        known = re.fullmatch(r"optin\.([a-z]+)/\d+", str(found))
+        what = f"a {known[1]} file" if known else "not an optin artifact of that kind"
         raise ArtifactError(
             f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).",
             hint=made_by(kind.kind),
