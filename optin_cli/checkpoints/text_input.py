@@ -170,7 +170,7 @@ class TextInput:
         from transformers import AutoTokenizer
 
         folder = self.blueprint.folder
-        hint = f"Put tokenizer.json and tokenizer_config.json into {folder}."
+        hint = f"Put tokenizer.json and tokenizer_config.json into {folder and folder.resolve()}."
         # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
         if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
             raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)

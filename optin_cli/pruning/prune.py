@@ -43,6 +43,7 @@ from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Progress
+from optin_cli.pruning.calibration import RecordedData
 from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
 from optin_cli.pruning.parts import Parts, cut_parts, require_parts
@@ -112,7 +113,7 @@ def prune(
     mask: Mask,
     output: str | Path,
     *,
-    refit: DataSpec | str | Path | None = None,
+    refit: DataSpec | RecordedData | str | Path | None = None,
     options: RefitOptions | None = None,
     force: bool = False,
     name: str = "mask",
@@ -123,7 +124,8 @@ def prune(
 
     Args:
         output: appears only when everything succeeded.
-        refit: unlabelled texts or images to refit the consumers on; None keeps the remaining weights as they are.
+        refit: unlabelled texts or images to refit the consumers on; `RecordedData` for those that the mask was scored
+            on; None keeps the remaining weights as they are.
         options: how to refit.
         name: what messages and the manifest call the mask.
         reload: from `reloading`, in a process that the caller started; None starts one.
@@ -132,10 +134,12 @@ def prune(
         ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
             class cannot express.
         CertificateError: the reloaded folder computes something else; nothing is written.
+        UsageError, DataError: of `RecordedData.find`.
     """
     source = Source(name=name, sha256=sha256_of(mask.dump().encode()))
     planned = plan_pruning(as_checkpoint(checkpoint), mask, source)
-    spec, adjustment = DataSpec.of(refit), None
+    found = refit.find(planned.checkpoint, mask, name, progress) if isinstance(refit, RecordedData) else refit
+    spec, adjustment = DataSpec.of(found), None
     if spec.is_named:
         adjustment = _refit_on(planned, spec, options or RefitOptions(), progress)
     return write_pruned(planned, Path(output), adjustment, force=force, reload=reload, progress=progress)
@@ -379,15 +383,13 @@ def _manifest(
     """The record of a pruned folder. cost: the original's costs, and what the pruned model costs."""
     checkpoint, mask, blueprint = planned.checkpoint, planned.mask, planned.checkpoint.blueprint
     packages = [blueprint.library, *([PACKAGE] if blueprint.sentences is not None and is_installed() else [])]
+    inputs = {**checkpoint.sources, "mask": planned.source}
+    inputs |= {"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}
+    inputs |= {} if adjustment is None else {"calibration": adjustment.data}
     return Manifest(
         optin_version=__version__,
         options={**mask.options, **({} if adjustment is None else adjustment.options)},
-        inputs={
-            **checkpoint.sources,
-            "mask": planned.source,
-            **({"scoring": mask.inputs["calibration"]} if "calibration" in mask.inputs else {}),
-            **({} if adjustment is None else {"calibration": adjustment.data}),
-        },
+        inputs={role: source.published for role, source in inputs.items()},
         family=checkpoint.structure.family,
         architecture=blueprint.model_class,
         model_class=blueprint.model_class,

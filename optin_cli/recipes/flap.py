@@ -136,7 +136,7 @@ def prepare_flap(setting: Setting) -> Prepared:
         kept = choose_units(importance, setting.slice_costs, limits)
         return Decision(kept, lambda pruned: compensate(setting, pruned, kept, columns))
 
-    return decide
+    return Prepared(decide)
 
 
 FLAP = Recipe("flap", "FLAP (arXiv 2312.11983): fluctuations, means kept in biases", prepare_flap)

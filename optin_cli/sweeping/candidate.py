@@ -70,6 +70,7 @@ def measure_candidate(
         metrics=result.metrics,
         standard_error=result.standard_error,
         drop=other.drop,
+        drop_error=other.drop_error,
         agreement=other.agreement,
         latency=result.latency,
         latency_ratio=other.latency_ratio,
@@ -78,13 +79,14 @@ def measure_candidate(
     )
 
 
-def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload) -> Mask:
-    """The mask that a candidate was cut by."""
+def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload, scores: Source | None) -> Mask:
+    """The mask that a candidate was cut by. scores: those that it follows from, if any."""
     checkpoint = setting.checkpoint
+    scored = {} if scores is None else {"scores": scores}
     return Mask(
         optin_version=__version__,
         options={"recipe": candidate.recipe, **scoring_constants(setting.options), "refit_ridge": setting.ridge},
-        inputs={"calibration": setting.calibration.source, **checkpoint.sources},
+        inputs={**scored, "calibration": setting.calibration.source, **checkpoint.sources},
         workload=workload,
         budget=Budget(asked={"macs": candidate.share}, reached=setting.costs.remaining(candidate.kept)),
         importance_lost=None,

@@ -93,7 +93,7 @@ class Blueprint:
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
     already. prototype: what `Library.build` starts from, a model class or an uncut model. sentences: what
     sentence-transformers make of the folder, if it is theirs. opened_as: the auto class that the user asked for in
-    place of the class that the folder names.
+    place of the class that the folder names. licence: of the weights, where the config names it.
     """
 
     library: str
@@ -111,6 +111,7 @@ class Blueprint:
     prototype: Any
     sentences: Sentences | None = None
     opened_as: str | None = None
+    licence: str | None = None
 
     @property
     def builder(self) -> Library:

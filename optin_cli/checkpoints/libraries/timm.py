@@ -158,6 +158,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
         problem_type=None,
         plan=raw.get(PLAN_KEY),
         prototype=model,
+        licence=licence if isinstance(licence := raw.get("pretrained_cfg", {}).get("license"), str) else None,
     )
 
 
