@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from optin_cli import files
-from optin_cli.cli import completion
-from optin_cli.cli.consoles import console, say
+from optin_cli.cli import completion, launched
+from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
 from optin_cli.cli.pace import Notes, progress
 from optin_cli.cli.stages import Stage, finish, gate
-from optin_cli.errors import Exit
+from optin_cli.errors import Exit, ProcessError
 from optin_cli.options.common import SEQ_LEN, THREADS
 from optin_cli.options.declare import DATA, MODEL, OUTPUT, Option, nested, offer, option, shared
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from optin_cli.artifacts.base import Artifact, Took
     from optin_cli.checkpoints.checkpoint import Checkpoint
     from optin_cli.data.spec import DataSpec
+    from optin_cli.processes.processes import Processes
 
 
-__all__ = ["Notes", "Stage", "console", "finish", "gate", "progress", "say"]
+__all__ = ["Notes", "Stage", "console", "finish", "gate", "progress", "say", "tell"]
 """What commands take from here and other modules define."""
 STDIO = files.STDIO
 
@@ -57,6 +58,25 @@ SeqLen = Annotated[
         help=SEQ_LEN.help,
         show_default=SEQ_LEN.unset,
         rich_help_panel=SEQ_LEN.panel,
+    ),
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        metavar="",
+        help="Read weights from their files one block at a time.",
+        show_default="if they would take more than half of the free memory",
+        rich_help_panel=MODEL,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="auto|float32|bfloat16",
+        help="What the model computes in; auto: float32, and bfloat16 on a GPU where weights are stored so.",
+        rich_help_panel=MODEL,
     ),
 ]
 Threads = Annotated[
@@ -113,8 +133,19 @@ class Opening:
         None, "--device", "Where to compute: cpu, cuda, …", unset="an accelerator if there is one"
     )
 
-    def load(self, source: str) -> Checkpoint:
-        """Load a checkpoint (torch is imported only now)."""
+    def load(
+        self,
+        source: str,
+        context: typer.Context | None = None,
+        *,
+        dtype: str = "float32",
+        stream: bool | None = False,
+    ) -> Checkpoint:
+        """Load a checkpoint (torch is imported only now).
+
+        Args:
+            context: of a command whose processes share work on it. dtype, stream: as of `checkpoints.checkpoint.load`.
+        """
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
@@ -125,11 +156,13 @@ class Opening:
             architecture=self.architecture,
             as_class=self.as_class,
             image_size=size,
-            device=self.device,
+            device=own_device(self.device, context),
+            dtype=dtype,
+            stream=stream,
         )
         for note in checkpoint.notes:
             say(note)
-        return checkpoint
+        return shared_by(checkpoint, context)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -216,22 +249,40 @@ EVAL_DATA = offer(
 """The same where there is calibration data too."""
 
 
-def run(command: Any, arguments: list[str] | None = None) -> Any:
-    """Run a command with its arguments (those of the process if None); failures and interruptions are raised."""
-    result = command.main(arguments, prog_name="optin", standalone_mode=False)
+def run(command: Any, arguments: list[str] | None = None, *, processes: Processes | None = None) -> Any:
+    """Run a command with its arguments (those of the process if None); failures and interruptions are raised.
+
+    processes: that share its work, its context's `obj`.
+    """
+    result = command.main(arguments, prog_name="optin", standalone_mode=False, obj=processes)
     if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
         raise KeyboardInterrupt
     return result
 
 
+def own_device(asked: str | None, context: typer.Context | None) -> str | None:
+    """The device of this process, of those of a command, where `asked` is that of all."""
+    processes: Processes | None = None if context is None else context.obj
+    return asked if processes is None else processes.device(asked)
+
+
+def shared_by(checkpoint: Checkpoint, context: typer.Context | None) -> Checkpoint:
+    """The checkpoint with the processes of a command, which share work on it."""
+    processes: Processes | None = None if context is None else context.obj
+    return checkpoint if processes is None else replace(checkpoint, processes=processes)
+
+
 def stem_of(source: str) -> str:
-    """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors."""
+    """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors.
+
+    A link has its own name, which is the one that the user writes.
+    """
     from optin_cli.checkpoints.folders import FILE_SUFFIXES
 
     if source == STDIO:
         return "optin"
     path = Path(source)
-    name = path.resolve().name if path.is_dir() else path.name
+    name = path.resolve().name if path.name in ("", "..") else path.name
     for suffix in (".scores.safetensors", ".mask.json", ".latency.json", ".json", *FILE_SUFFIXES):
         if name.endswith(suffix) and name != suffix and not path.is_dir():
             return name.removesuffix(suffix)
@@ -271,7 +322,7 @@ def contents(artifact: Artifact, took: Took, target: str, *, as_json: bool) -> s
 
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
     """Print the name of what was written, or the artifact itself; nothing if that went to stdout already."""
-    if str(target) != STDIO:
+    if str(target) != STDIO and launched.leads():
         show(artifact if as_json else str(target), newline=not as_json)
 
 
@@ -282,7 +333,7 @@ def require_free(
     path: str | Path, *, force: bool, inputs: Inputs = (), folder: bool = False, into: bool = False
 ) -> None:
     """Refuse an output that exists, cannot be written or would destroy an input, before any time is spent."""
-    if str(path) != STDIO:
+    if str(path) != STDIO and launched.leads():
         files.check_apart(Path(path), inputs)
         files.check_output(Path(path), force=force, folder=folder, into=into)
 
@@ -292,7 +343,7 @@ def resumable(state: Path | None) -> Iterator[None]:
     """On interruption, say how to resume."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ProcessError):
         if state is not None and state.exists():
             say(f"What is finished is kept in {state}; repeat the command with --resume to go on.")
         raise

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from optin_cli.cli import launched
 from optin_cli.cli.escapes import escaped
 
 PIPE_WIDTH = 160
@@ -27,5 +28,11 @@ def console(*, error: bool = False) -> Console:
 
 
 def say(message: str) -> None:
-    """One line of talk on stderr."""
+    """One line of talk on stderr, from the first of several processes alone."""
+    if launched.leads():
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """One line of talk on stderr, from whichever process."""
     typer.echo(escaped(message), err=True)

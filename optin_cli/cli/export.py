@@ -17,6 +17,8 @@ from optin_cli.options.export import ExportOptions
 
 if TYPE_CHECKING:
     from optin_cli.artifacts.export import Export
+    from optin_cli.checkpoints.checkpoint import Checkpoint
+    from optin_cli.exporting.registry import Target
 
 
 @command
@@ -68,9 +70,20 @@ def export(
         record = export_checkpoint(opened, to, place, options=options, force=force, progress=stage)
         took = stage.took(opened.device)
     then = ["eval", place, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]
-    made = _proof(record, target.form(options))
+    made = [*_proof(record, target.form(options)), *_larger(opened, record, target, options)]
     common.finish(f"export {checkpoint}", made, took, then=[then])
     common.print_result(record.dump_with(took), place, as_json=as_json)
+
+
+def _larger(opened: Checkpoint, record: Export, target: Target, options: ExportOptions) -> list[str]:
+    """A remark on a file of float32 that is larger than the stored weights, and on the way out."""
+    if target.half is None or target.form(options) is not None or record.totals.bytes <= opened.weight_bytes:
+        return []
+    stored = str(opened.dtype).removeprefix("torch.")
+    return [
+        f"larger than the stored weights, {opened.weight_bytes:,} bytes in {stored}: the file holds float32; "
+        "--dtype float16 makes it about half as large"
+    ]
 
 
 def _proof(record: Export, form: str | None) -> list[str]:

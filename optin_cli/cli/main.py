@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from optin_cli.cli import common, interrupts, processors
+from optin_cli.cli import common, interrupts, launched, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.env import env
@@ -19,6 +19,7 @@ from optin_cli.cli.eval import evaluate
 from optin_cli.cli.export import export
 from optin_cli.cli.families import families
 from optin_cli.cli.inspect import inspect
+from optin_cli.cli.merge import merge
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
 from optin_cli.cli.recipes import recipes
@@ -54,11 +55,13 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
     ),
 ) -> None:
-    pass
+    del version
+    launched.require_shared(context.invoked_subcommand)
 
 
 def _current(earlier: Mapping[str, str], name: str) -> str:
@@ -83,6 +86,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     (demo, START, "optin demo"),
     (profile, STEPS, "optin profile bert/"),
     (score, STEPS, "optin score bert/ --calib train.jsonl"),
+    (merge, STEPS, "optin merge bert.1-of-2.part.safetensors bert.2-of-2.part.safetensors"),
     (search, STEPS, "optin search bert.scores.safetensors --keep-flops 0.5"),
     (prune, STEPS, "optin prune bert/ --mask bert.mask.json --calib train.jsonl -o small/"),
     (evaluate, STEPS, "optin eval small/ --task sst2 --data validation.jsonl --against bert/ --max-drop 0.01"),
@@ -111,10 +115,11 @@ for command, panel, example in COMMANDS:
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
     interrupts.end()
     sys.stdout.flush()
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    common.say(message)
+    plain = False if os.environ.get("NO_COLOR") else None  # None: colour on terminals
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True, color=plain)
+    common.tell(message)
     if hint:
-        common.say(f"  {hint}")
+        common.tell(f"  {hint}")
     sys.exit(status)
 
 
@@ -124,7 +129,7 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["MPLBACKEND"] = "Agg"  # pictures are files; a backend that is missing would break other libraries
+    os.environ["MPLBACKEND"] = "Agg"  # of libraries that draw; a backend that is missing would break them
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
     processors.set_threads()
@@ -152,8 +157,9 @@ def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _prepare()
     try:
-        _require_text(sys.argv[1:])
-        result = common.run(typer.main.get_command(app))
+        with launched.processes() as processes:
+            _require_text(sys.argv[1:])
+            result = common.run(typer.main.get_command(app), processes=processes)
     except OptinError as error:
         _debug()
         _fail(error.message, error.hint, error.status)
@@ -176,6 +182,8 @@ def main() -> NoReturn:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
         _fail(
             f"This is a defect of optin: {type(error).__name__}: {error}",
             f"Run again with {DEBUG}=1 for the traceback, and report it.",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from optin_cli.cli import interrupts
+from optin_cli.cli import interrupts, launched
 from optin_cli.cli.consoles import console, say
 from optin_cli.cli.escapes import escaped
 from optin_cli.progress import Progress
@@ -128,6 +128,9 @@ class Log(Notes):
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """Show on stderr how far work is, with its speed and the time left, from the first moment until it ends."""
+    if not launched.leads():
+        yield Notes()
+        return
     talk = console(error=True)
     with _drawn(title, talk) if talk.is_terminal else _logged(title) as shown:
         yield shown

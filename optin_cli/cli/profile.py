@@ -42,6 +42,7 @@ def profile(
         ),
     ] = None,
     every: common.Every = False,
+    stream: common.Stream = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -50,6 +51,8 @@ def profile(
     given = [*given_flags(context, LatencyOptions), *(["--threads"] if threads is not None else [])]
     if given and not latency:
         raise UsageError(f"{given[0]} says how time is measured.", hint="Pass --latency with it.")
+    if latency and stream:
+        raise UsageError("Time is not measured of a model that is streamed.", hint="Leave out --latency or --stream.")
     if latency:
         output = common.target_of(output, f"{common.stem_of(checkpoint)}.latency.json", as_json=as_json)
     if output is not None:
@@ -62,7 +65,7 @@ def profile(
         from optin_cli.profiling.latency import profile_latency
         from optin_cli.profiling.profile import profile as measure_costs
 
-        opened = opening.load(checkpoint)
+        opened = opening.load(checkpoint, stream=False if latency else stream)
         result: Profile | LatencyTable
         if latency:
             result = profile_latency(opened, seq_len=seq_len, options=options, progress=stage)

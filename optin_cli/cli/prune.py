@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from optin_cli.artifacts.manifest import Manifest
 
 CALIB = Option(
-    "--calib", "Unlabelled texts or images to adjust the cut layers on.", metavar="TASK|PATH", unset="no adjustment"
+    "--calib",
+    "Unlabelled texts or images to adjust the cut layers on.",
+    metavar="TASK|PATH",
+    unset="those that the mask was scored on",
 )
 
 
@@ -39,9 +42,10 @@ def prune(
     data: Annotated[common.Data, offer("path", "columns", "images", source=CALIB)],
     refit: Annotated[
         bool,
-        common.flag("--refit/--no-refit", "Adjust what is left by least squares on --calib.", METHOD),
+        common.flag("--refit/--no-refit", "Adjust the cut layers by least squares, or keep their weights.", METHOD),
     ] = True,
     options: RefitOptions,
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -62,15 +66,22 @@ def prune(
         name = common.name_of(mask)
         read = parse(Mask, read_bytes(mask, "mask"), name)
         with reloading(modules_of(checkpoint)) as reload:  # it imports what this process imports, at the same time
+            from optin_cli.pruning.calibration import RecordedData
+            from optin_cli.pruning.parts import is_streamable
             from optin_cli.pruning.prune import prune as prune_checkpoint
 
             common.use_threads(threads)
-            opened = opening.load(checkpoint)
+            if stream is None and not is_streamable(read):
+                stream = False
+            opened = opening.load(checkpoint, stream=stream)
+            named = data.spec()
+            beside = None if mask == common.STDIO else Path(mask).parent
+            samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
             manifest = prune_checkpoint(
                 opened,
                 read,
                 target,
-                refit=data.spec() if refit else None,
+                refit=samples,
                 options=options,
                 force=force,
                 name=name,
@@ -102,4 +113,6 @@ def summary(manifest: Manifest) -> list[str]:
         old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))
         gain = f": error on unseen samples {old / new:.1f} times lower" if new else ""
         lines.append(f"adjusted {len(taken)} of {len(manifest.refit)} layers{gain}")
+    else:
+        lines.append("not adjusted: the weights that are left are those of the original")
     return lines

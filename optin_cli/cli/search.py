@@ -11,12 +11,16 @@ from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.options.declare import BUDGET
+from optin_cli.options.scoring import UNITS
 from optin_cli.options.search import BudgetOptions, SearchOptions
 
 if TYPE_CHECKING:
     from optin_cli.artifacts.latency import LatencyTable
     from optin_cli.artifacts.mask import Mask
     from optin_cli.artifacts.scores import ScoresHeader
+
+
+BLOCK = UNITS["blocks"]
 
 
 @command
@@ -88,7 +92,7 @@ def search(
     for mask, target in zip(masks, targets, strict=True):
         write_text(target, mask.dump(), force=force)
         drawn = picture(mask, kinds, width=common.console(error=True).width, every=every)
-        made = [drawn, *uniform_notes(mask, read.header)]
+        made = [drawn, *emptied_notes(mask, read.header), *uniform_notes(mask, read.header)]
         common.finish(f"search {scores}", made, then=_next(mask, target))
         common.print_result(mask.dump(), target, as_json=as_json)
 
@@ -97,9 +101,25 @@ def _next(mask: Mask, target: str) -> list[list[str]]:
     """How to cut by the mask; nothing where it went to another command."""
     if target == common.STDIO:
         return []
-    data = mask.inputs.get("calibration")
-    named = [] if data is None else ["--calib", data.name]
-    return [["prune", mask.inputs["checkpoint"].name, "--mask", target, *named]]
+    return [["prune", mask.inputs["checkpoint"].place, "--mask", target]]
+
+
+def emptied_notes(mask: Mask, header: ScoresHeader) -> list[str]:
+    """Which layers lose all of their heads, neurons, … though they stay."""
+    lost: dict[str, list[str]] = {}
+    kinds = {UNITS[name] for name in ("heads", "neurons", "channels", "experts")}
+    blocks = {
+        header.groups[name].block: group.kept for name, group in mask.groups.items() if _kind(name, header) == BLOCK
+    }
+    for name, group in mask.groups.items():
+        kind, block = _kind(name, header), header.groups[name].block
+        if kind in kinds and not group.kept and blocks.get(block, True):
+            lost.setdefault(kind, []).append(block)
+    return [f"warning: no {kind} is left in {', '.join(layers)}" for kind, layers in lost.items()]
+
+
+def _kind(group: str, header: ScoresHeader) -> str:
+    return header.groups[group].kind
 
 
 def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:

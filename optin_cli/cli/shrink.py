@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from optin_cli.cli import common
+from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.cli.prune import summary
 from optin_cli.errors import UsageError
@@ -42,7 +43,6 @@ def shrink(
     with common.progress("shrinking") as progress:
         stage = common.Stage(progress)
         from optin_cli.cli.tables import evaluation_table
-        from optin_cli.evaluation.evaluate import require_drop
         from optin_cli.sweeping.shrink import Places, check_places
         from optin_cli.sweeping.shrink import shrink as shrink_checkpoint
 
@@ -62,7 +62,7 @@ def shrink(
     ]
     common.finish(f"shrink {checkpoint}", made, took, then=then)
     common.print_result(result.evaluation.dump_with(took), f"{folder}/", as_json=as_json)
-    return common.gate(None if options.max_drop is None else require_drop(result.evaluation, options.max_drop))
+    return judge(result.evaluation, options.max_drop, options.confidence)
 
 
 def _steps(result: Shrunk) -> list[str]:

@@ -47,8 +47,9 @@ def sweep(
         stage = common.Stage(progress)
         from optin_cli.cli.tables import sweep_table
         from optin_cli.data.spec import require_data
-        from optin_cli.sweeping.plots import PICTURES, draw_text
-        from optin_cli.sweeping.sweep import MODEL, check_folder, require_chosen
+        from optin_cli.sweeping.keeping import MODEL
+        from optin_cli.sweeping.plots import draw_text
+        from optin_cli.sweeping.sweep import check_folder, gate_of, judgement, require_chosen
         from optin_cli.sweeping.sweep import sweep as sweep_checkpoint
         from optin_cli.tasks.registry import load_task
 
@@ -71,20 +72,23 @@ def sweep(
         )
         took = stage.took(opened.device)
     made: list[str | Table] = [sweep_table(result), draw_text(result)]
-    if not (folder / PICTURES[0]).exists():
-        made.append("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")
     common.finish(f"sweep {checkpoint}", made, took, then=[["report", str(folder), "# all of it on one page"]])
     if as_json:
         common.show(result.dump_with(took), newline=False)
     if options.max_drop is not None:
+        if (said := judgement(result, gate_of(options))) is not None:
+            common.say(said)
         require_chosen(result)
     if not as_json:
         common.show(f"{folder / MODEL}/" if options.max_drop is not None else str(folder / RESULT))
 
 
 def _line(point: SweepPoint) -> str:
-    spread = "" if point.standard_error is None else f" ± {point.standard_error:.4f}"
+    from optin_cli.artifacts.evaluation import with_error
+
+    error = "" if point.drop_error is None else f" ± {point.drop_error:.4f}"
     return (
-        f"{point.recipe} at {point.asked:g}: {point.value:.4f}{spread} (drop {point.drop:+.4f}), "
+        f"{point.recipe} at {point.asked:g}: {with_error(point.value, point.standard_error)} "
+        f"(drop {point.drop:+.4f}{error}), "
         f"{point.prune_seconds:.1f} s (scoring, once: {point.prepare_seconds:.1f} s)"
     )

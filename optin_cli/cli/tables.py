@@ -15,6 +15,7 @@ from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.part import PartHeader
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
@@ -176,9 +177,10 @@ def evaluation_table(result: Evaluation) -> Table:
     data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = FittingTable(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_names()
-    table.add_figures(result.inputs["checkpoint"].name)
+    own_heading, other_heading = result.headings
+    table.add_figures(own_heading)
     if other is not None:
-        table.add_figures(other.name, "ratio")
+        table.add_figures(other_heading, "ratio")
     rows: list[tuple[str, str, str, str]] = []
     known = {} if other is None else other.known_metrics
     for name, value in result.metrics.items():
@@ -301,7 +303,24 @@ def vocabulary_table(record: Vocabulary) -> Table:
     return table
 
 
+def part_table(part: PartHeader) -> Table:
+    """Which share of a run a part holds, by portions of the samples."""
+    others = part.shards - 1
+    table = Table(
+        title=f"part {part.name} of {part.scores.criterion} scores: {part.samples:,} samples",
+        caption=f"optin merge makes scores of it and the other {others} part(s)"
+        if others
+        else "optin merge finishes it",
+    )
+    table.add_column("portion", justify="right")
+    table.add_column("samples", justify="right")
+    for number, counts in part.counts.items():
+        table.add_row(f"{int(number) + 1} of {part.portions}", f"{max(counts.values(), default=0):,}")
+    return table
+
+
 TABLES: Mapping[type, Callable[[Any], Table]] = {
+    PartHeader: part_table,
     Evaluation: evaluation_table,
     Export: export_table,
     Sweep: sweep_table,

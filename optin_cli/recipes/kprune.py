@@ -166,7 +166,7 @@ def prepare_kprune(setting: Setting) -> Prepared:
 
         return Decision(kept, adjust)
 
-    return decide
+    return Prepared(decide)
 
 
 KPRUNE = Recipe("kprune", prepare_kprune)

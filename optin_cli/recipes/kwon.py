@@ -167,7 +167,7 @@ def prepare_kwon(setting: Setting) -> Prepared:
         kept = rearrange_all(found, gradients)
         return Decision(kept, lambda model: tune_masks(setting, model, kept))
 
-    return decide
+    return Prepared(decide)
 
 
 KWON = Recipe("kwon", prepare_kwon, needs_labels=True)

@@ -23,6 +23,7 @@ from optin_cli.checkpoints.libraries.registry import (
     Built,
     ImageSpec,
     MapDecoder,
+    Mapped,
     Preprocess,
     Reading,
 )
@@ -157,6 +158,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
         problem_type=None,
         plan=raw.get(PLAN_KEY),
         prototype=model,
+        licence=licence if isinstance(licence := raw.get("pretrained_cfg", {}).get("license"), str) else None,
     )
 
 
@@ -196,6 +198,13 @@ def _require_known(name: str) -> None:
     timm, model = _timm(), name.partition(".")[0]
     if not timm.is_model(model):
         raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
+
+
+def build_streamed(blueprint: Blueprint, _stored: Stored, name: str) -> Built:
+    """Refuse: timm's models fit into memory."""
+    raise CheckpointError(
+        f"{name} is a model of timm ({blueprint.model_class}), which is not streamed.", hint="Leave out --stream."
+    )
 
 
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
@@ -341,8 +350,9 @@ def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settin
     _write(folder, state, _plain_config(blueprint, settings))
 
 
-def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By timm itself, or by the function beside the weights."""
+def reloading(_blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights, with all weights in memory."""
+    del mapped
     if plain:
         return "plain timm.create_model in a fresh process without optin", RELOAD_PLAIN
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD

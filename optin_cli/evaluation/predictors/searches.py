@@ -15,7 +15,7 @@ from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.searches import Searches
 from optin_cli.errors import CheckpointError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, watched
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches
 from optin_cli.evaluation.predictors.similarity import embed
 from optin_cli.model.forward import call_model
 from optin_cli.progress import SILENT, Progress
@@ -39,8 +39,9 @@ def predict_searches(trial: Trial) -> Prediction:
     assert task is not None
     together = trial.checkpoint.blueprint.purpose == "regression"
     keys, scores = (score_pairs if together else score_embeddings)(trial, searches)
-    values, error = metrics.score_searches(task.metrics, zip(scores, _relevances(searches), strict=True))
-    return Prediction([], keys, values, error)
+    each = metrics.search_scores(task.metrics, zip(scores, _relevances(searches), strict=True))
+    values, error = metrics.mean_scores(each)
+    return Prediction([], keys, values, error, at=metrics.mean_at(each[task.metrics[0]]))
 
 
 def score_embeddings(trial: Trial, searches: Searches) -> Scores:
@@ -82,8 +83,12 @@ def score_pairs(trial: Trial, searches: Searches) -> Scores:
 def first_outputs(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> torch.Tensor:
     """The one number that a model puts out for every sample, (N,) on the CPU, in the samples' order."""
     rule, found = checkpoint.structure.outputs[0], torch.zeros(sum(batch.size for batch in batches))
-    for batch in watched(batches, progress, checkpoint.name):
-        found[list(batch.rows)] = call_model(checkpoint.model, batch.inputs)[rule.name].float().squeeze(-1).cpu()
+
+    def run(batch: Batch) -> torch.Tensor:
+        return call_model(checkpoint.model, batch.inputs)[rule.name].float().squeeze(-1).cpu()
+
+    for batch, part in zip(batches, over_batches(checkpoint, batches, run, progress), strict=True):
+        found[list(batch.rows)] = part
     return found
 
 
