@@ -12,8 +12,8 @@ def merge(
         list[str],
         typer.Argument(metavar="PARTS…", help="All parts of a run, in any order.", show_default=False),
     ],
-    output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     threads: common.Threads = None,
+    output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
