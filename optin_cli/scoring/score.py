@@ -10,6 +10,7 @@ import torch
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_loss
+from optin_cli.data.load import source_of
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
@@ -80,6 +81,7 @@ def prepare(
             options, calibration = fit_batches(checkpoint, options, calibrated, length, progress)
         else:
             calibration = calibrated(options)
+        calibration = replace(calibration, source=source_of(samples, wanted))
     return Prepared(checkpoint, calibration, options, length, extra)
 
 
