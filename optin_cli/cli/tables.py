@@ -308,9 +308,8 @@ def part_table(part: PartHeader) -> Table:
     others = part.shards - 1
     table = Table(
         title=f"part {part.name} of {part.scores.criterion} scores: {part.samples:,} samples",
-        caption=f"optin merge makes scores of it and the other {others} part(s)"
-        if others
-        else "optin merge finishes it",
+        caption="optin merge makes scores of it" + (f" and the other {others} part(s)" if others else ""),
+        min_width=60,  # where the table ends, title and caption are wrapped
     )
     table.add_column("portion", justify="right")
     table.add_column("samples", justify="right")

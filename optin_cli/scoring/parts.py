@@ -243,7 +243,7 @@ def differences(header: PartHeader, other: PartHeader) -> Iterator[str]:
         yield f"it was made by optin {header.optin_version}, not {other.optin_version}"
     for role in sorted(header.inputs.keys() | other.inputs.keys()):
         mine, theirs = (one.inputs.get(role) for one in (header, other))
-        if mine != theirs:
+        if mine is None or not mine.is_same(theirs):
             words = [f"{one.name} (sha256 {one.sha256[:12]})" if one else "none" for one in (mine, theirs)]
             yield f"its {role} is {words[0]}, not {words[1]}"
     for key in header.options:
