@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optin_cli.options.trim import TrimOptions as TrimOptions
     from optin_cli.profiling.latency import profile_latency as profile_latency
     from optin_cli.profiling.profile import profile as profile
+    from optin_cli.pruning.calibration import RecordedData as RecordedData
     from optin_cli.pruning.model_card import write_measured as write_measured
     from optin_cli.pruning.prune import prune as prune
     from optin_cli.reporting.report import report as report
@@ -58,6 +59,7 @@ _API = {
     "Checkpoint": "checkpoints.checkpoint",
     "DataSpec": "data.spec",
     "Limits": "searching.limits",
+    "RecordedData": "pruning.calibration",
     "AnswerOptions": "options.evaluation",
     "EvalOptions": "options.evaluation",
     "ExportOptions": "options.export",

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+NEAR = 0.7
+"""How alike a name must be to be what the user may have meant, from 0 to 1."""
+
+
 class Exit(IntEnum):
     """Process exit statuses of every command."""
 
@@ -79,7 +83,7 @@ class GateError(OptinError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Hint that lists the nearest known names first, then all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=NEAR)
     lead = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{lead}Known: {', '.join(names)}."
 

@@ -30,8 +30,16 @@ MOST_BYTES = 1 << 26
 """No JSON file of ours is larger."""
 MOST_FOREIGN_BYTES = 1 << 28
 """Nor is a JSON file of other tools, such as a tokenizer's."""
+FILE_SUFFIXES = (".json", ".jsonl", ".safetensors", ".html", ".onnx", ".pt2", ".xml", ".gguf")
+"""Endings of files that we read and write, which no folder of ours has."""
+MADE_BY = {
+    "scores": "optin score CKPT writes one",
+    "mask": "optin search SCORES writes one",
+    "latency": "optin profile CKPT --latency writes one",
+}
+"""What writes the artifacts that commands take."""
 MOST_LEVELS = 100
-"""Nor does JSON nest more deeply."""
+"""JSON does not nest more deeply."""
 
 
 class OutputError(OptinError):
@@ -65,10 +73,22 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
         with Path(path).open("rb") as stream:
             return _read_at_most(stream, most, str(path), what)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; expected a {what} file.") from error
+        raise ArtifactError(f"{path} does not exist; expected a {what} file.", hint=made_by(what)) from error
+    except IsADirectoryError as error:
+        raise ArtifactError(f"{path} is a folder; expected a {what} file.", hint=made_by(what)) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"{path} cannot be read as a {what} file: {reason}.") from error
+
+
+def made_by(what: str) -> str | None:
+    """Hint that says what writes a kind of artifact; None where that is no command of its own."""
+    return f"{MADE_BY[what]}." if what in MADE_BY else None
+
+
+def looks_like_safetensors(content: bytes) -> bool:
+    """Whether bytes begin as a safetensors file does: the length of a JSON header, and the header."""
+    return content[8:9] == b"{" and 0 < int.from_bytes(content[:8], "little") < len(content)
 
 
 def _read_at_most(stream: BinaryIO, most: int, name: str, what: str) -> bytes:
@@ -171,6 +191,11 @@ def check_output(path: Path, *, force: bool, folder: bool = False, into: bool = 
             raise OutputError(f"{path} is {what}; expected the name of a {'folder' if folder else 'file'}.")
         if is_stream(path):
             return
+        if folder and path.suffix in FILE_SUFFIXES and not path.is_dir():
+            raise OutputError(
+                f"{path} is to be a folder, but has the name of a {path.suffix} file.",
+                hint=f"Pass -o with the name of a folder, such as {path.with_suffix('').name}.",
+            )
         if os.path.lexists(path) and not force:
             raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
         if path.is_dir() and not folder:

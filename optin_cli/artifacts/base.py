@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from optin_cli.errors import ArtifactError, problems
-from optin_cli.files import parse_json
+from optin_cli.files import looks_like_safetensors, made_by, parse_json
 from optin_cli.options.common import MOST_LENGTH, MOST_ROWS
 
 Options = dict[str, JsonValue]
@@ -45,19 +46,65 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-class Source(Frozen):
+class Sparse(Frozen):
+    """Record that is written without what is None."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+class DataRecord(Sparse):
+    """How calibration data was named and selected, so that it can be read again.
+
+    local: whether it is a file or folder, not the task's own dataset. samples, seed: how many were selected, and by
+    which seed. length: tokens of the windows that running text is cut into.
+    """
+
+    task: str | None = None
+    local: bool = False
+    columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    labelled: bool = False
+    samples: int | None = None
+    seed: int = 0
+    length: int | None = None
+
+
+class Source(Sparse):
     """Name and content sha256 of something that an artifact was made from.
 
-    opened_as: the auto class that a checkpoint was opened as, where that is not the class that its config names.
+    opened_as: the auto class that a checkpoint was opened as, where that is not the class that its config names. path:
+    a relative path as the user wrote it, where that says more than the name. data: of calibration, how it was read.
     """
 
     name: str
     sha256: str
     opened_as: str | None = None
+    path: str | None = None
+    data: DataRecord | None = None
 
-    @model_serializer(mode="wrap")
-    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
+    @property
+    def place(self) -> str:
+        """Where it was when the artifact was made, as far as that is known: its path, else its name."""
+        return self.path or self.name
+
+    @property
+    def published(self) -> Source:
+        """Without paths, as what is passed on to others names it."""
+        return self.model_copy(update={"path": None, "data": None})
+
+    def is_same(self, other: Source | None) -> bool:
+        """Whether the other has the same name and content, wherever it lies."""
+        return other is not None and self.published == other.published
+
+
+def relative_path(given: str | Path | None, name: str) -> str | None:
+    """A path as the user wrote it, if it is relative and says more than the name; None otherwise."""
+    if given is None or Path(given).is_absolute():
+        return None
+    written = Path(given).as_posix()
+    return None if written in (name, ".") else written
 
 
 class Artifact(Frozen):
@@ -91,7 +138,7 @@ class Totals(Frozen):
     bytes: int = Field(ge=0)
 
 
-class Workload(Frozen):
+class Workload(Sparse):
     """Input shape that a cost is stated for: `seq_len` tokens, or an image (channels, height, width).
 
     resized: true where the user asked for another image size than the checkpoint's preprocessing makes.
@@ -107,10 +154,6 @@ class Workload(Frozen):
         if (self.seq_len is None) == (self.image is None):
             raise ValueError("give either seq_len or image")
         return self
-
-    @model_serializer(mode="wrap")
-    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
     def shape(self) -> str:
@@ -152,6 +195,11 @@ A = TypeVar("A", bound=Artifact)
 
 def parse(kind: type[A], content: str | bytes, name: str) -> A:
     """Parse and validate JSON text as an artifact of `kind`; all problems are reported together."""
+    if isinstance(content, bytes) and looks_like_safetensors(content):
+        found = "scores or the weights of a model"
+        raise ArtifactError(
+            f"{name} is a safetensors file, which holds {found}; expected a {kind.kind} file.", hint=made_by(kind.kind)
+        )
     try:
         raw = parse_json(content)
     except ValueError as error:
@@ -164,9 +212,12 @@ def validate(kind: type[A], raw: Any, name: str) -> A:
     expected = str(kind.model_fields["schema_"].default)
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != expected:
-        made_by = re.fullmatch(r"optin\.([a-z]+)/\d+", str(found))
-        what = f"a {made_by[1]} file" if made_by else "not an optin artifact of that kind"
-        raise ArtifactError(f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).")
+        known = re.fullmatch(r"optin\.([a-z]+)/\d+", str(found))
+        what = f"a {known[1]} file" if known else "not an optin artifact of that kind"
+        raise ArtifactError(
+            f"{name} is {what} (schema {found!r}); expected a {kind.kind} file (schema {expected!r}).",
+            hint=made_by(kind.kind),
+        )
     try:
         return kind.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:

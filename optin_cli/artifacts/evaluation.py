@@ -47,7 +47,8 @@ class Comparison(Frozen):
     runtime, metrics, class_iou, generation: of the other. agreement: share of samples, or of pixels, of the same class;
     of the same classes where a sample has several; of a regression, Lin's concordance of the values. kl: divergence of
     this model's distributions from the other's, in nats; of a regression, of normal ones with the spread of the other's
-    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value.
+    values. drop: how much worse the metric is, with `relative_drop` as a share of the other's value; drop_error: its
+    standard error over samples that both models see.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Comparison(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     class_iou: dict[str, float | None] = Field(default_factory=dict)
     drop: float | None
+    drop_error: NotNegative | None = None
     relative_drop: bool = False
     agreement: float | None
     kl: float | None
@@ -113,3 +115,13 @@ class Evaluation(Artifact):
     generation: Generation | None = None
     draft: Draft | None = None
     against: Comparison | None
+
+    @property
+    def headings(self) -> tuple[str, str]:
+        """What tells the model and the one that it is compared with apart: their names, or where they lay."""
+        mine, other = self.inputs["checkpoint"], self.against
+        name = "" if other is None else other.name
+        if mine.name != name:
+            return mine.name, name
+        place = self.inputs["against"].place if "against" in self.inputs else name
+        return (mine.place, place) if mine.place != place else (name, f"{name} (--against)")

@@ -5,6 +5,7 @@ Read and written with numpy, so that search and inspect need no torch.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from safetensors.numpy import save
 from optin_cli.artifacts.base import Artifact, Count, Source, Totals, Vector32, Workload, parse
 from optin_cli.artifacts.costs import BlockExchange, GroupCost, TokenCosts, TokenExchange, require_within
 from optin_cli.errors import ArtifactError
-from optin_cli.files import STDIO, read_bytes, sha256_of, write_bytes
+from optin_cli.files import STDIO, made_by, read_bytes, sha256_of, write_bytes
 
 
 class GroupScores(GroupCost):
@@ -103,6 +104,10 @@ def read_scores(path: str | Path) -> Scores:
     """
     content = read_bytes(path, "scores", MOST_SCORES_BYTES)
     name = "standard input" if str(path) == STDIO else str(path)
+    if content[:1] == b"{":
+        made = re.search(rb'"schema": "optin\.([a-z]+)/', content)
+        what = f"a {made[1].decode()} file" if made else "JSON"
+        raise ArtifactError(f"{name} is {what}; expected a scores file.", hint=made_by("scores"))
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
         copy.write(content)
         copy.flush()

@@ -28,7 +28,7 @@ class SweepPoint(Frozen):
 
     asked: share of the MACs to keep. value: of the task's first metric. metrics: all of the task. latency_ratio: from
     runs interleaved with the original's. prepare_seconds: work done once for all budgets (scoring). prune_seconds:
-    search, pruning and refit.
+    search, pruning and refit. drop_error: standard error of the drop over samples that both models see.
     """
 
     recipe: str
@@ -39,6 +39,7 @@ class SweepPoint(Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     standard_error: NotNegative | None
     drop: float
+    drop_error: NotNegative | None = None
     agreement: float | None
     latency: Latency | None
     latency_ratio: NotNegative | None

@@ -14,7 +14,7 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
-from optin_cli.artifacts.base import Options, Source, Totals, Workload
+from optin_cli.artifacts.base import Options, Source, Totals, Workload, relative_path
 from optin_cli.checkpoints.batching import compute_type, device_of
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
@@ -62,6 +62,7 @@ class Checkpoint:
     description: the file of an architecture description that was used instead of the shipped one, None for the latter.
     streaming: what gives parts of a model on the meta device their weights; None for one in memory.
     processes: those that have it and share the work that is done with it.
+    path: as the user wrote it, where it is relative and says more than the name.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     streaming: Streaming | None = None
     processes: Processes = ALONE
+    path: str | None = None
 
     def stored_as(self, name: str) -> torch.dtype:
         """The floating type in which a tensor of the state dict is stored, and so is what is left of it."""
@@ -87,7 +89,7 @@ class Checkpoint:
     @property
     def source(self) -> Source:
         """Name and hash, as artifacts record them."""
-        return Source(name=self.name, sha256=self.sha256, opened_as=self.blueprint.opened_as)
+        return Source(name=self.name, sha256=self.sha256, opened_as=self.blueprint.opened_as, path=self.path)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -190,8 +192,9 @@ def load(
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))
+    name = file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name
     return Checkpoint(
-        name=file_stem(place) if place.is_file() else place.resolve().name if place.is_dir() else name,
+        name=name,
         sha256=sha256_of(blueprint.identity, *files),
         blueprint=blueprint,
         model=model,
@@ -204,6 +207,7 @@ def load(
         weight_bytes=sum(f.stat().st_size for f in files),
         description=None if own is None else own[1],
         streaming=Streaming.of(model, built.stored, structure, (target, compute)) if built.stored else None,
+        path=relative_path(path, name) if place.exists() else None,
     )
 
 

@@ -81,7 +81,7 @@ class Streaming:
 
     def state(self, part: str) -> State:
         """The stored tensors of a part by the model's names, not copied, in the types of the files."""
-        return {name: tensor for name, tensor in self.stored.items() if self.owns(part, name)}
+        return {name: self.stored[name] for name in self.stored if self.owns(part, name)}
 
     def _tensors(self, part: str) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
         """(owner, name in it, tensor) of all that a file could hold, of a part; tied ones as often as they occur."""

@@ -33,7 +33,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 TEXT = "input_ids"
-MOST_LOGITS = 2**26
+MOST_LOGITS = 2**25
 """Numbers that the output of one batch holds, where there is one for every token and word of the vocabulary."""
 CONTINUING: Purpose = "next-token-prediction"
 """What models are for that read running text in windows."""
@@ -170,7 +170,7 @@ class TextInput:
         from transformers import AutoTokenizer
 
         folder = self.blueprint.folder
-        hint = f"Put tokenizer.json and tokenizer_config.json into {folder}."
+        hint = f"Put tokenizer.json and tokenizer_config.json into {folder and folder.resolve()}."
         # Without a vocabulary transformers makes up an empty one, in which every word is unknown.
         if folder is None or not any(path for pattern in VOCABULARIES for path in folder.glob(pattern)):
             raise CheckpointError(f"{self.name} has no usable tokenizer: no vocabulary file.", hint=hint)

@@ -150,7 +150,7 @@ class Data:
         None, "--data", "Local copy of the task's data: a file, or a folder (of images).", metavar="PATH"
     )
     columns: tuple[str, ...] | None = option(
-        None, "--text-columns", "Text column(s) of the data. (default: guessed)", metavar="A[,B]"
+        None, "--text-columns", "Text column(s) of the data. (default: the task's, else guessed)", metavar="A[,B]"
     )
     label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
     images: ImageOptions = nested(ImageOptions(), offer())
@@ -195,13 +195,16 @@ def shared_by(checkpoint: Checkpoint, context: typer.Context | None) -> Checkpoi
 
 
 def stem_of(source: str) -> str:
-    """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors."""
+    """The name an output takes from its input: bert for dir/bert.ckpt, bert/, org/bert, bert.scores.safetensors.
+
+    A link has its own name, which is the one that the user writes.
+    """
     from optin_cli.checkpoints.folders import FILE_SUFFIXES
 
     if source == STDIO:
         return "optin"
     path = Path(source)
-    name = path.resolve().name if path.is_dir() else path.name
+    name = path.resolve().name if path.name in ("", "..") else path.name
     for suffix in (".scores.safetensors", ".mask.json", ".latency.json", ".json", *FILE_SUFFIXES):
         if name.endswith(suffix) and name != suffix and not path.is_dir():
             return name.removesuffix(suffix)

@@ -28,7 +28,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to leave the artifacts.")] = Path("optin-demo"),
     force: common.Force = False,
 ) -> None:
-    """Shrink an embedded BERT classifier, offline, in under a minute."""
+    """Shrink an embedded BERT classifier, offline, in about a minute."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise OptinError(f"{folder} already exists.", hint="Pass another folder, or --force to write into it.")
     common.require_free(folder, force=True, folder=True, into=True)
@@ -59,37 +59,20 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _print_result(path: Path) -> None:
-    from rich.table import Table
-
+    """What the smaller model is worth, in three lines; the table of the last stage says the rest."""
     from optin_cli.artifacts.base import parse
     from optin_cli.artifacts.evaluation import Evaluation
 
     result = parse(Evaluation, path.read_bytes(), str(path))
-    other = result.against
-    if other is None or other.metric is None or result.metric is None or result.latency is None:
+    other, speed = result.against, result.latency
+    if other is None or other.metric is None or result.metric is None or speed is None or other.drop is None:
         raise OptinError(f"{path} lacks the comparison that the demo made.")
-    table = Table(title=f"{NAME}, before and after")
-    table.add_column("")
-    for heading in ("before", "after", "ratio"):
-        table.add_column(heading, justify="right")
-    totals, speed = result.totals, result.latency.median_ms
-    table.add_row(
-        f"{result.metric.name} ({result.samples} sentences)",
-        f"{other.metric.value:.4f}",
-        f"{result.metric.value:.4f}",
-        "",
-    )
-    for name, value, ratio in (
-        (f"MACs ({result.workload.shape})", totals.macs, other.macs_ratio),
-        ("parameters", totals.parameters, other.parameters_ratio),
-        ("bytes", totals.bytes, other.bytes_ratio),
-    ):
-        table.add_row(name, f"{value / ratio:,.0f}", f"{value:,}", f"{ratio:.3f}")
+    error = "" if other.drop_error is None else f" ± {other.drop_error:.4f}"
+    lines = [
+        f"{result.metric.name}, {result.samples} sentences: {other.metric.value:.4f} before, "
+        f"{result.metric.value:.4f} after (change {-other.drop:+.4f}{error})",
+        f"MACs: {other.macs_ratio:.3f} of those before",
+    ]
     if other.latency_ratio is not None:
-        table.add_row(
-            f"latency, ms (batch {result.latency.batch_size}, {result.latency.shape})",
-            f"{speed / other.latency_ratio:.1f}",
-            f"{speed:.1f}",
-            f"{other.latency_ratio:.3f}",
-        )
-    common.console().print(table)
+        lines.append(f"latency: {other.latency_ratio:.3f} of that before ({speed.timed_on})")
+    common.show("\n".join(lines))

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from optin_cli.cli import common, completion
+from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.gate import GateOptions
 from optin_cli.tasks.harness import is_harness_task, require_harness
 from optin_cli.tasks.registry import load_task
 
@@ -49,12 +51,7 @@ def evaluate(
             help="Measure CKPT as the draft of this model in speculative decoding, on prompts from the data.",
         ),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share."
-        ),
-    ] = None,
+    gate: GateOptions,
     output: common.Output = None,
     card: Annotated[
         bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
@@ -67,6 +64,14 @@ def evaluate(
     force: common.Force = False,
 ) -> int:
     """Task metric, agreement, FLOPs, size, latency."""
+    if gate.max_drop is not None and (against is None or (task is None and data.path is None)):
+        raise UsageError(
+            "--max-drop compares the task's metric with another checkpoint's.",
+            hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
+        )
+    if draft_for is not None and (is_harness_task(task) or (task is None and data.path is None)):
+        raise UsageError("--draft-for continues texts, and none are named.", hint="Pass --data with running text.")
+    _require_task(task, data.path)
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
     inputs = (checkpoint, against, *data.files, *opening.files)
     common.require_free(target, force=force, inputs=inputs)
@@ -76,14 +81,6 @@ def evaluate(
 
     if card:
         require_card(Path(checkpoint))
-    if max_drop is not None and (against is None or (task is None and data.path is None)):
-        raise UsageError(
-            "--max-drop compares the task's metric with another checkpoint's.",
-            hint="Pass --against CHECKPOINT and --task NAME, or labelled samples with --data.",
-        )
-    if draft_for is not None and (is_harness_task(task) or (task is None and data.path is None)):
-        raise UsageError("--draft-for continues texts, and none are named.", hint="Pass --data with running text.")
-    _require_task(task, data.path)
     common.use_threads(threads)
     from optin_cli.cli.tables import evaluation_table
     from optin_cli.evaluation.drafts import evaluate_draft, require_draft, with_draft
@@ -112,16 +109,14 @@ def evaluate(
             spec = replace(data.spec(), known=None if task is None else load_task(task))
             drafted = evaluate_draft(opened, original, spec, options=options, progress=progress)
             result = with_draft(result, original, drafted)
-    problem = None if max_drop is None else require_drop(result, max_drop)
+    if gate.max_drop is not None:
+        require_drop(result, gate.max_drop, gate.confidence)
     write_text(target, result.dump(), force=force)
     if card:
         write_measured(Path(checkpoint), result)
     common.console(error=True).print(evaluation_table(result))
     common.print_result(result.dump(), target, as_json=as_json)
-    if problem is not None:
-        common.say(f"gate not met: {problem}")
-        return Exit.GATE
-    return Exit.DONE
+    return judge(result, gate.max_drop, gate.confidence)
 
 
 def _require_task(task: str | None, path: Path | None) -> None:

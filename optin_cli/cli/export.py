@@ -64,6 +64,12 @@ def export(
         f"outputs differ by {certificate.difference:.2g} over {len(certificate.probes)} shapes "
         f"(tolerance {certificate.tolerance or 0:.2g})"
     )
+    if target.half is not None and target.form(options) is None and totals.bytes > opened.weight_bytes:
+        stored = str(opened.dtype).removeprefix("torch.")
+        common.say(
+            f"larger than the stored weights, {opened.weight_bytes:,} bytes in {stored}: the file holds float32. "
+            "--dtype float16 makes it about half as large"
+        )
     if record.unquantized is not None:
         common.say(
             f"so far in float32; with weights in {target.form(options)} they differ by "

@@ -41,7 +41,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(__version__)
+        typer.echo(f"optin {__version__}")
         raise typer.Exit
 
 
@@ -78,7 +78,8 @@ for command in (
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
     interrupts.end()
     sys.stdout.flush()
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    plain = False if os.environ.get("NO_COLOR") else None  # None: colour on terminals
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True, color=plain)
     common.tell(message)
     if hint:
         common.tell(f"  {hint}")
@@ -91,7 +92,7 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["MPLBACKEND"] = "Agg"  # pictures are files; a backend that is missing would break other libraries
+    os.environ["MPLBACKEND"] = "Agg"  # of libraries that draw; a backend that is missing would break them
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
     processors.set_threads()
@@ -144,6 +145,8 @@ def main() -> NoReturn:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
         _fail(
             f"This is a defect of optin: {type(error).__name__}: {error}",
             f"Run again with {DEBUG}=1 for the traceback, and report it.",

@@ -71,7 +71,12 @@ def shares_of(text: str, flag: str) -> tuple[float, ...]:
     """Split a comma-separated list of numbers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(NUMBER.fullmatch(part) for part in parts):
-        raise UsageError(f"{flag} {text!r} is not a number or a comma-separated list of numbers.")
+        percent = [part.removesuffix("%").strip() for part in parts if part.endswith("%")]
+        shares = [f"{float(part) / 100:g}" for part in percent if NUMBER.fullmatch(part)]
+        raise UsageError(
+            f"{flag} {text!r} is not a number or a comma-separated list of numbers.",
+            hint=f"As a share: {','.join(shares)}." if len(shares) == len(parts) else None,
+        )
     return tuple(map(float, parts))
 
 
@@ -122,7 +127,7 @@ def _text(value: Any, *, none: bool) -> str | None:
 def _checked(one: Declared, given: Any) -> Any:
     """What an option means; a value out of range is refused by the command's own flag."""
     value = _value(one, given)
-    one.option.check(value, one.path[-1])
+    one.option.check(value, one.flag)
     return value
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from optin_cli.artifacts.manifest import Manifest
 
 CALIB = Option(
-    "--calib", "Unlabelled texts or images to refit the cut layers on. (default: no refit)", metavar="TASK|PATH"
+    "--calib",
+    "Unlabelled texts or images to refit the cut layers on. (default: those that the mask was scored on)",
+    metavar="TASK|PATH",
 )
 
 
@@ -31,9 +33,10 @@ def prune(
     output: common.Output = None,
     data: Annotated[common.Data, offer("path", "columns", "images", source=CALIB)],
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Refit by least squares if there is --calib.")
+        bool, typer.Option("--refit/--no-refit", help="Refit the cut layers by least squares, or keep their weights.")
     ] = True,
     options: RefitOptions,
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -52,16 +55,23 @@ def prune(
     name = common.name_of(mask)
     read = parse(Mask, read_bytes(mask, "mask"), name)
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
+        from optin_cli.pruning.calibration import RecordedData
+        from optin_cli.pruning.parts import is_streamable
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
         common.use_threads(threads)
-        opened = opening.load(checkpoint)
+        if stream is None and not is_streamable(read):
+            stream = False
+        opened = opening.load(checkpoint, stream=stream)
+        named = data.spec()
+        beside = None if mask == common.STDIO else Path(mask).parent
+        samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
         with common.progress("pruning") as progress:
             manifest = prune_checkpoint(
                 opened,
                 read,
                 target,
-                refit=data.spec() if refit else None,
+                refit=samples,
                 options=options,
                 force=force,
                 name=name,
@@ -91,4 +101,6 @@ def summary(manifest: Manifest) -> list[str]:
         lines.append(
             f"refit {len(taken)} of {len(manifest.refit)} consumers: held-out error {old:.3g} -> {new:.3g} on average"
         )
+    else:
+        lines.append("not refitted: the weights that are left are those of the original")
     return lines

@@ -1,7 +1,7 @@
 """`optin report`: one self-contained HTML page of a pruned model or a sweep."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,11 +40,11 @@ def report(
     common.require_free(target, force=force, inputs=(folder, *named))
     from dataclasses import asdict
 
-    from pydantic_core import to_jsonable_python
+    from pydantic import TypeAdapter
 
     from optin_cli.artifacts.base import to_json
     from optin_cli.reporting.report import report as write_report
 
     made = write_report(folder, target, files=files, force=force, progress=common.Notes())
-    facts = f"{to_json(to_jsonable_python(asdict(made), by_alias=True))}\n" if as_json else ""
+    facts = f"{to_json(TypeAdapter(Any).dump_python(asdict(made), mode='json', by_alias=True))}\n" if as_json else ""
     common.print_result(facts, target, as_json=as_json)

@@ -51,8 +51,8 @@ def score(
     common.use_threads(threads)
     if stream is None and (part is not None or options.unstreamed is not None or context.obj is not None):
         stream = False
-    if stream and part is not None:
-        raise UsageError("A part of scores is not streamed.", hint="Leave out --shard or --stream.")
+    if stream and (part is not None or context.obj is not None):
+        raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or --shard and torchrun.")
     opened = opening.load(checkpoint, context, dtype=dtype, stream=stream)
     if part is not None:
         from optin_cli.scoring.parts import score_part, write_part

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optin_cli.artifacts.scores import ScoresHeader
 
 
+BLOCK = UNITS["blocks"]
 BAR = 16
 SIGNS = 24
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -86,9 +87,27 @@ def search(
         common.console(error=True).print(
             picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
         )
-        for line in uniform_notes(mask, read.header):
+        for line in (*emptied_notes(mask, read.header), *uniform_notes(mask, read.header)):
             common.say(line)
         common.print_result(mask.dump(), target, as_json=as_json)
+
+
+def emptied_notes(mask: Mask, header: ScoresHeader) -> list[str]:
+    """Which layers lose all of their heads, neurons, … though they stay."""
+    lost: dict[str, list[str]] = {}
+    kinds = {UNITS[name] for name in ("heads", "neurons", "channels", "experts")}
+    blocks = {
+        header.groups[name].block: group.kept for name, group in mask.groups.items() if _kind(name, header) == BLOCK
+    }
+    for name, group in mask.groups.items():
+        kind, block = _kind(name, header), header.groups[name].block
+        if kind in kinds and not group.kept and blocks.get(block, True):
+            lost.setdefault(kind, []).append(block)
+    return [f"warning: no {kind} is left in {', '.join(layers)}" for kind, layers in lost.items()]
+
+
+def _kind(group: str, header: ScoresHeader) -> str:
+    return header.groups[group].kind
 
 
 def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.cli import common, completion
+from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.cli.prune import summary
 from optin_cli.cli.sweep import CALIBRATION
-from optin_cli.errors import Exit, UsageError
+from optin_cli.errors import UsageError
 from optin_cli.options.shrink import ShrinkOptions
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def shrink(
     if output == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER, and --json.")
     from optin_cli.cli.tables import evaluation_table
-    from optin_cli.evaluation.evaluate import require_drop
     from optin_cli.sweeping.shrink import Places, check_places
     from optin_cli.sweeping.shrink import shrink as shrink_checkpoint
 
@@ -58,11 +58,7 @@ def shrink(
     for line in _steps(result):
         common.say(line)
     common.print_result(result.evaluation.dump(), f"{folder}/", as_json=as_json)
-    problem = None if options.max_drop is None else require_drop(result.evaluation, options.max_drop)
-    if problem is not None:
-        common.say(f"gate not met: {problem}")
-        return Exit.GATE
-    return Exit.DONE
+    return judge(result.evaluation, options.max_drop, options.confidence)
 
 
 def _steps(result: Shrunk) -> list[str]:

@@ -55,8 +55,9 @@ def sweep(
     from optin_cli.artifacts.sweep import RESULT
     from optin_cli.cli.tables import sweep_table
     from optin_cli.data.spec import require_data
-    from optin_cli.sweeping.plots import PICTURES, draw_text
-    from optin_cli.sweeping.sweep import MODEL, PARTIAL, check_folder, require_chosen
+    from optin_cli.sweeping.keeping import MODEL
+    from optin_cli.sweeping.plots import draw_text
+    from optin_cli.sweeping.sweep import PARTIAL, check_folder, gate_of, judgement, require_chosen
     from optin_cli.sweeping.sweep import sweep as sweep_checkpoint
     from optin_cli.tasks.registry import load_task
 
@@ -80,11 +81,11 @@ def sweep(
         )
     common.console(error=True).print(sweep_table(result))
     common.say(draw_text(result))
-    if not (folder / PICTURES[0]).exists():
-        common.say("No pictures, because matplotlib is not installed: pip install 'optin-cli[plot]'.")
     if as_json:
         common.show(result.dump(), newline=False)
     if options.max_drop is not None:
+        if (said := judgement(result, gate_of(options))) is not None:
+            common.say(said)
         require_chosen(result)
     common.say(f"All of it on one page: optin report {folder}")
     if not as_json:
@@ -92,8 +93,11 @@ def sweep(
 
 
 def _line(point: SweepPoint) -> str:
-    spread = "" if point.standard_error is None else f" ± {point.standard_error:.4f}"
+    from optin_cli.artifacts.evaluation import with_error
+
+    error = "" if point.drop_error is None else f" ± {point.drop_error:.4f}"
     return (
-        f"{point.recipe} at {point.asked:g}: {point.value:.4f}{spread} (drop {point.drop:+.4f}), "
+        f"{point.recipe} at {point.asked:g}: {with_error(point.value, point.standard_error)} "
+        f"(drop {point.drop:+.4f}{error}), "
         f"pruned in {point.prune_seconds:.1f} s after {point.prepare_seconds:.1f} s for all budgets"
     )

@@ -135,9 +135,10 @@ def evaluation_table(result: Evaluation) -> Table:
     data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_column("")
-    table.add_column(result.inputs["checkpoint"].name, justify="right")
+    mine, theirs = result.headings
+    table.add_column(mine, justify="right")
     if other is not None:
-        table.add_column(other.name, justify="right")
+        table.add_column(theirs, justify="right")
         table.add_column("ratio", justify="right")
     rows: list[tuple[str, str, str, str]] = []
     known = {} if other is None else other.known_metrics

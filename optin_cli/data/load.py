@@ -1,13 +1,22 @@
 """Samples of every kind."""
 
+from optin_cli.artifacts.base import Source, relative_path
 from optin_cli.data.images.samples import ImageSamples
 from optin_cli.data.images.scene_samples import SceneSamples
+from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.searches import Searches
 from optin_cli.errors import DataError
 from optin_cli.tasks.schema import Task
 
 AnySamples = Samples | ImageSamples
+
+
+def source_of(samples: AnySamples, spec: DataSpec) -> Source:
+    """Samples as artifacts record them; of calibration, and of chosen columns, also how they are read again."""
+    said = spec.role == "calibration" or spec.columns is not None or spec.label_column is not None
+    path = relative_path(spec.local, samples.name)
+    return Source(name=samples.name, sha256=samples.sha256, path=path, data=spec.record if said else None)
 
 
 def is_measurable(samples: AnySamples, task: Task | None) -> bool:

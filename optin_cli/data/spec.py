@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from optin_cli.artifacts.base import DataRecord
 from optin_cli.errors import DataError, UsageError, did_you_mean
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.images import ImageOptions
@@ -126,6 +127,36 @@ class DataSpec:
         if task is None and local is None:
             raise UsageError("No data was named.", hint=HINTS[kind])
         return task, local
+
+    @property
+    def record(self) -> DataRecord:
+        """How the data is named and selected, as artifacts record it."""
+        task, local = self.task, self.local
+        return DataRecord(
+            task=None if task is None else task.name,
+            local=local is not None,
+            columns=self.columns,
+            label_column=self.label_column,
+            labelled=self.labelled,
+            samples=self.limit,
+            seed=self.seed,
+            length=self.length,
+        )
+
+    @classmethod
+    def recorded(cls, record: DataRecord, path: Path | None, images: ImageOptions) -> DataSpec:
+        """The data of a record, which lies at `path` unless it is a task's own."""
+        return cls(
+            source=record.task,
+            path=path,
+            columns=record.columns,
+            label_column=record.label_column,
+            limit=record.samples,
+            seed=record.seed,
+            labelled=record.labelled,
+            images=images,
+            length=record.length,
+        )
 
     def calibrating(self, samples: int, seed: int, *, labelled: bool = False, length: int | None = None) -> DataSpec:
         """The same data, of which `samples` calibrate. length: of windows of running text."""

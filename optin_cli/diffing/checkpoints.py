@@ -32,9 +32,11 @@ def diff_checkpoints(a: Side, b: Side) -> Difference:
     tensors = diff_values({k: _form(t) for k, t in mine.items()}, {k: _form(t) for k, t in theirs.items()})
     weights = _diff_weights(mine, theirs)
     worst = max(weights, key=lambda name: float(str(weights[name]["largest difference"])), default=None)
+    here, there = (sum(tensor.numel() for tensor in state.values()) for state in (mine, theirs))
     counts: Row = {
-        "parameters a": sum(t.numel() for t in mine.values()),
-        "parameters b": sum(t.numel() for t in theirs.values()),
+        "parameters a": here,
+        "parameters b": there,
+        "parameters b / a": round(there / here, 4) if here else None,
         "tensors in both": len(mine.keys() & theirs.keys()),
         "tensors only in a": len(mine.keys() - theirs.keys()),
         "tensors only in b": len(theirs.keys() - mine.keys()),

@@ -4,24 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit
 from optin_cli.checkpoints.inputs import random_inputs
-from optin_cli.data.load import AnySamples, is_measurable
+from optin_cli.data.load import AnySamples, is_measurable, source_of
 from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import DataError, UsageError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import agreement
 from optin_cli.evaluation.distances import distances, streamed_distances
+from optin_cli.evaluation.gate import Drop, Gate
 from optin_cli.evaluation.generation import require_decoding, with_generation
 from optin_cli.evaluation.harness import with_harness
+from optin_cli.evaluation.paired import drop_error
 from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.exporting.load import as_evaluated, device_for
 from optin_cli.model.costs import count_totals
+from optin_cli.options.common import MEASURED
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
 from optin_cli.progress import SILENT, Progress
@@ -67,12 +72,13 @@ def evaluate(
             require_fit(each, known)
     options = fitted(options or EvalOptions(), opened)
     require_decoding(opened, options.generation)
-    samples = None
+    samples = source = None
     if known is not None or spec.is_named:
         samples = opened.input.load_samples(spec.evaluating(options, known), progress)
+        source = source_of(samples, spec)
         if task is None and not is_measurable(samples, known):
             known = None
-    result = evaluate_samples(opened, Exam(samples, known, options, progress), other)
+    result = evaluate_samples(opened, Exam(samples, known, options, progress, source), other)
     if not opened.processes.leads:
         return result
     result = with_generation(result, opened, other, options, progress)
@@ -109,12 +115,17 @@ def fitted(options: EvalOptions, checkpoint: Checkpoint) -> EvalOptions:
 
 @dataclass(frozen=True)
 class Exam:
-    """What checkpoints are measured by. samples: None measures size and speed only. options: as `fitted` returns."""
+    """What checkpoints are measured by.
+
+    samples: None measures size and speed only. options: as `fitted` returns. source: of the samples, as artifacts
+    record it; their name and hash where it is None.
+    """
 
     samples: AnySamples | None
     task: Task | None
     options: EvalOptions
     progress: Progress = SILENT
+    source: Source | None = None
 
 
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
@@ -160,7 +171,16 @@ def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
     if exam.samples is None:
         return Predicted(checkpoint, Prediction([], []))
-    return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, exam.options, exam.progress)))
+    options = exam.options
+    while True:
+        try:
+            return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, options, exam.progress)))
+        except torch.OutOfMemoryError:
+            if options.batch_size == 1 or checkpoint.processes.count > 1:  # others wait for what this one has found
+                raise
+        torch.cuda.empty_cache()
+        options = replace(options, batch_size=options.batch_size // 2)
+        exam.progress.note(f"{checkpoint.device} has too little memory; going on with batches of {options.batch_size}.")
 
 
 def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluation:
@@ -169,7 +189,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
     workload = checkpoint.input.workload(exam.options.seq_len)
     inputs = checkpoint.sources
     if samples is not None:
-        inputs["data"] = Source(name=samples.name, sha256=samples.sha256)
+        inputs["data"] = exam.source or Source(name=samples.name, sha256=samples.sha256)
     if against is not None:
         inputs["against"] = against.checkpoint.source
     latencies = _latencies([one.checkpoint for one in (mine, against) if one is not None], exam.options)
@@ -199,7 +219,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
         workload=workload,
         totals=totals,
         latency=latencies[0] if latencies else None,
-        against=None if against is None else _compare(mine, against, first, (totals, workload), latencies),
+        against=None if against is None else _compare(mine, against, exam, (totals, workload), latencies),
     )
 
 
@@ -233,15 +253,18 @@ def _latencies(checkpoints: Sequence[Checkpoint], options: EvalOptions) -> list[
 
 
 def _compare(
-    mine: Predicted, theirs: Predicted, metric: str | None, cost: tuple[Totals, Workload], latencies: Sequence[Latency]
+    mine: Predicted, theirs: Predicted, exam: Exam, cost: tuple[Totals, Workload], latencies: Sequence[Latency]
 ) -> Comparison:
-    """Compare two models by `metric`. cost: what the first model costs, and the input that this is stated for."""
+    """Compare two models by the first metric. cost: what the first costs, and the input that this is stated for."""
+    metric, samples = next(iter(mine.prediction.values), None), 0 if exam.samples is None else len(exam.samples)
     against, totals, other = theirs.checkpoint, cost[0], _totals(theirs.checkpoint, cost[1])
-    value = drop = None
+    value = drop = error = None
     same, kl = _distances(mine.prediction, theirs)
     if metric is not None:
         value = Measure(name=metric, value=theirs.prediction.values[metric])
-        drop = metrics.find_metric(metric).drop(mine.prediction.values[metric], value.value)
+        named, at, other_at = metrics.find_metric(metric), mine.prediction.at, theirs.prediction.at
+        drop = named.drop(mine.prediction.values[metric], value.value)
+        error = None if at is None or other_at is None else drop_error(at, other_at, samples, named)
     return Comparison(
         name=against.name,
         runtime="torch" if against.recorded is None else against.recorded.runtime,
@@ -249,6 +272,7 @@ def _compare(
         metrics=theirs.prediction.values,
         class_iou=theirs.prediction.class_iou,
         drop=drop,
+        drop_error=error,
         relative_drop=metric is not None and metrics.find_metric(metric).relative,
         agreement=same,
         kl=kl,
@@ -290,21 +314,37 @@ def _distances(mine: Prediction, against: Predicted) -> tuple[float | None, floa
     return sum(s for s, _ in found) / len(found), sum(k for _, k in found) / len(found)
 
 
-def require_drop(evaluation: Evaluation, most: float) -> str | None:
-    """The message if the metric is worse by more than `most`, None if not (UsageError if nothing was compared)."""
+def drop_of(evaluation: Evaluation) -> Drop:
+    """The drop against the other model (UsageError if nothing was compared)."""
     comparison = evaluation.against
     if comparison is None or comparison.drop is None or comparison.metric is None or evaluation.metric is None:
         raise UsageError(
             "--max-drop needs a metric of both models, and one is missing.",
             hint="Pass --against CHECKPOINT and --task NAME with labelled data.",
         )
-    if comparison.drop <= most:
+    return Drop(comparison.drop, comparison.drop_error, evaluation.samples, comparison.relative_drop)
+
+
+def require_drop(evaluation: Evaluation, most: float, confidence: float = MEASURED) -> str | None:
+    """The message if the metric is worse by more than `most`, or may be at that confidence; None if not.
+
+    Raises UsageError: nothing was compared, or a confidence is asked for of a drop whose error is not known.
+    """
+    drop, gate, comparison = drop_of(evaluation), Gate(most, confidence), evaluation.against
+    if drop.error is None and confidence > MEASURED:
+        raise UsageError(
+            f"--confidence needs the error of the drop, which is not known for {evaluation.task}.",
+            hint="Leave out --confidence, so that the drop is judged as measured.",
+        )
+    if gate.passes(drop):
         return None
+    assert comparison is not None and comparison.metric is not None and evaluation.metric is not None
     moved = "fell" if evaluation.metric.value <= comparison.metric.value else "rose"
-    by, allowed = f"{comparison.drop:.4f}", f"{most:g}"
-    if comparison.relative_drop:
-        by, allowed = f"{comparison.drop:.1%}", f"{most:.4g} (a share)"
-    return (
+    by = f"{drop.value:.1%}" if drop.relative else f"{drop.value:.4f}"
+    moves = (
         f"{evaluation.metric.name} {moved} by {by} (from {comparison.metric.value:.4f} to "
-        f"{evaluation.metric.value:.4f}), more than the {allowed} allowed."
+        f"{evaluation.metric.value:.4f})"
     )
+    if drop.value > most:
+        return f"{moves}, more than the {gate.limit(drop)} allowed."
+    return f"{moves}, which is within the {gate.limit(drop)} allowed, but not at a confidence of {confidence:g}."

@@ -19,6 +19,10 @@ from optin_cli.errors import DataError, did_you_mean
 NOT_FINITE = "The model put out NaN or infinity for {count}."
 RESAMPLES = 200
 SEED = 0
+TOPS: Mapping[str, int] = MappingProxyType({"accuracy": 1, "top5": 5})
+"""Metrics that are the share of samples whose label is among so many of the largest logits."""
+MetricAt = Callable[[torch.Tensor], float]
+"""A model's metric over some of the samples, whose numbers (M,) may repeat; NaN where it is not defined."""
 RARE = 2.0
 """Standard errors that chance exceeds once in fifty times, on one side."""
 
@@ -122,11 +126,26 @@ def score_answers(
 ) -> tuple[dict[str, float], float | None]:
     """Every named metric of answers, as SQuAD defines them, and the standard error of the first.
 
-    Case, punctuation, articles and white space do not count; the best of the accepted answers does. Without
-    any accepted answer the right one is no answer, "".
-
     Returns:
         values of 0 to 1, in the order of `names`; no error with a single answer.
+    """
+    return mean_scores(answer_scores(names, predictions, answers))
+
+
+def mean_scores(scores: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], float | None]:
+    """The mean of every metric over the scores of samples, (N,), and the standard error of the first, if N > 1."""
+    first = next(iter(scores.values()))
+    error = float(first.std()) / math.sqrt(len(first)) if len(first) > 1 else None
+    return {name: float(values.mean()) for name, values in scores.items()}, error
+
+
+def answer_scores(
+    names: Sequence[str], predictions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> dict[str, torch.Tensor]:
+    """Every named metric of each answer, (N,) float64 of 0 to 1.
+
+    Case, punctuation, articles and white space do not count; the best of the accepted answers does. Without
+    any accepted answer the right one is no answer, "".
     """
     from torchmetrics.functional.text import squad
 
@@ -135,19 +154,26 @@ def score_answers(
         target = {"answers": {"text": list(accepted) or [""]}, "id": ""}
         each.append(squad({"prediction_text": text, "id": ""}, target))
     keys = {name: _metric_as(AnswerMetric, name, "scores numbers, not answers").key for name in names}
-    scores = {
+    return {
         name: torch.tensor([float(score[key]) / 100 for score in each], dtype=torch.float64)
         for name, key in keys.items()
     }
-    count = len(each)
-    error = float(scores[names[0]].std()) / math.sqrt(count) if count > 1 else None
-    return {name: float(values.mean()) for name, values in scores.items()}, error
 
 
 def score_searches(
     names: Sequence[str], searches: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[dict[str, float], float | None]:
     """The mean of every named metric over queries, in the order of `names`, and the standard error of the first.
+
+    searches: as of `search_scores`, whose errors are raised.
+    """
+    return mean_scores(search_scores(names, searches))
+
+
+def search_scores(
+    names: Sequence[str], searches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Every named metric of each query, (N,) float64.
 
     searches: of each query the scores of the documents that it ranks, (N,), and how relevant each is, (N,) int64; at
     least one is. Raises DataError: unknown metric, or a score is not finite.
@@ -160,9 +186,7 @@ def score_searches(
         # torchmetrics takes a score that is not above 0 for a document that was not found.
         places = torch.unique(scores, return_inverse=True)[1].double() + 1
         rows.append([float(metric.compute(places, relevance)) for metric in chosen])
-    values = torch.tensor(rows, dtype=torch.float64)
-    error = float(values[:, 0].std()) / math.sqrt(len(rows)) if len(rows) > 1 else None
-    return dict(zip(names, values.mean(dim=0).tolist(), strict=True)), error
+    return dict(zip(names, torch.tensor(rows, dtype=torch.float64).unbind(dim=1), strict=True))
 
 
 def count_pixels(predicted: torch.Tensor, labels: torch.Tensor, classes: int, ignored: int) -> torch.Tensor:
@@ -233,7 +257,7 @@ def standard_error(
     two resamples have a defined value.
     """
     count = len(labels)
-    if name in ("accuracy", "top5"):
+    if name in TOPS:
         return math.sqrt(max(value * (1 - value), 0.0) / count)
     metric = _metric_as(ValueMetric, name, "scores answers, not numbers")
     generator = torch.Generator().manual_seed(SEED)
@@ -244,6 +268,35 @@ def standard_error(
         if not (metric.spread and _constant(drawn)):
             values.append(_value(metric, predictions[rows], drawn, positive))
     return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
+
+
+def metric_at(name: str, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1) -> MetricAt:
+    """A metric of predictions over some of the samples."""
+    metric = _metric_as(ValueMetric, name, "scores answers, not numbers")
+    if (top := TOPS.get(name)) is not None:
+        best = predictions.topk(min(top, predictions.shape[-1]), dim=-1).indices
+        return mean_at((best == labels[:, None]).any(dim=-1))
+
+    def at(rows: torch.Tensor) -> float:
+        drawn = labels[rows.to(labels.device)]
+        if metric.spread and _constant(drawn):
+            return math.nan
+        return _value(metric, predictions[rows.to(predictions.device)], drawn, positive)
+
+    return at
+
+
+def counted_at(name: str, counts: torch.Tensor) -> MetricAt:
+    """A metric of label maps or tagged words over some of the samples, whose counts are (N, ...)."""
+    metric, exact = find_metric(name), counts.double()
+    assert isinstance(metric, (MapMetric, TagMetric))
+    return lambda rows: float(metric.compute(exact[rows].sum(dim=0)))
+
+
+def mean_at(scores: torch.Tensor) -> MetricAt:
+    """A metric that is the mean of the scores of samples, (N,)."""
+    exact = scores.double()
+    return lambda rows: float(exact[rows].mean())
 
 
 def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from optin_cli.evaluation.metrics import MetricAt
+
 
 def perplexity(losses: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:
     """exp of the mean loss a token, and its standard error over the choice of texts (None for a single one).
@@ -21,3 +23,9 @@ def perplexity(losses: torch.Tensor, counts: torch.Tensor) -> tuple[float, float
         return value, None
     spread = (losses - mean * counts).square().sum() * texts / (texts - 1)
     return value, value * float(spread.sqrt() / counts.sum())
+
+
+def perplexity_at(losses: torch.Tensor, counts: torch.Tensor) -> MetricAt:
+    """The perplexity of some of the texts, whose losses and tokens are as of `perplexity`; NaN without a token."""
+    exact = counts.double()
+    return lambda rows: float((losses[rows].sum() / exact[rows].sum()).exp())

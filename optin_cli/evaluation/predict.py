@@ -15,6 +15,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples, require_texts
 from optin_cli.errors import DataError
 from optin_cli.evaluation.class_maps import ClassMap
+from optin_cli.evaluation.metrics import MetricAt
 from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.progress import SILENT, Progress
@@ -52,7 +53,7 @@ class Prediction:
     images, in the samples' order, in place of outputs. class_iou: of each class by name, None where it is nowhere.
     truncated: samples whose ends the model did not see. notes: what is suspicious about the values. stream: computes
     logits (n, classes) anew, batch by batch, in place of outputs that would not fit in memory. tokens: of running text
-    that were predicted.
+    that were predicted. at: the first metric over some of the samples, by their numbers; None without labels.
     """
 
     outputs: list[Output]
@@ -66,6 +67,7 @@ class Prediction:
     notes: tuple[str, ...] = ()
     stream: Callable[[], Iterator[torch.Tensor]] | None = None
     tokens: int | None = None
+    at: MetricAt | None = None
 
 
 @dataclass(frozen=True)

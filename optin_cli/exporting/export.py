@@ -26,7 +26,16 @@ from optin_cli.checkpoints.libraries.registry import CONFIG
 from optin_cli.checkpoints.save import carry_files
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.errors import CertificateError
-from optin_cli.exporting.registry import Prove, Signature, Target, check_place, place_of, record_of, target_named
+from optin_cli.exporting.registry import (
+    FLOAT16,
+    Prove,
+    Signature,
+    Target,
+    check_place,
+    place_of,
+    record_of,
+    target_named,
+)
 from optin_cli.exporting.trace import LENGTH, export_probes, silenced, trace
 from optin_cli.files import OutputError, atomic_files, sha256_of
 from optin_cli.model.costs import count_totals
@@ -132,6 +141,8 @@ def _store_as(
     """Write a file with less exact weights than those of the float32 file `exact`."""
     if target.convert is not None and form is not None:
         target.convert(checkpoint, path, form)
+    elif form == FLOAT16 and target.half is not None:
+        target.half(exact, path)
     elif target.int8 is not None and target.int8.file is not None:
         target.int8.file(exact, path)
     elif target.int8 is not None and target.int8.model is not None and target.write is not None:
@@ -159,15 +170,17 @@ def _record(
     files = sorted(path.parent.iterdir(), key=lambda file: (file.name != path.name, file.name))
     workload = takes.workload(options.seq_len)
     libraries = {name: importlib.metadata.version(name) for name in ("torch", blueprint.library)}
+    inputs = {**checkpoint.sources, "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity))}
     versions = libraries | target.versions(int8=options.int8)
     return Export(
         optin_version=__version__,
         options={
             **({} if options.opset is None else {"opset": options.opset}),
             **({"int8": True} if options.int8 else {}),
+            **({"dtype": FLOAT16} if target.form(options) == FLOAT16 else {}),
             **({"gguf_type": target.form(options)} if target.types else {}),
         },
-        inputs={**checkpoint.sources, "config": Source(name=CONFIG, sha256=sha256_of(blueprint.identity))},
+        inputs={role: source.published for role, source in inputs.items()},
         target=target.name,
         files={file.name: sha256_of(file) for file in files},
         family=checkpoint.structure.family,

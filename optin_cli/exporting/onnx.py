@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from optin_cli.errors import headline
-from optin_cli.exporting.registry import ExportError, Quantizer, Run, Target, Traced
+from optin_cli.exporting.registry import FLOAT16, ExportError, Quantizer, Run, Target, Traced
 
 MOST_BYTES = 1_900_000_000
 """A protobuf message holds less than 2 GiB; beyond this, weights go into a file of their own."""
@@ -77,6 +77,33 @@ def quantize(source: Path, path: Path) -> None:
     )
 
 
+def store_half(source: Path, path: Path) -> None:
+    """Store matrices, embeddings and kernels in float16, each with a node that makes it float32 as the file is opened.
+
+    Exact where the checkpoint stores float16. What float16 cannot hold stays as it is.
+    """
+    import numpy as np
+    import onnx
+
+    model = onnx.load(source)
+    kept, casts = [], []
+    for tensor in model.graph.initializer:
+        half = None
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            values = onnx.numpy_helper.to_array(tensor)
+            if float(np.abs(values).max(initial=0.0)) <= float(np.finfo(np.float16).max):
+                half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}.{FLOAT16}")
+        if half is not None:
+            casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+        kept.append(tensor if half is None else half)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.extend(nodes)
+    large = sum(len(tensor.raw_data) for tensor in kept) > MOST_BYTES
+    onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
 def open_file(path: str, threads: int) -> Run:
     """A session on the CPU; arrays in and out are numpy's."""
     import onnxruntime
@@ -105,4 +132,5 @@ TARGET = Target(
     open=open_file,
     opsets=(18, 23),
     int8=Quantizer(file=quantize),
+    half=store_half,
 )

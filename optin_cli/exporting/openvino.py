@@ -35,6 +35,13 @@ def quantize(source: Path, path: Path) -> None:
     openvino.save_model(compressed, path, compress_to_fp16=False)
 
 
+def store_half(source: Path, path: Path) -> None:
+    """Store weights in float16; the CPU computes in float32."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=True)
+
+
 def open_file(path: str, threads: int) -> Run:
     """The model compiled for the CPU, in float32 also where the processor would rather use bfloat16."""
     import openvino
@@ -59,4 +66,5 @@ TARGET = Target(
     write=write,
     open=open_file,
     int8=Quantizer(needs=("nncf",), extra="int8", file=quantize),
+    half=store_half,
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STEM = "model"
 INT8 = "int8"
+FLOAT16 = "float16"
 RECORD = ".optin.json"
 """What an exported file's name is followed by in the name of its record."""
 Run = Callable[[Mapping[str, "numpy.ndarray[Any, Any]"]], Mapping[str, "numpy.ndarray[Any, Any]"]]
@@ -95,10 +96,11 @@ class Target:
     returns what the file takes and gives. open: returns what runs a file on a number of CPU threads. Its source must be
     self-contained, with all imports inside: the certificate runs it in a process without optin. check: refuses a file
     that would run code, and returns what to open in its place, which may lie in the given temporary folder. int8: how
-    it stores weights as 8-bit integers; None if it has no such way. types: of weights, by the runtime's names, the
-    default first. takes: names of inputs, None for all that the model takes. proving: for a runtime that has the
-    tokenizer too, makes what compares a file's way with texts to the checkpoint's; of a file that is to be exact, it
-    refuses any other (CertificateError).
+    it stores weights as 8-bit integers; None if it has no such way. half: makes of a float32 file one that stores
+    weights in float16 and computes in float32. types: of weights, by the runtime's names, the default first. takes:
+    names of inputs, None for all that the model takes. proving: for a runtime that has the tokenizer too, makes what
+    compares a file's way with texts to the checkpoint's; of a file that is to be exact, it refuses any other
+    (CertificateError).
     """
 
     name: str
@@ -112,6 +114,7 @@ class Target:
     opsets: tuple[int, int] | None = None
     check: Callable[[Path, Path], Path] = lambda path, _scratch: path
     int8: Quantizer | None = None
+    half: Callable[[Path, Path], None] | None = None
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
     proving: Callable[[Checkpoint], Prove] | None = None
@@ -123,7 +126,9 @@ class Target:
 
     def form(self, options: ExportOptions) -> str | None:
         """How weights are stored, as the file's name says; None for float32 in a target that has no other types."""
-        return INT8 if options.int8 else (options.weight_type or next(iter(self.types), None))
+        if options.int8:
+            return INT8
+        return FLOAT16 if options.dtype == FLOAT16 else options.weight_type or next(iter(self.types), None)
 
     def require_writing(self, options: ExportOptions) -> None:
         """Refuse to write without packages to write and certify (ExportError), or in no form of it (UsageError)."""
@@ -131,6 +136,9 @@ class Target:
         if options.int8 and self.int8 is None:
             other = "Pass --gguf-type q8_0" if self.types else "Pass --to onnx with it"
             raise UsageError(f"The target {self.name} has no --int8.", hint=f"{other}, or leave it out.")
+        if options.dtype == FLOAT16 and self.half is None:
+            other = "Pass --gguf-type f16" if self.types else "Pass --to onnx or --to openvino with it"
+            raise UsageError(f"The target {self.name} has no --dtype float16.", hint=f"{other}, or leave it out.")
         if weight_type is not None and weight_type not in self.types:
             raise UsageError(f"The target {self.name} has no --gguf-type.", hint="Pass --to gguf, or leave it out.")
         if opset is not None:
@@ -159,7 +167,7 @@ class Target:
 
 
 def _require(what: str, packages: tuple[str, ...], extra: str | None) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in dict.fromkeys(packages) if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
             f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",

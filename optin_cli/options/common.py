@@ -35,3 +35,13 @@ KEEP_FLOPS = Option(
     noun="The share of macs to keep",
 )
 MAX_DROP = Option("--max-drop", low=0, noun="The allowed drop")
+MEASURED = 0.5
+"""The confidence at which a drop is judged as measured."""
+CONFIDENCE = Option(
+    "--confidence",
+    "How sure --max-drop must be that the drop is within it, by the paired standard error over samples: 0.95. At "
+    f"{MEASURED} the measured drop decides.",
+    low=0.5,
+    below=1,
+    noun="The confidence",
+)

@@ -57,11 +57,18 @@ class Option:
         bounds = self._bounds()
         if bounds and not (math.isfinite(value) and all(holds(value, limit) for holds, _, limit in bounds)):
             hint = None if self.flag is None else f"Pass another {self.flag}."
+            if self.is_share and math.isfinite(value) and 1 < value <= 100:
+                hint = f"For {value:g} %, pass {value / 100:g}."
             raise UsageError(f"{noun} is {value}; expected {self._range()}{', or none' * self.none}.", hint=hint)
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{noun} is {value}; expected a finite number.")
         if self.most is not None and value > self.most:
             raise UsageError(f"{noun} is {value}; expected at most {self.most:,.0f}.")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are from 0 to 1."""
+        return 1 in (self.high, self.below)
 
     def _bounds(self) -> list[tuple[Callable[[float, float], bool], str, float]]:
         return [

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
-from optin_cli.options.common import KEEP_FLOPS, MAX_DROP
+from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP, MEASURED
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.gate import require_limit
 from optin_cli.options.refit import RIDGE, RefitOptions
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.search import SearchOptions
@@ -28,7 +29,7 @@ class ShrinkOptions(Checked):
     """How small the model becomes, and the options of the stages.
 
     keep_flops: share of the MACs to keep. max_drop: a gate on the task's metric if there is a share, else the drop
-    up to which the smallest model is searched, by at most `evaluations` of them.
+    up to which the smallest model is searched, by at most `evaluations` of them. confidence: of its being within that.
     """
 
     keep_flops: float | None = shared(None, KEEP_FLOPS)
@@ -40,6 +41,7 @@ class ShrinkOptions(Checked):
             "--keep-flops, find the smallest model within it.",
         ),
     )
+    confidence: float = shared(MEASURED, CONFIDENCE)
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
     scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
@@ -52,6 +54,7 @@ class ShrinkOptions(Checked):
             raise UsageError(
                 "No budget was given.", hint="Pass --keep-flops 0.5, or --max-drop 0.01 with --task NAME, or both."
             )
+        require_limit(self.max_drop, self.confidence)
         if self.keep_flops is None and (self.search != SearchOptions() or self.scoring.units != ScoreOptions.units):
             raise UsageError(
                 "The search for the smallest model within --max-drop takes every unit and layout.",

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
-from optin_cli.options.common import KEEP_FLOPS, MAX_DROP
+from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP, MEASURED
 from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
+from optin_cli.options.gate import require_limit
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
@@ -45,9 +46,10 @@ EVALUATION = offer(
 class SweepOptions(Checked):
     """Which points a sweep measures: every recipe at every share of the MACs, or one recipe up to an allowed drop.
 
-    evaluations: most models that are tried for `max_drop`. ridge: for recipes that refit; None chooses by held-out
-    error. scoring: of the recipes that score; its samples and seed choose the calibration set. evaluation: of every
-    model; its samples and seed choose what it is evaluated on.
+    confidence: of the drop's being within `max_drop`. evaluations: most models that are tried for it. keep_models:
+    write every model, not its mask alone. ridge: for recipes that refit; None chooses by held-out error. scoring: of
+    the recipes that score; its samples and seed choose the calibration set. evaluation: of every model; its samples and
+    seed choose what it is evaluated on.
     """
 
     recipes: tuple[str, ...] = option(
@@ -69,7 +71,9 @@ class SweepOptions(Checked):
             help="Instead: write the smallest model whose metric is worse by no more (perplexity: by no larger share).",
         ),
     )
+    confidence: float = shared(MEASURED, CONFIDENCE)
     evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
+    keep_models: bool = option(False, "--keep-models", "Also write the model of every point, into models/.")
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
     scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
     evaluation: EvalOptions = nested(EvalOptions(), EVALUATION)
@@ -80,6 +84,7 @@ class SweepOptions(Checked):
             both = "Both --keep-flops and --max-drop were given; expected one of them."
             what = "No budget was given." if self.keep_flops is None else both
             raise UsageError(what, hint="Pass --keep-flops 0.6,0.5,0.4 or --max-drop 0.01.")
+        require_limit(self.max_drop, self.confidence)
         for listed, what in ((self.recipes, "recipe"), (self.keep_flops or (), "budget")):
             twice = [item for number, item in enumerate(listed) if item in listed[:number]]
             if twice:
@@ -92,11 +97,13 @@ class SweepOptions(Checked):
                 hint="Compare recipes with --keep-flops first, then search with the best.",
             )
 
-    def asked(self) -> dict[str, list[str] | list[float] | float | None]:
+    def asked(self) -> dict[str, list[str] | list[float] | float | bool | None]:
         """What names the points, as a sweep records it; the other options say how a point is measured."""
         return {
             "recipes": [*self.recipes],
             "keep_flops": None if self.keep_flops is None else [*self.keep_flops],
             "max_drop": self.max_drop,
+            "confidence": self.confidence,
             "evaluations": self.evaluations,
+            "keep_models": self.keep_models,
         }

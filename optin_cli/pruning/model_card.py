@@ -20,6 +20,7 @@ from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
 from optin_cli.checkpoints.libraries.registry import Blueprint
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import write_text
+from optin_cli.tasks.registry import load_task, task_names
 
 TEXT = """---
 {front}---
@@ -105,7 +106,8 @@ UNMEASURED = """## Metric and latency
 Not measured yet. `optin eval FOLDER --task TASK --against ORIGINAL --card` measures both models and writes it here."""
 MEASURED = """## Metric and latency
 
-By `optin eval` {version}{task}.{timed} Behind ± is the standard error; a cell without a number was not measured.
+By `optin eval` {version}{task}.{timed} Behind ± is the standard error; that of a change is over the samples that both
+models see. A cell without a number was not measured.
 
 | | on | before | after | change |
 |---|---|---|---|---|
@@ -113,6 +115,8 @@ By `optin eval` {version}{task}.{timed} Behind ± is the standard error; a cell 
 LIBRARY = "sentence-transformers"
 PIPELINES = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
 """What hubs file folders of that library under."""
+FRONT = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+"""The front matter of a card."""
 CARRIED = ("license", "license_name", "license_link", "language", "datasets", "base_model", "pipeline_tag")
 """Keys of the original card's front matter that hold for the cut model too."""
 FOLDED = 32
@@ -155,6 +159,8 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
     library, sentences = blueprint.library, blueprint.sentences
     front = read_front(blueprint.folder if sentences is None else sentences.folder)
+    if blueprint.licence is not None:
+        front = {"license": blueprint.licence} | front
     kind = (library, blueprint.head.pipeline)
     if sentences is not None:
         kind = (LIBRARY, PIPELINES[sentences.loader])
@@ -204,7 +210,7 @@ def write_measured(folder: Path, evaluation: Evaluation) -> None:
     require_card(folder)
     require_source(evaluation, "The evaluation", "checkpoint", folder_source(folder))
     text = (folder / CARD).read_text(encoding="utf-8")
-    start, _, rest = text.partition(BEGIN)
+    start, _, rest = _with_results(text, evaluation).partition(BEGIN)
     end = rest.partition(END)[2]
     write_text(folder / CARD, f"{start}{BEGIN}\n{_measured(evaluation)}\n{END}{end}", force=True)
 
@@ -225,17 +231,59 @@ def require_card(folder: Path) -> None:
 
 
 def _front(original: Mapping[str, Any], library: str, pipeline: str | None, name: str) -> str:
-    import yaml
+    from huggingface_hub import ModelCardData
 
-    front: dict[str, Any] = {"library_name": library}
-    if pipeline is not None:
-        front["pipeline_tag"] = pipeline
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": pipeline}
     front |= {key: original[key] for key in CARRIED if original.get(key) is not None}
     if name.count("/") == 1:  # an id on the hub; the name of a folder would lead nowhere
         front["base_model"] = name
-    front["tags"] = ["optin", "pruned"]
-    text: str = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return text
+    return f"{ModelCardData(**front, tags=['optin', 'pruned']).to_yaml()}\n"
+
+
+def _with_results(text: str, evaluation: Evaluation) -> str:
+    """A card whose front matter holds the metrics as the model hub shows them; as it was if that cannot be read."""
+    from huggingface_hub import ModelCardData
+
+    found = FRONT.match(text)
+    front = None if found is None else _parse_front(found[1])
+    if found is None or not isinstance(front, dict):
+        return text
+    front.pop("model-index", None)
+    results = _results(evaluation, front.get("pipeline_tag"))
+    named = {"model_name": evaluation.inputs["checkpoint"].name, "eval_results": results} if results else {}
+    return f"---\n{ModelCardData(**front, **named).to_yaml()}\n---\n{text[found.end() :]}"
+
+
+def _parse_front(text: str) -> Any:
+    """Front matter as a mapping; None where it cannot be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _results(evaluation: Evaluation, pipeline: str | None) -> list[Any]:
+    """The metrics of an evaluation, for the front matter."""
+    from huggingface_hub import EvalResult
+
+    data, name = evaluation.inputs.get("data"), evaluation.task
+    task = load_task(name) if name in task_names() else None
+    own = None if task is None or data is None or data.name != task.name else task.dataset
+    return [
+        EvalResult(
+            task_type=pipeline or name or "other",
+            dataset_type=own.path if own is not None else data.name,
+            dataset_name=data.name,
+            dataset_config=None if own is None else own.config,
+            dataset_split=evaluation.split,
+            metric_type=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in evaluation.metrics.items()
+        if data is not None
+    ]
 
 
 def _plain(name: str) -> str:
@@ -308,7 +356,8 @@ def _groups(groups: Mapping[str, GroupMask]) -> str:
     return f"<details>\n<summary>What {len(rows)} layers keep</summary>\n\n{table}\n\n</details>"
 
 
-def _measured(evaluation: Evaluation) -> str:
+def _rows(evaluation: Evaluation) -> list[tuple[str, str, str, str, str]]:
+    """What was measured, on what, before, after, and the change."""
     other = evaluation.against
     rows = []
     data = evaluation.inputs.get("data")
@@ -318,6 +367,8 @@ def _measured(evaluation: Evaluation) -> str:
         after = with_error(value, evaluation.standard_error if first else None)
         before = None if other is None else other.known_metrics.get(name)
         change = "" if before is None else f"{value - before:+.4f}"
+        if first and other is not None and other.drop_error is not None and not other.relative_drop:
+            change += f" ± {other.drop_error:.4f}"
         rows.append((name, conditions, "" if before is None else f"{before:.4f}", after, change))
     if other is not None and other.agreement is not None:
         rows.append(("agreement of both", conditions, "", f"{other.agreement:.4f}", ""))
@@ -329,10 +380,16 @@ def _measured(evaluation: Evaluation) -> str:
     if evaluation.generation is not None:
         for name, mine, theirs, ratio in evaluation.generation.rows(other.generation if other is not None else None):
             rows.append((name, "", theirs, mine, "" if ratio is None else f"ratio {ratio:.3f}"))
+    return rows
+
+
+def _measured(evaluation: Evaluation) -> str:
     task = f", task `{evaluation.task}`" if evaluation.task else ""
     # Names of processors are long: beside the table, not in it.
     timed = "" if evaluation.latency is None else f" Latency was measured on {evaluation.latency.timed_on}."
     if evaluation.latency is None and evaluation.generation is not None:
         timed = f" Generation was timed on {evaluation.generation.timed_on}."
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in _rows(evaluation)]
+    if not lines:
+        return UNMEASURED
     return MEASURED.format(version=evaluation.optin_version, task=task, timed=timed, rows="\n".join(lines))

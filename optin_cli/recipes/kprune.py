@@ -166,7 +166,7 @@ def prepare_kprune(setting: Setting) -> Prepared:
 
         return Decision(kept, adjust)
 
-    return decide
+    return Prepared(decide)
 
 
 KPRUNE = Recipe("kprune", "K-prune, Park et al. 2024 (arXiv 2308.03449)", prepare_kprune)

@@ -167,7 +167,7 @@ def prepare_kwon(setting: Setting) -> Prepared:
         kept = rearrange_all(found, gradients)
         return Decision(kept, lambda model: tune_masks(setting, model, kept))
 
-    return decide
+    return Prepared(decide)
 
 
 KWON = Recipe("kwon", "Kwon et al. 2022 (arXiv 2204.09656)", prepare_kwon, needs_labels=True)

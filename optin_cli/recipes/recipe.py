@@ -11,6 +11,7 @@ from torch import nn
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
+from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Progress
@@ -48,8 +49,19 @@ class Setting:
         return self.costs.only({group.name for group in self.checkpoint.structure.groups})
 
 
-Prepared = Callable[[Limits], Decision]
-"""Decides for one budget; work that all budgets share (scores) was done when it was made."""
+@dataclass(frozen=True)
+class Prepared:
+    """Decides for one budget; work that all budgets share was done when it was made.
+
+    scores: of the units, for recipes whose decisions follow from them alone.
+    """
+
+    decide: Callable[[Limits], Decision]
+    scores: Scores | None = None
+
+    def __call__(self, limits: Limits) -> Decision:
+        """Decide for one budget."""
+        return self.decide(limits)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def prepare_scored(
         kept = choose_units(scores.importance, costs, limits, algorithm=algorithm)
         return Decision(kept, refit_with(setting, kept, setting.calibration.batches) if refit else None)
 
-    return decide
+    return Prepared(decide, scores)
 
 
 SKETCH = functools.partial(prepare_scored, estimator="sketch")

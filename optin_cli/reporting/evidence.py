@@ -33,11 +33,12 @@ class Evidence:
     """The artifacts of a report; None or empty where nothing was found.
 
     original: the checkpoint that everything was made from. pruned: the pruned folder, by the hash that evaluations
-    record. scores: the file, or its header alone, which says only what units cost.
+    record; cut: where it lies. scores: the file, or its header alone, which says only what units cost.
     """
 
     original: Source
     pruned: Source | None = None
+    cut: Path | None = None
     manifest: Read[Manifest] | None = None
     mask: Read[Mask] | None = None
     scores: Read[Scores | ScoresHeader] | None = None
@@ -102,7 +103,7 @@ def gather(folder: Path | None, files: Mapping[str, Sequence[str | Path]], *, pr
     else:
         manifest = _read_as("manifest", cut / MANIFEST)
         original = manifest.head.inputs["checkpoint"]
-        evidence = Evidence(original=original, pruned=folder_source(cut), manifest=manifest)
+        evidence = Evidence(original=original, pruned=folder_source(cut), cut=cut, manifest=manifest)
     for add in (_add_mask, _add_scores, _add_profile, _add_evaluations, _add_sweeps):
         evidence = add(evidence, found, progress)
     return evidence

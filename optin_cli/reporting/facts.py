@@ -60,11 +60,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of a report."""
+    """The content of a report. sides: what columns call models, by hash; others go by their names."""
 
     title: str
     original: str
     is_cut: bool
+    sides: Mapping[str, str]
     budget: tuple[tuple[str, float, float | None], ...]
     quantities: tuple[Quantity, ...]
     workload: Workload | None
@@ -90,9 +91,10 @@ def make_report(evidence: Evidence) -> Report:
     priced = scores.header if scores else evidence.profile and evidence.profile.content
     costs: Mapping[str, GroupCost] = priced.groups if priced else {}
     return Report(
-        title=(evidence.pruned or evidence.original).name,
+        title=_title(evidence),
         original=evidence.original.name,
         is_cut=manifest is not None,
+        sides=_sides(evidence),
         budget=() if source is None else _budget(source, evidence),
         quantities=(*sizes(evidence), *measures(evidence)),
         workload=workload_of(evidence),
@@ -109,6 +111,18 @@ def make_report(evidence: Evidence) -> Report:
         versions=manifest.versions if manifest else {},
         options=tuple((read.name, key, _shown(v)) for read in evidence.reads for key, v in read.head.options.items()),
     )
+
+
+def _title(evidence: Evidence) -> str:
+    original, pruned = evidence.original.name, evidence.pruned
+    return original if pruned is None else pruned.name if pruned.name != original else f"{original}, pruned"
+
+
+def _sides(evidence: Evidence) -> dict[str, str]:
+    pruned = [] if evidence.pruned is None else [evidence.pruned]
+    measured = [read.content.inputs["checkpoint"] for read in evidence.evaluations]
+    pruned += [one for one in measured if one.name == evidence.original.name]
+    return {one.sha256: "pruned" for one in pruned} | {evidence.original.sha256: "original"}
 
 
 def _budget(source: Manifest | Mask, evidence: Evidence) -> tuple[tuple[str, float, float | None], ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from optin_cli.artifacts.base import Totals, Workload
+from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Evaluation, Latency, Measure
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.reading import Read
@@ -16,8 +16,8 @@ from optin_cli.reporting.evidence import Evidence
 class Quantity:
     """One number before and after pruning.
 
-    spread: standard error of `after`. ratio: after / before, where meaningful. conditions: what it was measured on.
-    missing: how to measure it, if it was not measured.
+    spread: standard error of `after`. paired: of the difference, over samples that both models see. ratio: after /
+    before, where meaningful. conditions: what it was measured on. missing: how to measure it, if it was not measured.
     """
 
     name: str
@@ -28,6 +28,16 @@ class Quantity:
     conditions: str = ""
     missing: str | None = None
     is_metric: bool = False
+    paired: float | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """How the difference compares with its standard error, in words; None where that is not known."""
+        if self.paired is None or self.before is None or self.after is None:
+            return None
+        difference = abs(self.after - self.before)
+        errors = ("within its standard error", "within two standard errors", "more than two standard errors")
+        return errors[(difference > self.paired) + (difference > 2 * self.paired)]
 
 
 def workload_of(evidence: Evidence) -> Workload | None:
@@ -89,7 +99,9 @@ def _chosen(sweep: Sweep, manifest: Read[Manifest] | None) -> tuple[Quantity | N
     if (record.options.get("recipe"), record.budget.asked) != (point.recipe, {"macs": point.asked}):
         return None
     data = f"{_data(sweep)}, by the sweep that chose it"
-    value = Quantity(sweep.metric, sweep.baseline.value, point.value, point.standard_error, None, data, None, True)
+    before, error = sweep.baseline.value, point.drop_error
+    paired = error if error is None or not sweep.relative_drop else error * before
+    value = Quantity(sweep.metric, before, point.value, point.standard_error, None, data, None, True, paired)
     return _speed(point.latency, point.latency_ratio) if point.latency and point.latency_ratio else None, value
 
 
@@ -123,9 +135,16 @@ def _metric(evaluation: Evaluation, metric: Measure, originals: Iterable[Evaluat
     other = evaluation.against
     before = other.metric.value if other is not None and other.metric is not None else None
     if before is None:  # an evaluation of the original alone, by the same task on the same data
-        same = (metric.name, evaluation.task, evaluation.samples, evaluation.inputs.get("data"))
-        alone = (
-            (e.metric.value, (e.metric.name, e.task, e.samples, e.inputs.get("data"))) for e in originals if e.metric
-        )
+        same = (metric.name, *_what_on(evaluation))
+        alone = ((e.metric.value, (e.metric.name, *_what_on(e))) for e in originals if e.metric)
         before = next((value for value, key in alone if key == same), None)
-    return Quantity(metric.name, before, metric.value, evaluation.standard_error, None, _data(evaluation), None, True)
+    error, paired = evaluation.standard_error, None
+    if other is not None and other.drop_error is not None and before is not None:
+        paired = other.drop_error * before if other.relative_drop else other.drop_error
+    return Quantity(metric.name, before, metric.value, error, None, _data(evaluation), None, True, paired)
+
+
+def _what_on(evaluation: Evaluation) -> tuple[str | None, int, Source | None]:
+    """By what, and on what, an evaluation measures."""
+    data = evaluation.inputs.get("data")
+    return evaluation.task, evaluation.samples, None if data is None else data.published

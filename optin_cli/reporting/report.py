@@ -16,6 +16,7 @@ from optin_cli.reporting.charts import draw_heat_map, draw_plots, is_drawn_by_un
 from optin_cli.reporting.evidence import gather
 from optin_cli.reporting.facts import Report, make_report
 from optin_cli.reporting.pictures import find_pictures
+from optin_cli.reporting.templates import environment
 from optin_cli.version import __version__
 
 PAGE = "page.html"
@@ -69,14 +70,9 @@ def render(report: Report, pictures: Mapping[str, bytes] = MappingProxyType({}))
 
 @functools.cache
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("optin_cli", "reporting")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {f.__name__: f for f in (amount, figure, signed, kind_name, share_of)}
-    return environment.get_template(PAGE)
+    pages = environment().overlay()
+    pages.filters = {**pages.filters, **{f.__name__: f for f in (amount, figure, signed, kind_name, share_of)}}
+    return pages.get_template(PAGE)
 
 
 def amount(value: float) -> str:
@@ -121,7 +117,8 @@ def _this(report: Report, sweep: Sweep) -> tuple[float, float | None, float] | N
     """Coordinates of this report's model in a sweep measured on the same samples by the same metric."""
     for _, evaluation in report.evaluations:
         other = evaluation.against
-        same = evaluation.inputs.get("data") == sweep.inputs.get("data") and evaluation.samples == sweep.samples
+        data = evaluation.inputs.get("data")
+        same = data is not None and data.is_same(sweep.inputs.get("data")) and evaluation.samples == sweep.samples
         if report.is_cut and other is not None and evaluation.metric is not None and same:
             latency, theirs = evaluation.latency, sweep.baseline.latency
             alike = latency is not None and theirs is not None and _setting(latency) == _setting(theirs)

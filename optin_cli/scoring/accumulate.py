@@ -76,7 +76,7 @@ class RunIdentity:
             "version": __version__,
             "structure": repr(self.structure),
             "options": self.options,
-            "inputs": {role: source.model_dump() for role, source in self.inputs.items()},
+            "inputs": {role: source.published.model_dump() for role, source in self.inputs.items()},
             "workload": self.workload.model_dump(),
             "batches": [_digest(batch) for batch in self.batches],
         }

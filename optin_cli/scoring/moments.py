@@ -330,7 +330,8 @@ def watch_passes(
     Returns:
         (rows, units) float64 means of (dS/dm_u)^2 over probes, by group name.
     """
-    sums = {g: torch.zeros(run.batch.size, g.units, dtype=torch.float64) for g in groups}
+    device = run.batch.device  # where sums stay until the end, so that a GPU need not be waited for
+    sums = {g: torch.zeros(run.batch.size, g.units, dtype=torch.float64, device=device) for g in groups}
     with torch.enable_grad(), hooks() as hook:
         for group in groups:
             run.watch_units(hook, group)
@@ -339,11 +340,11 @@ def watch_passes(
             dims.watch(hook, run.model, run.batch, run.leaves)
         for _ in passes(run.leaves):
             for group, slope in run.slopes.items():
-                sums[group] += slope.double().square().cpu()
+                sums[group] += slope.double().square()
             run.add_pulls()
     with torch.no_grad():
         run.add_inputs(probes)
-    found = {group.name: total / probes for group, total in sums.items()}
+    found = {group.name: (total / probes).cpu() for group, total in sums.items()}
     return found if dims is None else {**found, **dims.squares(probes)}
 
 
@@ -408,7 +409,7 @@ class Layer:
     @classmethod
     def of(cls, model: nn.Module, group: Group, *, centred: bool) -> Self:
         """That of a model."""
-        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1)
+        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1).contiguous()
         return cls(group.name, group.units, weight, centred)
 
     def importance(self, moments: Moments, damping: float, squared: torch.Tensor | None = None) -> torch.Tensor:

@@ -69,7 +69,7 @@ def score_part(
     options = options or ScoreOptions()
     require_divisible(options)
     ready = prepare(checkpoint, data, options, seq_len=seq_len, progress=progress)
-    opened, calibration = ready.checkpoint, ready.calibration
+    opened, calibration, options = ready.checkpoint, ready.calibration, ready.options
     if opened.processes.count > 1:
         raise UsageError("A part is scored in one process.", hint="Leave out torchrun, or --shard.")
     assert calibration is not None
@@ -91,7 +91,7 @@ def score_part(
         opened.model, opened.structure.with_groups(run.curved), calibration.batches[0].to(opened.device)
     )
     layers = {group: Layer.of(opened.model, group, centred=group.consumer in centred) for group in run.curved}
-    tensors |= {f"{WEIGHT}{group.consumer}": layer.weight.cpu().contiguous() for group, layer in layers.items()}
+    tensors |= {f"{WEIGHT}{group.consumer}": layer.weight.cpu() for group, layer in layers.items()}
     tensors |= {f"{SIDES[side]}{name}": own.basis[side].cpu() for name, own in run.dims.items() for side in range(2)}
     nothing = dict.fromkeys(run.estimators, torch.zeros(0))
     header = PartHeader(

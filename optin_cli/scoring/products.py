@@ -78,8 +78,9 @@ class DimMoments(DimSums):
     @classmethod
     def zeros(cls, one: Products, model: nn.Module) -> Self:
         """No tokens yet."""
-        basis = one.basis(model)
-        moments = ProductMoments.zeros(one, basis[0].device)
+        there, back = one.basis(model)
+        basis = (there.contiguous(), back.contiguous())  # as files hold them, so that products round alike
+        moments = ProductMoments.zeros(one, there.device)
         return cls(basis, moments, torch.zeros_like(moments.queries), torch.zeros(1, dtype=torch.int64), one)
 
     def add_gradients(self, rows: torch.Tensor, real: torch.Tensor) -> None:
@@ -107,7 +108,7 @@ class DimWatch:
 
     def squares(self, probes: int) -> dict[str, torch.Tensor]:
         """Means of (dS/dm_u)^2 over probes (rows, dims) float64, by group name."""
-        return {name: total / probes for name, total in self.sums.items()}
+        return {name: (total / probes).cpu() for name, total in self.sums.items()}
 
     def watch(self, hook: Hooks, model: nn.Module, batch: Batch, leaves: list[torch.Tensor]) -> None:
         """Hook the layers. leaves: tensors at which backward passes end, to which more may be added."""
@@ -134,14 +135,14 @@ class DimWatch:
                 output = output.detach().requires_grad_()
                 leaves.append(output)
             there, back = (part.to(output.device, torch.float32) for part in moments.basis)
-            self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64)
+            self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64, device=output.device)
 
             def collect(gradient: torch.Tensor) -> None:
                 rows, _ = token_rows(one, 0, gradient.detach().float(), batch)
                 moments.add_gradients(rows, real)
                 mine = torch.einsum("bthd,hud->bthu", queries, there)
                 theirs = torch.einsum("bthd,hdu->bthu", rows, back)
-                self.sums[one.name] += (mine * theirs).sum(dim=(1, 2)).double().square().cpu()
+                self.sums[one.name] += (mine * theirs).sum(dim=(1, 2)).double().square()
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
             return output

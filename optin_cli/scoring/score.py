@@ -1,5 +1,6 @@
 """Score the importance of every unit of a checkpoint."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import torch
 from optin_cli.artifacts.scores import Scores
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_loss
+from optin_cli.data.load import source_of
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import NotFiniteError, SavedState, require_finite
 from optin_cli.scoring.calibration import Calibration, calibrate
+from optin_cli.scoring.fitting import fit_batches
 from optin_cli.scoring.kinds import KIND_ESTIMATORS, KindEstimator, estimators_of
 from optin_cli.scoring.one_shot import only_units, score_checkpoint
 from optin_cli.scoring.spill import forget_spill
@@ -23,10 +26,14 @@ from optin_cli.scoring.streamed import check_streamed, score_streamed
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run whose checkpoint is open and whose data is read. estimators: by kind, of units that have their own."""
+    """A run whose checkpoint is open and whose data is read.
+
+    options: with a batch size that fits. estimators: by kind, of units that have their own.
+    """
 
     checkpoint: Checkpoint
     calibration: Calibration | None
+    options: ScoreOptions
     seq_len: int | None
     estimators: Mapping[str, KindEstimator]
 
@@ -68,8 +75,14 @@ def prepare(
             length=options.max_length or length,
         )
         samples = checkpoint.input.load_samples(wanted, progress)
-        calibration = calibrate(checkpoint, samples, options, task=wanted.task, labelled=criterion.needs_labels)
-    return Prepared(checkpoint, calibration, length, extra)
+        labelled = criterion.needs_labels
+        calibrated = functools.partial(calibrate, checkpoint, samples, task=wanted.task, labelled=labelled)
+        if checkpoint.device.type == "cuda" and checkpoint.streaming is None:
+            options, calibration = fit_batches(checkpoint, options, calibrated, length, progress)
+        else:
+            calibration = calibrated(options)
+        calibration = replace(calibration, source=source_of(samples, wanted))
+    return Prepared(checkpoint, calibration, options, length, extra)
 
 
 def score(
@@ -92,9 +105,8 @@ def score(
     Raises:
         OptinError: bad data, an unfit checkpoint, or options that contradict each other.
     """
-    options = options or ScoreOptions()
-    ready = prepare(checkpoint, data, options, seq_len=seq_len, progress=progress)
-    checkpoint, calibration, length = ready.checkpoint, ready.calibration, ready.seq_len
+    ready = prepare(checkpoint, data, options or ScoreOptions(), seq_len=seq_len, progress=progress)
+    checkpoint, calibration, options, length = ready.checkpoint, ready.calibration, ready.options, ready.seq_len
     saved = SavedState(state, resume)
     try:
         if checkpoint.streaming is not None and calibration is not None:

@@ -14,6 +14,7 @@ from optin_cli.checkpoints.save import round_to_storage
 from optin_cli.errors import DataError
 from optin_cli.evaluation.evaluate import Exam, Predicted, measure, predicted
 from optin_cli.files import sha256_of, write_text
+from optin_cli.model.cut import PrunedModel
 from optin_cli.model.plan import Plan
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
@@ -69,6 +70,7 @@ def measure_candidate(
         metrics=result.metrics,
         standard_error=result.standard_error,
         drop=other.drop,
+        drop_error=other.drop_error,
         agreement=other.agreement,
         latency=result.latency,
         latency_ratio=other.latency_ratio,
@@ -77,13 +79,14 @@ def measure_candidate(
     )
 
 
-def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload) -> Mask:
-    """The mask that a candidate was cut by."""
+def candidate_mask(candidate: Candidate, setting: Setting, workload: Workload, scores: Source | None) -> Mask:
+    """The mask that a candidate was cut by. scores: those that it follows from, if any."""
     checkpoint = setting.checkpoint
+    scored = {} if scores is None else {"scores": scores}
     return Mask(
         optin_version=__version__,
         options={"recipe": candidate.recipe, **scoring_constants(setting.options), "refit_ridge": setting.ridge},
-        inputs={"calibration": setting.calibration.source, **checkpoint.sources},
+        inputs={**scored, "calibration": setting.calibration.source, **checkpoint.sources},
         workload=workload,
         budget=Budget(asked={"macs": candidate.share}, reached=setting.costs.remaining(candidate.kept)),
         importance_lost=None,
@@ -100,8 +103,8 @@ def save_candidate(
 ) -> None:
     """Write the certified model folder, with the candidate's very weights, and its mask; both replace older ones."""
 
-    def restore(model: nn.Module) -> dict[str, Refit]:
-        model.load_state_dict(candidate.model.state_dict())
+    def restore(pruned: PrunedModel) -> dict[str, Refit]:
+        pruned.model.load_state_dict(candidate.model.state_dict())
         return candidate.refit or {}
 
     source = Source(name=mask_file.name, sha256=sha256_of(mask.dump().encode()))

@@ -26,7 +26,8 @@ from optin_cli.pruning.prune import prune
 from optin_cli.scoring.score import score
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.search import search
-from optin_cli.sweeping.sweep import MASK, MODEL, check_folder, require_chosen, sweep
+from optin_cli.sweeping.keeping import MASK, MODEL
+from optin_cli.sweeping.sweep import check_folder, require_chosen, sweep
 from optin_cli.tasks.registry import load_task
 
 
@@ -141,6 +142,7 @@ class Run:
         places, options = self.places, self.options
         how = SweepOptions(
             max_drop=most,
+            confidence=options.confidence,
             evaluations=options.evaluations,
             ridge=options.ridge,
             scoring=options.scoring,

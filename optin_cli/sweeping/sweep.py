@@ -6,26 +6,27 @@ original. The record is written after every point, so that an interrupted sweep 
 
 import functools
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
+from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
-from optin_cli.checkpoints.folders import MANIFEST
 from optin_cli.data.batch import Batch
-from optin_cli.data.load import AnySamples, is_measurable
+from optin_cli.data.load import is_measurable, source_of
 from optin_cli.data.sources import WHOLE
 from optin_cli.data.spec import DataSpec, require_data
 from optin_cli.errors import ArtifactError, BudgetError, DataError, GateError, UsageError
 from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, predicted, remarks
+from optin_cli.evaluation.gate import Drop, Gate
 from optin_cli.evaluation.metrics import find_metric
 from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
+from optin_cli.options.common import MEASURED
 from optin_cli.options.sweep import SweepOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.recipes.recipe import Prepared, Setting
@@ -33,22 +34,14 @@ from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
 from optin_cli.searching.costs import Costs
 from optin_cli.sweeping.bisection import PLACES, find_smallest
-from optin_cli.sweeping.candidate import (
-    Candidate,
-    candidate_mask,
-    make_candidate,
-    measure_candidate,
-    save_candidate,
-    scoring_constants,
-)
-from optin_cli.sweeping.plots import write_pictures
+from optin_cli.sweeping.candidate import Candidate, make_candidate, measure_candidate, scoring_constants
+from optin_cli.sweeping.keeping import Keeper
+from optin_cli.sweeping.plots import write_picture
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
 
 PARTIAL = "sweep.partial.json"
-MODEL = "model"
-MASK = "mask.json"
 
 
 def sweep(
@@ -69,8 +62,9 @@ def sweep(
     Args:
         task: names the metric; None for what the model is for, on the local samples of `data`.
         calib: a task name, or a file or folder of texts or images; only some recipes need labels.
-        output: folder for sweep.json and pictures and, with `options.max_drop`, model/ and mask.json. If no model
-            is within the drop, none is written and the result has nothing `chosen`.
+        output: folder for sweep.json, a picture, the recipes' scores, the mask of every point in masks/ and, with
+            `options.keep_models`, the models in models/; with `options.max_drop`, model/ and mask.json of the smallest.
+            If no model is within the drop, the result has nothing `chosen`.
         data: what to evaluate on, in place of the task's dataset; a folder also serves calibration by the same task.
         resume: take the points that an earlier sweep in `output` measured with the same options and inputs.
         report: called with every point as soon as it is measured.
@@ -113,11 +107,12 @@ def sweep(
     totals, groups = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
     costs = Costs(groups, totals)
     smallest = _smallest_share(costs, options.keep_flops or ())
-    exam = Exam(samples, known, options.evaluation, progress)
+    exam = Exam(samples, known, options.evaluation, progress, source_of(samples, spec))
     original = functools.cache(lambda: predicted(opened, exam))
     earlier = _earlier(folder) if resume else None
     baseline = _baseline(original(), exam, totals) if earlier is None else earlier.baseline
-    record = _record(opened, samples, known, calibrations[options.recipes[0]].source, options, baseline)
+    calibration = calibrations[options.recipes[0]].source
+    record = _record(opened, exam, known, calibration, options, baseline)
     if earlier is not None:
         _require_same(earlier, record, options, totals, folder)
     settings = {
@@ -126,27 +121,27 @@ def sweep(
         )
         for name, found in calibrations.items()
     }
-    bench = Bench(settings, exam, original, record, [] if earlier is None else earlier.points, folder, report)
+    keeper = Keeper(folder, options.keep_models, workload)
+    bench = Bench(settings, exam, original, record, [] if earlier is None else earlier.points, keeper, report)
     if options.max_drop is not None:
         _bisect(bench, options, smallest)
     for recipe in options.recipes:
         for share in options.keep_flops or ():
             bench.measure(recipe, share)
-    if bench.sweep.chosen is None and (folder / MODEL / MANIFEST).is_file():  # of an earlier sweep in this folder
-        shutil.rmtree(folder / MODEL)
-        (folder / MASK).unlink(missing_ok=True)
     return bench.finish()
 
 
 def _record(
     checkpoint: Checkpoint,
-    samples: AnySamples,
+    exam: Exam,
     task: Task,
     calibration: Source,
     options: SweepOptions,
     baseline: SweepBaseline,
 ) -> Sweep:
     """The record of a sweep without any points."""
+    samples, data = exam.samples, exam.source
+    assert samples is not None and data is not None
     metric = next((name for name in task.metrics if name in baseline.metrics), task.metrics[0])
     return Sweep(
         optin_version=__version__,
@@ -156,11 +151,7 @@ def _record(
             **scoring_constants(options.scoring),
             **{f"eval_{key}": value for key, value in options.evaluation.recorded().items()},
         },
-        inputs={
-            **checkpoint.sources,
-            "calibration": calibration,
-            "data": Source(name=samples.name, sha256=samples.sha256),
-        },
+        inputs={**checkpoint.sources, "calibration": calibration, "data": data},
         task=task.name,
         split=samples.split,
         samples=len(samples),
@@ -193,14 +184,13 @@ def _calibrations(
     """Calibrations by recipe, labelled if `needy`. shared: models are evaluated on the folder, which needs splits."""
     scoring = options.scoring
 
-    def read(*, labelled: bool) -> AnySamples:
-        length = scoring.max_length or options.evaluation.seq_len
-        wanted = spec.calibrating(scoring.samples, scoring.seed, labelled=labelled, length=length)
-        return checkpoint.input.load_samples(wanted, progress)
-
-    samples = read(labelled=False)
-    # Labels of texts are read where they are needed alone; texts that a model reads one at a time then are pairs.
-    by_labels = read(labelled=True) if needy and samples.labels is None else samples
+    length = scoring.max_length or options.evaluation.seq_len
+    wanted = spec.calibrating(scoring.samples, scoring.seed, length=length)
+    samples = by_labels = checkpoint.input.load_samples(wanted, progress)
+    if needy and samples.labels is None:
+        # Labels of texts are read where they are needed alone; texts that a model reads one at a time then are pairs.
+        by_labels = checkpoint.input.load_samples(replace(wanted, labelled=True), progress)
+    source = source_of(samples, wanted)
     if shared and samples.split == WHOLE:
         raise UsageError(
             f"{spec.path} has no splits, so the model would be scored on the very samples that it is evaluated on.",
@@ -223,7 +213,7 @@ def _calibrations(
             decoded=decoded if by_labels is samples else (),
         )
         decoded = found.batches
-        made[labelled] = replace(found, source=Source(name=samples.name, sha256=samples.sha256))  # one for all recipes
+        made[labelled] = replace(found, source=source)  # one for all recipes
     return {name: made[name in needy] for name in options.recipes}
 
 
@@ -254,14 +244,17 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
 
 @dataclass
 class Bench:
-    """Measures points and keeps the record of them in `folder`; `known` are those of an interrupted run."""
+    """Measures points and keeps the record of them; `known` are those of an interrupted run.
+
+    prepared: by recipe, what decides, and the seconds that took.
+    """
 
     settings: Mapping[str, Setting]
     exam: Exam
     original: Callable[[], Predicted]
     sweep: Sweep
     known: Sequence[SweepPoint]
-    folder: Path
+    keeper: Keeper
     report: Callable[[SweepPoint], None]
     prepared: dict[str, tuple[Prepared, float]] = field(default_factory=dict)
 
@@ -280,53 +273,80 @@ class Bench:
             candidate = self.make(recipe, share)
             seconds = self.prepared[recipe][1]
             point = measure_candidate(candidate, self.settings[recipe], self.exam, self.original(), seconds)
+        if candidate is not None or self.keeper.lacks(recipe, share):
+            candidate = candidate or self.make(recipe, share)
+            self.keeper.keep(candidate, *self._kept(recipe))
         self.sweep = self.sweep.model_copy(update={"points": [*self.sweep.points, point]})
         points = [*self.sweep.points, *(p for p in self.known if p not in self.sweep.points)]
-        self.folder.mkdir(exist_ok=True)
-        write_text(self.folder / PARTIAL, self.sweep.model_copy(update={"points": points}).dump(), force=True)
+        write_text(self.keeper.folder / PARTIAL, self.sweep.model_copy(update={"points": points}).dump(), force=True)
         self.report(point)
         return point, candidate
 
     def finish(self) -> Sweep:
-        """Write the result and its pictures."""
-        write_pictures(self.sweep, self.folder)
-        write_text(self.folder / RESULT, self.sweep.dump(), force=True)
-        (self.folder / PARTIAL).unlink(missing_ok=True)
+        """Write the result and its picture, and remove what an earlier sweep left in the folder."""
+        folder, points = self.keeper.folder, {(point.recipe, point.asked) for point in self.sweep.points}
+        self.keeper.clear(points, chosen=self.sweep.chosen is not None)
+        write_picture(self.sweep, folder)
+        write_text(folder / RESULT, self.sweep.dump(), force=True)
+        (folder / PARTIAL).unlink(missing_ok=True)
         return self.sweep
+
+    def choose(self, recipe: str, share: float, candidate: Candidate | None) -> None:
+        """Write the model of a point, which the sweep chose. candidate: that model, None if it is to be made again."""
+        self.keeper.choose(candidate or self.make(recipe, share), *self._kept(recipe))
+        chosen = [(point.recipe, point.asked) for point in self.sweep.points].index((recipe, share))
+        self.sweep = self.sweep.model_copy(update={"chosen": chosen})
+
+    def _kept(self, recipe: str) -> tuple[Setting, Scores | None, Progress]:
+        """How models of a recipe are made, its scores, and who is told."""
+        return self.settings[recipe], self.prepared[recipe][0].scores, self.exam.progress
 
 
 def _bisect(bench: Bench, options: SweepOptions, smallest: float) -> None:
     """Find the smallest model within the drop, mark its point as chosen and write it."""
     best: Candidate | None = None
-    recipe, most = options.recipes[0], options.max_drop or 0.0
+    recipe, gate = options.recipes[0], gate_of(options)
 
     def within(share: float) -> bool:
         nonlocal best
         point, candidate = bench.measure(recipe, share)
-        fits = point.drop <= most
+        fits = gate.passes(drop_of(bench.sweep, point))
         best = candidate if fits else best
         return fits
 
     found = find_smallest(within, smallest, evaluations=options.evaluations)
     if found is None:
         return
-    candidate = best or bench.make(recipe, found)
-    setting, sweep = bench.settings[recipe], bench.sweep
-    mask = candidate_mask(candidate, setting, sweep.workload)
-    save_candidate(candidate, setting, mask, bench.folder / MODEL, bench.folder / MASK, bench.exam.progress)
-    chosen = [point.asked for point in sweep.points].index(found)
-    bench.sweep = sweep.model_copy(update={"chosen": chosen})
+    bench.choose(recipe, found, best)
+
+
+def gate_of(options: SweepOptions) -> Gate:
+    """The gate that a sweep's models are to pass."""
+    return Gate(options.max_drop or 0.0, options.confidence)
+
+
+def drop_of(sweep: Sweep, point: SweepPoint) -> Drop:
+    """The drop of a point with its error."""
+    return Drop(point.drop, point.drop_error, sweep.samples, sweep.relative_drop)
+
+
+def judgement(sweep: Sweep, gate: Gate) -> str | None:
+    """What the samples say of the model that was chosen, else of that of the smallest drop; None without an error."""
+    point = min(sweep.points, key=lambda p: p.drop) if sweep.chosen is None else sweep.points[sweep.chosen]
+    words = gate.words(drop_of(sweep, point))
+    return None if words is None else f"{point.recipe} at {point.asked:g}: {words}"
 
 
 def require_chosen(sweep: Sweep) -> SweepPoint:
     """The point within the allowed drop (GateError if there is none)."""
     if sweep.chosen is not None:
         return sweep.points[sweep.chosen]
-    least = min(sweep.points, key=lambda p: p.drop)
-    spread = "" if least.standard_error is None else f" (standard error {least.standard_error:.4f})"
+    least, confidence = min(sweep.points, key=lambda p: p.drop), sweep.options.get("confidence", MEASURED)
+    spread = "" if least.drop_error is None else f" (paired standard error {drop_of(sweep, least).shown_error})"
+    limit = f"{sweep.options['max_drop']}" + ("" if confidence == MEASURED else f" at a confidence of {confidence}")
     raise GateError(
-        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {sweep.options['max_drop']}: "
-        f"the smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
+        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {limit}: the "
+        f"smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
 
@@ -359,7 +379,8 @@ def _require_same(earlier: Sweep, now: Sweep, options: SweepOptions, totals: Tot
         for key in sorted(keys)
     ]
     roles = dict.fromkeys([*now.inputs, *earlier.inputs])
-    pairs += [(role, earlier.inputs.get(role), now.inputs.get(role)) for role in roles]
+    sources = [{role: source.published for role, source in sweep.inputs.items()} for sweep in (earlier, now)]
+    pairs += [(role, sources[0].get(role), sources[1].get(role)) for role in roles]
     alike = ("optin_version", "task", "split", "metric", "workload")
     pairs += [(name.replace("_", " "), getattr(earlier, name), getattr(now, name)) for name in alike]
     pairs.append(("size of the original", earlier.baseline.totals, totals))

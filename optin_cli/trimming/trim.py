@@ -249,7 +249,7 @@ def _record(
     trimming: Trimming, small: Checkpoint, read: Corpus, options: TrimOptions, proof: VocabularyProof
 ) -> Vocabulary:
     opened = trimming.checkpoint
-    inputs = opened.sources
+    inputs = {role: source.published for role, source in opened.sources.items()}
     if read.samples is not None:
         inputs["corpus"] = Source(name=read.samples.name, sha256=read.samples.sha256)
     if options.keep_tokens is not None:

@@ -274,7 +274,7 @@ def test_invalid_masks_are_refused(desk, change, words):
     ("mask", "stdin", "words"),
     [
         ("none.mask.json", b"", ["none.mask.json", "does not exist"]),
-        ("bert.scores.safetensors", b"", ["bert.scores.safetensors", "JSON"]),
+        ("bert.scores.safetensors", b"", ["bert.scores.safetensors is a safetensors file", "expected a mask file"]),
         ("bert-pruned.eval.json", b"", ["an? eval file", "expected a mask"]),
         ("-", b"", ["Standard input is empty", "mask"]),
         ("-", b"hello", ["stdin", "not valid JSON"]),

@@ -45,6 +45,11 @@ def section(card):
     return card.partition(BEGIN)[2].partition(END)[0].strip()
 
 
+def body(card):
+    """The card without its front matter."""
+    return card.split("\n---\n", 1)[1]
+
+
 def test_a_new_card(made):
     card = (made.pruned / "README.md").read_text()
     order = ["How to load", "What was done", "Metric and latency", "## How\n", "Certificate", "Limits", "Licence"]
@@ -65,10 +70,21 @@ def test_measured_numbers_go_into_the_card(made, pruned):
     assert row in section(card) and "Not measured yet" not in card
     assert f"| {result.latency.median_ms:.4g} | ratio {result.against.latency_ratio:.3f} |" in card
     rest = (made.pruned / "README.md").read_text().replace(UNMEASURED, "")
-    assert card.replace(section(card), "") == rest, "nothing else changes"
+    assert body(card).replace(section(card), "") == body(rest), "nothing else changes"
+    old, new = (metadata_load(folder / "README.md") for folder in (made.pruned, pruned))
+    index = new.pop("model-index")
+    assert new == old, "nor does the rest of the front matter"
+    (measured,) = index[0]["results"]
+    assert measured["metrics"] == [{"type": "accuracy", "value": pytest.approx(after, abs=1e-6)}]
+    assert measured["dataset"] == {"name": "train.jsonl", "type": "train.jsonl", "split": "all"}
+    assert measured["task"] == {"type": "text-classification"} and index[0]["name"] == "small"
+    change = f"{after - before:+.4f} ± {result.against.drop_error:.4f}"
+    assert change in section(card)
     assert folder_source(pruned).sha256 == folder_source(made.pruned).sha256
     done("eval", "small", "--latency-runs", "0", "--force", "--card")
-    assert "accuracy" not in section((pruned / "README.md").read_text()), "an evaluation without a metric claims none"
+    card = (pruned / "README.md").read_text()
+    assert section(card) == UNMEASURED, "an evaluation that measured nothing claims nothing"
+    assert "model-index" not in metadata_load(pruned / "README.md")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_s
 from optin_cli.checkpoints.folders import folder_source
 from optin_cli.pruning.model_card import _measured
 from optin_cli.reporting import commands
+from optin_cli.reporting.places import Places
 from optin_cli.searching.limits import Limits
 from optin_cli.searching.search import search
 
@@ -147,7 +148,7 @@ def test_an_evaluation_of_images_has_no_latency_length(work):
     speed = Latency(
         batch_size=32, image=(3, 8, 8), runs=3, device="cpu", threads=1, median_ms=9.0, samples_per_second=3.0
     )
-    line = commands._evaluate(result.model_copy(update={"latency": speed}), "e.json")
+    line = commands._evaluate(result.model_copy(update={"latency": speed}), "e.json", Places(None, {}))
     assert "--latency-runs 3" in line and "--latency-length" not in line
 
 

@@ -38,7 +38,8 @@ def parts(folder, checkpoint):
 
 def written(folder, checkpoint, shard, *, data="texts.jsonl", label="", **options):
     path = folder / f"{label}{shard.replace('/', '-')}.safetensors"
-    write_part(path, score_part(checkpoint, folder / data, Shard.parse(shard), ScoreOptions(**QUICK, **options)))
+    part = score_part(checkpoint, folder / data, Shard.parse(shard), ScoreOptions(**QUICK, **options))
+    write_part(path, part, force=True)
     return path
 
 

@@ -1,7 +1,7 @@
 """`optin sweep`: its artifact, resumption, the smallest model, refusals."""
 
 import json
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,9 @@ from helpers.running import call, done, tree, write_rows
 
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
+from optin_cli.artifacts.scores import read_scores
 from optin_cli.artifacts.sweep import Sweep
-from optin_cli.sweeping.plots import PICTURES
+from optin_cli.sweeping.plots import PICTURE
 
 TIMED = {"latency", "latency_ratio", "prepare_seconds", "prune_seconds"}
 
@@ -67,7 +68,11 @@ def test_every_recipe_at_every_budget_is_recorded(swept, made):
     assert (sweep.metric, sweep.task, sweep.samples, sweep.chosen) == ("accuracy", "sst2", 24, None)
     assert run.out == f"{folder / 'sweep.json'}\n"
     assert "● optin  ▲ magnitude" in run.err
-    assert {path.name for path in folder.iterdir()} == {"sweep.json", *PICTURES}
+    kept = {"optin.scores.safetensors", "magnitude.scores.safetensors", "masks"}
+    assert {path.name for path in folder.iterdir()} == {"sweep.json", PICTURE, *kept}
+    assert {path.name for path in (folder / "masks").iterdir()} == {
+        f"{recipe}-{share}.json" for recipe in ("optin", "magnitude") for share in (0.9, 0.7)
+    }
 
 
 def test_a_point_is_what_the_stages_give(swept, made, here):
@@ -75,7 +80,7 @@ def test_a_point_is_what_the_stages_give(swept, made, here):
     data = ("--task", "sst2", "--data", made.train, "--latency-runs", "0")
     done("score", made.bert, "--criterion", "magnitude", "-o", "m.safetensors")
     done("search", "m.safetensors", "--keep-flops", point.asked, "-o", "mask.json")
-    done("prune", made.bert, "--mask", "mask.json", "-o", "pruned")
+    done("prune", made.bert, "--mask", "mask.json", "--no-refit", "-o", "pruned")
     done("eval", "pruned", *data, "--against", made.bert, "-o", "eval.json")
     result = parse(Evaluation, Path("eval.json").read_bytes(), "eval.json")
     assert result.metric.value == point.value
@@ -122,7 +127,11 @@ def test_resumed_equals_uninterrupted(made, here, swept, monkeypatch):
         stopped = call(*command)
     assert stopped.code == 130
     assert "--resume" in stopped.err
-    assert set(tree(Path("out"))) == {"sweep.partial.json"}
+    whole = tree(swept[1])
+    assert {name for name in whole if name.startswith("masks/")} - set(tree(Path("out"))) == {
+        "masks/magnitude-0.7.json"
+    }
+    assert not Path("out/sweep.json").exists()
     assert len(read("out/sweep.partial.json").points) == 3
     refused = call(*command)
     assert refused.code == 2
@@ -131,6 +140,8 @@ def test_resumed_equals_uninterrupted(made, here, swept, monkeypatch):
     done(*command, "--resume")
     assert counter.calls == 1
     assert untimed(read("out/sweep.json")) == untimed(read(swept[1] / "sweep.json"))
+    kept = tree(Path("out"))
+    assert all(kept[name] == content for name, content in whole.items() if not name.startswith("sweep."))
     assert not Path("out/sweep.partial.json").exists()
 
 
@@ -160,8 +171,6 @@ def test_a_finished_sweep_grows_and_nothing_is_measured_twice(made, here, monkey
     ],
 )
 def test_resume_refuses_points_that_were_measured_otherwise(made, here, swept, more, named):
-    import shutil
-
     shutil.copytree(swept[1], "out")
     before = tree(Path("out"))
     run = call(*arguments(made, *BUDGETS, "-o", "out", "--resume", *more))
@@ -180,8 +189,6 @@ def test_resume_refuses_points_that_were_measured_otherwise(made, here, swept, m
     ],
 )
 def test_resume_refuses_points_of_a_record_that_says_otherwise(made, here, swept, key, value, named):
-    import shutil
-
     shutil.copytree(swept[1], "out")
     path = Path("out/sweep.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -193,8 +200,6 @@ def test_resume_refuses_points_of_a_record_that_says_otherwise(made, here, swept
 
 
 def test_resume_refuses_points_of_another_description(made, here, swept):
-    import shutil
-
     from optin_cli.architectures.registry import FOLDER
 
     shutil.copyfile(FOLDER / "bert.json", "mine.json")
@@ -232,8 +237,49 @@ def test_the_smallest_model_is_written_and_is_the_one_measured(made, here):
     assert manifest["refit"]
     assert manifest["inputs"]["mask"]["name"] == "mask.json"
     assert manifest["budget"]["reached"]["macs"] == pytest.approx(chosen.macs_ratio)
-    done("prune", made.bert, "--mask", "out/mask.json", "-o", "again")
-    assert json.loads(Path("again/optin.json").read_text())["groups"] == manifest["groups"]
+    shutil.copyfile(made.train, made.train.name)
+    done("prune", made.bert, "--mask", "out/mask.json", "--samples", "16", "-o", "again")
+    again = json.loads(Path("again/optin.json").read_text())
+    assert again["groups"] == manifest["groups"] and again["refit"].keys() == manifest["refit"].keys()
+    for name in ("mask.json", "masks/optin-0.5.json"):
+        scores = json.loads(Path("out", name).read_text())["inputs"]["scores"]
+        assert read_scores("out/optin.scores.safetensors").source(scores["name"]).sha256 == scores["sha256"]
+
+
+def test_models_are_kept_where_asked_for(made, here):
+    fixed = arguments(made, "--keep-models", "-o", "out", recipe="magnitude", latency="0")
+    done(*fixed, "--keep-flops", "0.8,0.6")
+    models = sorted(path.name for path in Path("out/models").iterdir())
+    assert models == ["magnitude-0.6", "magnitude-0.8"]
+    data = ("--task", "sst2", "--data", made.train, "--latency-runs", "0")
+    done("eval", "out/models/magnitude-0.6", *data, "-o", "e.json")
+    points = {point.asked: point for point in read("out/sweep.json").points}
+    assert json.loads(Path("e.json").read_text())["metric"]["value"] == points[0.6].value
+    shutil.rmtree("out/models/magnitude-0.8")
+    done(*fixed, "--keep-flops", "0.8", "--resume")
+    assert [path.name for path in Path("out/models").iterdir()] == ["magnitude-0.8"], "of the points of this sweep"
+    assert [path.name for path in Path("out/masks").iterdir()] == ["magnitude-0.8.json"]
+
+
+def test_confidence_decides_which_model_is_small_enough(made, here, monkeypatch):
+    from optin_cli.sweeping import sweep as sweeping
+
+    real = sweeping.measure_candidate
+
+    def measure(candidate, *args):
+        point = real(candidate, *args)
+        return point.model_copy(update={"drop": 0.8 * (1 - candidate.share), "drop_error": 0.1})
+
+    monkeypatch.setattr(sweeping, "measure_candidate", measure)
+    command = arguments(made, "--max-drop", "0.5", "--evaluations", "4", latency="0", recipe="magnitude")
+    lax = done(*command, "-o", "lax")
+    strict = done(*command, "--confidence", "0.95", "-o", "strict")
+    sweeps = [read(f"{name}/sweep.json") for name in ("lax", "strict")]
+    chosen = [sweep.points[sweep.chosen] for sweep in sweeps]
+    assert chosen[0].drop <= 0.5 and chosen[1].drop + 1.645 * 0.1 <= 0.5 + 1e-3
+    assert chosen[1].asked > chosen[0].asked
+    assert "(paired standard error), within 0.5 at a confidence of" in lax.err
+    assert "samples do not tell at 0.95" in lax.err and "do not tell" not in strict.err
 
 
 def drops(monkeypatch, of_share):
@@ -267,14 +313,15 @@ def test_a_resumed_search_writes_the_same_model(made, here, monkeypatch):
     drops(monkeypatch, lambda share: 1 - share)
     done(*command, "-o", "whole")
     with monkeypatch.context() as patch:
-        from optin_cli.sweeping import sweep as sweeping
+        from optin_cli.sweeping import keeping
 
         def stop(*_args):
             raise KeyboardInterrupt
 
-        patch.setattr(sweeping, "save_candidate", stop)
+        patch.setattr(keeping, "save_candidate", stop)
         assert call(*command, "-o", "out").code == 130
-    assert set(tree(Path("out"))) == {"sweep.partial.json"}
+    assert Path("out/sweep.partial.json").exists()
+    assert not {"sweep.json", "mask.json", "model"} & {path.name for path in Path("out").iterdir()}
     done(*command, "-o", "out", "--resume")
     assert untimed(read("out/sweep.json")) == untimed(read("whole/sweep.json"))
     weights = [Path(f"{folder}/model/model.safetensors").read_bytes() for folder in ("whole", "out")]
@@ -394,8 +441,6 @@ def test_existing_outputs_are_safe(made, here):
 # --- pictures ---------------------------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_the_sweep_succeeds_and_says_so(made, here, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    run = done(*arguments(made, "--keep-flops", "0.9", "-o", "out", latency="0"))
-    assert "pip install 'optin-cli[plot]'" in run.err
-    assert {path.name for path in Path("out").iterdir()} == {"sweep.json"}
+def test_a_sweep_draws_its_frontier(swept):
+    drawn = (swept[1] / PICTURE).read_text(encoding="utf-8")
+    assert drawn.lstrip().startswith("<svg") and "magnitude" in drawn

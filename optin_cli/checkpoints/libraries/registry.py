@@ -93,7 +93,7 @@ class Blueprint:
     they are known. problem_type: what the head was trained for, by transformers' names. plan: how the model was pruned
     already. prototype: what `Library.build` starts from, a model class or an uncut model. sentences: what
     sentence-transformers make of the folder, if it is theirs. opened_as: the auto class that the user asked for in
-    place of the class that the folder names.
+    place of the class that the folder names. licence: of the weights, where the config names it.
     """
 
     library: str
@@ -111,6 +111,7 @@ class Blueprint:
     prototype: Any
     sentences: Sentences | None = None
     opened_as: str | None = None
+    licence: str | None = None
 
     @property
     def builder(self) -> Library:
@@ -171,6 +172,14 @@ class Built:
     stored: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A model whose weights stay in their files, memory-mapped: paths of its blocks, and the floating type there."""
+
+    blocks: tuple[str, ...]
+    dtype: torch.dtype
+
+
 class Library(Protocol):
     """One library of models."""
 
@@ -221,8 +230,11 @@ class Library(Protocol):
     def modeling(self, blueprint: Blueprint) -> str:
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-        """How to load a cut folder without optin: words, and code for `model`. plain: by the library's own class."""
+    def reloading(self, blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
+        """How to load a cut folder without optin: words, and code for `model`.
+
+        plain: by the library's own class. mapped: for a model that memory cannot hold in float32.
+        """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""

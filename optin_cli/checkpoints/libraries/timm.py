@@ -23,6 +23,7 @@ from optin_cli.checkpoints.libraries.registry import (
     Built,
     ImageSpec,
     MapDecoder,
+    Mapped,
     Preprocess,
     Reading,
 )
@@ -157,6 +158,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
         problem_type=None,
         plan=raw.get(PLAN_KEY),
         prototype=model,
+        licence=licence if isinstance(licence := raw.get("pretrained_cfg", {}).get("license"), str) else None,
     )
 
 
@@ -348,8 +350,9 @@ def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settin
     _write(folder, state, _plain_config(blueprint, settings))
 
 
-def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By timm itself, or by the function beside the weights."""
+def reloading(_blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights, with all weights in memory."""
+    del mapped
     if plain:
         return "plain timm.create_model in a fresh process without optin", RELOAD_PLAIN
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD

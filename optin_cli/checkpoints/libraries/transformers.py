@@ -316,7 +316,7 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
 def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model on the meta device, and its weights by its own names, for weights that are stored under these."""
     config = copy.deepcopy(blueprint.config)
-    for key, value in {**RETURNS, **CACHELESS}.items():
+    for key, value in RETURNS.items():
         setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
@@ -342,6 +342,8 @@ def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         )
     for part in optional:
         setattr(model, part, None)
+    for key, value in CACHELESS.items():  # only now, since how the model generates is what its config said
+        setattr(model.config, key, value)
     left_out = (*fitted.left_out, *sorted(fitted.state.keys() - expected.keys()))
     types = {key: tensor.dtype for key, tensor in found.items() if tensor.is_floating_point()}
     return Built(

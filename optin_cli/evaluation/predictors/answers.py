@@ -35,13 +35,14 @@ def predict_answers(trial: Trial) -> Prediction:
     batches = checkpoint.input.fit(found, tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
-    error = None
+    error = at = None
     if samples.answers is not None:
         unanswerable = () in samples.answers if task.unanswerable is None else task.unanswerable
         given = decode_answers(contexts, windows, batches, *outcome.outputs, options=chosen, unanswerable=unanswerable)
-        values, error = metrics.score_answers(task.metrics, given, samples.answers)
+        scores = metrics.answer_scores(task.metrics, given, samples.answers)
+        (values, error), at = metrics.mean_scores(scores), metrics.mean_at(scores[task.metrics[0]])
     constants = {"max_length": length, **asdict(chosen)}
-    return Prediction(distributions(trial, outcome), outcome.keys, values, error, constants)
+    return Prediction(distributions(trial, outcome), outcome.keys, values, error, constants, at=at)
 
 
 def decode_answers(

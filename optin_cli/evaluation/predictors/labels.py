@@ -16,13 +16,14 @@ def predict_labels(trial: Trial) -> Prediction:
     checkpoint, samples, task = trial.checkpoint, trial.samples, trial.task
     outcome = run_model(checkpoint, encoded(trial, labelled=task is not None and samples.labelled), trial.progress)
     values: dict[str, float] = {}
-    error = None
+    error = at = None
     notes: tuple[str, ...] = ()
     if task is not None and outcome.labels is not None:
         labels, logits, positive = outcome.labels, outcome.outputs[0], checkpoint.input.positive_class(samples, task)
         values = metrics.score_metrics(task.metrics, logits, labels, checkpoint.blueprint.num_labels, positive=positive)
         first = task.metrics[0]
         error = metrics.standard_error(first, values[first], logits, labels, positive=positive)
+        at = metrics.metric_at(first, logits, labels, positive=positive)
         notes = _doubts(trial, logits, labels) if task.kind == "classification" else ()
     return Prediction(
         distributions(trial, outcome),
@@ -32,6 +33,7 @@ def predict_labels(trial: Trial) -> Prediction:
         read_options(trial),
         truncated=outcome.truncated,
         notes=notes,
+        at=at,
     )
 
 

@@ -22,11 +22,11 @@ from optin_cli.model.forward import call_model
 
 @dataclass(frozen=True)
 class Segmented:
-    """What a model makes of a batch: maps by number of the image, and counts of pixels where there are label maps."""
+    """What a model makes of a batch, by number of the image: maps, and counts of pixels where there are label maps."""
 
     keys: tuple[str, ...]
     maps: dict[int, ClassMap]
-    counts: list[torch.Tensor]
+    counts: dict[int, torch.Tensor]
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def predict_maps(trial: Trial) -> Prediction:
 
     def segment(batch: Batch) -> Segmented:
         maps: dict[int, ClassMap] = {}
-        counts: list[torch.Tensor] = []
+        counts: dict[int, torch.Tensor] = {}
         raw = call_model(checkpoint.model, batch.inputs)
         outputs = {rule.name: raw[rule.name].float() for rule in checkpoint.structure.outputs}
         _require_finite(outputs)
@@ -49,17 +49,18 @@ def predict_maps(trial: Trial) -> Prediction:
             found = decode({name: output[place : place + 1] for name, output in outputs.items()}, (size[0], size[1]))
             maps[row] = ClassMap.of(found.cpu().numpy())
             if labels is not None:
-                counts.append(metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED))
+                counts[row] = metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED)
         return Segmented(batch.keys, maps, counts)
 
     found = over_batches(checkpoint, encoded(trial, labelled=False), segment, trial.progress)
     keys = [key for each in found for key in each.keys]
     maps = {row: one for each in found for row, one in each.maps.items()}
-    counts = [count for each in found for count in each.counts]
+    counts = {row: count for each in found for row, count in each.counts.items()}
     in_order = [maps[row] for row in range(len(maps))]
     if task is None or not counts:
         return Prediction([], keys, constants=samples.constants, maps=in_order)
-    scores = metrics.score_maps(task.metrics, torch.stack(counts))
+    in_all = torch.stack([counts[row] for row in counts])
+    scores = metrics.score_maps(task.metrics, in_all)
     resampled: Options = {"resamples": metrics.RESAMPLES, "resample_seed": metrics.SEED}
     return Prediction(
         [],
@@ -69,6 +70,7 @@ def predict_maps(trial: Trial) -> Prediction:
         constants={**samples.constants, **resampled},
         maps=in_order,
         class_iou=dict(zip(takes.class_names, scores.class_iou, strict=True)),
+        at=metrics.counted_at(task.metrics[0], torch.stack([counts[row] for row in sorted(counts)])),
     )
 
 

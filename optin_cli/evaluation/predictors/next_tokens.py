@@ -18,7 +18,8 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.running import NOT_COUNTED, RunningText, Window, surroundings, window_batches
 from optin_cli.errors import DataError
-from optin_cli.evaluation.perplexity import perplexity
+from optin_cli.evaluation.metrics import mean_at
+from optin_cli.evaluation.perplexity import perplexity, perplexity_at
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, require_finite
 from optin_cli.model.forward import call_model
 from optin_cli.model.readout import MOST, read_out, reads_tokens
@@ -50,7 +51,7 @@ def predict_next(trial: Trial) -> Prediction:
         raise DataError(f"{text.name} is no running text.", hint="Pass it as such: --task causal-lm --data PATH.")
     batches = encoded(trial, labelled=True)
     values: dict[str, float] = {}
-    error, tokens = None, None
+    error = tokens = at = None
     if trial.task is not None:
         found = guess(trial, batches)
         tokens = int(found.counts.sum())
@@ -61,6 +62,7 @@ def predict_next(trial: Trial) -> Prediction:
         value, error = perplexity(found.losses, found.counts)
         measured = {"perplexity": value, "accuracy": int(found.right.sum()) / tokens}
         values = {name: measured[name] for name in trial.task.metrics}
+        at = perplexity_at(found.losses, found.counts)
     cutting = text.cutting
     return Prediction(
         [],
@@ -70,6 +72,7 @@ def predict_next(trial: Trial) -> Prediction:
         {"max_length": cutting.length, "stride": cutting.stride, "compared_windows": COMPARED},
         stream=functools.partial(_stream, trial.checkpoint, batches),
         tokens=tokens,
+        at=at,
     )
 
 
@@ -88,7 +91,8 @@ def predict_last_words(trial: Trial) -> Prediction:
     batches = takes.fit(window_batches(windows, batch_size=size, labelled=True), tokenizer)
     found = guess(trial, batches)
     value, _ = perplexity(found.losses, torch.ones_like(found.counts))
-    accuracy = float((found.right == found.counts).double().mean())
+    hits = (found.right == found.counts).double()
+    accuracy = float(hits.mean())
     measured = {"last_word_accuracy": accuracy, "last_word_perplexity": value}
     return Prediction(
         [],
@@ -98,6 +102,7 @@ def predict_last_words(trial: Trial) -> Prediction:
         {"max_length": length, "compared_windows": COMPARED},
         stream=functools.partial(_stream, checkpoint, batches),
         tokens=int(found.counts.sum()),
+        at=mean_at(hits),
     )
 
 

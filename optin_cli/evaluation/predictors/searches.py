@@ -39,8 +39,9 @@ def predict_searches(trial: Trial) -> Prediction:
     assert task is not None
     together = trial.checkpoint.blueprint.purpose == "regression"
     keys, scores = (score_pairs if together else score_embeddings)(trial, searches)
-    values, error = metrics.score_searches(task.metrics, zip(scores, _relevances(searches), strict=True))
-    return Prediction([], keys, values, error)
+    each = metrics.search_scores(task.metrics, zip(scores, _relevances(searches), strict=True))
+    values, error = metrics.mean_scores(each)
+    return Prediction([], keys, values, error, at=metrics.mean_at(each[task.metrics[0]]))
 
 
 def score_embeddings(trial: Trial, searches: Searches) -> Scores:

@@ -38,7 +38,8 @@ def predict_similarity(trial: Trial) -> Prediction:
     values = metrics.score_metrics(task.metrics, cosine, truth, num_labels=1)
     name = task.metrics[0]
     error = metrics.standard_error(name, values[name], cosine, truth)
-    return Prediction([], keys, values, error, constants, truncated=truncated)
+    at = metrics.metric_at(name, cosine, truth)
+    return Prediction([], keys, values, error, constants, truncated=truncated, at=at)
 
 
 @torch.inference_mode()

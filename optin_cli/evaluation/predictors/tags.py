@@ -41,7 +41,7 @@ def predict_tags(trial: Trial) -> Prediction:
     batches = checkpoint.input.fit(cut_batches(found.rows, tokenizer, batch_size=trial.options.batch_size), tokenizer)
     outcome = run_model(checkpoint, batches, trial.progress)
     values: dict[str, float] = {}
-    error = None
+    error = at = None
     truth = tag_ids(samples, task, checkpoint.blueprint.config, {IGNORED, *(trial.options.ignore_index or ())})
     if truth is not None:
         _require_finite(outcome)
@@ -54,6 +54,7 @@ def predict_tags(trial: Trial) -> Prediction:
             here, there = ([names[pair[side]] for pair in pairs] for side in range(2))
             counts.append(count_entities(here, there, entities=entities))
         values, error = metrics.score_tags(task.metrics, torch.tensor(counts), entities=entities)
+        at = metrics.counted_at(next(iter(values)), torch.tensor(counts)) if values else None
     return Prediction(
         distributions(trial, outcome),
         outcome.keys,
@@ -61,6 +62,7 @@ def predict_tags(trial: Trial) -> Prediction:
         error,
         {**samples.constants, "max_length": length},
         truncated=sum(found.truncated),
+        at=at,
     )
 
 

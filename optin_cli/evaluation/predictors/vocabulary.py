@@ -17,7 +17,8 @@ from optin_cli.data.load import require_texts
 from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.errors import DataError
-from optin_cli.evaluation.perplexity import perplexity
+from optin_cli.evaluation.metrics import MetricAt
+from optin_cli.evaluation.perplexity import perplexity, perplexity_at
 from optin_cli.evaluation.predict import Prediction, Trial, over_batches, require_finite
 from optin_cli.model.forward import call_model
 
@@ -49,9 +50,9 @@ def predict_masked(trial: Trial) -> Prediction:
     batches = checkpoint.input.fit(cut_batches(rows, tokenizer, batch_size=size), tokenizer)
     blanks = Blanks(batches, Masking.of(tokenizer, options.mask_every), owners // len(samples.texts[0]))
     values: dict[str, float] = {}
-    error = None
+    error = at = None
     if trial.task is not None:
-        values, error = _measured(trial, blanks)
+        values, error, at = _measured(trial, blanks)
         values = {name: values[name] for name in trial.task.metrics}
     return Prediction(
         [],
@@ -60,12 +61,13 @@ def predict_masked(trial: Trial) -> Prediction:
         error,
         {"max_length": length, "mask_every": options.mask_every},
         stream=functools.partial(_filled, checkpoint, blanks),
+        at=at,
     )
 
 
 @torch.inference_mode()
-def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | None]:
-    """Pseudo-perplexity and accuracy over all tokens, and the standard error of the former."""
+def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | None, MetricAt]:
+    """Pseudo-perplexity and accuracy over all tokens, the standard error of the former, and it over some texts."""
     losses = torch.zeros(len(trial.samples), dtype=torch.float64)
     counts = torch.zeros(len(trial.samples), dtype=torch.long)
     right = 0
@@ -90,7 +92,7 @@ def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | N
             hint="Pass running text that the tokenizer knows the words of.",
         )
     value, error = perplexity(losses, counts)
-    return {"pseudo_perplexity": value, "accuracy": right / tokens}, error
+    return {"pseudo_perplexity": value, "accuracy": right / tokens}, error, perplexity_at(losses, counts)
 
 
 def _filled(checkpoint: Checkpoint, blanks: Blanks) -> Iterator[torch.Tensor]:
