@@ -72,6 +72,8 @@ class Streaming:
         finally:
             for part in closed:
                 self._empty(part)
+            if closed:
+                return_memory()
 
     def owns(self, part: str, name: str) -> bool:
         """Whether a tensor of the model belongs to a part."""
