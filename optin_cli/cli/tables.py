@@ -134,10 +134,10 @@ def evaluation_table(result: Evaluation) -> Table:
     data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
     table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
     table.add_column("")
-    mine, theirs = result.headings
-    table.add_column(mine, justify="right")
+    headings = result.headings
+    table.add_column(headings[0], justify="right")
     if other is not None:
-        table.add_column(theirs, justify="right")
+        table.add_column(headings[1], justify="right")
         table.add_column("ratio", justify="right")
     rows: list[tuple[str, str, str, str]] = []
     known = {} if other is None else other.known_metrics
