@@ -70,6 +70,10 @@ class CertificateError(OptinError):
     """A pruned checkpoint whose reloaded outputs differ from those of the model in memory."""
 
 
+class ProcessError(OptinError):
+    """Another process of the run has ended, so that this one cannot finish."""
+
+
 class GateError(OptinError):
     """A quality gate that was measured and not met."""
 

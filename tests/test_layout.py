@@ -9,7 +9,7 @@ import optin_cli
 PACKAGE = Path(optin_cli.__file__).parent
 FLOORS = (
     {"errors", "progress", "version"},
-    {"architectures", "files", "options", "tasks"},
+    {"architectures", "files", "options", "processes", "tasks"},
     {"artifacts"},
     {"data"},
     {"model", "searching"},

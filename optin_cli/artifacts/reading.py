@@ -12,7 +12,8 @@ from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
-from optin_cli.artifacts.scores import HEADER, Scores, ScoresHeader, read_scores
+from optin_cli.artifacts.part import is_part, read_header, read_part_header
+from optin_cli.artifacts.scores import Scores, ScoresHeader, read_scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
 from optin_cli.errors import ArtifactError, OptinError, first_line
@@ -58,8 +59,14 @@ class Read(Generic[Content]):
 
 
 def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
-    """Read a scores file (.safetensors) or any JSON artifact, "-" for stdin (ArtifactError if it is no valid one)."""
+    """Read a scores file (.safetensors), the header of a part, or any JSON artifact, "-" for stdin.
+
+    Raises ArtifactError: it is no valid one.
+    """
     name, folder = Path(path).name, None if str(path) == STDIO else Path(path).parent
+    if Path(path).suffix == ".safetensors" and is_part(Path(path)):
+        part = read_part_header(Path(path))
+        return Read(name, sha256_of(part.dump().encode()), part, folder)
     if Path(path).suffix == ".safetensors":
         scores = read_scores(path)
         return Read(name, scores.source(name).sha256, scores, folder)
@@ -81,14 +88,7 @@ def read_artifact(path: str | Path) -> Read[Artifact | Scores]:
 
 def holds_scores(path: Path) -> bool:
     """Whether the header of a safetensors file says that it holds scores; tensors are not read."""
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if size > MOST_BYTES:
-            return False
-        try:
-            return HEADER in (parse_json(stream.read(size)).get("__metadata__") or {})
-        except (ValueError, AttributeError):
-            return False  # not a file of ours, or damaged
+    return read_header(path) is not None and not is_part(path)
 
 
 def artifacts_in(folder: Path, note: Callable[[str], None] | None = None) -> Iterator[Read[Artifact | Scores]]:

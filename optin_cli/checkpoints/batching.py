@@ -8,17 +8,38 @@ import torch
 from torch import nn
 
 from optin_cli.data.batch import Batch
+from optin_cli.errors import UsageError, did_you_mean
 from optin_cli.tasks.schema import Task
 
 Inputs = dict[str, torch.Tensor]
+TYPES = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What models can compute in, by name."""
 PROBE_ROWS, PROBE_TOKENS = 4, 24
 """Size of the inputs that certificates compare outputs for."""
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model lies. One that a runtime holds has no parameters here, and computes on the CPU."""
+    """Where a model lies, and its inputs do.
+
+    The CPU for one that a runtime holds, which has no parameters here, and for one whose weights are in their files.
+    """
     first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    return torch.device("cpu") if first is None or first.is_meta else first.device
+
+
+def compute_type(asked: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type that a model computes in.
+
+    Args:
+        asked: float32 or bfloat16; auto for float32, and bfloat16 where weights are stored so and the device is a GPU.
+
+    Raises UsageError: it is none of these.
+    """
+    if asked not in TYPES:
+        raise UsageError(f"The type {asked!r} is unknown.", hint=did_you_mean(asked, TYPES))
+    if asked == "auto":
+        asked = "bfloat16" if stored == torch.bfloat16 and device.type == "cuda" else "float32"
+    return TYPES[asked]
 
 
 @dataclass(frozen=True)

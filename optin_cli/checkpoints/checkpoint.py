@@ -14,8 +14,8 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture, parse_architecture
 from optin_cli.architectures.schema import Architecture
-from optin_cli.artifacts.base import Source, Totals, Workload, relative_path
-from optin_cli.checkpoints.batching import device_of
+from optin_cli.artifacts.base import Options, Source, Totals, Workload, relative_path
+from optin_cli.checkpoints.batching import compute_type, device_of
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
 from optin_cli.checkpoints.foreign import explaining
@@ -24,16 +24,19 @@ from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
     LIBRARIES,
     Blueprint,
+    Built,
     Reading,
     library_named,
     read_folder,
     split_prefix,
 )
-from optin_cli.checkpoints.weights import Types, read_stored
+from optin_cli.checkpoints.streaming import Streaming, exceed_memory, free_memory
+from optin_cli.checkpoints.weights import Stored, Types, read_stored
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
 from optin_cli.model.resolve import find_structure
 from optin_cli.model.structure import Structure
+from optin_cli.processes.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Checkpoint:
     stored weights that have no place in the model, such as those of a head that it was opened without. notes: what a
     user should know of how it was loaded. recorded: for an exported model, whose `model` only passes tensors on.
     description: the file of an architecture description that was used instead of the shipped one, None for the latter.
+    streaming: what gives parts of a model on the meta device their weights; None for one in memory.
+    processes: those that have it and share the work that is done with it.
     path: as the user wrote it, where it is relative and says more than the name.
     """
 
@@ -73,6 +78,8 @@ class Checkpoint:
     types: Types = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    streaming: Streaming | None = None
+    processes: Processes = ALONE
     path: str | None = None
 
     def stored_as(self, name: str) -> torch.dtype:
@@ -97,6 +104,12 @@ class Checkpoint:
     def device(self) -> torch.device:
         """Where the model lies."""
         return device_of(self.model)
+
+    @property
+    def computing(self) -> Options:
+        """What artifacts record of the type that it computes in: nothing for float32."""
+        first = next(self.model.parameters(), None)
+        return {} if first is None or first.dtype == torch.float32 else {"dtype": str(first.dtype).split(".")[-1]}
 
     @property
     def input(self) -> ModelInput:
@@ -129,6 +142,8 @@ def load(
     as_class: str | None = None,
     image_size: tuple[int, int] | None = None,
     device: str | None = None,
+    dtype: str = "float32",
+    stream: bool | None = False,
 ) -> Checkpoint:
     """Load a checkpoint, running no code from its folder. Its `model` is in evaluation mode.
 
@@ -142,6 +157,9 @@ def load(
             for the bare encoder of a masked language model.
         image_size: height and width of the images to work on, instead of what the checkpoint's preprocessing makes.
         device: where to put the model.
+        dtype: what it computes in: float32, bfloat16 or auto (`batching.compute_type`).
+        stream: leave the weights in their files, from which `Checkpoint.streaming` gives them to one block at a time;
+            None for those that would take more than half of the free memory, where they can be streamed.
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
@@ -166,10 +184,11 @@ def load(
     stored = read_stored(files)
     _require_layers(blueprint, len(stored.tensors), name)
     with explaining(f"{name} does not load as {blueprint.model_class}"):
-        built = blueprint.builder.build(blueprint, stored, name)
+        built = _build(blueprint, stored, name, target, stream=stream)
         takes = model_input(name, blueprint, built.model)
         takes.check()
-    model = built.model.to(target)
+    compute = compute_type(dtype, built.dtype, target)
+    model = built.model.to(compute) if built.stored else built.model.to(target, compute)
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))
@@ -187,8 +206,26 @@ def load(
         notes=built.notes,
         weight_bytes=sum(f.stat().st_size for f in files),
         description=None if own is None else own[1],
+        streaming=Streaming.of(model, built.stored, structure, (target, compute)) if built.stored else None,
         path=relative_path(path, name) if place.exists() else None,
     )
+
+
+def _build(blueprint: Blueprint, stored: Stored, name: str, target: torch.device, *, stream: bool | None) -> Built:
+    """The model with its weights, or without them where it is to be streamed."""
+    if stream is None:
+        free = free_memory(target)
+        if not exceed_memory(stored.tensors.values(), torch.float32, free):
+            return blueprint.builder.build(blueprint, stored, name)
+        try:
+            built = blueprint.builder.build_streamed(blueprint, stored, name)
+        except CheckpointError:  # whoever has enough memory otherwise did not ask for it
+            return blueprint.builder.build(blueprint, stored, name)
+        note = f"{name} is streamed, since its weights would take more than half of the {free / 2**30:.1f} GiB free."
+        return replace(built, notes=(*built.notes, note))
+    if stream:
+        return blueprint.builder.build_streamed(blueprint, stored, name)
+    return blueprint.builder.build(blueprint, stored, name)
 
 
 def _require_layers(blueprint: Blueprint, tensors: int, name: str) -> None:

@@ -98,18 +98,18 @@ def round_to_storage(model: nn.Module, checkpoint: Checkpoint) -> None:
                 tensor.copy_(tensor.to(checkpoint.stored_as(name)).to(tensor.dtype))
 
 
-def stored_state(model: nn.Module, checkpoint: Checkpoint) -> State:
-    """The state dict in the checkpoint's storage types. Tied weights stay one tensor, which libraries store once."""
+def stored_state(state: State, checkpoint: Checkpoint) -> State:
+    """A state dict in the checkpoint's storage types. Tied weights stay one tensor, which libraries store once."""
     made: dict[tuple[int, int], torch.Tensor] = {}
-    state: State = {}
-    for name, tensor in model.state_dict().items():
+    stored: State = {}
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() and place in made and made[place].shape == tensor.shape:
-            state[name] = made[place]
+            stored[name] = made[place]
             continue
         kept = tensor.to(checkpoint.stored_as(name)) if tensor.is_floating_point() else tensor
-        state[name] = made[place] = kept.contiguous()
-    return state
+        stored[name] = made[place] = kept.contiguous()
+    return stored
 
 
 def modeling_source(checkpoint: Checkpoint) -> str:
@@ -145,14 +145,23 @@ def _owner(raw: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     return raw, leaf
 
 
-def save_cut(checkpoint: Checkpoint, model: Any, plan: Plan, folder: Path, *, settings: Settings | None = None) -> None:
+def save_cut(
+    checkpoint: Checkpoint,
+    model: Any,
+    plan: Plan,
+    folder: Path,
+    *,
+    settings: Settings | None = None,
+    state: State | None = None,
+) -> None:
     """Write weights, config, modelling code and carried files of a cut model into an existing folder.
 
     Weights keep the storage type of the checkpoint, and the config gains the plan. settings: keys of the library's own
-    config that state the pruned sizes; the folder then needs neither plan nor code.
+    config that state the pruned sizes; the folder then needs neither plan nor code. state: the model's state dict,
+    where its blocks are not in memory.
     """
     blueprint = checkpoint.blueprint
-    state = stored_state(model, checkpoint)
+    state = stored_state(model.state_dict() if state is None else state, checkpoint)
     if settings is None:
         written_by = blueprint.library, importlib.metadata.version(blueprint.library)
         complete = with_earlier(plan, model, checkpoint.structure.earlier, written_by)

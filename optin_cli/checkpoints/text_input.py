@@ -33,7 +33,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import SEARCHES, InputKind, Task
 
 TEXT = "input_ids"
-MOST_LOGITS = 2**26
+MOST_LOGITS = 2**25
 """Numbers that the output of one batch holds, where there is one for every token and word of the vocabulary."""
 CONTINUING: Purpose = "next-token-prediction"
 """What models are for that read running text in windows."""

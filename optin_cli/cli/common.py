@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optin_cli import files
-from optin_cli.cli import interrupts
+from optin_cli.cli import interrupts, launched
 from optin_cli.cli.escapes import escaped
-from optin_cli.errors import Exit
+from optin_cli.errors import Exit, ProcessError
 from optin_cli.options.common import SEQ_LEN, THREADS
 from optin_cli.options.declare import nested, offer, option, shared
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from optin_cli.checkpoints.checkpoint import Checkpoint
     from optin_cli.data.spec import DataSpec
+    from optin_cli.processes.processes import Processes
 
 
 STDIO = files.STDIO
@@ -48,7 +49,24 @@ Output = Annotated[
     str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
 ]
 SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read weights from their files one block at a time. (default: if they would take more than half of the "
+        "free memory)",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="auto|float32|bfloat16",
+        help="What the model computes in; auto: float32, and bfloat16 on a GPU where weights are stored so.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,19 @@ class Opening:
     image_size: str | None = shared(None, IMAGE_SIZE)
     device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
 
-    def load(self, source: str) -> Checkpoint:
-        """Load a checkpoint (torch is imported only now)."""
+    def load(
+        self,
+        source: str,
+        context: typer.Context | None = None,
+        *,
+        dtype: str = "float32",
+        stream: bool | None = False,
+    ) -> Checkpoint:
+        """Load a checkpoint (torch is imported only now).
+
+        Args:
+            context: of a command whose processes share work on it. dtype, stream: as of `checkpoints.checkpoint.load`.
+        """
         from optin_cli.checkpoints.checkpoint import load
 
         arguments, size = self.arguments(), self.size
@@ -85,11 +114,13 @@ class Opening:
             architecture=self.architecture,
             as_class=self.as_class,
             image_size=size,
-            device=self.device,
+            device=own_device(self.device, context),
+            dtype=dtype,
+            stream=stream,
         )
         for note in checkpoint.notes:
             say(note)
-        return checkpoint
+        return shared_by(checkpoint, context)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -140,12 +171,27 @@ TASK_DATA = offer("path", "columns", "label_column", "images")
 """Data of --task, so that there is no --calib to name it."""
 
 
-def run(command: Any, arguments: list[str] | None = None) -> Any:
-    """Run a command with its arguments (those of the process if None); failures and interruptions are raised."""
-    result = command.main(arguments, prog_name="optin", standalone_mode=False)
+def run(command: Any, arguments: list[str] | None = None, *, processes: Processes | None = None) -> Any:
+    """Run a command with its arguments (those of the process if None); failures and interruptions are raised.
+
+    processes: that share its work, its context's `obj`.
+    """
+    result = command.main(arguments, prog_name="optin", standalone_mode=False, obj=processes)
     if result == Exit.INTERRUPTED:  # how Typer returns from Ctrl-C
         raise KeyboardInterrupt
     return result
+
+
+def own_device(asked: str | None, context: typer.Context | None) -> str | None:
+    """The device of this process, of those of a command, where `asked` is that of all."""
+    processes: Processes | None = None if context is None else context.obj
+    return asked if processes is None else processes.device(asked)
+
+
+def shared_by(checkpoint: Checkpoint, context: typer.Context | None) -> Checkpoint:
+    """The checkpoint with the processes of a command, which share work on it."""
+    processes: Processes | None = None if context is None else context.obj
+    return checkpoint if processes is None else replace(checkpoint, processes=processes)
 
 
 def stem_of(source: str) -> str:
@@ -189,7 +235,13 @@ def console(*, error: bool = False) -> Console:
 
 
 def say(message: str) -> None:
-    """One line of talk on stderr."""
+    """One line of talk on stderr, from the first of several processes alone."""
+    if launched.leads():
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """One line of talk on stderr, from whichever process."""
     typer.echo(escaped(message), err=True)
 
 
@@ -253,6 +305,9 @@ def progress(title: str) -> Iterator[Progress]:
     from rich import progress as rich_progress
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    if not launched.leads():
+        yield Notes()
+        return
     talk = console(error=True)
     if not talk.is_terminal:
         yield Log(title)
@@ -275,7 +330,7 @@ def target_of(output: str | None, default: str, *, as_json: bool) -> str:
 
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:
     """Print the name of what was written, or the artifact itself; nothing if that went to stdout already."""
-    if str(target) != STDIO:
+    if str(target) != STDIO and launched.leads():
         show(artifact if as_json else str(target), newline=not as_json)
 
 
@@ -286,7 +341,7 @@ def require_free(
     path: str | Path, *, force: bool, inputs: Inputs = (), folder: bool = False, into: bool = False
 ) -> None:
     """Refuse an output that exists, cannot be written or would destroy an input, before any time is spent."""
-    if str(path) != STDIO:
+    if str(path) != STDIO and launched.leads():
         files.check_apart(Path(path), inputs)
         files.check_output(Path(path), force=force, folder=folder, into=into)
 
@@ -296,7 +351,7 @@ def resumable(state: Path | None) -> Iterator[None]:
     """On interruption, say how to resume."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ProcessError):
         if state is not None and state.exists():
             say(f"What is finished is kept in {state}; repeat the command with --resume to go on.")
         raise

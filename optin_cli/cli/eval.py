@@ -9,7 +9,7 @@ import typer
 from optin_cli.cli import common, completion
 from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
-from optin_cli.errors import UsageError
+from optin_cli.errors import Exit, UsageError
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.gate import GateOptions
 from optin_cli.tasks.harness import is_harness_task, require_harness
@@ -18,6 +18,7 @@ from optin_cli.tasks.registry import load_task
 
 @command
 def evaluate(
+    context: typer.Context,
     checkpoint: Annotated[
         str,
         typer.Argument(
@@ -56,6 +57,7 @@ def evaluate(
         bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
     ] = False,
     options: EvalOptions,
+    dtype: common.Dtype = "auto",
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -69,12 +71,7 @@ def evaluate(
         )
     if draft_for is not None and (is_harness_task(task) or (task is None and data.path is None)):
         raise UsageError("--draft-for continues texts, and none are named.", hint="Pass --data with running text.")
-    if is_harness_task(task):
-        require_harness(task, data.path)
-    elif task is not None:
-        from optin_cli.data.spec import require_data
-
-        require_data(load_task(task), data.path)
+    _require_task(task, data.path)
     target = common.target_of(output, f"{common.stem_of(checkpoint)}.eval.json", as_json=as_json)
     inputs = (checkpoint, against, *data.files, *opening.files)
     common.require_free(target, force=force, inputs=inputs)
@@ -92,9 +89,9 @@ def evaluate(
     from optin_cli.exporting.load import device_for, load_evaluated
     from optin_cli.files import write_text
 
-    device = device_for(opening.device, checkpoint, against)
+    device = common.own_device(device_for(opening.device, checkpoint, against), context)
     how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
-    how["as_class"] = opening.as_class
+    how |= {"as_class": opening.as_class, "dtype": dtype}
     opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
     other = None if against is None else load_evaluated(against, **how)
     original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
@@ -104,7 +101,10 @@ def evaluate(
     if original is not None:
         require_draft(opened, original)
     with common.progress("evaluating") as progress:
+        opened = common.shared_by(opened, context)
         result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=progress)
+        if not opened.processes.leads:
+            return Exit.DONE
         if original is not None:
             spec = replace(data.spec(), known=None if task is None else load_task(task))
             drafted = evaluate_draft(opened, original, spec, options=options, progress=progress)
@@ -117,3 +117,13 @@ def evaluate(
     common.console(error=True).print(evaluation_table(result))
     common.print_result(result.dump(), target, as_json=as_json)
     return judge(result, gate.max_drop, gate.confidence)
+
+
+def _require_task(task: str | None, path: Path | None) -> None:
+    """Refuse a task that is unknown, or whose data cannot be had."""
+    if is_harness_task(task):
+        require_harness(task, path)
+    elif task is not None:
+        from optin_cli.data.spec import require_data
+
+        require_data(load_task(task), path)

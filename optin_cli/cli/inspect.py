@@ -21,7 +21,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Scores, mask, eval, sweep, profile or latency file, an export's record, or a pruned folder.",
+            help="Scores, part, mask, eval, sweep, profile or latency file, an export's record, or a pruned folder.",
             show_default=False,
         ),
     ],

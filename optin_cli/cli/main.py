@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 
 import typer
 
-from optin_cli.cli import common, interrupts, processors
+from optin_cli.cli import common, interrupts, launched, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.eval import evaluate
 from optin_cli.cli.export import export
 from optin_cli.cli.inspect import inspect
+from optin_cli.cli.merge import merge
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
 from optin_cli.cli.report import report
@@ -46,14 +47,31 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
     ),
 ) -> None:
-    pass
+    del version
+    launched.require_shared(context.invoked_subcommand)
 
 
-for command in (profile, score, search, prune, evaluate, export, trim, shrink, sweep, report, diff, inspect, demo):
+for command in (
+    profile,
+    score,
+    merge,
+    search,
+    prune,
+    evaluate,
+    export,
+    trim,
+    shrink,
+    sweep,
+    report,
+    diff,
+    inspect,
+    demo,
+):
     app.command(name="eval" if command is evaluate else None)(command)
 
 
@@ -62,9 +80,9 @@ def _fail(message: str, hint: str | None, status: int) -> NoReturn:
     sys.stdout.flush()
     plain = False if os.environ.get("NO_COLOR") else None  # None: colour on terminals
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True, color=plain)
-    common.say(message)
+    common.tell(message)
     if hint:
-        common.say(f"  {hint}")
+        common.tell(f"  {hint}")
     sys.exit(status)
 
 
@@ -102,8 +120,9 @@ def main() -> NoReturn:
     """Run the command line and exit with its status."""
     _prepare()
     try:
-        _require_text(sys.argv[1:])
-        result = common.run(typer.main.get_command(app))
+        with launched.processes() as processes:
+            _require_text(sys.argv[1:])
+            result = common.run(typer.main.get_command(app), processes=processes)
     except OptinError as error:
         _debug()
         _fail(error.message, error.hint, error.status)
@@ -126,6 +145,8 @@ def main() -> NoReturn:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
         _fail(
             f"This is a defect of optin: {type(error).__name__}: {error}",
             f"Run again with {DEBUG}=1 for the traceback, and report it.",

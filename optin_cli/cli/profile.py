@@ -24,6 +24,7 @@ def profile(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="CPU threads, with --latency. (default: all cores)")
     ] = None,
+    stream: common.Stream = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
@@ -32,6 +33,8 @@ def profile(
     given = [*given_flags(context, LatencyOptions), *(["--threads"] if threads is not None else [])]
     if given and not latency:
         raise UsageError(f"{given[0]} says how time is measured.", hint="Pass --latency with it.")
+    if latency and stream:
+        raise UsageError("Time is not measured of a model that is streamed.", hint="Leave out --latency or --stream.")
     if latency:
         output = common.target_of(output, f"{common.stem_of(checkpoint)}.latency.json", as_json=as_json)
     if output is not None:
@@ -42,7 +45,7 @@ def profile(
     from optin_cli.profiling.latency import profile_latency
     from optin_cli.profiling.profile import profile as measure_costs
 
-    opened = opening.load(checkpoint)
+    opened = opening.load(checkpoint, stream=False if latency else stream)
     if latency:
         with common.progress("measuring") as progress:
             times = profile_latency(opened, seq_len=seq_len, options=options, progress=progress)

@@ -36,6 +36,7 @@ def prune(
         bool, typer.Option("--refit/--no-refit", help="Refit the cut layers by least squares, or keep their weights.")
     ] = True,
     options: RefitOptions,
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
@@ -55,10 +56,13 @@ def prune(
     read = parse(Mask, read_bytes(mask, "mask"), name)
     with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
         from optin_cli.pruning.calibration import RecordedData
+        from optin_cli.pruning.parts import is_streamable
         from optin_cli.pruning.prune import prune as prune_checkpoint
 
         common.use_threads(threads)
-        opened = opening.load(checkpoint)
+        if stream is None and not is_streamable(read):
+            stream = False
+        opened = opening.load(checkpoint, stream=stream)
         named = data.spec()
         beside = None if mask == common.STDIO else Path(mask).parent
         samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)

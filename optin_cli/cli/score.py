@@ -7,11 +7,14 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
+from optin_cli.errors import UsageError
 from optin_cli.options.scoring import ScoreOptions
+from optin_cli.options.shard import Shard
 
 
 @command
 def score(
+    context: typer.Context,
     checkpoint: common.CheckpointArgument,
     *,
     data: common.Data,
@@ -19,13 +22,26 @@ def score(
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Score part I of N of the samples, for optin merge.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: common.Dtype = "auto",
+    stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
     opening: common.Opening,
     force: common.Force = False,
 ) -> None:
     """Importance of every head, neuron, channel or token, without labels."""
-    target = output or f"{common.stem_of(checkpoint)}.scores.safetensors"
+    part = None if shard is None else _part(shard, output, resume=resume)
+    named = "scores" if part is None else f"{part.number}-of-{part.count}.part"
+    target = output or f"{common.stem_of(checkpoint)}.{named}.safetensors"
     common.require_free(target, force=force, inputs=(checkpoint, *data.files, *opening.files))
     from optin_cli.artifacts.scores import write_scores
     from optin_cli.scoring.score import forget
@@ -33,11 +49,37 @@ def score(
 
     state = None if target == common.STDIO else Path(f"{target}.partial")
     common.use_threads(threads)
-    opened = opening.load(checkpoint)
+    if stream is None and (part is not None or options.unstreamed is not None or context.obj is not None):
+        stream = False
+    if stream and (part is not None or context.obj is not None):
+        raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or --shard and torchrun.")
+    opened = opening.load(checkpoint, context, dtype=dtype, stream=stream)
+    if part is not None:
+        from optin_cli.scoring.parts import score_part, write_part
+
+        with common.progress(f"scoring {part}") as progress:
+            scored = score_part(opened, data.spec(), part, options, seq_len=seq_len, progress=progress)
+        write_part(Path(target), scored, force=force)
+        common.print_result(scored.header.dump(), target, as_json=as_json)
+        return
     with common.resumable(state), common.progress("scoring") as progress:
         result = score_checkpoint(
             opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress
         )
+    if not opened.processes.leads:
+        return
     write_scores(target, result, force=force)
     forget(state)
     common.print_result(result.header.dump(), target, as_json=as_json)
+
+
+def _part(shard: str, output: str | None, *, resume: bool) -> Shard:
+    """The part that --shard asks for (UsageError if it cannot be had)."""
+    if output == common.STDIO:
+        raise UsageError("A part of scores is a large file and does not go to stdout.", hint="Pass -o FILE.")
+    if resume:
+        raise UsageError(
+            "--resume is for whole runs; a part that was interrupted starts over.",
+            hint="Leave out --resume, or divide the run into more parts.",
+        )
+    return Shard.parse(shard)

@@ -13,6 +13,7 @@ from optin_cli.artifacts.export import Export
 from optin_cli.artifacts.latency import LatencyTable
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Mask
+from optin_cli.artifacts.part import PartHeader
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
@@ -255,8 +256,25 @@ def vocabulary_table(record: Vocabulary) -> Table:
     return table
 
 
+def part_table(part: PartHeader) -> Table:
+    """Which share of a run a part holds, by portions of the samples."""
+    others = part.shards - 1
+    table = Table(
+        title=f"part {part.name} of {part.scores.criterion} scores: {part.samples:,} samples",
+        caption=f"optin merge makes scores of it and the other {others} part(s)"
+        if others
+        else "optin merge finishes it",
+    )
+    table.add_column("portion", justify="right")
+    table.add_column("samples", justify="right")
+    for number, counts in part.counts.items():
+        table.add_row(f"{int(number) + 1} of {part.portions}", f"{max(counts.values(), default=0):,}")
+    return table
+
+
 TABLES: Mapping[type, Callable[[Any], Table]] = {
     Scores: scores_table,
+    PartHeader: part_table,
     Profile: profile_table,
     LatencyTable: latency_table,
     Mask: mask_table,

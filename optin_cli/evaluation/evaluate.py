@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Comparison, Evaluation, Latency, Measure
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -63,7 +65,7 @@ def evaluate(
         require_data(load_task(task), spec.local)
     device = device_for(None, checkpoint, against)
     opened = as_evaluated(checkpoint, device)
-    other = None if against is None else as_evaluated(against, device)
+    other = None if against is None else replace(as_evaluated(against, device), processes=opened.processes)
     known = choose_task(opened, task, spec)
     for each in (opened, other):
         if known is not None and each is not None:
@@ -77,6 +79,8 @@ def evaluate(
         if task is None and not is_measurable(samples, known):
             known = None
     result = evaluate_samples(opened, Exam(samples, known, options, progress, source), other)
+    if not opened.processes.leads:
+        return result
     result = with_generation(result, opened, other, options, progress)
     if external is not None:
         result = with_harness(result, external, opened, other, options)
@@ -125,7 +129,10 @@ class Exam:
 
 
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
-    """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`)."""
+    """Predict the samples of an exam and measure the predictions (DataError as of `evaluate`).
+
+    Processes that share the checkpoint share the predictions. The first alone compares, times and draws.
+    """
     samples, task = exam.samples, exam.task
     if samples is not None and against is None and not is_measurable(samples, task):
         compare = "or --against CHECKPOINT to measure agreement."
@@ -142,6 +149,8 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
         require_drawable(checkpoint, samples)
     mine = predicted(checkpoint, exam)
     other = None if against is None else predicted(against, exam)
+    if not checkpoint.processes.leads:
+        return measure(mine, None, replace(exam, options=replace(exam.options, latency_runs=0)))
     result = measure(mine, other, exam)
     if folder is None or samples is None:
         return result
@@ -162,7 +171,16 @@ def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
     if exam.samples is None:
         return Predicted(checkpoint, Prediction([], []))
-    return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, exam.options, exam.progress)))
+    options = exam.options
+    while True:
+        try:
+            return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, options, exam.progress)))
+        except torch.OutOfMemoryError:
+            if options.batch_size == 1 or checkpoint.processes.count > 1:  # others wait for what this one has found
+                raise
+        torch.cuda.empty_cache()
+        options = replace(options, batch_size=options.batch_size // 2)
+        exam.progress.note(f"{checkpoint.device} has too little memory; going on with batches of {options.batch_size}.")
 
 
 def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluation:
@@ -184,6 +202,7 @@ def measure(mine: Predicted, against: Predicted | None, exam: Exam) -> Evaluatio
             "batch_size": exam.options.batch_size,
             "max_length": exam.options.max_length,  # what was used, where texts were read
             "latency_warmup": exam.options.latency_warmup,
+            **checkpoint.computing,
             **prediction.constants,
         },
         inputs=inputs,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.tasks.schema import Task
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -75,43 +78,59 @@ class Outcome:
     Distributions over tokens are padded to the longest sample with the lowest finite number.
     keys: one for each sample, in order; of outputs that belong to whole samples, in the samples' own order, its number.
     labels: for each sample on the CPU, or None. truncated: samples whose ends were
-    cut off.
+    cut off. rows: of a batch, which samples it has.
     """
 
     outputs: list[torch.Tensor]
     keys: list[str]
     labels: torch.Tensor | None
     truncated: int = 0
+    rows: Sequence[int] = ()
 
 
 @torch.inference_mode()
+def over_batches(
+    checkpoint: Checkpoint, batches: Sequence[Batch], find: Callable[[Batch], Found], progress: Progress = SILENT
+) -> list[Found]:
+    """What a function finds in each batch, on the CPU, in order. Processes that share the checkpoint take turns."""
+    processes, found = checkpoint.processes, []
+    mine = batches if processes.count == 1 else batches[processes.rank :: processes.count]
+    for number, batch in enumerate(mine):
+        progress.update(number, len(mine), checkpoint.name)
+        found.append(find(batch))
+    return processes.gather(found)
+
+
 def run_model(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> Outcome:
     """Go through the batches once."""
-    keys: list[str] = []
-    order: list[int] = []
-    labels: list[torch.Tensor] = []
-    truncated, by_sample = 0, True
     rules = checkpoint.structure.outputs
-    collected: list[list[torch.Tensor]] = [[] for _ in rules]
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), checkpoint.name)
-        keys += batch.keys
-        order += batch.rows
-        truncated += batch.truncated
-        labels += [] if batch.labels is None else [batch.labels.cpu()]
+
+    def run(batch: Batch) -> Outcome:
         outputs = final_outputs(call_model(checkpoint.model, batch.inputs), rules, batch)
-        for rows, output, rule in zip(collected, outputs, rules, strict=True):
-            flat = output[batch.mask_for(output)] if per_token(output, rule) else output
-            by_sample = by_sample and rule.over == "classes" and len(flat) == batch.size
-            rows.append(flat.float().cpu())
+        flat = [
+            output[batch.mask_for(output)] if per_token(output, rule) else output
+            for output, rule in zip(outputs, rules, strict=True)
+        ]
+        labels = None if batch.labels is None else batch.labels.cpu()
+        return Outcome([rows.float().cpu() for rows in flat], [*batch.keys], labels, batch.truncated, batch.rows)
+
+    found = over_batches(checkpoint, batches, run, progress)
+    keys = [key for each in found for key in each.keys]
+    order = [row for each in found for row in each.rows]
+    labels = [each.labels for each in found if each.labels is not None]
+    by_sample = all(
+        rule.over == "classes" and len(rows) == len(each.keys)
+        for each in found
+        for rows, rule in zip(each.outputs, rules, strict=True)
+    )
     merged = []
-    for rows in collected:
+    for rows in zip(*(each.outputs for each in found), strict=True):
         widest = max(r.shape[-1] for r in rows)
         lowest = torch.finfo(torch.float32).min / 4
         padded = [F.pad(r, (0, widest - r.shape[-1]), value=lowest) for r in rows]
         merged.append(torch.cat(padded).clamp(min=lowest))
-    found = Outcome(merged, keys, torch.cat(labels) if labels else None, truncated)
-    return _in_order(found, order) if by_sample and sorted(order) == list(range(len(keys))) else found
+    whole = Outcome(merged, keys, torch.cat(labels) if labels else None, sum(each.truncated for each in found))
+    return _in_order(whole, order) if by_sample and sorted(order) == list(range(len(keys))) else whole
 
 
 def _in_order(outcome: Outcome, rows: Sequence[int]) -> Outcome:

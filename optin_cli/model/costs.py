@@ -7,6 +7,7 @@ A unit's cost is measured, not assumed: all MACs of the modules whose weights th
 its mixer (scores and values of attention), each less those of modules inside it, grow in proportion to its units.
 """
 
+import copy
 import logging
 import math
 import warnings
@@ -105,7 +106,13 @@ class _Traceable(nn.Module):
 
 
 def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, float]]:
-    """Count MACs of one forward pass, every run of a module: in all, and by module path with everything inside it."""
+    """Count MACs of one forward pass, every run of a module: in all, and by module path with everything inside it.
+
+    A model on the meta device is counted there, without its weights.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model = copy.deepcopy(model).to("meta")
+        inputs = {name: tensor.to("meta") for name, tensor in inputs.items()}
     analysis = FlopCountAnalysis(_Traceable(model, tuple(inputs)), tuple(inputs.values()))
     analysis.set_op_handle(**HANDLERS)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

@@ -1,6 +1,7 @@
 """Prune models: remove units from the tensors of a model, in place or in a copy."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,17 @@ from optin_cli.model.units import Keeping
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A pruned model beside its original, whose structure this is (paths are the same); kept: the mask."""
+    """A pruned model beside its original, whose structure this is (paths are the same).
+
+    kept: the mask. arrive: of a streamed model, whose blocks form a chain: is told the path of the block that is
+    changed next, when those before it change no more.
+    """
 
     original: nn.Module
     model: nn.Module
     structure: Structure
     kept: Keeping
+    arrive: Callable[[str], None] | None = None
 
 
 def prune_copy(model: nn.Module, structure: Structure, kept: Keeping) -> PrunedModel:

@@ -54,7 +54,15 @@ class Trajectory:
 
 
 def call_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Outputs of a model by name; those of one that returns a tensor alone are its `logits`."""
+    """Outputs of a model by name; those of one that returns a tensor alone are its `logits`.
+
+    Pixels are given in the model's type.
+    """
+    first = next(model.parameters(), None)
+    if first is not None and first.dtype == torch.bfloat16:
+        inputs = {
+            name: tensor.to(first.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+        }
     output = model(**inputs)
     return {"logits": output} if isinstance(output, torch.Tensor) else output
 
@@ -106,7 +114,7 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
                 whole = structure.positions(module).spread(first_tensor(output))
                 if layout == "BCHW":  # the activation behind a convolution may work in place
                     whole = whole.clone()
-                features.append(as_tokens(whole, layout, rows))
+                features.append(as_tokens(whole, layout, rows).float())
 
             hook.after(model.get_submodule(block.path), record)
         yield features
@@ -118,10 +126,10 @@ def embed_hidden(hidden: torch.Tensor, structure: Structure, batch: Batch) -> to
 
 
 def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
-    """Pick the compared outputs, laid out as in a `Trajectory`; distributions over tokens get -inf at padding."""
+    """Pick the compared outputs in float32, laid out as in a `Trajectory`; those over tokens get -inf at padding."""
     outputs = []
     for rule in rules:
-        output = raw[rule.name]
+        output = raw[rule.name].float()
         if rule.over == "tokens":
             output = output.masked_fill(~batch.mask_for(output), -torch.inf)
         elif rule.over == "each-token":

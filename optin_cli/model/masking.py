@@ -30,7 +30,7 @@ def gate_units(x: torch.Tensor, gates: torch.Tensor, unit_width: int, axis: int 
     shape[axis] = gates.shape[-1]
     if gates.dim() == 2:
         shape[rows] = gates.shape[0]
-    return x * gates.reshape(shape)
+    return x * gates.reshape(shape).to(x.dtype)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from torch import nn
 
 from optin_cli.data.batch import Batch
 from optin_cli.files import OutputError
-from optin_cli.model.forward import StopForward, call_model, hooks, run_until_stopped
+from optin_cli.model.forward import StopForward, hooks, run_until_stopped
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
 
@@ -86,14 +87,19 @@ class Prefixes:
     runs several times (shared weights) are never skipped beyond its first run.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, batches: Sequence[Batch]) -> None:
-        self.model, self.structure, self.batches = model, structure, batches
+    def __init__(
+        self, model: nn.Module, structure: Structure, batches: Sequence[Batch], *, chain: bool = False
+    ) -> None:
+        """Args: chain: whether nothing but the next block reads a block's output, so that the last is all it takes."""
+        self.model, self.structure, self.batches, self._chain = model, structure, batches, chain
         self._scratch = tempfile.TemporaryDirectory()
         self._depth = 0
         self._stored = 0
-        with captured(model, structure) as calls, torch.no_grad():
-            call_model(model, batches[0].inputs)
-        order = [path for path, _ in calls]
+        order: list[str] = []
+        with hooks() as hook, torch.no_grad():
+            for block in structure.blocks:
+                hook.after(model.get_submodule(block.path), functools.partial(_note, order, block.path))
+            run_hidden(model, structure, batches[0].inputs)
         self._first = {block.name: order.index(block.path) for block in structure.blocks if block.path in order}
 
     def __enter__(self) -> Prefixes:
@@ -108,16 +114,22 @@ class Prefixes:
         if depth <= self._depth:
             return
         self._depth = min(depth, self._stored)
-        for number, batch in enumerate(self.batches if depth > self._stored else ()):
-            for index, output in enumerate(self._run(number, batch, depth), start=self._depth):
-                store(output, self._file(number, index))
+        for step in range(self._stored + 1, depth + 1):  # one block over all batches: it may have to be read first
+            for number, batch in enumerate(self.batches):
+                for index, output in enumerate(self._run(number, batch, step), start=self._depth):
+                    store(output, self._file(number, index))
+            self._depth = self._stored = step
+            self._forget()
         self._depth = self._stored = depth
+        self._forget()
 
     @contextlib.contextmanager
     def skipping(self, number: int) -> Iterator[None]:
         """Let forward passes of batch `number` return the kept outputs instead of computing those blocks."""
         # Mapped, since of all but the last hardly any is read.
-        outputs = [torch.load(self._file(number, i), weights_only=True, mmap=True) for i in range(self._depth)]
+        read = range(max(self._depth - 1, 0) if self._chain else 0, self._depth)
+        outputs = [torch.load(self._file(number, index), weights_only=True, mmap=True) for index in read]
+        outputs = outputs * self._depth if self._chain else outputs
         with replayed(self.model, self.structure, outputs) if outputs else contextlib.nullcontext():
             yield
 
@@ -140,5 +152,15 @@ class Prefixes:
             run_until_stopped(self.model, batch.inputs)
         return found
 
+    def _forget(self) -> None:
+        """Remove outputs that are not asked for any more."""
+        for number in range(len(self.batches) if self._chain else 0):
+            self._file(number, self._depth - 2).unlink(missing_ok=True)
+
     def _file(self, number: int, index: int) -> Path:
         return Path(self._scratch.name) / f"{number}.{index}"
+
+
+def _note(order: list[str], path: str, *_call: Any) -> None:
+    """Add the path of a block that ran."""
+    order.append(path)

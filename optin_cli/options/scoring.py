@@ -123,6 +123,15 @@ class ScoreOptions(Checked):
             return EXACT_KINDS
         return tuple(dict.fromkeys(REMOVABLE.get(name, name) for name in self.exact_kinds))
 
+    @property
+    def unstreamed(self) -> str | None:
+        """What of them cannot be had block by block, in words; None if all can."""
+        if CRITERIA[self.criterion].terms is None:
+            return f"the criterion {self.criterion}"
+        if self.estimator != "obs":
+            return f"the estimator {self.estimator}"
+        return next((f"scores of {name}" for name in self.units if name not in (*REMOVABLE, "head-dims")), None)
+
     def recorded(self) -> dict[str, Any]:
         """Every constant as artifacts record it."""
         return {**super().recorded(), "exact_kinds": [*self.removed_kinds]}

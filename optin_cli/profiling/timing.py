@@ -1,6 +1,10 @@
-"""Wall time of callables and models. Several are interleaved, so that noise affects all alike."""
+"""Time of callables and models. Several are interleaved, so that noise affects all alike.
+
+On a GPU it is that between two events of its stream, so that the host waits for it only once, after all runs.
+"""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
@@ -13,25 +17,54 @@ from optin_cli.errors import UsageError
 from optin_cli.model.forward import call_model
 from optin_cli.profiling.devices import describe_device
 
+Call = Callable[[], object]
+Clock = Callable[[Sequence[Call], int], list[list[float]]]
+"""Runs calls of so many kinds in turn, and returns the seconds of each, by kind."""
 
-def measure_latency(callables: Sequence[Callable[[], object]], *, runs: int, warmup: int) -> list[list[float]]:
+
+def time_on_host(calls: Sequence[Call], kinds: int) -> list[list[float]]:
+    """Wall time of calls that return once their work is done."""
+    seconds: list[list[float]] = [[] for _ in range(kinds)]
+    for number, call in enumerate(calls):
+        start = time.perf_counter()
+        call()
+        seconds[number % kinds].append(time.perf_counter() - start)
+    return seconds
+
+
+def time_on_gpu(calls: Sequence[Call], kinds: int, *, device: torch.device) -> list[list[float]]:
+    """Time between events of a GPU's stream before and after each call."""
+    marks = []
+    with torch.cuda.device(device):
+        for call in calls:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
+            call()
+            end.record()
+            marks.append((begin, end))
+        torch.cuda.synchronize()
+    each = [begin.elapsed_time(end) / 1000 for begin, end in marks]
+    return [each[kind::kinds] for kind in range(kinds)]
+
+
+def measure_latency(
+    callables: Sequence[Call],
+    *,
+    runs: int,
+    warmup: int,
+    clock: Clock = time_on_host,
+) -> list[list[float]]:
     """Seconds of each of `runs` calls, per callable: run 1 of each in turn, then run 2 of each, and so on.
 
-    callables: each returns only once its work is done. warmup: calls of each before, untimed (UsageError if below 0, or
-    `runs` below 1).
+    callables: each returns only once its work is done, or has begun on the device of the clock. warmup: calls of each
+    before, untimed (UsageError if below 0, or `runs` below 1).
     """
     if runs < 1 or warmup < 0:
         raise UsageError(f"{runs} timed and {warmup} warm-up runs were asked for; expected at least 1 and 0.")
     for _ in range(warmup):
         for call in callables:
             call()
-    seconds: list[list[float]] = [[] for _ in callables]
-    for _ in range(runs):
-        for call, mine in zip(callables, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            mine.append(time.perf_counter() - start)
-    return seconds
+    return clock([call for _ in range(runs) for call in callables], len(callables))
 
 
 def forward_latency(
@@ -52,7 +85,10 @@ def forward_latency(
         for model in models:
             stack.enter_context(evaluating(model))
         seconds = measure_latency(
-            [_forward(m, mine, device) for m, mine in zip(models, inputs, strict=True)], runs=runs, warmup=warmup
+            [functools.partial(call_model, m, mine) for m, mine in zip(models, inputs, strict=True)],
+            runs=runs,
+            warmup=warmup,
+            clock=functools.partial(time_on_gpu, device=device) if device.type == "cuda" else time_on_host,
         )
     return [
         Latency(
@@ -65,15 +101,6 @@ def forward_latency(
         )
         for mine in seconds
     ]
-
-
-def _forward(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
-    def call() -> None:
-        call_model(model, inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return call
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from torch import nn
 from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
-from optin_cli.artifacts.mask import Mask
-from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs
+from optin_cli.artifacts.mask import Kept, Mask
+from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs, device_of
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.decilm import Sizes, to_decilm
@@ -27,6 +27,7 @@ from optin_cli.checkpoints.generation import judge_generation, plan_generation
 from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
+from optin_cli.checkpoints.weights import State
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError, did_you_mean
 from optin_cli.files import atomic_folder, check_apart, sha256_of
@@ -45,6 +46,7 @@ from optin_cli.progress import SILENT, Progress
 from optin_cli.pruning.calibration import RecordedData
 from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
+from optin_cli.pruning.parts import Parts, cut_parts, require_parts
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
@@ -54,11 +56,11 @@ from optin_cli.version import __version__
 class Adjustment:
     """How the weights of a pruned model are adjusted before it is saved, and what the manifest says of it.
 
-    apply: changes the weights in place and returns what it did to each consumer. data: name and hash of the samples
-    that it uses. options: its constants.
+    apply: changes the weights of the pruned model in place and returns what it did to each consumer. data: name and
+    hash of the samples that it uses. options: its constants.
     """
 
-    apply: Callable[[nn.Module], dict[str, Refit]]
+    apply: Callable[[PrunedModel], dict[str, Refit]]
     data: Source
     options: Options = field(default_factory=dict)
 
@@ -89,12 +91,21 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned model in memory, its plan, and the difference of its outputs from those of the masked original."""
+    """A pruned model, its plan, and the difference of its outputs from those of the masked original.
+
+    parts: what holds its blocks, where not all are in memory.
+    """
 
     model: nn.Module
     plan: Plan
     difference: float
     tolerance: float
+    parts: Parts | None
+
+    def beside(self, original: Checkpoint, kept: Kept) -> PrunedModel:
+        """The model beside its original, as a refit takes them."""
+        arrive = None if self.parts is None else self.parts.arrive
+        return PrunedModel(original.model, self.model, original.structure, kept, arrive)
 
 
 def prune(
@@ -154,6 +165,8 @@ def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
             )
     for kind in checkpoint.structure.kinds:
         kind.check(checkpoint.structure.within_blocks(mask.kept), source.name)
+    if checkpoint.streaming is not None:
+        require_parts(checkpoint.structure, checkpoint.streaming, mask.kept, source.name)
     return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
 
 
@@ -186,9 +199,9 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
     samples = original.input.load_samples(wanted, progress)
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
 
-    def apply(model: nn.Module) -> dict[str, Refit]:
-        pruned = PrunedModel(original.model, model, original.structure, planned.mask.kept)
-        return refit_model(pruned, batches, options, progress=progress)
+    def apply(pruned: PrunedModel) -> dict[str, Refit]:
+        on = device_of(pruned.model)  # that of a streamed model is known once it is open
+        return refit_model(pruned, [batch.to(on) for batch in batches], options, progress=progress)
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
     return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
@@ -211,19 +224,19 @@ def write_pruned(
     starting = reloading(modules) if reload is None else contextlib.nullcontext(reload)
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
-        pruned = cut_and_compare(planned)
         costs = measure_original(original, planned.mask)
-        refit = None if adjustment is None else adjustment.apply(pruned.model)
-        plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
-        left, plan = without_bypassed(planned, pruned.model, plan)
-        round_to_storage(pruned.model, left)
-        progress.update(1, 1, "saving")
-        save_cut(left, pruned.model, plan, folder, settings=planned.settings)
-        if planned.mask.options.get("layout") == DECI:
-            shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
-            to_decilm(folder, Sizes(shapes, left.blueprint.config))
-        progress.update(1, 1, "certifying in a fresh process")
-        certificate = _certify(planned, pruned, folder, certifying)
+        with cut_and_compare(planned, folder) as pruned:
+            refit = None if adjustment is None else adjustment.apply(pruned.beside(original, planned.mask.kept))
+            plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
+            left, plan = without_bypassed(planned, pruned.model, plan)
+            progress.update(1, 1, "saving")
+            state = settled(pruned, left, progress)
+            save_cut(left, pruned.model, plan, folder, settings=planned.settings, state=state)
+            if planned.mask.options.get("layout") == DECI:
+                shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
+                to_decilm(folder, Sizes(shapes, left.blueprint.config))
+            progress.update(1, 1, "certifying in a fresh process")
+            certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)
         manifest = manifest.model_copy(update={"weights": weight_hashes(folder)})
@@ -253,12 +266,37 @@ def measure_original(checkpoint: Checkpoint, mask: Mask) -> Costs:
 def cut_copy(checkpoint: Checkpoint, kept: Mapping[str, list[int]]) -> tuple[nn.Module, Plan]:
     """A pruned copy of the checkpoint's model, and the plan that gives the library's own model its shapes."""
     model = copy.deepcopy(checkpoint.model)
-    plan, earlier = cut(model, checkpoint.structure, kept), checkpoint.blueprint.plan
-    return model, Plan.model_validate(earlier).then(plan) if earlier else plan
+    return model, _after_earlier(checkpoint, cut(model, checkpoint.structure, kept))
 
 
-def cut_and_compare(planned: Pruning) -> Pruned:
-    """Prune a copy of the model and compare it with the masked original (CertificateError if outputs differ)."""
+def _after_earlier(checkpoint: Checkpoint, plan: Plan) -> Plan:
+    """The plan of pruning as the checkpoint was already, and then by `plan`."""
+    earlier = checkpoint.blueprint.plan
+    return Plan.model_validate(earlier).then(plan) if earlier else plan
+
+
+@contextlib.contextmanager
+def cut_and_compare(planned: Pruning, folder: Path) -> Iterator[Pruned]:
+    """A pruned copy of the model, compared with the masked original (CertificateError if outputs differ).
+
+    Args:
+        folder: for the blocks of a streamed model meanwhile.
+    """
+    checkpoint, kept = planned.checkpoint, planned.mask.kept
+    if checkpoint.streaming is None:
+        model, plan = cut_copy(checkpoint, kept)
+        yield Pruned(model, plan, *compare_masked(planned, model), None)
+        return
+    with cut_parts(checkpoint, checkpoint.streaming, kept, folder) as (parts, own):
+        plan = _after_earlier(checkpoint, own)
+        yield Pruned(parts.model, plan, *compare_masked(planned, parts.model), parts)
+
+
+def compare_masked(planned: Pruning, model: nn.Module) -> tuple[float, float]:
+    """The difference of a pruned model's outputs from the masked original's, and what is tolerated of it.
+
+    Raises CertificateError: they differ by more.
+    """
     original, structure, probe = planned.checkpoint.model, planned.checkpoint.structure, planned.probe
     with (
         masked(original, structure, planned.mask.kept),
@@ -266,7 +304,6 @@ def cut_and_compare(planned: Pruning) -> Pruned:
         noting_decisions(original, structure) as decided,
     ):
         expected = run_probe(original, probe, planned.outputs)
-    model, plan = cut_copy(planned.checkpoint, planned.mask.kept)
     with structure.choices(model) as mine, repeating_decisions(model, structure, decided):
         found = run_probe(model, probe, planned.outputs)
     alike = alike_rows(mine, theirs)
@@ -276,7 +313,19 @@ def cut_and_compare(planned: Pruning) -> Pruned:
     )
     tolerance = tolerance_for(expected)
     require_equal("The cut model against the masked original", difference, tolerance)
-    return Pruned(model, plan, difference, tolerance)
+    return difference, tolerance
+
+
+def settled(pruned: Pruned, checkpoint: Checkpoint, progress: Progress) -> State:
+    """The state dict of a pruned model, whose weights are rounded to what storing them keeps.
+
+    Args:
+        checkpoint: with the storage types of what is left.
+    """
+    if pruned.parts is not None:
+        return pruned.parts.stored(progress)
+    round_to_storage(pruned.model, checkpoint)
+    return pruned.model.state_dict()
 
 
 def without_bypassed(planned: Pruning, model: nn.Module, plan: Plan) -> tuple[Checkpoint, Plan]:
@@ -295,7 +344,8 @@ def without_bypassed(planned: Pruning, model: nn.Module, plan: Plan) -> tuple[Ch
 def _certify(planned: Pruning, pruned: Pruned, folder: Path, reload: Reload) -> Certificate:
     """Reload the folder in a fresh process without optin and compare it with the model in memory."""
     blueprint, probe = planned.checkpoint.blueprint, planned.probe
-    loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None)
+    mapped = None if pruned.parts is None else pruned.parts.mapped
+    loader, loading = blueprint.builder.reloading(blueprint, plain=planned.settings is not None, mapped=mapped)
     expected = run_probe(pruned.model, probe, planned.outputs)
     sentences, note = blueprint.sentences, None
     if sentences is not None and not is_installed():

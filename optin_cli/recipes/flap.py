@@ -25,8 +25,9 @@ from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.artifacts.mask import Kept
 from optin_cli.data.batch import Batch
-from optin_cli.model.forward import call_model, hooks
+from optin_cli.model.forward import hooks
 from optin_cli.model.linear import weight_by_outputs
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.design_matrix import output_rows
@@ -79,7 +80,7 @@ def measure_columns(setting: Setting) -> dict[str, Columns]:
         with hooks() as hook:
             for path in found:
                 hook.before(model.get_submodule(path), functools.partial(collect, path=path, batch=batch))
-            call_model(model, batch.inputs)
+            run_hidden(model, setting.checkpoint.structure, batch.inputs)
     return found
 
 

@@ -37,10 +37,16 @@ class Targets(Prefixes):
     """The original's residual sums of the current block, for every batch."""
 
     def __init__(
-        self, model: nn.Module, structure: Structure, batches: Sequence[Batch], calls: Mapping[Group, int]
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Sequence[Batch],
+        calls: Mapping[Group, int],
+        *,
+        chain: bool = False,
     ) -> None:
-        """Args: calls: how often each consumer runs, by group in order of execution."""
-        super().__init__(model, structure, batches)
+        """Args: calls: how often each consumer runs, by group in order of execution. chain: as of `Prefixes`."""
+        super().__init__(model, structure, batches, chain=chain)
         self._calls = calls
         self._block: str | None = None
 

@@ -19,6 +19,7 @@ from optin_cli.errors import ArchitectureError
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.depth import depth_of
 from optin_cli.model.forward import StopForward, hooks, run_until_stopped
+from optin_cli.model.readout import run_hidden
 from optin_cli.model.replay import Prefixes
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Positions
@@ -110,7 +111,8 @@ def consumer_calls(model: nn.Module, structure: Structure, batch: Batch) -> dict
                 counts[group] = counts.get(group, 0) + 1
 
             hook.before(model.get_submodule(group.consumer), count)
-        run_until_stopped(model, batch.inputs)
+        with torch.no_grad():
+            run_hidden(model, structure, batch.inputs)
     return counts
 
 
@@ -151,6 +153,8 @@ class RefitRun:
         """Go on to the block of `group`; neither model may change any more before it."""
         self.targets.advance(self.aim(group))
         self.prefixes.advance(group)
+        if self.pruned.arrive is not None:
+            self.pruned.arrive(group.block_path)
 
     def kept_outputs(self, group: Group) -> torch.Tensor | None:
         """Columns of a consumer's original output that its pruned one still has; None for all of them."""
@@ -165,8 +169,9 @@ class RefitRun:
 def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRun]:
     """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end."""
     calls = consumer_calls(pruned.original, pruned.structure, batches[0])
-    targets = Targets(pruned.original, pruned.structure, batches, calls)
-    prefixes = Prefixes(pruned.model, pruned.structure, batches)
+    chain = pruned.arrive is not None
+    targets = Targets(pruned.original, pruned.structure, batches, calls, chain=chain)
+    prefixes = Prefixes(pruned.model, pruned.structure, batches, chain=chain)
     with targets, prefixes:
         yield RefitRun(pruned, batches, calls, targets, prefixes, find_aims(pruned, calls))
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+STRIP = 256
+"""Columns of a Gram matrix that are computed together; what is left of their block on the diagonal is mirrored."""
+
 
 @dataclass
 class Normal:
@@ -29,7 +32,11 @@ class Normal:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Take in rows x (n, k) and y (n, d)."""
-        self.gram += x.T @ x
+        for start in range(0, x.shape[1], STRIP):
+            end = start + STRIP
+            strip = x[:, start:end].T @ x[:, start:]
+            self.gram[start:end, start:] += strip
+            self.gram[end:, start:end] += strip[:, STRIP:].T
         self.cross += x.T @ y
         self.totals += y.square().sum(dim=0)
         self.rows += x.shape[0]
@@ -62,7 +69,8 @@ def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool
     pull = normal.gram.new_full((columns,), ridge * mean)
     if bias:
         pull[-1] = 1e-9 * max(float(normal.gram[-1, -1]), 1.0)
-    matrix = normal.gram + torch.diag(pull)
+    matrix = normal.gram.clone()
+    matrix.diagonal().add_(pull)
     target = normal.cross + pull[:, None] * start
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed):

@@ -1,7 +1,9 @@
 """Running sums of per-sample importances, and the state from which an interrupted run is resumed.
 
-Sums are float64 and taken in the order of the jobs, so an interrupted and resumed run ends in the same bits as an
-uninterrupted one. Beside them a run may sum tensors of its own, such as second moments, which are saved with the state.
+Sums are float64. Those of a portion of the jobs (`portions.py`) are taken in the order of the jobs, and then added to
+those of the portions before it. So a run ends in the same bits whether or not it was interrupted and resumed, and
+however many processes shared it. Beside them a run may sum tensors of its own, such as second moments, which are saved
+with the state. They take twice their size: the sums of the portion in progress lie beside those before it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +25,9 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.files import atomic_file, parse_json
 from optin_cli.model.structure import Structure
+from optin_cli.processes.processes import ALONE, Processes, Sending
 from optin_cli.progress import Progress
+from optin_cli.scoring.portions import cut_portions
 from optin_cli.version import __version__
 
 SMALL_STATE = 1 << 20
@@ -32,6 +37,8 @@ SAVE_EVERY = 5.0
 SAVE_SHARE = 0.05
 """Most of the time that may go into saving it."""
 EXTRA = "extra"
+OPEN = "open."
+"""What the names of sums of the portion in progress begin with."""
 MOST_SAMPLES = 1 << 53
 """No count is larger, so that floating point holds it."""
 
@@ -113,47 +120,110 @@ class SavedState:
         return replace(self, path=path)
 
 
+@dataclass
+class Sums:
+    """A run's sums: of the portions that are finished, and of the one in progress, which jobs add to.
+
+    due: when they may next be saved, of a clock that never goes back.
+    """
+
+    totals: Accumulator
+    portion: Accumulator
+    state: SavedState
+    fingerprint: str
+    due: float = 0.0
+
+    @classmethod
+    def begun(
+        cls, state: SavedState, identity: RunIdentity, extra: Mapping[str, torch.Tensor], portions: Sequence[range]
+    ) -> Sums:
+        """None yet, or those of the state that is to be resumed (ArtifactError if another run left it)."""
+        held = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in extra.items()}
+        totals, portion = Accumulator(held), Accumulator(extra)
+        fingerprint = "" if state.path is None else identity.fingerprint()
+        if state.path is not None and state.resume and state.path.exists():
+            totals = Accumulator.load(state.path, fingerprint, held, portion)
+            require_run(totals, portion, identity.structure, portions, str(state.path))
+        return cls(totals, portion, state, fingerprint)
+
+    def save(self, *, last: bool = False) -> None:
+        """Save them, if there is a state and it is time to; the last ones always are."""
+        if self.state.path is None or not (last or time.monotonic() >= self.due):
+            return
+        start = time.monotonic()
+        self.totals.save(self.state.path, self.fingerprint, self.portion)
+        if self.totals.size > SMALL_STATE:
+            self.due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - start) / SAVE_SHARE)
+
+
+def require_run(
+    totals: Accumulator, portion: Accumulator, structure: Structure, portions: Sequence[range], path: str
+) -> None:
+    """Refuse sums that are not of the groups and portions of a run (ArtifactError)."""
+    units = {group.name: group.units for group in structure.groups}  # others sum something else
+    for name, tensor in (*totals.sums.items(), *portion.sums.items()):
+        if name in units and tensor.shape != (units[name],):
+            raise ArtifactError(
+                f"{path} is not the state of an interrupted run: it has {tensor.numel()} sums of {name}."
+            )
+    lengths = {each.start: len(each) for each in portions} | {portions[-1].stop if portions else 0: 1}
+    if portion.done >= lengths.get(totals.done, 0):
+        raise ArtifactError(f"{path} is not the state of an interrupted run: it does not say how far it came.")
+
+
 def run_jobs(
     jobs: Sequence[Job],
     identity: RunIdentity,
     state: SavedState,
     progress: Progress,
     extra: Mapping[str, torch.Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Accumulator:
     """Add up the importances of all jobs, saving the state after each, or every few seconds where it is large.
+
+    Processes take portions of the jobs in turn. The sums go round from one to the next, each of which adds its own, and
+    at the end all have them. The first process saves them each time they come by.
 
     Args:
         extra: tensors that the jobs add to in place, saved and resumed with the sums.
 
     Raises:
-        ArtifactError: another run left the state that is to be resumed.
+        ArtifactError: another run left the state that is to be resumed. UsageError: there are too many processes.
     """
-    totals, fingerprint = Accumulator(extra), ""
-    if state.path is not None:
-        fingerprint = identity.fingerprint()
-        if state.resume and state.path.exists():
-            totals = Accumulator.load(state.path, fingerprint, extra)
-            units = {group.name: group.units for group in identity.structure.groups}  # others sum something else
-            for name, tensor in totals.sums.items():
-                if name in units and tensor.shape != (units[name],):
-                    raise ArtifactError(
-                        f"{state.path} is not the state of an interrupted run: it has {tensor.numel()} sums of {name}."
-                    )
-    whole = sum(job.weight for job in jobs)
-    finished = sum(job.weight for job in jobs[: totals.done])
-    due = 0.0
-    for job in jobs[totals.done :]:
-        progress.update(finished, whole, job.what)
-        totals.add(job.run())
-        finished += job.weight
-        if state.path is not None and (time.monotonic() >= due or totals.done == len(jobs)):
-            start = time.monotonic()
-            totals.save(state.path, fingerprint)
-            if totals.size > SMALL_STATE:
-                due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - start) / SAVE_SHARE)
+    portions = cut_portions([job.weight for job in jobs], processes.count)
+    extra = extra or {}
+    sums = Sums.begun(state if processes.leads else SavedState(), identity, extra, portions)
+    begun = processes.share(sums.totals.done)
+    turns = [each for each in portions if each.start >= begun]
+    todo = [job for each in turns[processes.rank :: processes.count] for job in jobs[each.start : each.stop]]
+    finished = sum(job.weight for job in jobs[: begun + sums.portion.done])
+    whole = sum(job.weight for job in (*jobs[:begun], *todo))
+    sending = Sending()
+    for turn, each in enumerate(turns):
+        if turn % processes.count != processes.rank:
+            continue
+        for number in each[sums.portion.done :]:
+            progress.update(finished, whole, jobs[number].what)
+            sums.portion.add(jobs[number].run())
+            finished += jobs[number].weight
+            if sums.totals.done == each.start and number + 1 < each.stop:  # else the sums before it are elsewhere
+                sums.save()
+        sending.wait()
+        if processes.count > 1 and turn > 0:
+            sums.totals.receive(processes, (turn - 1) % processes.count)
+        sums.totals.take(sums.portion)
+        sums.save(last=each is turns[-1])
+        if processes.count > 1 and each is not turns[-1]:
+            sending = sums.totals.send(processes, (turn + 1) % processes.count)
+    sending.wait()
+    if processes.count > 1:
+        sums.totals.copy(processes, max(len(turns) - 1, 0) % processes.count)
+        sums.save(last=True)
+    for name, tensor in extra.items():
+        tensor.copy_(sums.totals.extra[name])
     if jobs:
         progress.update(whole, whole, "done")
-    return totals
+    return sums.totals
 
 
 class Accumulator:
@@ -183,6 +253,40 @@ class Accumulator:
             self.counts[name] = self.counts.get(name, 0) + rows.shape[0]
         self.done += 1
 
+    def take(self, portion: Accumulator) -> None:
+        """Add the sums of a portion, and set those to zero."""
+        for mine, theirs in ((self.sums, portion.sums), (self.squares, portion.squares)):
+            for name, tensor in theirs.items():
+                mine[name] = mine.get(name, 0.0) + tensor
+            theirs.clear()
+        for name, count in portion.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        for name, tensor in portion.extra.items():
+            self.extra[name].add_(tensor.cpu())
+            tensor.zero_()
+        self.done += portion.done
+        portion.counts.clear()
+        portion.done = 0
+
+    def send(self, processes: Processes, receiver: int) -> Sending:
+        """Begin to send them, with all extra tensors on the CPU; they must stay as they are until that is done."""
+        return processes.send(self._small(), [*self.extra.values()], receiver)
+
+    def receive(self, processes: Processes, sender: int) -> None:
+        """Become what another process sends."""
+        self._become(processes.receive([*self.extra.values()], sender))
+
+    def copy(self, processes: Processes, owner: int) -> None:
+        """Become what one of the processes has, on all of them."""
+        self._become(processes.share(self._small(), owner))
+        processes.copy([*self.extra.values()], owner)
+
+    def _small(self) -> dict[str, Any]:
+        return {"done": self.done, "sums": self.sums, "squares": self.squares, "counts": self.counts}
+
+    def _become(self, small: Mapping[str, Any]) -> None:
+        self.done, self.sums, self.squares, self.counts = (small[key] for key in ("done", "sums", "squares", "counts"))
+
     def mean(self, name: str) -> torch.Tensor:
         """Mean importance over samples: (units,)."""
         return self.sums[name] / self.counts[name]
@@ -193,28 +297,43 @@ class Accumulator:
         variance = (self.squares[name] / count - self.mean(name).square()).clamp(min=0.0)
         return (variance / max(count - 1, 1)).sqrt()
 
-    def save(self, path: Path, fingerprint: str) -> None:
-        """Write the state; `fingerprint` (of `RunIdentity`) binds it to the run."""
-        parts = {"sum": self.sums, "square": self.squares, EXTRA: self.extra}
-        tensors = {f"{role}.{name}": tensor for role, part in parts.items() for name, tensor in part.items()}
+    def save(self, path: Path, fingerprint: str, portion: Accumulator | None = None) -> None:
+        """Write the state, with the portion in progress; `fingerprint` (of `RunIdentity`) binds it to the run."""
+        tensors = self.tensors()
         metadata = {"fingerprint": fingerprint, "done": str(self.done), "counts": json.dumps(self.counts)}
+        if portion is not None and portion.done:
+            tensors |= {OPEN + name: tensor for name, tensor in portion.tensors().items()}
+            metadata |= {f"{OPEN}done": str(portion.done), f"{OPEN}counts": json.dumps(portion.counts)}
         with atomic_file(path, force=True) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All sums that are not zero, by role and name."""
+        parts = {"sum": self.sums, "square": self.squares, EXTRA: self.extra if self.done else {}}
+        return {f"{role}.{name}": tensor for role, part in parts.items() for name, tensor in part.items()}
+
     @classmethod
-    def load(cls, path: Path, fingerprint: str, extra: Mapping[str, torch.Tensor] | None = None) -> Accumulator:
-        """Read a state, and set the tensors of `extra` to what they had come to.
+    def load(
+        cls,
+        path: Path,
+        fingerprint: str,
+        extra: Mapping[str, torch.Tensor] | None = None,
+        portion: Accumulator | None = None,
+    ) -> Accumulator:
+        """Read a state, and set the tensors of `extra`, and the portion in progress, to what they had come to.
 
         Raises:
             ArtifactError: it is unreadable, or of another run.
         """
-        state = cls(extra)
+        state, portion = cls(extra), portion or cls()
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             found = metadata["fingerprint"]
             state.done, state.counts = int(metadata["done"]), parse_json(metadata["counts"])
+            portion.done = int(metadata.get(f"{OPEN}done", "0"))
+            portion.counts = parse_json(metadata.get(f"{OPEN}counts", "{}"))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is not the state of an interrupted run: {error}.") from error
         if found != fingerprint:
@@ -223,16 +342,23 @@ class Accumulator:
                 hint="Repeat the interrupted command exactly, or leave out --resume to start over.",
             )
         for key, tensor in tensors.items():
-            role, _, name = key.partition(".")
-            if role == EXTRA and name in state.extra and state.extra[name].shape == tensor.shape:
-                state.extra[name].copy_(tensor)
-            elif role in ("sum", "square"):
-                (state.sums if role == "sum" else state.squares)[name] = tensor
-            else:
+            sums = portion if key.startswith(OPEN) else state
+            if not sums._put(key.removeprefix(OPEN), tensor):
                 raise ArtifactError(f"{path} is not the state of an interrupted run: {key} is of no use in this one.")
-        if (fault := state.fault()) is not None:
+        if (fault := state.fault() or portion.fault()) is not None:
             raise ArtifactError(f"{path} is not the state of an interrupted run: {fault}.")
         return state
+
+    def _put(self, key: str, tensor: torch.Tensor) -> bool:
+        """Take in a tensor of a state, by its name there; whether it has a place."""
+        role, _, name = key.partition(".")
+        if role == EXTRA and name in self.extra and self.extra[name].shape == tensor.shape:
+            self.extra[name].copy_(tensor)
+        elif role in ("sum", "square"):
+            (self.sums if role == "sum" else self.squares)[name] = tensor
+        else:
+            return False
+        return True
 
     def fault(self) -> str | None:
         """What no run leaves; None where sums, squares and counts belong together."""

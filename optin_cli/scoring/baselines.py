@@ -50,10 +50,10 @@ def unit_energies(model: nn.Module, groups: Sequence[Group], batch: Batch) -> It
     energies: dict[str, torch.Tensor] = {}
     with hooks() as hook:
         for group in groups:
-            weights = consumer_columns(model, group).square().sum(dim=2)
+            weights = consumer_columns(model, group).float().square().sum(dim=2)
 
             def collect(_module: nn.Module, inputs: Any, g: Group = group, w: torch.Tensor = weights) -> None:
-                x = g.rows_first(inputs[0].detach()).movedim(g.axis, -1)
+                x = g.rows_first(inputs[0].detach().float()).movedim(g.axis, -1)
                 x = x.reshape(batch.size, -1, x.shape[-1])
                 real = batch.mask_for(x)
                 real = real.repeat_interleave(x.shape[1] // real.shape[1], dim=1)  # tokens go to several experts
@@ -104,7 +104,7 @@ def loss_gradients(
     device = next(model.parameters()).device
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
     with torch.enable_grad(), gated(model, gates):
-        logits = call_model(model, batch.inputs)[rule.name]
+        logits = call_model(model, batch.inputs)[rule.name].float()
         if batch.paired:
             first, second = embed_hidden(logits, structure, batch).chunk(2)
             found = F.cosine_similarity(first, second)

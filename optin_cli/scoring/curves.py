@@ -43,8 +43,10 @@ def ridge_inverse(moment: torch.Tensor, damping: float) -> torch.Tensor:
         return moment.clone()
     mean = float(moment.diagonal().mean())
     shift = damping * mean if mean > 0 else 1.0
-    factor = torch.linalg.cholesky(moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
-    return torch.cholesky_inverse(factor)
+    shifted = moment.clone()
+    shifted.diagonal().add_(shift)
+    torch.linalg.cholesky(shifted, out=shifted)
+    return torch.cholesky_inverse(shifted)
 
 
 def removal_curve(
@@ -72,7 +74,7 @@ def removal_curve(
     inverse = ridge_inverse(moment.double(), damping)
     columns = weight.double()
     coupling = columns.T @ curvature.double() @ columns
-    coupling = (coupling + coupling.T) / 2
+    coupling = (coupling + coupling.T).div_(2)
     units = torch.arange(weight.shape[1] // width, device=weight.device)
     order: list[torch.Tensor] = []
     losses: list[torch.Tensor] = []
@@ -86,9 +88,9 @@ def removal_curve(
         units = units[stay]
         rows = stay.repeat_interleave(width).nonzero().squeeze(1)
         left, right = left.index_select(1, rows), right.index_select(1, rows)
-        inverse = torch.addmm(_block(inverse, rows), left.T, left, alpha=-1)
+        inverse = _block(inverse, rows).addmm_(left.T, left, alpha=-1)
         both, swapped = torch.cat([right, left]), torch.cat([left, right])
-        coupling = torch.addmm(_block(coupling, rows), both.T, swapped, alpha=-1)
+        coupling = _block(coupling, rows).addmm_(both.T, swapped, alpha=-1)
     if not order:
         return Curve(units, moment.new_zeros(0, dtype=torch.float64))
     return Curve(torch.cat(order), torch.cat(losses).clamp(min=0.0))
@@ -156,8 +158,8 @@ def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _block(matrix: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The rows and columns of a matrix at the places."""
-    return matrix.index_select(0, places).index_select(1, places)
+    """The rows and columns of a matrix at the places, copied."""
+    return matrix[places[:, None], places]
 
 
 def _prices(own: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:

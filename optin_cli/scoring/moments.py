@@ -16,7 +16,7 @@ intercept is re-solved, both are of inputs without their mean mu. With x_u the i
 So the losses of all layers are in the unit of the sketch, whose importances serve where no curve can be had.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -45,6 +45,7 @@ from optin_cli.scoring.sketch import Objective, probe_scalars
 
 STRIP = 256
 """Columns of a Gram matrix that are computed together; everything left of their block on the diagonal is skipped."""
+MIXED = "mixed."
 COUNTS = ("tokens", "gradients", "positions", "samples")
 
 
@@ -76,6 +77,13 @@ class Moments:
         squares = [total.new_zeros(size, size) for size in (columns, outputs, outputs)]
         return cls(squares[0], total, squares[1], squares[2], mixed, torch.zeros(len(COUNTS), dtype=torch.int64))
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Those that have the given tensors, named as by `tensors`."""
+        parts = {name: tensor for name, tensor in tensors.items() if not name.startswith(MIXED)}
+        mixed = {name.removeprefix(MIXED): tensor for name, tensor in tensors.items() if name.startswith(MIXED)}
+        return cls(**parts, mixed=mixed)
+
     def add_inputs(self, x: torch.Tensor) -> None:
         """Add inputs (n, k)."""
         add_gram(self.square, x)
@@ -100,7 +108,7 @@ class Moments:
     def input_moment(self, *, centred: bool) -> torch.Tensor:
         """E[x x^T], or with `centred` the covariance: (k, k)."""
         count = max(self.number("tokens"), 1)
-        moment = mirrored(self.square) / count
+        moment = mirrored(self.square).div_(count)
         if centred:
             mean = self.total / count
             moment -= torch.outer(mean, mean)
@@ -133,7 +141,7 @@ class Moments:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that is summed, by name."""
-        mixed = {f"mixed.{name}": tensor for name, tensor in self.mixed.items()}
+        mixed = {f"{MIXED}{name}": tensor for name, tensor in self.mixed.items()}
         sums = {"square": self.square, "total": self.total, "curvature": self.curvature, "pull": self.pull}
         return {**sums, **mixed, "counts": self.counts}
 
@@ -147,8 +155,9 @@ def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
 
 def mirrored(total: torch.Tensor) -> torch.Tensor:
     """The symmetric matrix of which `add_gram` filled the upper triangle."""
-    upper = total.triu()
-    return upper + upper.T - torch.diag(total.diagonal())
+    whole = total.triu()
+    whole += total.triu(1).T
+    return whole
 
 
 def is_solvable(model: nn.Module, group: Group) -> bool:
@@ -211,7 +220,7 @@ class Pass:
             values = x.detach()
 
             def collect(gradient: torch.Tensor) -> None:
-                product = group.rows_first(values * gradient).movedim(group.axis, -1)
+                product = group.rows_first(values.float() * gradient.float()).movedim(group.axis, -1)
                 slope = product.reshape(self.batch.size, -1, group.units, group.unit_width).sum(dim=(1, 3))
                 self.slopes[group] = self.slopes.get(group, 0.0) + slope
 
@@ -245,7 +254,7 @@ class Pass:
                 call.read |= read
                 pull = laid.sum(dim=1, dtype=torch.float64)
                 self.pulls[group.consumer] = self.pulls.get(group.consumer, 0.0) + pull
-                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]])
+                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]].float())
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
 
@@ -266,7 +275,7 @@ class Pass:
             assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
             rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
-            moments.add_inputs(rows)
+            moments.add_inputs(rows.float())
             moments.count(gradients=probes * len(rows), positions=int(call.read.sum()))
         for path in {call.path for call in self.calls}:
             self.moments[path].count(samples=self.batch.size)
@@ -290,25 +299,50 @@ def sensitivity_batch(
         probes: backward passes.
         dims: what adds the batch to moments of queries and keys.
 
+    Returns: as of `watch_passes`.
+    """
+
+    def passes(leaves: list[torch.Tensor]) -> Iterator[None]:
+        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
+            torch.autograd.grad(scalar.sum(), leaves, retain_graph=left > 0, allow_unused=True)
+            yield
+
+    return watch_passes(Pass(model, batch, moments), structure.groups, passes, probes=probes, dims=dims)
+
+
+def watch_passes(
+    run: Pass,
+    groups: Sequence[Group],
+    passes: Callable[[list[torch.Tensor]], Iterator[None]],
+    *,
+    probes: int,
+    dims: DimWatch | None = None,
+) -> dict[str, torch.Tensor]:
+    """Add what a forward pass and the backward passes through it show of a batch to the moments of `run`.
+
+    Args:
+        groups: those whose units are watched.
+        passes: runs forward, then backward once a probe, yielding after each; it is given the tensors at which backward
+            passes may end, a list that the forward pass fills.
+
     Returns:
         (rows, units) float64 means of (dS/dm_u)^2 over probes, by group name.
     """
-    sums = {g: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in structure.groups}
-    run = Pass(model, batch, moments)
+    device = run.batch.device  # where sums stay until the end, so that a GPU need not be waited for
+    sums = {g: torch.zeros(run.batch.size, g.units, dtype=torch.float64, device=device) for g in groups}
     with torch.enable_grad(), hooks() as hook:
-        for group in structure.groups:
+        for group in groups:
             run.watch_units(hook, group)
-        run.watch_consumers(hook, structure.groups)
+        run.watch_consumers(hook, groups)
         if dims is not None:
-            dims.watch(hook, model, batch, run.leaves)
-        for left, scalar in probe_scalars(model, structure, batch, objective, probes=probes, seed=seed):
-            torch.autograd.grad(scalar.sum(), run.leaves, retain_graph=left > 0, allow_unused=True)
+            dims.watch(hook, run.model, run.batch, run.leaves)
+        for _ in passes(run.leaves):
             for group, slope in run.slopes.items():
-                sums[group] += slope.double().square().cpu()
+                sums[group] += slope.double().square()
             run.add_pulls()
     with torch.no_grad():
         run.add_inputs(probes)
-    found = {group.name: total / probes for group, total in sums.items()}
+    found = {group.name: (total / probes).cpu() for group, total in sums.items()}
     return found if dims is None else {**found, **dims.squares(probes)}
 
 
@@ -341,7 +375,42 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
     return frozenset(biased | following_norms(model, structure, batch).keys())
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Layer:
+    """What removal curves take of a group's consumer.
+
+    group: its name, units: how many it has. weight: of the consumer (d, k). centred: the intercept is re-solved too.
+    """
+
+    group: str
+    units: int
+    weight: torch.Tensor
+    centred: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, group: Group, *, centred: bool) -> Self:
+        """That of a model."""
+        weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1).contiguous()
+        return cls(group.name, group.units, weight, centred)
+
+    @torch.no_grad()
+    def importance(self, moments: Moments, damping: float, squared: torch.Tensor | None = None) -> torch.Tensor:
+        """What the removal of each unit adds to the loss of the layer, re-solved, in the best order: (units,) float32.
+
+        Args:
+            damping: see `ridge_inverse`.
+            squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
+        """
+        weight, width = self.weight, self.weight.shape[1] // self.units
+        moment, curvature = moments.input_moment(centred=self.centred), moments.output_curvature()
+        curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
+        if squared is not None:
+            measured = moments.lone_sensitivity(self.group, weight, squared) if self.centred else squared.to(moment)
+            scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
+            curve = replace(curve, losses=curve.losses * scale)
+        return curve_importance(curve)
+
+
 def removal_importance(
     model: nn.Module,
     group: Group,
@@ -351,18 +420,5 @@ def removal_importance(
     damping: float,
     squared: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the removal of each unit adds to the loss of its layer, re-solved, in the best order: (units,) float32.
-
-    Args:
-        centred: the intercept is re-solved too. damping: see `ridge_inverse`.
-        squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
-    """
-    weight = weight_by_outputs(model.get_submodule(group.consumer)).flatten(1)
-    width = weight.shape[1] // group.units
-    moment, curvature = moments.input_moment(centred=centred), moments.output_curvature()
-    curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
-    if squared is not None:
-        measured = moments.lone_sensitivity(group.name, weight, squared) if centred else squared.to(moment)
-        scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
-        curve = replace(curve, losses=curve.losses * scale)
-    return curve_importance(curve)
+    """What the removal of each unit adds to the loss of its layer (units,), as `Layer.importance` has it."""
+    return Layer.of(model, group, centred=centred).importance(moments, damping, squared)

@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from optin_cli.artifacts.base import Options
 from optin_cli.artifacts.costs import HEAD_DIM
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader
 from optin_cli.checkpoints.checkpoint import Checkpoint
@@ -114,6 +113,49 @@ def scored_products(structure: Structure, curved: Sequence[Group], options: Scor
     return chosen
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run before anything is computed.
+
+    estimators: of every scored group, by name. curved: groups whose importance is read off removal curves. moments,
+    dims: what the jobs add to, by path of the consumer and by name of the group.
+    """
+
+    identity: RunIdentity
+    jobs: Sequence[Job]
+    estimators: Mapping[str, str]
+    curved: Sequence[Group]
+    moments: Mapping[str, Moments]
+    dims: Mapping[str, DimMoments]
+
+    @property
+    def extra(self) -> dict[str, torch.Tensor]:
+        """The tensors that jobs add to in place, by name."""
+        summed = [(path, found.tensors()) for part in (self.moments, self.dims) for path, found in part.items()]
+        return {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
+
+
+def plan_run(
+    checkpoint: Checkpoint, calibration: Calibration | None, options: ScoreOptions, seq_len: int | None
+) -> Planned:
+    """What `score_checkpoint` is to do; arguments as there."""
+    curved = curved_groups(checkpoint, options)
+    estimators = {
+        group.name: estimator_of(group, options, curved=group in curved) for group in checkpoint.structure.groups
+    }
+    moments = empty_moments(checkpoint.model, curved)
+    dims = empty_dims(checkpoint.model, scored_products(checkpoint.structure, curved, options))
+    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, (moments, dims))
+    inputs = checkpoint.sources
+    if calibration is not None:
+        inputs["calibration"] = calibration.source
+    workload = checkpoint.input.workload(seq_len)
+    batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
+    recorded = {**options.recorded(), **checkpoint.computing}
+    identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
+    return Planned(identity, jobs, estimators | dict.fromkeys(dims, "obs"), curved, moments, dims)
+
+
 def score_checkpoint(
     checkpoint: Checkpoint,
     calibration: Calibration | None,
@@ -133,23 +175,11 @@ def score_checkpoint(
     Raises:
         NotFiniteError: a score is not finite. ArtifactError: `resume` of a state that another run left.
     """
-    groups = checkpoint.structure.groups
-    curved = curved_groups(checkpoint, options)
-    estimators = {group.name: estimator_of(group, options, curved=group in curved) for group in groups}
-    moments = empty_moments(checkpoint.model, curved)
-    dims = empty_dims(checkpoint.model, scored_products(checkpoint.structure, curved, options))
-    jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, (moments, dims))
-    inputs = checkpoint.sources
-    if calibration is not None:
-        inputs["calibration"] = calibration.source
-    recorded: Options = options.recorded()
-    workload = checkpoint.input.workload(seq_len)
-    batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
-    identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
-    summed = [(path, found.tensors()) for part in (moments, dims) for path, found in part.items()]
-    extra = {f"{name}.{path}": tensor for path, tensors in summed for name, tensor in tensors.items()}
-    totals = run_jobs(jobs, identity, state, Part(progress, 0, 1 - CURVES) if curved else progress, extra)
-    importance = {g.name: _importance(checkpoint, g, totals, options) for g in groups}
+    run = plan_run(checkpoint, calibration, options, seq_len)
+    curved, moments, dims = run.curved, run.moments, run.dims
+    summing = Part(progress, 0, 1 - CURVES) if curved else progress
+    totals = run_jobs(run.jobs, run.identity, state, summing, run.extra, checkpoint.processes)
+    importance = {g.name: _importance(checkpoint, g, totals, options) for g in checkpoint.structure.groups}
     require_finite({**importance, **{path: found.diagonals() for path, found in moments.items()}})
     if calibration is not None and curved:
         batch = calibration.batches[0].to(checkpoint.device)
@@ -158,32 +188,35 @@ def score_checkpoint(
         importance |= _by_curves(checkpoint, squared, moments, batch, options.damping, Part(progress, 1 - CURVES, 1))
         importance |= {name: found.importance(totals.mean(name)) for name, found in dims.items()}
     require_finite({name: importance[name] for name in dims})
-    inputs_at = checkpoint.input.example(workload)
+    return assemble_scores(checkpoint, run.identity, run.estimators, importance, totals)
+
+
+def assemble_scores(
+    checkpoint: Checkpoint,
+    identity: RunIdentity,
+    estimators: Mapping[str, str],
+    importance: Mapping[str, torch.Tensor],
+    totals: Accumulator,
+) -> Scores:
+    """Scores with the record of how they were made and what units cost. estimators: by name of every scored group."""
+    inputs_at = checkpoint.input.example(identity.workload)
     cost, group_costs = measure_costs(checkpoint.model, checkpoint.structure, inputs_at, checkpoint.weight_bytes)
     header = ScoresHeader(
         optin_version=__version__,
-        options=recorded,
-        inputs=inputs,
+        options=identity.options,
+        inputs=dict(identity.inputs),
         family=checkpoint.structure.family,
         architecture=checkpoint.blueprint.model_class,
-        criterion=options.criterion,
-        workload=workload,
+        criterion=str(identity.options["criterion"]),
+        workload=identity.workload,
         totals=cost,
         groups={
-            g.name: GroupScores(
-                **group_costs[g.name].model_dump(),
-                estimator=estimators[g.name],
-                samples=totals.counts.get(g.name, 0),
-            )
-            for g in groups
-        }
-        | {
-            name: GroupScores(**group_costs[name].model_dump(), estimator="obs", samples=totals.counts.get(name, 0))
-            for name in dims
+            name: GroupScores(**group_costs[name].model_dump(), estimator=estimator, samples=totals.counts.get(name, 0))
+            for name, estimator in estimators.items()
         },
     )
-    errors = {name: totals.standard_error(name).float().numpy() for name in totals.sums}
-    return Scores(header, {name: v.float().numpy() for name, v in importance.items()}, errors)
+    errors = {name: totals.standard_error(name).float().numpy() for name in estimators if name in totals.sums}
+    return Scores(header, {name: importance[name].float().cpu().numpy() for name in estimators}, errors)
 
 
 def _importance(checkpoint: Checkpoint, group: Group, totals: Accumulator, options: ScoreOptions) -> torch.Tensor:
@@ -204,15 +237,19 @@ def _by_curves(
 ) -> dict[str, torch.Tensor]:
     """Importances (units,) by group name, from removal curves. groups: with `squared` of `removal_importance`."""
     centred = with_intercept(checkpoint.model, checkpoint.structure.with_groups(groups), batch)
-    found = {}
-    for number, (group, squared) in enumerate(groups.items()):
-        progress.update(number, len(groups), f"order of {group.name}")
+    names = {group: number for number, group in enumerate(groups)}
+
+    def importance(group: Group) -> torch.Tensor:
+        progress.update(names[group], len(groups), f"order of {group.name}")
         own, solved = moments[group.consumer], group.consumer in centred
-        found[group.name] = removal_importance(
-            checkpoint.model, group, own, centred=solved, damping=damping, squared=squared
-        )
+        return removal_importance(
+            checkpoint.model, group, own, centred=solved, damping=damping, squared=groups[group]
+        ).cpu()
+
+    work = [float(len(moments[group.consumer].square)) ** 3 for group in groups]
+    found = checkpoint.processes.map(importance, [*groups], work)
     progress.update(1, 1, "done")
-    return found
+    return {group.name: each for group, each in zip(groups, found, strict=True)}
 
 
 def _jobs(

@@ -10,6 +10,8 @@ As removal curves are, these losses are scaled to the unit of the sketch (`momen
 as measured, in the basis of the weights, which is known before any data is. Dimensions go from the last to the first.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -25,35 +27,27 @@ from optin_cli.scoring.curves import Curve, curve_importance, typical_ratio
 
 
 @dataclass(frozen=True)
-class DimMoments:
+class DimSums:
     """Moments of a block's queries and keys, and of the gradients at its queries.
 
     basis: T and T^-1 of the weights (heads, dims, dims). curvature: sums of g g^T (heads, dims, dims) float64. draws:
     int64, samples times probes.
     """
 
-    products: Products
     basis: tuple[torch.Tensor, torch.Tensor]
     moments: ProductMoments
     curvature: torch.Tensor
     draws: torch.Tensor
 
     @classmethod
-    def zeros(cls, one: Products, model: nn.Module) -> Self:
-        """No tokens yet."""
-        basis = one.basis(model)
-        moments = ProductMoments.zeros(one, basis[0].device)
-        return cls(one, basis, moments, torch.zeros_like(moments.queries), torch.zeros(1, dtype=torch.int64))
+    def read(cls, basis: tuple[torch.Tensor, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> DimSums:
+        """Those that have the given tensors, named as by `tensors`."""
+        own = {name: tensors[name] for name in ("curvature", "draws")}
+        return DimSums(basis, ProductMoments(**{name: t for name, t in tensors.items() if name not in own}), **own)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that is summed, by name."""
         return {**self.moments.tensors(), "curvature": self.curvature, "draws": self.draws}
-
-    def add_gradients(self, rows: torch.Tensor, real: torch.Tensor) -> None:
-        """Add gradients of one probe at queries (samples, tokens, heads, dims); real: (samples, tokens)."""
-        heads = rows[real].double().transpose(0, 1)
-        self.curvature.add_(heads.mT @ heads)
-        self.draws.add_(len(rows))
 
     def losses(self, basis: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """What each dimension of a basis costs in all heads, errors of tokens being independent: (dims,)."""
@@ -75,6 +69,27 @@ class DimMoments:
         return curve_importance(Curve(order, losses.flip(0) * scale))
 
 
+@dataclass(frozen=True)
+class DimMoments(DimSums):
+    """The same of known layers, added to in place."""
+
+    products: Products
+
+    @classmethod
+    def zeros(cls, one: Products, model: nn.Module) -> Self:
+        """No tokens yet."""
+        there, back = one.basis(model)
+        basis = (there.contiguous(), back.contiguous())  # as files hold them, so that products round alike
+        moments = ProductMoments.zeros(one, there.device)
+        return cls(basis, moments, torch.zeros_like(moments.queries), torch.zeros(1, dtype=torch.int64), one)
+
+    def add_gradients(self, rows: torch.Tensor, real: torch.Tensor) -> None:
+        """Add gradients of one probe at queries (samples, tokens, heads, dims); real: (samples, tokens)."""
+        heads = rows[real].double().transpose(0, 1)
+        self.curvature.add_(heads.mT @ heads)
+        self.draws.add_(len(rows))
+
+
 def empty_dims(model: nn.Module, products: Sequence[Products]) -> dict[str, DimMoments]:
     """Moments without tokens, by group name."""
     return {one.name: DimMoments.zeros(one, model) for one in products}
@@ -93,7 +108,7 @@ class DimWatch:
 
     def squares(self, probes: int) -> dict[str, torch.Tensor]:
         """Means of (dS/dm_u)^2 over probes (rows, dims) float64, by group name."""
-        return {name: total / probes for name, total in self.sums.items()}
+        return {name: (total / probes).cpu() for name, total in self.sums.items()}
 
     def watch(self, hook: Hooks, model: nn.Module, batch: Batch, leaves: list[torch.Tensor]) -> None:
         """Hook the layers. leaves: tensors at which backward passes end, to which more may be added."""
@@ -114,20 +129,20 @@ class DimWatch:
         one = moments.products
 
         def see(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-            queries, real = token_rows(one, 0, output.detach(), batch)
+            queries, real = token_rows(one, 0, output.detach().float(), batch)
             moments.moments.add(0, queries[real])
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
                 leaves.append(output)
-            there, back = (part.to(output) for part in moments.basis)
-            self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64)
+            there, back = (part.to(output.device, torch.float32) for part in moments.basis)
+            self.sums[one.name] = torch.zeros(batch.size, one.dims, dtype=torch.float64, device=output.device)
 
             def collect(gradient: torch.Tensor) -> None:
-                rows, _ = token_rows(one, 0, gradient.detach(), batch)
+                rows, _ = token_rows(one, 0, gradient.detach().float(), batch)
                 moments.add_gradients(rows, real)
                 mine = torch.einsum("bthd,hud->bthu", queries, there)
                 theirs = torch.einsum("bthd,hdu->bthu", rows, back)
-                self.sums[one.name] += (mine * theirs).sum(dim=(1, 2)).double().square().cpu()
+                self.sums[one.name] += (mine * theirs).sum(dim=(1, 2)).double().square()
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
             return output

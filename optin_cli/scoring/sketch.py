@@ -166,7 +166,7 @@ def sketch_batch(
     device, groups = next(model.parameters()).device, structure.groups
     how = {"probes": probes, "seed": seed}
     gates = {g: torch.ones(batch.size, g.units, device=device, requires_grad=True) for g in groups}
-    sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64) for g in groups}
+    sums = {g.name: torch.zeros(batch.size, g.units, dtype=torch.float64, device=device) for g in groups}
     with torch.enable_grad(), gated(model, gates):
         for left, scalar in probe_scalars(model, structure, batch, objective, **how):
             gradients = torch.autograd.grad(
@@ -174,5 +174,5 @@ def sketch_batch(
             )
             for group, gradient in zip(groups, gradients, strict=True):
                 if gradient is not None:
-                    sums[group.name] += gradient.detach().double().square().cpu()
-    return {name: total / probes for name, total in sums.items()}
+                    sums[group.name] += gradient.detach().double().square()
+    return {name: (total / probes).cpu() for name, total in sums.items()}

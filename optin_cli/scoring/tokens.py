@@ -126,7 +126,7 @@ def score_tokens(
         for batch in (batch.to(checkpoint.device) for batch in batches)
     ]
     identity = RunIdentity(TOKEN, structure, header.options, header.inputs, header.workload, batches)
-    totals = run_jobs(jobs, identity, state, progress)
+    totals = run_jobs(jobs, identity, state, progress, processes=checkpoint.processes)
     costs = measure_token_costs(model, structure, tokens, checkpoint.input.example(header.workload))
     importance, errors, groups = dict(scores.importance), dict(scores.standard_error), dict(header.groups)
     widths = np.diff([0, *ladder(tokens.mergeable)])

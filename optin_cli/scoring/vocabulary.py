@@ -17,7 +17,7 @@ from optin_cli.model.readout import Readout
 
 def vocabulary_pull(readout: Readout, batch: Batch, temperature: float, seed: int) -> torch.Tensor:
     """Gradient of S at every hidden state, less the sign: (rows, tokens, width), zero at padding."""
-    pull = torch.zeros_like(readout.hidden, requires_grad=False)
+    pull = torch.zeros_like(readout.hidden, dtype=torch.float32, requires_grad=False)
     for row, (key, real) in enumerate(zip(batch.keys, batch.mask_for(readout.hidden), strict=True)):
         places = real.nonzero().flatten()
         # As many draws as tokens, so that neither padding nor the parts change what a token draws.
@@ -27,7 +27,7 @@ def vocabulary_pull(readout: Readout, batch: Batch, temperature: float, seed: in
             logits = readout.logits(hidden)
             factor = drawn_factor(logits.detach().float() / temperature, drawn)
             (gradient,) = torch.autograd.grad(logits, hidden, factor.to(logits))
-            pull[row, chosen] = gradient * (2 * len(places)) ** -0.5
+            pull[row, chosen] = gradient.float() * (2 * len(places)) ** -0.5
     return pull
 
 

@@ -14,6 +14,7 @@ from optin_cli.checkpoints.save import round_to_storage
 from optin_cli.errors import DataError
 from optin_cli.evaluation.evaluate import Exam, Predicted, measure, predicted
 from optin_cli.files import sha256_of, write_text
+from optin_cli.model.cut import PrunedModel
 from optin_cli.model.plan import Plan
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
@@ -102,8 +103,8 @@ def save_candidate(
 ) -> None:
     """Write the certified model folder, with the candidate's very weights, and its mask; both replace older ones."""
 
-    def restore(model: nn.Module) -> dict[str, Refit]:
-        model.load_state_dict(candidate.model.state_dict())
+    def restore(pruned: PrunedModel) -> dict[str, Refit]:
+        pruned.model.load_state_dict(candidate.model.state_dict())
         return candidate.refit or {}
 
     source = Source(name=mask_file.name, sha256=sha256_of(mask.dump().encode()))

@@ -109,3 +109,19 @@ def test_state_dict_files_score_as_their_folder_does(here, made, name, wrap):
     assert done("score", name, *args).out == "bert.scores.safetensors\n"
     ours, folder = (load_file(path) for path in ("bert.scores.safetensors", made.scores))
     assert all(torch.equal(ours[k], folder[k]) for k in folder)
+
+
+def test_streamed_scores_are_those_of_a_model_in_memory(work, made):
+    assert scores("--stream") == made.scores.read_bytes()
+    assert not list(work.glob("*.partial*"))
+    result = call("score", "bert", "--calib", "texts.jsonl", *QUICK, "--stream", "--criterion", "wanda", "-o", "w")
+    assert result.code == 2 and "the criterion wanda" in result.err and "--no-stream" in result.err
+
+
+def test_streaming_is_chosen_for_large_weights_and_said(work, made):
+    with patch("optin_cli.checkpoints.checkpoint.free_memory", lambda _device: 1000):
+        run = done("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "s")
+        assert "bert is streamed, since" in run.err and Path("s").read_bytes() == made.scores.read_bytes()
+        whole = done("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "s", "--force", "--no-stream")
+        other = done("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "w", "--criterion", "wanda")
+    assert "streamed" not in whole.err + other.err

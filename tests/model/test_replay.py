@@ -1,6 +1,7 @@
 """Forward passes that start behind known blocks give what whole passes give."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def test_refit_behind_known_blocks_gives_the_same(family, monkeypatch):
         models.append(model.state_dict())
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name])
+
+
+def test_of_a_chain_of_blocks_the_last_output_is_kept():
+    model = build("bert")
+    structure = structure_of(model)
+    batches = [batch_of(3, seed=seed) for seed in range(2)]
+    with Prefixes(model, structure, batches, chain=True) as known, torch.no_grad():
+        for group in structure.groups:
+            known.advance(group)
+            kept = [path.name for path in sorted(Path(known._scratch.name).iterdir())]
+            depth = int(group.block.rpartition(".")[2])
+            assert kept == ([f"{number}.{depth - 1}" for number in range(2)] if depth else [])
+            for number, batch in enumerate(batches):
+                with known.skipping(number):
+                    mine = call_model(model, batch.inputs)["logits"]
+                assert torch.equal(mine, call_model(model, batch.inputs)["logits"])
 
 
 @pytest.mark.parametrize("family", ["vit", "timm-dinov2"])

@@ -22,6 +22,11 @@ def test_error_is_the_mean_squared_residual():
     assert normal.error(weight) == pytest.approx(float((x @ weight - y).square().sum() / len(x)))
 
 
+def test_wide_gram_matrices_are_summed_in_strips():
+    x, _, normal = equations(rows=90, width=2 * least_squares.STRIP + 5)
+    assert torch.allclose(normal.gram, x.T @ x, atol=1e-10)
+
+
 def test_a_vanishing_ridge_gives_least_squares():
     x, y, normal = equations()
     solution = least_squares.solve_ridge(normal, torch.zeros(6, 3, dtype=torch.float64), 1e-12, bias=False)

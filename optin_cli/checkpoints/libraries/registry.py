@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -160,6 +160,7 @@ class Built:
     root: path of the base model in it. left_out: names of stored weights that have no place in it, such as those of a
     head that it was opened without. notes: what a user should know of how its weights were found. dtype: the floating
     type that most stored values have. types: where they have several, those of all tensors of the state dict, by name.
+    stored: for a model on the meta device, its weights by name.
     """
 
     model: nn.Module
@@ -168,6 +169,15 @@ class Built:
     notes: tuple[str, ...]
     dtype: torch.dtype
     types: Mapping[str, torch.dtype]
+    stored: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A model whose weights stay in their files, memory-mapped: paths of its blocks, and the floating type there."""
+
+    blocks: tuple[str, ...]
+    dtype: torch.dtype
 
 
 class Library(Protocol):
@@ -193,6 +203,9 @@ class Library(Protocol):
     def build(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
         """The model with its weights, the ones among `stored` that fit it (CheckpointError if none do, or not all)."""
 
+    def build_streamed(self, blueprint: Blueprint, stored: Stored, name: str) -> Built:
+        """The same on the meta device, with `Built.stored` (CheckpointError if its weights cannot be streamed)."""
+
     def preprocess(self, blueprint: Blueprint) -> Preprocess:
         """What turns an image into what the model was trained to see, (channels, height, width) float32."""
 
@@ -217,8 +230,11 @@ class Library(Protocol):
     def modeling(self, blueprint: Blueprint) -> str:
         """Code that follows the text of `modeling_optin.py` in the module beside the weights of a cut checkpoint."""
 
-    def reloading(self, blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-        """How to load a cut folder without optin: words, and code for `model`. plain: by the library's own class."""
+    def reloading(self, blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
+        """How to load a cut folder without optin: words, and code for `model`.
+
+        plain: by the library's own class. mapped: for a model that memory cannot hold in float32.
+        """
 
     def loading(self, blueprint: Blueprint, *, plain: bool = False) -> str:
         """How a reader of the model card loads a cut folder: lines of Python."""

@@ -23,6 +23,7 @@ from optin_cli.checkpoints.libraries.registry import (
     Built,
     ImageSpec,
     MapDecoder,
+    Mapped,
     Preprocess,
     Reading,
 )
@@ -199,6 +200,13 @@ def _require_known(name: str) -> None:
         raise CheckpointError(f"timm has no model {model!r}.", hint=did_you_mean(model, timm.list_models()))
 
 
+def build_streamed(blueprint: Blueprint, _stored: Stored, name: str) -> Built:
+    """Refuse: timm's models fit into memory."""
+    raise CheckpointError(
+        f"{name} is a model of timm ({blueprint.model_class}), which is not streamed.", hint="Leave out --stream."
+    )
+
+
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with exactly the weights that it needs, converted by timm where their names are others."""
     model: nn.Module = blueprint.prototype
@@ -342,8 +350,9 @@ def save_plain(blueprint: Blueprint, _model: Any, state: State, settings: Settin
     _write(folder, state, _plain_config(blueprint, settings))
 
 
-def reloading(_blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
-    """By timm itself, or by the function beside the weights."""
+def reloading(_blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
+    """By timm itself, or by the function beside the weights, with all weights in memory."""
+    del mapped
     if plain:
         return "plain timm.create_model in a fresh process without optin", RELOAD_PLAIN
     return "timm.create_model and modeling_optin.py in a fresh process without optin", RELOAD

@@ -38,6 +38,7 @@ from optin_cli.checkpoints.libraries.transformers_code import (
     reloading,
     stock_classes,
 )
+from optin_cli.checkpoints.streaming import WeightsOnMeta, strip_weights
 from optin_cli.checkpoints.weights import (
     QUANTIZE_LATER,
     SHOWN,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "at_size",
     "build",
+    "build_streamed",
     "describe",
     "loading",
     "map_decoder",
@@ -88,6 +90,8 @@ SQUARE, WIDE = (256, 256), (320, 256)
 REDUCES = ("do_reduce_labels", "reduce_labels")
 """How processors say that id 0 of a label map does not count, the second in files of old that are still around."""
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+CACHELESS = {"use_cache": False}
+"""Keys of a config with which blocks that run several times, one batch at a time, remember nothing between."""
 ATTENTIONS = ("sdpa", "eager")
 """Attention implementations that need nothing but torch, on any device and in float32."""
 
@@ -307,6 +311,56 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         dtype=storage_dtype(fitted.state),
         types=types,
     )
+
+
+def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
+    """The model on the meta device, and its weights by its own names, for weights that are stored under these."""
+    config = copy.deepcopy(blueprint.config)
+    for key, value in RETURNS.items():
+        setattr(config, key, value)
+    kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
+    try:
+        with WeightsOnMeta():
+            model = kind(config)
+        strip_weights(model)
+        expected = model.state_dict(keep_vars=True)
+        fitted = fit_state(stored, expected, name)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        lines = "\n".join(str(error).strip().splitlines()[:6])
+        raise CheckpointError(f"{name} does not load as {blueprint.model_class}: {lines}") from error
+    found = _under_own_names(fitted.state, expected)
+    absent = expected.keys() - found.keys()
+    optional = {key.partition(".")[0] for key in absent} & set(blueprint.head.may_miss)
+    unfit = {key for key, tensor in found.items() if tensor.shape != expected[key].shape}
+    unfit |= {key for key in absent if key.partition(".")[0] not in optional}
+    unfit |= {key for key, tensor in model.named_buffers() if tensor.is_meta and key not in expected}
+    if unfit:
+        raise CheckpointError(
+            f"{name} cannot be streamed: of {blueprint.model_class}, {shown([*unfit], 'tensor')} are not in its files "
+            "under that name and in that shape.",
+            hint="Leave out --stream, or save the model with save_pretrained of this version of transformers.",
+        )
+    for part in optional:
+        setattr(model, part, None)
+    for key, value in CACHELESS.items():  # only now, since how the model generates is what its config said
+        setattr(model.config, key, value)
+    left_out = (*fitted.left_out, *sorted(fitted.state.keys() - expected.keys()))
+    types = {key: tensor.dtype for key, tensor in found.items() if tensor.is_floating_point()}
+    return Built(
+        model=model.eval().requires_grad_(False),
+        root=next(path for path, module in model.named_modules() if module is model.base_model),
+        left_out=left_out,
+        notes=fitting_notes(fitted, left_out, name, blueprint.model_class),
+        dtype=storage_dtype(fitted.state),
+        types=types if len(set(types.values())) > 1 else {},
+        stored=found,
+    )
+
+
+def _under_own_names(state: State, expected: Mapping[str, torch.Tensor]) -> State:
+    """Stored tensors by all names that a model has for them; of tied weights a file has one, or the first counts."""
+    present = {id(expected[key]): key for key in reversed([*expected]) if key in state}
+    return {key: state[present[id(tensor)]] for key, tensor in expected.items() if id(tensor) in present}
 
 
 def _load(kind: Any, config: Any, state: State) -> tuple[Any, dict[str, Any]]:

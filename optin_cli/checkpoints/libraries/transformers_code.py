@@ -7,7 +7,7 @@ import re
 import torch
 
 from optin_cli.architectures.registry import known_architectures
-from optin_cli.checkpoints.libraries.registry import PLAN_KEY, Blueprint
+from optin_cli.checkpoints.libraries.registry import PLAN_KEY, Blueprint, Mapped
 from optin_cli.checkpoints.sentences import is_installed
 
 LIBRARY = "transformers"
@@ -54,6 +54,29 @@ RELOAD = """
 import transformers
 model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype=torch.float32, **{returns})
 """
+RELOAD_MAPPED = """
+import transformers
+model = transformers.{auto_class}.from_pretrained(folder{trust}, dtype={dtype}, **{returns})
+blocks = [model.get_submodule(path) for path in {blocks}]
+inside = {{module for block in blocks for module in block.modules()}}
+stored = {{}}
+
+def widen(block, _):
+    stored[block] = [parameter.data for parameter in block.parameters()]
+    block.float()
+
+def narrow(block, *_):
+    for parameter, data in zip(block.parameters(), stored.pop(block)):
+        parameter.data = data
+
+for module in model.modules():
+    for tensor in [] if module in inside else [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        tensor.data = tensor.float() if tensor.is_floating_point() else tensor
+for block in blocks:
+    block.register_forward_pre_hook(widen)
+    block.register_forward_hook(narrow)
+"""
+"""RELOAD for a model that memory cannot hold in float32: one block at a time is converted to it."""
 CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
@@ -112,10 +135,10 @@ def modeling(blueprint: Blueprint) -> str:
     return f"\n\nimport transformers  # noqa: E402\n{require}{classes}"
 
 
-def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
+def reloading(blueprint: Blueprint, *, plain: bool = False, mapped: Mapped | None = None) -> tuple[str, str]:
     """By the auto class, or sentence-transformers where they are installed and the folder is theirs.
 
-    With the code beside the weights unless the library's own class takes them.
+    With the code beside the weights unless the library's own class takes them. Sentence-transformers map no weights.
     """
     trust = "" if plain else TRUST
     if blueprint.sentences is not None and is_installed():
@@ -124,7 +147,10 @@ def reloading(blueprint: Blueprint, *, plain: bool = False) -> tuple[str, str]:
         return f"{words} in a fresh process without optin", RELOADS[loader].format(trust=trust)
     call = f"{blueprint.auto_class}.from_pretrained"
     words = f"plain {call}" if plain else f"{call}({trust.lstrip(', ')})"
-    code = RELOAD.format(auto_class=blueprint.auto_class, trust=trust, returns=RETURNS)
+    named = {"auto_class": blueprint.auto_class, "trust": trust, "returns": RETURNS}
+    if mapped is not None:
+        return f"{words} in a fresh process without optin", RELOAD_MAPPED.format(**named, **vars(mapped))
+    code = RELOAD.format(**named)
     return f"{words} in a fresh process without optin", code
 
 

@@ -4,18 +4,29 @@ Of each image only its map, compressed, and the diagonal and margins of its conf
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from optin_cli.artifacts.base import Options
 from optin_cli.checkpoints.image_input import SceneInput
+from optin_cli.data.batch import Batch
 from optin_cli.data.images.label_maps import IGNORED
 from optin_cli.data.load import require_scenes
 from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import ClassMap
-from optin_cli.evaluation.predict import Prediction, Trial, encoded
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches
 from optin_cli.model.forward import call_model
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What a model makes of a batch, by number of the image: maps, and counts of pixels where there are label maps."""
+
+    keys: tuple[str, ...]
+    maps: dict[int, ClassMap]
+    counts: dict[int, torch.Tensor]
 
 
 @torch.inference_mode()
@@ -25,12 +36,10 @@ def predict_maps(trial: Trial) -> Prediction:
     takes = checkpoint.input
     assert isinstance(takes, SceneInput)
     decode, classes = takes.map_decoder().decode, checkpoint.blueprint.num_labels
-    keys: list[str] = []
-    maps: dict[int, ClassMap] = {}
-    counts: dict[int, torch.Tensor] = {}
-    batches = encoded(trial, labelled=False)
-    for number, batch in enumerate(batches):
-        trial.progress.update(number, len(batches), checkpoint.name)
+
+    def segment(batch: Batch) -> Segmented:
+        maps: dict[int, ClassMap] = {}
+        counts: dict[int, torch.Tensor] = {}
         raw = call_model(checkpoint.model, batch.inputs)
         outputs = {rule.name: raw[rule.name].float() for rule in checkpoint.structure.outputs}
         _require_finite(outputs)
@@ -41,7 +50,12 @@ def predict_maps(trial: Trial) -> Prediction:
             maps[row] = ClassMap.of(found.cpu().numpy())
             if labels is not None:
                 counts[row] = metrics.count_pixels(found.cpu(), torch.from_numpy(labels), classes, IGNORED)
-        keys += batch.keys
+        return Segmented(batch.keys, maps, counts)
+
+    found = over_batches(checkpoint, encoded(trial, labelled=False), segment, trial.progress)
+    keys = [key for each in found for key in each.keys]
+    maps = {row: one for each in found for row, one in each.maps.items()}
+    counts = {row: count for each in found for row, count in each.counts.items()}
     in_order = [maps[row] for row in range(len(maps))]
     if task is None or not counts:
         return Prediction([], keys, constants=samples.constants, maps=in_order)

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from optin_cli.data.text.running import NOT_COUNTED, RunningText, Window, surrou
 from optin_cli.errors import DataError
 from optin_cli.evaluation.metrics import mean_at
 from optin_cli.evaluation.perplexity import perplexity, perplexity_at
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, require_finite
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, require_finite
 from optin_cli.model.forward import call_model
 from optin_cli.model.readout import MOST, read_out, reads_tokens
 from optin_cli.options.common import DEFAULT_WINDOW
@@ -36,6 +36,12 @@ class Guesses:
     losses: torch.Tensor
     counts: torch.Tensor
     right: torch.Tensor
+
+    @classmethod
+    def zeros(cls, windows: int) -> Self:
+        """Of no tokens yet."""
+        counts, right = (torch.zeros(windows, dtype=torch.int64) for _ in range(2))
+        return cls(torch.zeros(windows, dtype=torch.float64), counts, right)
 
 
 def predict_next(trial: Trial) -> Prediction:
@@ -117,26 +123,30 @@ def last_word(passage: str, tokenizer: Any, length: int, place: str) -> Window:
     return Window(torch.tensor(ids), torch.tensor(labels))
 
 
-@torch.inference_mode()
 def guess(trial: Trial, batches: Sequence[Batch]) -> Guesses:
     """Measure a model's distributions at the tokens before those that count."""
-    windows = sum(batch.size for batch in batches)
-    losses = torch.zeros(windows, dtype=torch.float64)
-    counts, right = (torch.zeros(windows, dtype=torch.int64) for _ in range(2))
-    for number, batch in enumerate(batches):
-        trial.progress.update(number, len(batches), trial.checkpoint.name)
+
+    def run(batch: Batch) -> Guesses:
+        found = Guesses.zeros(batch.size)
         places, truth = _wanted(batch)
-        owners = torch.tensor(batch.rows).repeat_interleave(places.sum(dim=1).cpu())
+        owners = torch.arange(batch.size).repeat_interleave(places.sum(dim=1).cpu())
         done = 0
         for logits in _logits(trial.checkpoint, batch, places):
             part = slice(done, done + len(logits))
             done += len(logits)
             each = F.cross_entropy(logits, truth[part], reduction="none").double().cpu()
-            losses.index_add_(0, owners[part], each)
+            found.losses.index_add_(0, owners[part], each)
             hits = (logits.argmax(dim=-1) == truth[part]).cpu()
-            right.index_add_(0, owners[part], hits.long())
-        counts.index_add_(0, owners, torch.ones_like(owners))
-    return Guesses(losses, counts, right)
+            found.right.index_add_(0, owners[part], hits.long())
+        found.counts.index_add_(0, owners, torch.ones_like(owners))
+        return found
+
+    parts = over_batches(trial.checkpoint, batches, run, trial.progress)
+    whole = Guesses.zeros(sum(batch.size for batch in batches))
+    for batch, part in zip(batches, parts, strict=True):
+        for name, found in vars(part).items():
+            getattr(whole, name)[list(batch.rows)] = found
+    return whole
 
 
 def _wanted(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from optin_cli.data.text.samples import Samples
 from optin_cli.data.text.searches import Searches
 from optin_cli.errors import CheckpointError
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches
 from optin_cli.evaluation.predictors.similarity import embed
 from optin_cli.model.forward import call_model
 from optin_cli.progress import SILENT, Progress
@@ -83,9 +83,12 @@ def score_pairs(trial: Trial, searches: Searches) -> Scores:
 def first_outputs(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress = SILENT) -> torch.Tensor:
     """The one number that a model puts out for every sample, (N,) on the CPU, in the samples' order."""
     rule, found = checkpoint.structure.outputs[0], torch.zeros(sum(batch.size for batch in batches))
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), checkpoint.name)
-        found[list(batch.rows)] = call_model(checkpoint.model, batch.inputs)[rule.name].float().squeeze(-1).cpu()
+
+    def run(batch: Batch) -> torch.Tensor:
+        return call_model(checkpoint.model, batch.inputs)[rule.name].float().squeeze(-1).cpu()
+
+    for batch, part in zip(batches, over_batches(checkpoint, batches, run, progress), strict=True):
+        found[list(batch.rows)] = part
     return found
 
 

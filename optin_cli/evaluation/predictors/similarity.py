@@ -15,7 +15,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
-from optin_cli.evaluation.predict import Prediction, Trial, encoded, read_options, require_pairs
+from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, read_options, require_pairs
 from optin_cli.model.forward import call_model, embed_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -47,8 +47,11 @@ def embed(checkpoint: Checkpoint, batches: Sequence[Batch], progress: Progress =
     """Embedding of every sample, (N, width) on the CPU, in the samples' order."""
     rule = checkpoint.structure.outputs[0]
     embeddings: dict[int, torch.Tensor] = {}
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), checkpoint.name)
+
+    def run(batch: Batch) -> torch.Tensor:
         hidden = call_model(checkpoint.model, batch.inputs)[rule.name].float()
-        embeddings.update(zip(batch.rows, embed_hidden(hidden, checkpoint.structure, batch).cpu(), strict=True))
+        return embed_hidden(hidden, checkpoint.structure, batch).cpu()
+
+    for batch, found in zip(batches, over_batches(checkpoint, batches, run, progress), strict=True):
+        embeddings.update(zip(batch.rows, found, strict=True))
     return torch.stack([embeddings[row] for row in range(len(embeddings))])

@@ -19,7 +19,7 @@ from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.errors import DataError
 from optin_cli.evaluation.metrics import MetricAt
 from optin_cli.evaluation.perplexity import perplexity, perplexity_at
-from optin_cli.evaluation.predict import Prediction, Trial, require_finite
+from optin_cli.evaluation.predict import Prediction, Trial, over_batches, require_finite
 from optin_cli.model.forward import call_model
 
 
@@ -71,15 +71,20 @@ def _measured(trial: Trial, blanks: Blanks) -> tuple[dict[str, float], float | N
     losses = torch.zeros(len(trial.samples), dtype=torch.float64)
     counts = torch.zeros(len(trial.samples), dtype=torch.long)
     right = 0
-    for number, batch in enumerate(blanks.batches):
-        trial.progress.update(number, len(blanks.batches), trial.checkpoint.name)
+
+    def guess(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        found = []
         for turn in blanks.masking.turns(batch):
             logits = _guesses(trial.checkpoint, turn)
             each = F.cross_entropy(logits, turn.answers, reduction="none").double().cpu()
-            texts = blanks.owners[turn.owners]
+            found.append((blanks.owners[turn.owners], each, (logits.argmax(dim=-1) == turn.answers).sum().cpu()))
+        return found
+
+    for turns in over_batches(trial.checkpoint, blanks.batches, guess, trial.progress):
+        for texts, each, hits in turns:
             losses.index_add_(0, texts, each)
             counts += torch.bincount(texts, minlength=len(counts))
-            right += int((logits.argmax(dim=-1) == turn.answers).sum())
+            right += int(hits)
     tokens = int(counts.sum())
     if not tokens:
         raise DataError(
