@@ -250,8 +250,9 @@ def _with_results(text: str, evaluation: Evaluation) -> str:
         return text
     front.pop("model-index", None)
     results = _results(evaluation, front.get("pipeline_tag"))
-    named = {"model_name": evaluation.inputs["checkpoint"].name, "eval_results": results} if results else {}
-    return f"---\n{ModelCardData(**front, **named).to_yaml()}\n---\n{text[found.end() :]}"
+    if results:
+        front |= {"model_name": evaluation.inputs["checkpoint"].name, "eval_results": results}
+    return f"---\n{ModelCardData(**front).to_yaml()}\n---\n{text[found.end() :]}"
 
 
 def _parse_front(text: str) -> Any:
