@@ -114,5 +114,5 @@ def summary(manifest: Manifest) -> list[str]:
         gain = f": error on unseen samples {old / new:.1f} times lower" if new else ""
         lines.append(f"adjusted {len(taken)} of {len(manifest.refit)} layers{gain}")
     else:
-        lines.append("not adjusted: the weights that are left are those of the original")
+        lines.append("not refitted: the weights that are left are those of the original")
     return lines
