@@ -57,7 +57,7 @@ def test_the_commands_of_a_sweep_make_its_artifacts_again(here, made):
     page = Path("shrunk.report.html").read_text(encoding="utf-8")
     assert facts["title"] == "model, pruned"
     assert '<th scope="col" class="num">pruned</th><th scope="col" class="num">original</th>' in page
-    assert "MACs by layer</h2>\n<p>Of what can be pruned" in page and "Importance is not shown" not in page
+    assert "MACs by layer</h2>\n<p>Compute left in each layer" in page and "Importance is not shown" not in page
     words = [shlex.split(line) for line in facts["commands"]]
     assert [line[1:3] for line in words] == [["sweep", "model"], ["eval", "shrunk/model"]]
     with pytest.MonkeyPatch.context() as patch:
