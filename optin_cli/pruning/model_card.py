@@ -219,7 +219,7 @@ def require_card(folder: Path) -> None:
     """Refuse a folder whose card cannot take an evaluation, before any time is spent."""
     if not (folder / MANIFEST).is_file():
         raise UsageError(
-            f"{folder} has no {MANIFEST}, so it is not a folder that optin prune wrote, and has no card of optin's.",
+            f"{folder} was not written by optin prune (it has no {MANIFEST}), so it has no card to update.",
             hint="Leave out --card, or evaluate the cut folder.",
         )
     text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""

@@ -335,7 +335,7 @@ def test_invalid_score_files_are_refused(desk, command, name, change, words):
     [
         ("none.safetensors", b"", ["none.safetensors does not exist"]),
         ("bert.mask.json", b"", ["bert.mask.json", "not a complete safetensors file"]),
-        ("bert", b"", ["bert is a folder"]),
+        ("bert", b"", ["bert is a folder", "expected a scores file", "optin score"]),
         ("-", b"", ["Standard input is empty"]),
         ("-", b"hello", ["standard input", "not a complete safetensors file"]),
     ],
@@ -424,7 +424,7 @@ USAGE = {
     "several to one stdout": ([*SEARCH, "--keep-flops", "0.6,0.7", "-o", "-"], ["stdout", "FOLDER"]),
     "several to one file": ([*SEARCH, "--keep-flops", "0.6,0.7", "-o", "train.jsonl"], ["train.jsonl", "folder"]),
     "unknown algorithm": ([*SEARCH, "--keep-flops", "0.6", "--algorithm", "greedy"], ["greedy", "exact"]),
-    "optin by parameters": ([*SEARCH, "--keep-params", "0.6", "--algorithm", "optin"], ["optin", "FLOP"]),
+    "optin by parameters": ([*SEARCH, "--keep-params", "0.6", "--algorithm", "optin"], ["--algorithm paper", "FLOP"]),
     "unknown protégé": ([*SEARCH, "--keep-flops", "0.6", "--protect", "encoder.7.*"], ["encoder.7.*"]),
     "no rounding": ([*SEARCH, "--keep-flops", "0.6", "--round-to", "0"], ["--round-to"]),
     "folder to stdout": (["prune", "bert", "--mask", "m.json", "-o", "-"], ["stdout", "-o FOLDER"]),
