@@ -75,7 +75,9 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist; expected a {what} file.", hint=made_by(what)) from error
     except IsADirectoryError as error:
-        raise ArtifactError(f"{path} is a folder; expected a {what} file.", hint=made_by(what)) from error
+        raise ArtifactError(
+            f"{path} is a folder (a checkpoint?); expected a {what} file.", hint=made_by(what)
+        ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"{path} cannot be read as a {what} file: {reason}.") from error

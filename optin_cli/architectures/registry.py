@@ -60,10 +60,16 @@ def _moved(stack: StackRule, backbone: BackboneRule) -> StackRule:
 
 
 @functools.cache
+def known_families() -> dict[str, Architecture]:
+    """Every shipped description, by the name of its file."""
+    files = sorted(p for p in FOLDER.glob("*.json") if p != HEADS_FILE)
+    return {path.stem: parse_architecture(path) for path in files}
+
+
+@functools.cache
 def known_architectures(library: str = "transformers") -> dict[str, Architecture]:
     """Every shipped description of a library's models, by model type."""
-    files = sorted(p for p in FOLDER.glob("*.json") if p != HEADS_FILE)
-    return {kind: a for a in map(parse_architecture, files) if a.library == library for kind in a.model_types}
+    return {kind: a for a in known_families().values() if a.library == library for kind in a.model_types}
 
 
 def find_architecture(model_type: str, library: str = "transformers") -> Architecture:

@@ -107,10 +107,33 @@ def relative_path(given: str | Path | None, name: str) -> str | None:
     return None if written in (name, ".") else written
 
 
+class Took(Frozen):
+    """What a run took: data that it read, in words, its device and threads, wall time, and most memory held.
+
+    peak_device_bytes: of a GPU; None on a CPU.
+    """
+
+    data: tuple[str, ...] = ()
+    device: str
+    threads: int = Field(ge=1)
+    seconds: NotNegative
+    peak_bytes: Count | None = None
+    peak_device_bytes: Count | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """It in words, a line for the data and a line for the rest."""
+        memory = "" if self.peak_bytes is None else f"; peak memory {self.peak_bytes / 1e9:.2f} GB"
+        memory += "" if self.peak_device_bytes is None else f", {self.peak_device_bytes / 1e9:.2f} GB on the GPU"
+        data = [f"data: {'; '.join(self.data)}"] if self.data else []
+        return [*data, f"took: {self.seconds:.1f} s on {timed_on(self.device, self.threads)}{memory}"]
+
+
 class Artifact(Frozen):
     """Common fields of every artifact. No timestamps or machine paths: equal runs give equal bytes.
 
-    needs: roles of the inputs that none of its kind lacks.
+    needs: roles of the inputs that none of its kind lacks. took: what the run took, in what commands print, never in
+    the files that they write.
     """
 
     kind: ClassVar[str]
@@ -118,6 +141,7 @@ class Artifact(Frozen):
     optin_version: str
     options: Options
     inputs: dict[str, Source]
+    took: Took | None = None
 
     @model_validator(mode="after")
     def _has_inputs(self) -> Artifact:
@@ -127,7 +151,12 @@ class Artifact(Frozen):
 
     def dump(self) -> str:
         """Format as JSON text ending in a newline."""
-        return to_json(self.model_dump(mode="json", by_alias=True)) + "\n"
+        less = {"took"} if self.took is None else set()
+        return to_json(self.model_dump(mode="json", by_alias=True, exclude=less)) + "\n"
+
+    def dump_with(self, took: Took) -> str:
+        """The same with what the run took."""
+        return self.model_copy(update={"took": took}).dump()
 
 
 class Totals(Frozen):

@@ -107,7 +107,9 @@ def read_scores(path: str | Path) -> Scores:
     if content[:1] == b"{":
         made = re.search(rb'"schema": "optin\.([a-z]+)/', content)
         what = f"a {made[1].decode()} file" if made else "JSON"
-        raise ArtifactError(f"{name} is {what}; expected a scores file.", hint=made_by("scores"))
+        raise ArtifactError(
+            f"{name} is {what}, not a complete safetensors file; expected a scores file.", hint=made_by("scores")
+        )
     with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
         copy.write(content)
         copy.flush()

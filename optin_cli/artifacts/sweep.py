@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from optin_cli.artifacts.base import Artifact, Count, Frozen, NotNegative, Totals, Workload
 from optin_cli.artifacts.evaluation import Latency, drop_words
 
-RESULT = "sweep.json"
-"""The file in the folder of a sweep."""
+RESULT, PARTIAL = "sweep.json", "sweep.partial.json"
+"""The file in the folder of a sweep, and that of one that was interrupted."""
 
 
 class SweepBaseline(Frozen):

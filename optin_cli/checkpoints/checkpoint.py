@@ -4,7 +4,7 @@ Reads folders of transformers and timm, folders that `optin prune` wrote (withou
 single state-dict files with a config folder or the name of their architecture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from optin_cli.files import sha256_of
 from optin_cli.model.resolve import find_structure
 from optin_cli.model.structure import Structure
 from optin_cli.processes.processes import ALONE, Processes
+
+MAPPED = ".safetensors"
+"""Ending of the files whose tensors can be read one at a time."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def load(
         require_recorded(folder)
     blueprint = blueprint if image_size is None else blueprint.at_size(image_size, name)
     description = find_architecture(blueprint.kind, blueprint.library) if own is None else own[0]
+    stream = _streamed_from(files, name, stream=stream)
     stored = read_stored(files)
     _require_layers(blueprint, len(stored.tensors), name)
     with explaining(f"{name} does not load as {blueprint.model_class}"):
@@ -208,6 +212,18 @@ def load(
         description=None if own is None else own[1],
         streaming=Streaming.of(model, built.stored, structure, (target, compute)) if built.stored else None,
         path=relative_path(path, name) if place.exists() else None,
+    )
+
+
+def _streamed_from(files: Sequence[Path], name: str, *, stream: bool | None) -> bool | None:
+    """What was asked for; False where the choice is ours and files are read as a whole (CheckpointError if asked)."""
+    if all(path.suffix == MAPPED for path in files):
+        return stream
+    if not stream:
+        return False
+    raise CheckpointError(
+        f"{name} cannot be streamed: its weights are in torch's files; expected {MAPPED}.",
+        hint="Save the model with save_pretrained, or leave out --stream.",
     )
 
 

@@ -17,7 +17,7 @@ from optin_cli.data.images.label_maps import LabelIds, explain_ids
 from optin_cli.data.images.samples import ImageSamples, load_image_samples
 from optin_cli.data.images.scene_samples import load_scene_samples
 from optin_cli.data.labels import image_class_ids
-from optin_cli.data.load import AnySamples, require_images
+from optin_cli.data.load import AnySamples, described, require_images
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import CheckpointError, UsageError, first_line
 from optin_cli.progress import SILENT, Progress
@@ -128,6 +128,7 @@ class ImageInput:
         samples = self._load(spec, progress)
         if samples.skipped_note is not None:
             progress.note(samples.skipped_note)
+        progress.read(described(samples))
         return samples
 
     def _load(self, spec: DataSpec, progress: Progress) -> ImageSamples:

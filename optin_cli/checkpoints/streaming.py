@@ -7,7 +7,9 @@ everything outside the blocks.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,8 @@ class Streaming:
         finally:
             for part in closed:
                 self._empty(part)
+            if closed:
+                return_memory()
 
     def owns(self, part: str, name: str) -> bool:
         """Whether a tensor of the model belongs to a part."""
@@ -163,3 +167,13 @@ def free_memory(device: torch.device) -> int:
 def exceed_memory(tensors: Iterable[torch.Tensor], dtype: torch.dtype, free: int) -> bool:
     """Whether tensors, with numbers of that type, take more than half of so many bytes."""
     return sum(tensor.numel() for tensor in tensors) * dtype.itemsize > SHARE * free
+
+
+def return_memory() -> None:
+    """Return freed memory to the system where the C library can.
+
+    What it keeps for itself between tensors of different sizes would grow from block to block.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

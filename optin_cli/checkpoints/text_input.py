@@ -18,7 +18,7 @@ from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import Blueprint, Preprocess
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_ids, label_sets, value_rows
-from optin_cli.data.load import AnySamples, require_texts
+from optin_cli.data.load import AnySamples, described, require_texts
 from optin_cli.data.spec import DataSpec
 from optin_cli.data.text.masked import Masking
 from optin_cli.data.text.pairs import pair_batches
@@ -206,7 +206,11 @@ class TextInput:
         one sample per text, unless it is of a named task that makes one sequence of both. A model that continues a text
         reads windows of running text (`optin_cli.data.text.running`), which are its samples.
         """
-        del progress
+        samples = self._load(spec)
+        progress.read(described(samples))
+        return samples
+
+    def _load(self, spec: DataSpec) -> Samples:
         task, path = spec.resolve(self.kind)
         if self.blueprint.purpose == CONTINUING and (task is None or task.kind != "last-word"):
             return load_running(spec, task, path, self.tokenizer(), self.length(spec.length) or DEFAULT_WINDOW)

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from optin_cli import files
-from optin_cli.cli import interrupts, launched
+from optin_cli.cli import completion, launched
+from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
+from optin_cli.cli.pace import Notes, progress
+from optin_cli.cli.stages import Stage, finish, gate
 from optin_cli.errors import Exit, ProcessError
 from optin_cli.options.common import SEQ_LEN, THREADS
-from optin_cli.options.declare import nested, offer, option, shared
+from optin_cli.options.declare import DATA, MODEL, OUTPUT, Option, nested, offer, option, shared
 from optin_cli.options.images import IMAGE_SIZE, ImageOptions, size_of
-from optin_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-
+    from optin_cli.artifacts.base import Artifact, Took
     from optin_cli.checkpoints.checkpoint import Checkpoint
     from optin_cli.data.spec import DataSpec
     from optin_cli.processes.processes import Processes
 
 
+__all__ = ["Notes", "Stage", "console", "finish", "gate", "progress", "say", "tell"]
+"""What commands take from here and other modules define."""
 STDIO = files.STDIO
-PIPE_WIDTH = 160
-SAY_EVERY = 30.0
-"""Seconds between two lines that say how far work is."""
+
+
+def flag(name: str, help: str, panel: str = OUTPUT) -> Any:
+    """An option without a value."""
+    return typer.Option(name, metavar="", help=help, rich_help_panel=panel)
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -43,44 +47,80 @@ CheckpointArgument = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Output = Annotated[
-    str | None, typer.Option("-o", "--output", metavar="PATH", help="Where to write; - for stdout.", show_default=False)
+Json = Annotated[bool, flag("--json", "Print the result as JSON on stdout.")]
+Force = Annotated[bool, flag("--force", "Replace an existing output.")]
+Every = Annotated[bool, flag("--all", "Show every group, also of deep models.")]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(
+        SEQ_LEN.flag,
+        metavar=SEQ_LEN.metavar,
+        help=SEQ_LEN.help,
+        show_default=SEQ_LEN.unset,
+        rich_help_panel=SEQ_LEN.panel,
+    ),
 ]
-SeqLen = Annotated[int | None, typer.Option(SEQ_LEN.flag, metavar=SEQ_LEN.metavar, help=SEQ_LEN.help)]
 Stream = Annotated[
     bool | None,
     typer.Option(
         "--stream/--no-stream",
-        help="Read weights from their files one block at a time. (default: if they would take more than half of the "
-        "free memory)",
-        show_default=False,
+        metavar="",
+        help="Read weights from their files one block at a time.",
+        show_default="if they would take more than half of the free memory",
+        rich_help_panel=MODEL,
     ),
 ]
-Threads = Annotated[int | None, typer.Option(THREADS.flag, help=THREADS.help)]
 Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
         metavar="auto|float32|bfloat16",
         help="What the model computes in; auto: float32, and bfloat16 on a GPU where weights are stored so.",
+        rich_help_panel=MODEL,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        THREADS.flag, metavar="N", help=THREADS.help, show_default=THREADS.unset, rich_help_panel=THREADS.panel
+    ),
+]
+TASK = "Task whose metric is measured (sst2, cifar10, …; optin tasks lists them)"
+
+
+def output(default: str, help: str = "Where to write; - for stdout.") -> Any:
+    """The option of where a command writes. default: the name of what it writes without it."""
+    return typer.Option("-o", "--output", metavar="PATH", help=help, show_default=default, rich_help_panel=OUTPUT)
+
+
+def task(help: str, unset: str) -> Any:
+    """The option of a task. unset: what is measured without it."""
+    return typer.Option(
+        "--task",
+        metavar="TASK",
+        help=help,
+        show_default=unset,
+        autocompletion=completion.tasks,
+        rich_help_panel=DATA,
+    )
 
 
 @dataclass(frozen=True)
 class Opening:
     """How a checkpoint is opened."""
 
+    panel: ClassVar[str] = MODEL
     arch: str | None = option(
         None, "--arch", "Config folder of a state-dict file (also hf:NAME, timm:NAME).", metavar="FOLDER"
     )
     arch_args: str | None = option(
-        None, "--arch-args", "What timm's model was made with, such as img_size=112.", metavar="K=V,…"
+        None, "--arch-args", "Arguments of timm.create_model, such as img_size=112.", metavar="K=V,…"
     )
     architecture: Path | None = option(
-        None, "--architecture", "Own description of where the model's units lie.", metavar="JSON"
+        None,
+        "--architecture",
+        "File that describes a family of models of your own (see optin families).",
+        metavar="JSON",
     )
     as_class: str | None = option(
         None,
@@ -89,7 +129,9 @@ class Opening:
         metavar="AUTOCLASS",
     )
     image_size: str | None = shared(None, IMAGE_SIZE)
-    device: str | None = option(None, "--device", "cpu, cuda, … (default: an accelerator if there is one)")
+    device: str | None = option(
+        None, "--device", "Where to compute: cpu, cuda, …", unset="an accelerator if there is one"
+    )
 
     def load(
         self,
@@ -139,20 +181,42 @@ class Opening:
         return parse_arguments(self.arch_args)
 
 
+DATA_HELP = "What to evaluate on, in place of the task's own dataset: a file or a folder."
+
+
 @dataclass(frozen=True)
 class Data:
     """What data a command reads."""
 
+    panel: ClassVar[str] = DATA
     source: str | None = option(
-        None, "--calib", "Task name (sst2, cifar10, …), or a file or folder of texts or images.", metavar="TASK|PATH"
+        None,
+        "--calib",
+        "Calibration data, unlabelled: a file or folder of texts or images, or a task (sst2, cifar10, …).",
+        metavar="TASK|PATH",
+        unset="none, which only magnitude and random do without",
     )
     path: Path | None = option(
-        None, "--data", "Local copy of the task's data: a file, or a folder (of images).", metavar="PATH"
+        None,
+        "--calib-data",
+        "Local copy of the calibration task's data: a file or a folder.",
+        metavar="PATH",
+        earlier=("--data",),
     )
     columns: tuple[str, ...] | None = option(
-        None, "--text-columns", "Text column(s) of the data. (default: the task's, else guessed)", metavar="A[,B]"
+        None,
+        "--text-columns",
+        "Columns of the data that hold the text.",
+        metavar="A[,B]",
+        unset="the task's, or guessed",
     )
-    label_column: str | None = option(None, "--label-column", "Label column.", metavar="NAME")
+    label_column: str | None = option(
+        None,
+        "--label-column",
+        "Column of the data that holds the labels.",
+        metavar="NAME",
+        unset="the task's, or label",
+    )
     images: ImageOptions = nested(ImageOptions(), offer())
 
     @property
@@ -167,8 +231,22 @@ class Data:
         return DataSpec(self.source, self.path, self.columns, self.label_column, images=self.images)
 
 
-TASK_DATA = offer("path", "columns", "label_column", "images")
+TASK_DATA = offer(
+    "columns", "label_column", "images", path=Option("--data", DATA_HELP, "PATH", earlier=("--eval-data",))
+)
 """Data of --task, so that there is no --calib to name it."""
+CALIBRATION = offer(
+    "columns",
+    "label_column",
+    "images",
+    source=Option("--calib", "Texts or images, unlabelled, to score and adjust on.", "TASK|PATH", required=True),
+    path=Option("--calib-data", "Local copy of the calibration task's data: a file or a folder.", "PATH"),
+)
+"""Data of --calib, where --data is that of --task."""
+EVAL_DATA = offer(
+    "columns", "label_column", "images", path=Option("--eval-data", DATA_HELP, "PATH", earlier=("--data",))
+)
+"""The same where there is calibration data too."""
 
 
 def run(command: Any, arguments: list[str] | None = None, *, processes: Processes | None = None) -> Any:
@@ -226,106 +304,20 @@ def use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def console(*, error: bool = False) -> Console:
-    """Console for data, or for talk on stderr: it prints names as they are, and cuts none short in files and pipes."""
-    from optin_cli.cli.consoles import EscapingConsole
-
-    stream = sys.stderr if error else sys.stdout
-    return EscapingConsole(stderr=error, highlight=False, markup=False, width=None if stream.isatty() else PIPE_WIDTH)
-
-
-def say(message: str) -> None:
-    """One line of talk on stderr, from the first of several processes alone."""
-    if launched.leads():
-        tell(message)
-
-
-def tell(message: str) -> None:
-    """One line of talk on stderr, from whichever process."""
-    typer.echo(escaped(message), err=True)
-
-
 def show(text: str, *, newline: bool = True) -> None:
     """Data on stdout: as it is to files and pipes, and escaped on a terminal."""
     sys.stdout.write((escaped(text) if sys.stdout.isatty() else text) + "\n" * newline)
     sys.stdout.flush()
 
 
-class Notes:
-    """Prints notes on stderr and checks for interruptions; `update` shows nothing."""
-
-    def update(self, done: float, total: float, what: str) -> None:
-        """End the run here if it was interrupted."""
-        del done, total, what
-        interrupts.check()
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        say(text)
-
-
-class Bar(Notes):
-    """Shows how far long work is."""
-
-    def __init__(self, bar: RichProgress, title: str) -> None:
-        self.bar = bar
-        self.task = bar.add_task("", title=title, total=None)
-
-    def update(self, done: float, total: float, what: str) -> None:
-        """Move the bar."""
-        interrupts.check()
-        self.bar.update(self.task, completed=done, total=total, description=escaped(what))
-
-
-class Log(Notes):
-    """Says every half minute how far long work is, where there is no terminal to draw on."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.begun = self.said = time.monotonic()
-        self.share = 0.0
-
-    def update(self, done: float, total: float, what: str) -> None:
-        """Say it, if that is due."""
-        interrupts.check()
-        now, share = time.monotonic(), done / total if total else 0.0
-        if share < self.share:  # the next part of the work
-            self.begun = now
-        self.share = share
-        if now - self.said < SAY_EVERY:
-            return
-        self.said = now
-        left = f", about {timedelta(seconds=round((now - self.begun) * (1 - share) / share))} left" if share else ""
-        say(f"{self.title}: {share:.0%}{left} ({what})")
-
-
-@contextlib.contextmanager
-def progress(title: str) -> Iterator[Progress]:
-    """Show on stderr how far work is, with the time left: a bar on a terminal, elsewhere a line now and then."""
-    from rich import progress as rich_progress
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    if not launched.leads():
-        yield Notes()
-        return
-    talk = console(error=True)
-    if not talk.is_terminal:
-        yield Log(title)
-        return
-    columns = (
-        TextColumn("{task.fields[title]}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", style="dim", markup=False),
-    )
-    with rich_progress.Progress(*columns, console=talk, transient=True) as bar:
-        yield Bar(bar, title)
-
-
 def target_of(output: str | None, default: str, *, as_json: bool) -> str:
     """Where a command writes: --output, stdout for --json alone, else its default name."""
     return STDIO if output is None and as_json else output or default
+
+
+def contents(artifact: Artifact, took: Took, target: str, *, as_json: bool) -> str:
+    """What is written of an artifact: what the run took is for stdout alone, and only if JSON was asked for."""
+    return artifact.dump_with(took) if as_json and target == STDIO else artifact.dump()
 
 
 def print_result(artifact: str, target: str | Path, *, as_json: bool) -> None:

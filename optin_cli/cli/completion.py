@@ -17,6 +17,13 @@ def tasks(incomplete: str) -> list[str]:
     return starting(incomplete, task_names())
 
 
+def recipes(incomplete: str) -> list[str]:
+    """Recipes."""
+    from optin_cli.options.sweep import RECIPES
+
+    return starting(incomplete, RECIPES)
+
+
 def starting(incomplete: str, names: Iterable[str]) -> list[str]:
     """The names that begin as typed."""
     return [name for name in names if name.startswith(incomplete)]

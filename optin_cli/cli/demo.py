@@ -17,7 +17,7 @@ NAME = "bert-sst2"
 STAGES = (
     ["profile", NAME, "-o", f"{NAME}.profile.json"],
     ["score", NAME, "--calib", "train.jsonl"],
-    ["search", f"{NAME}.scores.safetensors", "--keep-flops", "0.5"],
+    ["search", f"{NAME}.scores.safetensors", "--keep-flops", "0.4"],
     ["prune", NAME, "--mask", f"{NAME}.mask.json", "--calib", "train.jsonl"],
     ["eval", f"{NAME}-pruned", "--task", "sst2", "--data", "validation.jsonl", "--against", NAME],
 )

@@ -32,11 +32,12 @@ def diff(
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.", show_default=False)],
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with status 3 if they differ in more than timings.")
+        bool,
+        common.flag("--exit-code", "Exit with status 3 if they differ in more than timings."),
     ] = False,
     as_json: common.Json = False,
 ) -> int:
-    """What two masks, scores, checkpoints or results differ in."""
+    """Compare two masks, score files, models or results."""
     from optin_cli.artifacts.base import to_json
     from optin_cli.diffing.diff import diff as compare
     from optin_cli.errors import Exit

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from optin_cli.cli import common, completion
+from optin_cli.cli import common
 from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
+from optin_cli.options.declare import DATA
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.gate import GateOptions
 from optin_cli.tasks.harness import is_harness_task, require_harness
@@ -30,18 +31,20 @@ def evaluate(
     *,
     task: Annotated[
         str | None,
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="Task whose metric is measured (sst2, cifar10, …), or lm-eval:NAME for one of the "
-            "lm-evaluation-harness. (default: what the model is for, on your --data)",
-            autocompletion=completion.tasks,
+        common.task(
+            f"{common.TASK}, or lm-eval:NAME for one of the lm-evaluation-harness.",
+            "what the model is for, on your --data",
         ),
     ] = None,
     data: Annotated[common.Data, common.TASK_DATA],
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="CKPT", help="Checkpoint or exported file to compare with, in the same run."),
+        typer.Option(
+            "--against",
+            metavar="CKPT",
+            help="Checkpoint or exported file to compare with, in the same run.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     draft_for: Annotated[
         str | None,
@@ -49,12 +52,14 @@ def evaluate(
             "--draft-for",
             metavar="CKPT",
             help="Measure CKPT as the draft of this model in speculative decoding, on prompts from the data.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     gate: GateOptions,
-    output: common.Output = None,
+    output: Annotated[str | None, common.output("NAME.eval.json")] = None,
     card: Annotated[
-        bool, typer.Option("--card", help="Also write what was measured into the model card of a pruned folder.")
+        bool,
+        common.flag("--card", "Also write what was measured into the model card of a pruned folder."),
     ] = False,
     options: EvalOptions,
     dtype: common.Dtype = "auto",
@@ -63,7 +68,7 @@ def evaluate(
     opening: common.Opening,
     force: common.Force = False,
 ) -> int:
-    """Task metric, agreement, FLOPs, size, latency."""
+    """Measure a model: task metric, same answers as another, compute, size, time."""
     if gate.max_drop is not None and (against is None or (task is None and data.path is None)):
         raise UsageError(
             "--max-drop compares the task's metric with another checkpoint's.",
@@ -81,42 +86,56 @@ def evaluate(
 
     if card:
         require_card(Path(checkpoint))
-    common.use_threads(threads)
-    from optin_cli.cli.tables import evaluation_table
-    from optin_cli.evaluation.drafts import evaluate_draft, require_draft, with_draft
-    from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint
-    from optin_cli.evaluation.evaluate import require_drop
-    from optin_cli.exporting.load import device_for, load_evaluated
-    from optin_cli.files import write_text
-
-    device = common.own_device(device_for(opening.device, checkpoint, against), context)
-    how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
-    how |= {"as_class": opening.as_class, "dtype": dtype}
-    opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
-    other = None if against is None else load_evaluated(against, **how)
-    original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
-    for each in filter(None, (opened, other, None if original is other else original)):
-        for note in each.notes:
-            common.say(note)
-    if original is not None:
-        require_draft(opened, original)
     with common.progress("evaluating") as progress:
+        stage = common.Stage(progress)
+        common.use_threads(threads)
+        from optin_cli.cli.tables import evaluation_table
+        from optin_cli.evaluation.drafts import evaluate_draft, require_draft, with_draft
+        from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint
+        from optin_cli.evaluation.evaluate import require_drop
+        from optin_cli.exporting.load import device_for, load_evaluated
+        from optin_cli.files import write_text
+
+        device = common.own_device(device_for(opening.device, checkpoint, against), context)
+        how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
+        how |= {"as_class": opening.as_class, "dtype": dtype}
+        opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
+        other = None if against is None else load_evaluated(against, **how)
+        original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
+        for each in filter(None, (opened, other, None if original is other else original)):
+            for note in each.notes:
+                common.say(note)
+        if original is not None:
+            require_draft(opened, original)
         opened = common.shared_by(opened, context)
-        result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=progress)
+        result = evaluate_checkpoint(opened, task, data.spec(), against=other, options=options, progress=stage)
         if not opened.processes.leads:
             return Exit.DONE
         if original is not None:
             spec = replace(data.spec(), known=None if task is None else load_task(task))
-            drafted = evaluate_draft(opened, original, spec, options=options, progress=progress)
+            drafted = evaluate_draft(opened, original, spec, options=options, progress=stage)
             result = with_draft(result, original, drafted)
+        took = stage.took(opened.device)
     if gate.max_drop is not None:
         require_drop(result, gate.max_drop, gate.confidence)
-    write_text(target, result.dump(), force=force)
+    write_text(target, common.contents(result, took, target, as_json=as_json), force=force)
     if card:
         write_measured(Path(checkpoint), result)
-    common.console(error=True).print(evaluation_table(result))
-    common.print_result(result.dump(), target, as_json=as_json)
+    common.finish(f"eval {checkpoint}", [evaluation_table(result)], took, then=_next(checkpoint, target))
+    common.print_result(result.dump_with(took), target, as_json=as_json)
     return judge(result, gate.max_drop, gate.confidence)
+
+
+def _next(checkpoint: str, target: str) -> list[list[str]]:
+    """What to do with an evaluated model: a report or a file for a runtime of a pruned folder; else cut it."""
+    from optin_cli.checkpoints.folders import MANIFEST
+
+    if (Path(checkpoint) / MANIFEST).is_file():
+        named = [] if target == common.STDIO else ["--eval", target]
+        return [["report", checkpoint, *named], ["export", checkpoint, "--to", "onnx"]]
+    if Path(checkpoint).is_dir():
+        return [["shrink", checkpoint, "--calib", "PATH", "--keep-flops", "0.5"]]
+    return []
 
 
 def _require_task(task: str | None, path: Path | None) -> None:

@@ -1,8 +1,10 @@
 """`optin export`: a file for a runtime, certified in that runtime."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,8 +12,13 @@ from optin_cli.cli import common, completion
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.exporting.registry import TARGETS, check_place, place_of, target_named
-from optin_cli.options.declare import offer
+from optin_cli.options.declare import METHOD, OUTPUT, offer
 from optin_cli.options.export import ExportOptions
+
+if TYPE_CHECKING:
+    from optin_cli.artifacts.export import Export
+    from optin_cli.checkpoints.checkpoint import Checkpoint
+    from optin_cli.exporting.registry import Target
 
 
 @command
@@ -26,6 +33,7 @@ def export(
             help=f"Format to write: {', '.join(TARGETS)}.",
             show_default=False,
             autocompletion=completion.targets,
+            rich_help_panel=METHOD,
         ),
     ],
     output: Annotated[
@@ -34,8 +42,9 @@ def export(
             "-o",
             "--output",
             metavar="PATH",
-            help="File or folder to write. (default: model.onnx, .pt2, .xml or .f16.gguf in the checkpoint's folder)",
-            show_default=False,
+            help="File or folder to write.",
+            show_default="model.onnx, .pt2, .xml or .f16.gguf in the checkpoint's folder",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     options: ExportOptions,
@@ -44,41 +53,55 @@ def export(
     opening: Annotated[common.Opening, offer("arch", "arch_args", "architecture", "as_class", "image_size")],
     force: common.Force = False,
 ) -> None:
-    """Write a file that a runtime runs anywhere: ONNX, torch.export, OpenVINO, GGUF. Certified in that runtime."""
+    """Write a file for a runtime (ONNX, torch.export, OpenVINO, GGUF), checked in that runtime."""
     if output == common.STDIO:
         raise UsageError("An export is a file with its record beside it and cannot go to stdout.", hint="Pass -o PATH.")
-    target = target_named(to)
-    target.require_writing(options)
-    beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
-    place = place_of(beside if output is None else Path(output), target, target.form(options))
-    check_place(place, force=force)
-    from optin_cli.exporting.export import export as export_checkpoint
-
-    common.use_threads(threads)
-    opened = replace(opening, device="cpu").load(checkpoint)
     with common.progress("exporting") as progress:
-        record = export_checkpoint(opened, to, place, options=options, force=force, progress=progress)
+        stage = common.Stage(progress)
+        target = target_named(to)
+        target.require_writing(options)
+        beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(f"{common.stem_of(checkpoint)}-{to}")
+        place = place_of(beside if output is None else Path(output), target, target.form(options))
+        check_place(place, force=force)
+        from optin_cli.exporting.export import export as export_checkpoint
+
+        common.use_threads(threads)
+        opened = replace(opening, device="cpu").load(checkpoint)
+        record = export_checkpoint(opened, to, place, options=options, force=force, progress=stage)
+        took = stage.took(opened.device)
+    then = ["eval", place, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]
+    made = [*_proof(record, target.form(options)), *_larger(opened, record, target, options)]
+    common.finish(f"export {checkpoint}", made, took, then=[then])
+    common.print_result(record.dump_with(took), place, as_json=as_json)
+
+
+def _larger(opened: Checkpoint, record: Export, target: Target, options: ExportOptions) -> list[str]:
+    """A remark on a file of float32 that is larger than the stored weights, and on the way out."""
+    if target.half is None or target.form(options) is not None or record.totals.bytes <= opened.weight_bytes:
+        return []
+    stored = str(opened.dtype).removeprefix("torch.")
+    return [
+        f"larger than the stored weights, {opened.weight_bytes:,} bytes in {stored}: the file holds float32; "
+        "--dtype float16 makes it about half as large"
+    ]
+
+
+def _proof(record: Export, form: str | None) -> list[str]:
+    """What was written and how it was checked, in a line each. form: of the weights."""
     certificate, totals = record.unquantized or record.certificate, record.totals
-    common.say(
-        f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes; certified by {certificate.loader}: "
-        f"outputs differ by {certificate.difference:.2g} over {len(certificate.probes)} shapes "
-        f"(tolerance {certificate.tolerance or 0:.2g})"
-    )
-    if target.half is not None and target.form(options) is None and totals.bytes > opened.weight_bytes:
-        stored = str(opened.dtype).removeprefix("torch.")
-        common.say(
-            f"larger than the stored weights, {opened.weight_bytes:,} bytes in {stored}: the file holds float32. "
-            "--dtype float16 makes it about half as large"
-        )
+    lines = [
+        f"{totals.macs:,} MACs ({record.workload.shape}), {totals.bytes:,} bytes",
+        f"certified by {certificate.loader}: outputs differ by {certificate.difference:.2g} over "
+        f"{len(certificate.probes)} shapes (tolerance {certificate.tolerance or 0:.2g})",
+    ]
     if record.unquantized is not None:
-        common.say(
-            f"so far in float32; with weights in {target.form(options)} they differ by "
-            f"{record.certificate.difference:.2g}. What that does to a metric: optin eval {place} --task NAME "
-            f"--against {opened.name}"
+        lines.append(
+            f"so far in float32; with weights in {form} they differ by {record.certificate.difference:.2g}; what that "
+            "does to a metric, optin eval says"
         )
     if (found := record.certificate.continuation) is not None:
-        common.say(
+        lines.append(
             f"tokens of {found.texts} texts are the same; {found.agreed} of {found.tokens} tokens of greedy "
             f"continuations are the model's"
         )
-    common.print_result(record.dump(), place, as_json=as_json)
+    return lines

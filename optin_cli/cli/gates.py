@@ -21,7 +21,4 @@ def judge(result: Evaluation, max_drop: float | None, confidence: float) -> Exit
     problem, said = require_drop(result, max_drop, confidence), Gate(max_drop, confidence).words(drop_of(result))
     if said is not None:
         common.say(said)
-    if problem is None:
-        return Exit.DONE
-    common.say(f"gate not met: {problem}")
-    return Exit.GATE
+    return common.gate(problem)

@@ -25,9 +25,10 @@ def inspect(
             show_default=False,
         ),
     ],
+    every: common.Every = False,
     as_json: common.Json = False,
 ) -> None:
-    """What an artifact says."""
+    """Show what is in a file that optin wrote."""
     from optin_cli.checkpoints.folders import MANIFEST
 
     path = Path(file)
@@ -38,13 +39,14 @@ def inspect(
                 f"{file} has no {MANIFEST}, so optin did not write it.", hint="For a checkpoint, use optin profile."
             )
     from optin_cli.artifacts.reading import read_artifact
-    from optin_cli.cli.tables import TABLES
+    from optin_cli.cli.tables import GROUPED, TABLES
 
     read = read_artifact(path)
     if as_json:
         common.show(read.head.dump(), newline=False)
-    else:
-        _print(read.head, TABLES[type(read.content)](read.content))
+        return
+    kind = type(read.content)
+    _print(read.head, GROUPED[kind](read.content, every=every) if kind in GROUPED else TABLES[kind](read.content))
 
 
 def _print(artifact: Artifact, table: Table) -> None:

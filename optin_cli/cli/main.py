@@ -1,29 +1,37 @@
 """The `optin` command: one file per subcommand, and the one handler that turns failures into exit statuses."""
 
 import contextlib
+import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from optin_cli.cli import common, interrupts, launched, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
+from optin_cli.cli.env import env
 from optin_cli.cli.eval import evaluate
 from optin_cli.cli.export import export
+from optin_cli.cli.families import families
 from optin_cli.cli.inspect import inspect
 from optin_cli.cli.merge import merge
 from optin_cli.cli.profile import profile
 from optin_cli.cli.prune import prune
+from optin_cli.cli.recipes import recipes
 from optin_cli.cli.report import report
 from optin_cli.cli.score import score
 from optin_cli.cli.search import search
 from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
+from optin_cli.cli.tasks import tasks
 from optin_cli.cli.trim import trim
 from optin_cli.errors import Exit, OptinError, UsageError
+from optin_cli.options.declare import OUTPUT
 from optin_cli.version import __version__
 
 DEBUG = "OPTIN_DEBUG"
@@ -34,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make trained transformers smaller without retraining: profile, score, search, prune, eval, export.",
+    help="Make trained transformers smaller without retraining.",
     epilog="Exit status: 0 done, 1 failure, 2 usage, 3 a quality gate not met, 130 interrupted.",
 )
 
@@ -56,23 +64,52 @@ def _root(
     launched.require_shared(context.invoked_subcommand)
 
 
-for command in (
-    profile,
-    score,
-    merge,
-    search,
-    prune,
-    evaluate,
-    export,
-    trim,
-    shrink,
-    sweep,
-    report,
-    diff,
-    inspect,
-    demo,
-):
-    app.command(name="eval" if command is evaluate else None)(command)
+def _current(earlier: Mapping[str, str], name: str) -> str:
+    """The name of today of a flag that may be one of an earlier version, both without dashes."""
+    return earlier.get(name, name)
+
+
+class Command(TyperCommand):
+    """A command whose help page has --help among the other options of its output."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option, in its panel."""
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel, option.metavar = OUTPUT, ""
+        return option
+
+
+START, STEPS, RESULTS, REFERENCE = "Start here", "Step by step", "Results", "Reference"
+COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
+    (shrink, START, "optin shrink bert/ --calib train.jsonl --keep-flops 0.5 -o small/"),
+    (demo, START, "optin demo"),
+    (profile, STEPS, "optin profile bert/"),
+    (score, STEPS, "optin score bert/ --calib train.jsonl"),
+    (merge, STEPS, "optin merge bert.1-of-2.part.safetensors bert.2-of-2.part.safetensors"),
+    (search, STEPS, "optin search bert.scores.safetensors --keep-flops 0.5"),
+    (prune, STEPS, "optin prune bert/ --mask bert.mask.json --calib train.jsonl -o small/"),
+    (evaluate, STEPS, "optin eval small/ --task sst2 --data validation.jsonl --against bert/ --max-drop 0.01"),
+    (export, STEPS, "optin export small/ --to onnx"),
+    (trim, STEPS, "optin trim bert/ --calib texts.jsonl -o fewer-tokens/"),
+    (sweep, STEPS, "optin sweep bert/ --calib train.jsonl --task sst2 --keep-flops 0.7,0.5 --recipe optin,wanda"),
+    (report, RESULTS, "optin report small/ --eval small.eval.json"),
+    (diff, RESULTS, "optin diff one.mask.json other.mask.json"),
+    (inspect, RESULTS, "optin inspect bert.mask.json"),
+    (tasks, REFERENCE, "optin tasks sst2"),
+    (families, REFERENCE, "optin families bert"),
+    (recipes, REFERENCE, "optin recipes"),
+    (env, REFERENCE, "optin env"),
+)
+"""Each command, the part of the overview that lists it, and an example."""
+for command, panel, example in COMMANDS:
+    app.command(
+        name="eval" if command is evaluate else None,
+        cls=Command,
+        rich_help_panel=panel,
+        epilog=f"Example: {example}",
+        context_settings={"token_normalize_func": functools.partial(_current, getattr(command, "earlier", {}))},
+    )(command)
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:

@@ -12,12 +12,12 @@ def merge(
         list[str],
         typer.Argument(metavar="PARTS…", help="All parts of a run, in any order.", show_default=False),
     ],
-    output: common.Output = None,
     threads: common.Threads = None,
+    output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
-    """Scores from the parts of a run that was divided by score --shard."""
+    """Make scores from the parts of a run that score --shard divided."""
     if output is not None:
         common.require_free(output, force=force, inputs=parts)
     from pathlib import Path
@@ -33,4 +33,5 @@ def merge(
     with common.progress("merging") as progress:
         result = merge_parts(parts, progress=progress)
     write_scores(target, result, force=force)
+    common.finish("merge", [], then=[["search", target, "--keep-flops", "0.5"]])
     common.print_result(result.header.dump(), target, as_json=as_json)

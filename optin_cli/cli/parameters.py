@@ -5,15 +5,18 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from optin_cli.cli import completion
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Declared, Offer, build, declared
+from optin_cli.options.declare import PANELS, Declared, Offer, build, declared
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.ASCII | re.IGNORECASE)
+WIDEST = 22
+"""Most letters of a list of choices in the column of values; longer ones are for the help text."""
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
@@ -22,7 +25,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     A parameter annotated with an options class, or with `Annotated[class, offer(...)]`, becomes the options that the
     class declares, and the command gets the object that is built from them. Options of several classes with the same
-    flag are one option.
+    flag are one option. `earlier` of the result: flags of earlier versions, without dashes, and the ones of today.
     """
     groups: dict[str, tuple[type, list[Declared]]] = {}
     parameters: dict[str, inspect.Parameter] = {}
@@ -48,9 +51,23 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         }
         return function(**{name: given[name] for name in parameters if name in given}, **built)
 
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters.values()}
-    run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    shown = sorted(parameters.values(), key=_place)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.earlier = {  # type: ignore[attr-defined]
+        before.lstrip("-"): one.flag.lstrip("-")
+        for _, options in groups.values()
+        for one in options
+        for before in one.option.earlier
+    }
     return run
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Where a help page shows a parameter: arguments first, then options by panel."""
+    details = get_args(parameter.annotation)
+    info = next((detail for detail in details if isinstance(detail, typer.models.OptionInfo)), None)
+    return -1 if info is None else PANELS.index(info.rich_help_panel or PANELS[-1])
 
 
 def given_flags(context: typer.Context, kind: type) -> list[str]:
@@ -106,15 +123,32 @@ def _parameter(one: Declared) -> inspect.Parameter:
         annotation = kind if isinstance(kind, type) else str
     if (is_optional or option.repeated) and default is None:
         annotation = annotation | None
-    details: dict[str, Any] = {"metavar": option.metavar, "show_default": not option.required}
+    if option.choices is not None and item is None and isinstance(default, str):
+        default = option.said(default)
+    details: dict[str, Any] = {
+        "metavar": option.metavar or _metavar(one),
+        "show_default": option.unset or not option.required,
+        "rich_help_panel": one.panel,
+    }
     if option.choices is not None:
-        details["autocompletion"] = _completion(option.choices, several=item is not None)
+        details["autocompletion"] = _completion(option.shown_choices, several=item is not None)
     return inspect.Parameter(
         _name(one),
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if option.required else default,
         annotation=Annotated[annotation, typer.Option(one.flag, help=option.help, **details)],
     )
+
+
+def _metavar(one: Declared) -> str | None:
+    """What a help page calls the value; None of a flag without one."""
+    kind, item, _ = _parts(one.type)
+    if one.option.choices is not None and item is None and len("|".join(one.option.shown_choices)) <= WIDEST:
+        return "|".join(one.option.shown_choices)
+    kind = item or kind
+    names = {bool: "", int: "N", float: "NUMBER", Path: "PATH"}
+    name = names.get(kind, "NAME")
+    return f"{name}[,…]" if item is not None and not one.option.repeated else name
 
 
 def _text(value: Any, *, none: bool) -> str | None:
@@ -137,7 +171,7 @@ def _value(one: Declared, given: Any) -> Any:
     if one.option.repeated:
         return tuple(given or ())
     if given is None or (item is None and not one.option.none):
-        return given
+        return one.option.meant(given) if isinstance(given, str) else given
     if one.option.none and given == "none":
         return None if item is None else ()
     if item is str:

@@ -10,7 +10,7 @@ import typer
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Option, offer
+from optin_cli.options.declare import DATA, METHOD, Option, offer
 from optin_cli.options.refit import RefitOptions
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 CALIB = Option(
     "--calib",
-    "Unlabelled texts or images to refit the cut layers on. (default: those that the mask was scored on)",
+    "Unlabelled texts or images to adjust the cut layers on.",
     metavar="TASK|PATH",
+    unset="those that the mask was scored on",
 )
 
 
@@ -28,12 +29,20 @@ def prune(
     checkpoint: common.CheckpointArgument,
     *,
     mask: Annotated[
-        str, typer.Option("--mask", metavar="MASK", help="What optin search wrote; - for stdin.", show_default=False)
+        str,
+        typer.Option(
+            "--mask",
+            metavar="MASK",
+            help="What optin search wrote; - for stdin.",
+            show_default=False,
+            rich_help_panel=DATA,
+        ),
     ],
-    output: common.Output = None,
+    output: Annotated[str | None, common.output("NAME-pruned", "Folder to write.")] = None,
     data: Annotated[common.Data, offer("path", "columns", "images", source=CALIB)],
     refit: Annotated[
-        bool, typer.Option("--refit/--no-refit", help="Refit the cut layers by least squares, or keep their weights.")
+        bool,
+        common.flag("--refit/--no-refit", "Adjust the cut layers by least squares, or keep their weights.", METHOD),
     ] = True,
     options: RefitOptions,
     stream: common.Stream = None,
@@ -42,31 +51,32 @@ def prune(
     opening: common.Opening,
     force: common.Force = False,
 ) -> None:
-    """Cut the weights out, refit what reads them, save, and certify by reloading in a fresh process."""
+    """Write the smaller model: remove the units, adjust the rest, check that it reloads."""
     target = Path(output or f"{common.stem_of(checkpoint)}-pruned")
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
     common.require_free(target, force=force, inputs=(checkpoint, mask, *data.files, *opening.files), folder=True)
-    from optin_cli.artifacts.base import parse
-    from optin_cli.artifacts.mask import Mask
-    from optin_cli.checkpoints.fresh import modules_of, reloading
-    from optin_cli.files import read_bytes
+    with common.progress("pruning") as progress:
+        stage = common.Stage(progress)
+        from optin_cli.artifacts.base import parse
+        from optin_cli.artifacts.mask import Mask
+        from optin_cli.checkpoints.fresh import modules_of, reloading
+        from optin_cli.files import read_bytes
 
-    name = common.name_of(mask)
-    read = parse(Mask, read_bytes(mask, "mask"), name)
-    with reloading(modules_of(checkpoint)) as reload:  # so that it imports what this process imports, at the same time
-        from optin_cli.pruning.calibration import RecordedData
-        from optin_cli.pruning.parts import is_streamable
-        from optin_cli.pruning.prune import prune as prune_checkpoint
+        name = common.name_of(mask)
+        read = parse(Mask, read_bytes(mask, "mask"), name)
+        with reloading(modules_of(checkpoint)) as reload:  # it imports what this process imports, at the same time
+            from optin_cli.pruning.calibration import RecordedData
+            from optin_cli.pruning.parts import is_streamable
+            from optin_cli.pruning.prune import prune as prune_checkpoint
 
-        common.use_threads(threads)
-        if stream is None and not is_streamable(read):
-            stream = False
-        opened = opening.load(checkpoint, stream=stream)
-        named = data.spec()
-        beside = None if mask == common.STDIO else Path(mask).parent
-        samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
-        with common.progress("pruning") as progress:
+            common.use_threads(threads)
+            if stream is None and not is_streamable(read):
+                stream = False
+            opened = opening.load(checkpoint, stream=stream)
+            named = data.spec()
+            beside = None if mask == common.STDIO else Path(mask).parent
+            samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
             manifest = prune_checkpoint(
                 opened,
                 read,
@@ -76,20 +86,23 @@ def prune(
                 force=force,
                 name=name,
                 reload=reload,
-                progress=progress,
+                progress=stage,
             )
-    for line in summary(manifest):
-        common.say(line)
-    common.print_result(manifest.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)
+        took = stage.took(opened.device)
+    folder = f"{str(target).rstrip('/')}/"
+    then = ["eval", folder, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]
+    common.finish(f"prune {checkpoint}", summary(manifest), took, then=[then])
+    common.print_result(manifest.dump_with(took), folder, as_json=as_json)
 
 
 def summary(manifest: Manifest) -> list[str]:
-    """What was pruned and how it was proved, in a line each."""
+    """What was pruned and how it was checked, in a line each."""
     before, after, certificate = manifest.before, manifest.after, manifest.certificate
+    same = f"outputs that differ by {certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
     lines = [
-        f"{after.macs / before.macs:.4f} of the MACs, {after.parameters / before.parameters:.4f} of the parameters, "
-        f"{after.bytes / before.bytes:.4f} of the bytes; certified: reloaded outputs differ by "
-        f"{certificate.reloaded:.2g} (tolerance {certificate.tolerance:.2g})"
+        f"keeps {after.macs / before.macs:.1%} of compute (MACs), {after.parameters / before.parameters:.1%} of "
+        f"parameters, {after.bytes / before.bytes:.1%} of bytes",
+        f"checked: reloads in a fresh process with {same if certificate.reloaded else 'identical outputs'}",
     ]
     lines += [] if certificate.generation is None else [certificate.generation.words]
     lines += [] if certificate.note is None else [certificate.note]
@@ -98,9 +111,8 @@ def summary(manifest: Manifest) -> list[str]:
     if manifest.refit is not None:
         taken = [r for r in manifest.refit.values() if r.kept]
         old, new = (sum(getattr(r, side) for r in taken) / max(len(taken), 1) for side in ("before", "after"))
-        lines.append(
-            f"refit {len(taken)} of {len(manifest.refit)} consumers: held-out error {old:.3g} -> {new:.3g} on average"
-        )
+        gain = f": error on unseen samples {old / new:.1f} times lower" if new else ""
+        lines.append(f"adjusted {len(taken)} of {len(manifest.refit)} layers{gain}")
     else:
-        lines.append("not refitted: the weights that are left are those of the original")
+        lines.append("not adjusted: the weights that are left are those of the original")
     return lines

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from optin_cli.cli import common
+from optin_cli.options.declare import DATA
 
 Files = list[Path] | None
 
@@ -17,20 +18,31 @@ def report(
             metavar="DIR", help="What prune or sweep wrote, or a folder that holds artifacts.", show_default=False
         ),
     ] = None,
-    output: common.Output = None,
-    mask: Annotated[Path | None, typer.Option("--mask", metavar="FILE", help="Mask that the model was cut by.")] = None,
-    scores: Annotated[Path | None, typer.Option("--scores", metavar="FILE", help="Scores of the mask.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", metavar="FILE", help="Mask that the model was cut by.", rich_help_panel=DATA),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", metavar="FILE", help="Scores of the mask.", rich_help_panel=DATA)
+    ] = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", metavar="FILE", help="Profile of the original, in place of scores.")
+        Path | None,
+        typer.Option(
+            "--profile", metavar="FILE", help="Profile of the original, in place of scores.", rich_help_panel=DATA
+        ),
     ] = None,
     evaluation: Annotated[
-        Files, typer.Option("--eval", metavar="FILE", help="Evaluation of the cut model; repeatable.")
+        Files,
+        typer.Option("--eval", metavar="FILE", help="Evaluation of the cut model; repeatable.", rich_help_panel=DATA),
     ] = None,
-    sweep: Annotated[Files, typer.Option("--sweep", metavar="FILE", help="Sweep of the original; repeatable.")] = None,
+    sweep: Annotated[
+        Files, typer.Option("--sweep", metavar="FILE", help="Sweep of the original; repeatable.", rich_help_panel=DATA)
+    ] = None,
+    output: Annotated[str | None, common.output("NAME.report.html")] = None,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
-    """One HTML page of a pruned model: numbers, pictures, proof and commands."""
+    """Write one HTML page about a pruned model or a sweep: numbers, pictures, proof, commands."""
     single = {"mask": mask, "scores": scores, "profile": profile}
     files = {kind: [path] for kind, path in single.items() if path is not None}
     files |= {"eval": evaluation or [], "sweep": sweep or []}

@@ -8,6 +8,7 @@ import typer
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
+from optin_cli.options.declare import DATA
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.shard import Shard
 
@@ -18,17 +19,21 @@ def score(
     checkpoint: common.CheckpointArgument,
     *,
     data: common.Data,
-    output: common.Output = None,
+    output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    resume: Annotated[
+        bool,
+        common.flag("--resume", "Go on where an interrupted run stopped."),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
             "--shard",
             metavar="I/N",
             help="Score part I of N of the samples, for optin merge.",
-            show_default=False,
+            show_default="the whole run",
+            rich_help_panel=DATA,
         ),
     ] = None,
     dtype: common.Dtype = "auto",
@@ -38,39 +43,46 @@ def score(
     opening: common.Opening,
     force: common.Force = False,
 ) -> None:
-    """Importance of every head, neuron, channel or token, without labels."""
+    """Measure how important every head, neuron, channel or token is, without labels."""
     part = None if shard is None else _part(shard, output, resume=resume)
     named = "scores" if part is None else f"{part.number}-of-{part.count}.part"
     target = output or f"{common.stem_of(checkpoint)}.{named}.safetensors"
     common.require_free(target, force=force, inputs=(checkpoint, *data.files, *opening.files))
-    from optin_cli.artifacts.scores import write_scores
-    from optin_cli.scoring.score import forget
-    from optin_cli.scoring.score import score as score_checkpoint
-
-    state = None if target == common.STDIO else Path(f"{target}.partial")
-    common.use_threads(threads)
-    if stream is None and (part is not None or options.unstreamed is not None or context.obj is not None):
-        stream = False
-    if stream and (part is not None or context.obj is not None):
+    shared = part is not None or context.obj is not None
+    if stream and shared:
         raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or --shard and torchrun.")
-    opened = opening.load(checkpoint, context, dtype=dtype, stream=stream)
-    if part is not None:
-        from optin_cli.scoring.parts import score_part, write_part
+    if stream is None and (shared or options.unstreamed is not None):
+        stream = False
+    state = None if target == common.STDIO or part is not None else Path(f"{target}.partial")
+    with common.resumable(state), common.progress("scoring" if part is None else f"scoring {part}") as progress:
+        stage = common.Stage(progress)
+        from optin_cli.artifacts.scores import write_scores
+        from optin_cli.scoring.score import forget
+        from optin_cli.scoring.score import score as score_checkpoint
 
-        with common.progress(f"scoring {part}") as progress:
-            scored = score_part(opened, data.spec(), part, options, seq_len=seq_len, progress=progress)
-        write_part(Path(target), scored, force=force)
-        common.print_result(scored.header.dump(), target, as_json=as_json)
+        common.use_threads(threads)
+        opened = opening.load(checkpoint, context, dtype=dtype, stream=stream)
+        if part is not None:
+            from optin_cli.scoring.parts import score_part, write_part
+
+            scored = score_part(opened, data.spec(), part, options, seq_len=seq_len, progress=stage)
+            write_part(Path(target), scored, force=force)
+        else:
+            result = score_checkpoint(
+                opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=stage
+            )
+        took = stage.took(opened.device)
+    if part is not None:
+        then = ["merge", target, "# with the other parts"]
+        common.finish(f"score {checkpoint} --shard {part}", [], took, then=[then] if part.count > 1 else [])
+        common.print_result(scored.header.dump_with(took), target, as_json=as_json)
         return
-    with common.resumable(state), common.progress("scoring") as progress:
-        result = score_checkpoint(
-            opened, data.spec(), options, seq_len=seq_len, state=state, resume=resume, progress=progress
-        )
     if not opened.processes.leads:
         return
     write_scores(target, result, force=force)
     forget(state)
-    common.print_result(result.header.dump(), target, as_json=as_json)
+    common.finish(f"score {checkpoint}", [], took, then=[["search", target, "--keep-flops", "0.5"]])
+    common.print_result(result.header.dump_with(took), target, as_json=as_json)
 
 
 def _part(shard: str, output: str | None, *, resume: bool) -> Shard:

@@ -10,6 +10,7 @@ import typer
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
+from optin_cli.options.declare import BUDGET
 from optin_cli.options.scoring import UNITS
 from optin_cli.options.search import BudgetOptions, SearchOptions
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 
 BLOCK = UNITS["blocks"]
-BAR = 16
-SIGNS = 24
-EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @command
@@ -33,14 +31,20 @@ def search(
     *,
     budget: BudgetOptions,
     latency_table: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="What optin profile --latency wrote.")
+        str | None,
+        typer.Option(
+            "--latency-table", metavar="TABLE", help="What optin profile --latency wrote.", rich_help_panel=BUDGET
+        ),
     ] = None,
-    output: common.Output = None,
+    output: Annotated[
+        str | None, common.output("NAME.mask.json", "Where to write, a folder for several; - for stdout.")
+    ] = None,
     options: SearchOptions,
+    every: common.Every = False,
     as_json: common.Json = False,
     force: common.Force = False,
 ) -> None:
-    """The best mask within a budget of FLOPs, parameters or measured time."""
+    """Choose the units to keep within a budget of compute, parameters or measured time."""
     budgets = budget.each()
     if (budget.latency is None) != (latency_table is None):
         raise UsageError(
@@ -82,14 +86,22 @@ def search(
         masks.append(search_mask(read, limits, algorithm=options.algorithm, **names))
     if folder is not None:
         folder.mkdir(exist_ok=True)
+    from optin_cli.cli.mask_picture import picture
+
+    kinds = {name: group.kind for name, group in read.header.groups.items()}
     for mask, target in zip(masks, targets, strict=True):
         write_text(target, mask.dump(), force=force)
-        common.console(error=True).print(
-            picture(mask, {n: (g.block, g.kind) for n, g in read.header.groups.items()}), soft_wrap=True
-        )
-        for line in (*emptied_notes(mask, read.header), *uniform_notes(mask, read.header)):
-            common.say(line)
+        drawn = picture(mask, kinds, width=common.console(error=True).width, every=every)
+        made = [drawn, *emptied_notes(mask, read.header), *uniform_notes(mask, read.header)]
+        common.finish(f"search {scores}", made, then=_next(mask, target))
         common.print_result(mask.dump(), target, as_json=as_json)
+
+
+def _next(mask: Mask, target: str) -> list[list[str]]:
+    """How to cut by the mask; nothing where it went to another command."""
+    if target == common.STDIO:
+        return []
+    return [["prune", mask.inputs["checkpoint"].place, "--mask", target]]
 
 
 def emptied_notes(mask: Mask, header: ScoresHeader) -> list[str]:
@@ -117,13 +129,13 @@ def uniform_notes(mask: Mask, header: ScoresHeader) -> list[str]:
     from optin_cli.searching.uniform import pinned_classes
 
     lost, ragged = mask.importance_lost, mask.ragged_importance_lost
-    more = f"{lost / ragged:.3g} times that" if ragged > 0 else "more"
-    layout = mask.options["layout"]
-    others = "different" if layout == "uniform" else "any"
-    notes = [f"{layout} layout: loses {lost:.4g} of the importance; layers of {others} widths would lose {ragged:.4g}"]
-    notes[0] += f" ({layout}: {more})" if lost > ragged else ""
+    widths = "equal widths" if mask.options["layout"] == "uniform" else f"widths of the layout {mask.options['layout']}"
+    notes = [f"{widths} lose {lost:.4g} of importance, per-layer widths would lose {ragged:.4g}"]
+    notes[0] += f": {lost / ragged:.3g} times as much" if lost > ragged > 0 else ""
     if pinned := pinned_classes(header.groups):
-        notes.append(f"stays whole: {', '.join(pinned)}, of which the config of {header.architecture} states no less")
+        notes.append(
+            f"stays whole: {', '.join(pinned)}, because a stock {header.architecture} config cannot describe fewer"
+        )
     return notes
 
 
@@ -152,29 +164,3 @@ def _targets(output: str | None, folder: Path | None, stem: str, budgets: list[d
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, but several masks need a folder.", hint="Pass -o FOLDER.")
     return [str(folder / f"mask-{name}.json") for name in names]
-
-
-def picture(mask: Mask, groups: dict[str, tuple[str, str]]) -> str:
-    """Kept units by block: one sign a unit for groups of up to SIGNS units, a bar for larger ones.
-
-    Of tokens, those that leave the block of the ones that may merge. groups: (block, kind) by group name.
-    """
-    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in mask.budget.reached.items())
-    lines = [f"keeps {reached}"]
-    by_block: dict[str, list[str]] = {}
-    tokens = None
-    for name, group in mask.groups.items():
-        block, kind = groups[name]
-        kept, left, units = set(group.kept), len(group.kept), group.units
-        if kind == UNITS["tokens"]:
-            tokens = left = -(-(units if tokens is None else tokens) * left // units)
-        if kind != UNITS["tokens"] and units <= SIGNS:
-            drawn = "".join("●" if u in kept else "○" for u in range(units))
-        else:
-            eighths = round(8 * BAR * left / units)
-            drawn = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
-            drawn = drawn.ljust(BAR, "·")
-        by_block.setdefault(block, []).append(f"{name.rpartition('.')[2]} {drawn} {left:>{len(str(units))}}/{units}")
-    width = max(map(len, by_block))
-    lines += [f"{block:<{width}}  {'  '.join(parts)}" for block, parts in by_block.items()]
-    return "\n".join(lines)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 
+from optin_cli.artifacts.base import Vector32
 from optin_cli.artifacts.costs import BLOCK, Profile
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.export import Export
@@ -17,6 +19,8 @@ from optin_cli.artifacts.part import PartHeader
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import Sweep
 from optin_cli.artifacts.vocabulary import Vocabulary
+from optin_cli.cli.fitting import FittingTable
+from optin_cli.cli.layers import alike, span, stretches
 
 if TYPE_CHECKING:
     from optin_cli.artifacts.evaluation import Latency
@@ -25,67 +29,86 @@ MOST_CLASSES = 40
 """How many classes a table gives the IoU of."""
 
 
-def profile_table(result: Profile) -> Table:
-    """The profile as a table for people."""
+def profile_table(result: Profile, *, every: bool = False) -> Table:
+    """The profile as a table for people. every: a row for each group, not one for all layers that are alike."""
     totals = result.totals
-    table = Table(
+    table = FittingTable(
         title=f"{result.inputs['checkpoint'].name}: {totals.macs / 1e6:,.1f} M MACs, "
         f"{totals.parameters / 1e6:,.2f} M parameters, {totals.bytes / 1e6:,.1f} MB",
         caption=f"MACs are multiply-accumulates at batch {result.workload.batch_size}, {result.workload.shape}; "
-        "shares are of the whole model.",
+        "a unit is one head, neuron, …; units are of one layer, shares of the whole model.",
     )
-    table.add_column("group", no_wrap=True)
-    for heading in ("units", "MACs/unit", "params/unit", "MACs", "share", "params", "share"):
-        table.add_column(heading, justify="right")
-    macs = parameters = 0.0
-    whole = {group.block for group in result.groups.values() if group.kind == BLOCK}
-    for name, group in result.groups.items():
-        group_macs, group_parameters = group.units * group.unit_macs, group.units * group.unit_parameters
-        # What two groups share is counted with the first.
-        shared = [(both, group.units * result.groups[other].units) for other, both in group.shared.items()]
-        if group.kind == BLOCK or group.block not in whole:  # a whole block counts what is in it
-            macs += group_macs - sum(both.macs * pairs for both, pairs in shared)
-            parameters += group_parameters - sum(both.parameters * pairs for both, pairs in shared)
+    table.add_names("group", whole=True)
+    table.add_figures("layers", spare=4)
+    table.add_figures("units")
+    table.add_figures("MACs/unit", spare=2)
+    table.add_figures("params/unit", spare=3)
+    table.add_figures("MACs (M)", "share")
+    table.add_figures("params (M)", "of params", spare=1)
+    shown = {
+        name: (f"{group.units:,}", f"{group.unit_macs:,.0f}", f"{group.unit_parameters:,}")
+        for name, group in result.groups.items()
+    }
+    for names in [[name] for name in shown] if every else alike(shown):
+        group = result.groups[names[0]]
+        units = len(names) * group.units
         table.add_row(
-            name,
-            f"{group.units:,}",
-            f"{group.unit_macs:,.0f}",
-            f"{group.unit_parameters:,}",
-            *_share(group_macs, totals.macs),
-            *_share(group_parameters, totals.parameters),
+            span(names),
+            f"{len(names)}",
+            *shown[names[0]],
+            *_share(units * group.unit_macs, totals.macs),
+            *_share(units * group.unit_parameters, totals.parameters),
         )
     table.add_section()
+    macs, parameters = _prunable(result)
     for name, m, p in (
         ("prunable", macs, parameters),
         ("cannot be pruned", totals.macs - macs, totals.parameters - parameters),
     ):
-        table.add_row(name, "", "", "", *_share(m, totals.macs), *_share(p, totals.parameters))
+        table.add_row(name, "", "", "", "", *_share(m, totals.macs), *_share(p, totals.parameters))
     return table
+
+
+def _prunable(result: Profile) -> tuple[float, float]:
+    """MACs and parameters of all units; what two groups share is counted with the first."""
+    macs = parameters = 0.0
+    whole = {group.block for group in result.groups.values() if group.kind == BLOCK}
+    for group in result.groups.values():
+        shared = [(both, group.units * result.groups[other].units) for other, both in group.shared.items()]
+        if group.kind == BLOCK or group.block not in whole:  # a whole block counts what is in it
+            macs += group.units * group.unit_macs - sum(both.macs * pairs for both, pairs in shared)
+            parameters += group.units * group.unit_parameters - sum(both.parameters * pairs for both, pairs in shared)
+    return macs, parameters
 
 
 def _share(part: float, whole: float) -> tuple[str, str]:
-    return f"{part / 1e6:,.2f} M", f"{part / whole:.1%}"
+    return f"{part / 1e6:,.2f}", f"{part / whole:.1%}"
 
 
-def latency_table(result: LatencyTable) -> Table:
-    """Measured times as a table for people; layers of the same shapes have the same times."""
+def latency_table(result: LatencyTable, *, every: bool = False) -> Table:
+    """Measured times as a table for people; layers of the same shapes have the same times, and one row."""
     work = result.workload
-    table = Table(
+    table = FittingTable(
         title=f"{result.inputs['checkpoint'].name}: {result.total_ms:.2f} ms",
-        caption=f"batch {work.batch_size}, {work.shape}, {result.timed_on}; times are what that many kept units add.",
+        caption=f"batch {work.batch_size}, {work.shape}, {result.timed_on}; times are what that many kept units add "
+        "to one layer, shares of the whole model's time.",
     )
-    table.add_column("group", no_wrap=True)
-    table.add_column("kept units: ms")
-    table.add_column("share", justify="right")
-    for name, ladder in result.groups.items():
-        steps = "  ".join(f"{units:,}: {ms:.3f}" for units, ms in zip(ladder.units, ladder.ms, strict=True))
-        table.add_row(name, steps, f"{ladder.curve()[-1] / result.total_ms:.1%}")
+    table.add_names("group", whole=True)
+    table.add_names("kept units = ms")
+    table.add_figures("share")
+    shown = {
+        name: "  ".join(f"{units:,}={ms:.3f}" for units, ms in zip(ladder.units, ladder.ms, strict=True))
+        for name, ladder in result.groups.items()
+    }
+    for names in [[name] for name in shown] if every else alike(shown):
+        whole = len(names) * result.groups[names[0]].curve()[-1]
+        table.add_row(span(names), shown[names[0]], f"{whole / result.total_ms:.1%}")
     return table
 
 
-def scores_table(scores: Scores) -> Table:
-    """Least, median and most importance of each group."""
-    caption = "error: median standard error / importance"
+def scores_table(scores: Scores, *, every: bool = False) -> Table:
+    """Least, median and most importance of each group, in deep models of neighbouring blocks together."""
+    caption = "error: typical uncertainty of a score"
     if (exchange := scores.header.token_exchange) is not None:
         caption += (
             f"; tokens' importances were multiplied by {exchange.rate:.3g}: at {exchange.share:.3g} of the MACs, "
@@ -98,34 +121,53 @@ def scores_table(scores: Scores) -> Table:
             f"; importances of blocks were scaled: at {blocks.share:.3g} of the MACs, refitted, cut units lost "
             f"{blocks.units_distance:.3g} for an importance of {blocks.units_lost:.3g}; without whole blocks {without}"
         )
-    table = Table(title=f"{scores.header.criterion} importance", caption=caption)
-    table.add_column("group", no_wrap=True)
-    for heading in ("units", "estimator", "samples", "least", "median", "most", "error"):
-        table.add_column(heading, justify="right")
-    for name, group in scores.header.groups.items():
-        values = scores.importance[name]
-        error = "-"
-        if name in scores.standard_error:
-            share = scores.standard_error[name][values > 0] / values[values > 0]
-            error = f"{sorted(share)[len(share) // 2]:.1%}" if len(share) else "-"
+    table = FittingTable(title=f"{scores.header.criterion} importance", caption=caption)
+    table.add_names("group", whole=True)
+    table.add_figures("units")
+    table.add_figures("estimator", spare=2)
+    table.add_figures("samples", spare=3)
+    table.add_figures("least", "median", "most")
+    table.add_figures("error", spare=1)
+    for names in [[name] for name in scores.header.groups] if every else stretches(scores.header.groups):
+        first = scores.header.groups[names[0]]
+        values = np.concatenate([scores.importance[name] for name in names])
+        errors = [
+            scores.standard_error[name][scores.importance[name] > 0]
+            / scores.importance[name][scores.importance[name] > 0]
+            for name in names
+            if name in scores.standard_error
+        ]
         ordered = sorted(values)
         numbers = (f"{v:.3g}" for v in (ordered[0], ordered[len(ordered) // 2], ordered[-1]))
-        table.add_row(name, f"{group.units:,}", group.estimator, f"{group.samples:,}", *numbers, error)
+        units = sum(scores.header.groups[name].units for name in names)
+        table.add_row(span(names), f"{units:,}", first.estimator, f"{first.samples:,}", *numbers, _typical(errors))
     return table
 
 
-def mask_table(artifact: Mask | Manifest) -> Table:
-    """Kept units of each group."""
-    reached = ", ".join(f"{share:.4f} of the {name}" for name, share in artifact.budget.reached.items())
+def _typical(errors: Sequence[Vector32]) -> str:
+    """The median of standard errors, relative to the scores."""
+    shares = sorted(value for each in errors for value in each)
+    return f"{shares[len(shares) // 2]:.1%}" if shares else "-"
+
+
+def mask_table(artifact: Mask | Manifest, *, every: bool = False) -> Table:
+    """Kept units of each group, in deep models of neighbouring blocks together."""
     certificate = getattr(artifact, "certificate", None)
     proof = f"; certified within {certificate.reloaded:.2g}" if certificate else ""
-    table = Table(title=f"keeps {reached}{proof}")
-    table.add_column("group", no_wrap=True)
-    for heading in ("kept", "of", "share"):
-        table.add_column(heading, justify="right")
-    for name, group in artifact.groups.items():
-        table.add_row(name, f"{len(group.kept):,}", f"{group.units:,}", f"{len(group.kept) / group.units:.0%}")
+    table = FittingTable(title=f"{reached_words(artifact.budget.reached)}{proof}")
+    table.add_names("group", whole=True)
+    table.add_figures("kept", "of", "share")
+    for names in [[name] for name in artifact.groups] if every else stretches(artifact.groups):
+        kept = sum(len(artifact.groups[name].kept) for name in names)
+        units = sum(artifact.groups[name].units for name in names)
+        table.add_row(span(names), f"{kept:,}", f"{units:,}", f"{kept / units:.0%}")
     return table
+
+
+def reached_words(reached: Mapping[str, float]) -> str:
+    """What a mask keeps, in words."""
+    names = {"macs": "compute (MACs)", "latency": "measured time"}
+    return "keeps " + ", ".join(f"{share:.1%} of {names.get(name, name)}" for name, share in reached.items())
 
 
 def evaluation_table(result: Evaluation) -> Table:
@@ -133,13 +175,12 @@ def evaluation_table(result: Evaluation) -> Table:
     other = result.against
     data = f"{result.inputs['data'].name}, {result.samples:,} samples" if "data" in result.inputs else "no data"
     data += "" if result.tokens is None else f", {result.tokens:,} tokens predicted"
-    table = Table(title=f"{result.inputs['checkpoint'].name} ({data})")
-    table.add_column("")
-    mine, theirs = result.headings
-    table.add_column(mine, justify="right")
+    table = FittingTable(title=f"{result.inputs['checkpoint'].name} ({data})")
+    table.add_names()
+    own_heading, other_heading = result.headings
+    table.add_figures(own_heading)
     if other is not None:
-        table.add_column(theirs, justify="right")
-        table.add_column("ratio", justify="right")
+        table.add_figures(other_heading, "ratio")
     rows: list[tuple[str, str, str, str]] = []
     known = {} if other is None else other.known_metrics
     for name, value in result.metrics.items():
@@ -150,7 +191,7 @@ def evaluation_table(result: Evaluation) -> Table:
     for name, iou in [*result.class_iou.items()][:MOST_CLASSES]:
         rows.append((f"IoU of {name}", _iou(iou), _iou(other.class_iou.get(name)) if other else "", ""))
     if other is not None and other.agreement is not None:
-        rows.append(("agreement", f"{other.agreement:.4f}", "", ""))
+        rows.append(("same answers (agreement)", f"{other.agreement:.4f}", "", ""))
     if other is not None and other.kl is not None:
         rows.append(("KL (nats)", f"{other.kl:.4g}", "", ""))
     totals = result.totals
@@ -191,13 +232,13 @@ def generation_rows(result: Evaluation) -> list[tuple[str, str, str, str]]:
 def export_table(record: Export) -> Table:
     """What a file takes and gives, and how it was certified, for people."""
     opset = f", opset {record.opset}" if record.opset is not None else ""
-    table = Table(
+    table = FittingTable(
         title=f"{next(iter(record.files))}: {record.target}{opset}",
         caption=f"{record.totals.macs:,} MACs ({record.workload.shape}), {record.totals.bytes:,} bytes; certified by "
         f"{record.certificate.loader}: differs by {record.certificate.difference:.2g}",
     )
     for heading in ("", "tensor", "type", "shape"):
-        table.add_column(heading, no_wrap=True)
+        table.add_names(heading, whole=heading in ("", "type"))
     for what, tensors in (("takes", record.takes), ("gives", record.gives)):
         for name, tensor in tensors.items():
             table.add_row(what, name, tensor.dtype, " x ".join(map(str, tensor.shape)))
@@ -208,14 +249,20 @@ def sweep_table(result: Sweep) -> Table:
     """The sweep as a table for people, the original first."""
     latency = result.baseline.latency
     speed = "no latency" if latency is None else f"latency at batch {latency.batch_size}, {latency.shape}"
-    table = Table(
+    table = FittingTable(
         title=f"{result.inputs['checkpoint'].name} on {result.task} ({result.split}, {result.samples:,} samples)",
-        caption=f"MACs at {result.workload.shape}, {speed}; shares are of the original; "
-        "seconds are of pruning, scoring for all budgets in brackets",
+        caption=f"MACs at {result.workload.shape}, {speed}; shares are of the original; agreement: same answers as "
+        "the original; seconds are of pruning, scoring for all budgets in brackets",
     )
-    table.add_column("recipe")
-    for heading in ("asked", "MACs", "params", result.metric, "drop", "agreement", "ms", "latency", "seconds"):
-        table.add_column(heading, justify="right")
+    table.add_names("recipe")
+    table.add_figures("asked", spare=1)
+    table.add_figures("MACs")
+    table.add_figures("params", spare=4)
+    table.add_figures(result.metric, "drop")
+    table.add_figures("agreement", spare=3)
+    table.add_figures("ms", spare=5)
+    table.add_figures("latency", spare=2)
+    table.add_figures("seconds", spare=6)
     base = result.baseline
     value = with_error(base.value, base.standard_error)
     table.add_row("original", "", "1", "1", value, "", "", _ms(base.latency), "", "")
@@ -245,9 +292,9 @@ def _ms(latency: Latency | None) -> str:
 
 def vocabulary_table(record: Vocabulary) -> Table:
     """Tokens and size before and after, for people."""
-    table = Table(title=f"{record.model_class}: vocabulary")
-    for heading in ("", "before", "after", "ratio"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = FittingTable(title=f"{record.model_class}: vocabulary")
+    table.add_names()
+    table.add_figures("before", "after", "ratio")
     rows = {"tokens": (record.tokens_before, record.tokens_after)} | {
         name: (getattr(record.before, name), getattr(record.after, name)) for name in ("parameters", "bytes", "macs")
     }
@@ -272,15 +319,18 @@ def part_table(part: PartHeader) -> Table:
 
 
 TABLES: Mapping[type, Callable[[Any], Table]] = {
-    Scores: scores_table,
     PartHeader: part_table,
-    Profile: profile_table,
-    LatencyTable: latency_table,
-    Mask: mask_table,
-    Manifest: mask_table,
     Evaluation: evaluation_table,
     Export: export_table,
     Sweep: sweep_table,
     Vocabulary: vocabulary_table,
 }
-"""The table of each artifact."""
+"""The table of each artifact that has no groups."""
+GROUPED: Mapping[type, Callable[..., Table]] = {
+    Scores: scores_table,
+    Profile: profile_table,
+    LatencyTable: latency_table,
+    Mask: mask_table,
+    Manifest: mask_table,
+}
+"""The table of each artifact of groups, which takes whether every group gets a row."""

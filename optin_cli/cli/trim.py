@@ -9,14 +9,14 @@ from optin_cli.errors import UsageError
 from optin_cli.options.declare import Option, offer
 from optin_cli.options.trim import TrimOptions
 
-CORPUS = Option("--calib", "Texts whose tokens stay.", metavar="TASK|PATH")
+CORPUS = Option("--calib", "Texts whose tokens stay.", metavar="TASK|PATH", unset="none")
 
 
 @command
 def trim(
     checkpoint: common.CheckpointArgument,
     *,
-    output: common.Output = None,
+    output: Annotated[str | None, common.output("NAME-trimmed", "Folder to write.")] = None,
     data: Annotated[common.Data, offer("path", "columns", source=CORPUS)],
     options: TrimOptions,
     threads: common.Threads = None,
@@ -30,17 +30,20 @@ def trim(
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
     inputs = (checkpoint, *data.files, *opening.files, options.keep_tokens)
     common.require_free(target, force=force, inputs=inputs, folder=True)
-    from optin_cli.cli.tables import vocabulary_table
-    from optin_cli.trimming.trim import trim as trim_checkpoint
-
-    common.use_threads(threads)
-    opened = opening.load(checkpoint)
     with common.progress("trimming") as progress:
-        record = trim_checkpoint(opened, target, data.spec(), options=options, force=force, progress=progress)
-    common.console(error=True).print(vocabulary_table(record))
-    proof = record.proof
-    common.say(
-        f"{proof.texts:,} texts and {proof.trials:,} random ones tokenize as before; {proof.loader}: outputs of "
-        f"{proof.rows} texts differ by {proof.difference:.2g} (tolerance {proof.tolerance:.2g})"
+        stage = common.Stage(progress)
+        from optin_cli.cli.tables import vocabulary_table
+        from optin_cli.trimming.trim import trim as trim_checkpoint
+
+        common.use_threads(threads)
+        opened = opening.load(checkpoint)
+        record = trim_checkpoint(opened, target, data.spec(), options=options, force=force, progress=stage)
+        took = stage.took(opened.device)
+    proof, folder = record.proof, f"{str(target).rstrip('/')}/"
+    same = (
+        f"checked: {proof.texts:,} texts and {proof.trials:,} random ones tokenize as before; {proof.loader}: outputs "
+        f"of {proof.rows} texts differ by {proof.difference:.2g} (tolerance {proof.tolerance:.2g})"
     )
-    common.print_result(record.dump(), f"{str(target).rstrip('/')}/", as_json=as_json)
+    then = [["eval", folder, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]]
+    common.finish(f"trim {checkpoint}", [vocabulary_table(record), same], took, then=then)
+    common.print_result(record.dump_with(took), folder, as_json=as_json)

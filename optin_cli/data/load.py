@@ -12,6 +12,14 @@ from optin_cli.tasks.schema import Task
 AnySamples = Samples | ImageSamples
 
 
+def described(samples: AnySamples) -> str:
+    """How many samples of which data were read, and from which columns."""
+    columns = samples.columns if isinstance(samples, Samples) else ()
+    where = f", column{'s' * (len(columns) > 1)} {', '.join(columns)}" if columns else ""
+    few = f"{len(samples):,}" if len(samples) == samples.total else f"{len(samples):,} of {samples.total:,}"
+    return f"{few} samples of {samples.name}{where}"
+
+
 def source_of(samples: AnySamples, spec: DataSpec) -> Source:
     """Samples as artifacts record them; of calibration, and of chosen columns, also how they are read again."""
     said = spec.role == "calibration" or spec.columns is not None or spec.label_column is not None

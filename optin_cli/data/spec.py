@@ -22,7 +22,7 @@ def require_input(task: Task, kind: InputKind) -> None:
     """Refuse a task whose samples are of another kind than the model takes (DataError)."""
     if task.input != kind:
         raise DataError(
-            f"The task {task.name} is one on {task.input}s, but the model takes {kind}s.",
+            f"{task.name} is {'an' if task.input == 'image' else 'a'} {task.input} task, but this model takes {kind}s.",
             hint=f"Tasks on {kind}s: {', '.join(n for n in task_names() if load_task(n).input == kind)}.",
         )
 

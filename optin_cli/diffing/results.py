@@ -48,9 +48,10 @@ def diff_evaluations(a: Side, b: Side) -> Difference:
     """Compare metrics, sizes and ratios, then options and inputs."""
     mine, theirs = contents(Evaluation, a, b)
     measures, timings = _split(diff_bodies(mine, theirs, "pictures"))
-    both = [mine, theirs, *(one for side in (mine, theirs) if (one := side.against) is not None)]
-    if all(one.metrics for one in both):  # which hold the first metric too
-        measures = {key: row for key, row in measures.items() if not key.removeprefix("against.").startswith("metric.")}
+    for side in ("", "against."):  # the first metric is among all of them
+        first = f"{side}metric.value"
+        if any(key.startswith(f"{side}metrics.") and row == measures.get(first) for key, row in measures.items()):
+            del measures[first]
     return difference(a, b, {}, {"measures": measures, **diff_heads(mine, theirs)}, timings)
 
 

@@ -18,7 +18,7 @@ from optin_cli.artifacts.scores import Scores
 T = TypeVar("T", bound=Artifact | Scores)
 Row = dict[str, JsonValue]
 Section = dict[str, Row]
-HEAD = ("optin_version", "options", "inputs", "schema_")
+HEAD = ("optin_version", "options", "inputs", "schema_", "took")
 
 
 @dataclass(frozen=True)

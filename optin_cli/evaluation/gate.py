@@ -69,7 +69,7 @@ class Gate:
         room = abs(self.most - drop.value)
         times = (self._margin(drop, level) / room) ** 2 if room else MOST_TIMES
         enough = (
-            "no number of samples near that does"
+            "the drop being at the limit itself"
             if times >= MOST_TIMES
             else f"about {_round(times * drop.samples)} would"
         )

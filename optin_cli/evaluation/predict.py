@@ -98,6 +98,7 @@ def over_batches(
     for number, batch in enumerate(mine):
         progress.update(number, len(mine), checkpoint.name)
         found.append(find(batch))
+        progress.count(batch.size)
     return processes.gather(found)
 
 

@@ -159,7 +159,7 @@ class Target:
     @property
     def packages(self) -> tuple[str, ...]:
         """What writes and what runs it."""
-        return (*self.writes_with, *self.runs_with)
+        return tuple(dict.fromkeys((*self.writes_with, *self.runs_with)))
 
     def require(self, packages: tuple[str, ...]) -> None:
         """Refuse to go on without its packages (ExportError with the pip extra that brings them)."""

@@ -21,7 +21,7 @@ from optin_cli.model.forward import StopForward, call_model
 from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 
-HINT = "Leave out --stream: the blocks of this model cannot run one at a time."
+HINT = "Pass --no-stream to run the model as a whole."
 PLAIN = (type(None), bool, int, float, str)
 
 

@@ -1,6 +1,6 @@
 """Options that several stages have."""
 
-from optin_cli.options.declare import Option
+from optin_cli.options.declare import BUDGET, DATA, MODEL, TIMING, Option
 
 MOST_ROWS = 1 << 16
 """Most samples at once."""
@@ -8,33 +8,48 @@ MOST_LENGTH = 1 << 20
 """Most tokens of a text."""
 MOST_RUNS = 100_000
 """Most repetitions of anything."""
-THREADS = Option("--threads", "CPU threads. (default: all cores)", low=1, most=4096)
+THREADS = Option("--threads", "CPU threads.", low=1, most=4096, panel=MODEL, unset="all cores")
 DEFAULT_SEQ_LEN = 128
 """Tokens per sequence that costs are stated for where no other number is asked for."""
 DEFAULT_WINDOW = 512
 """The same for models that continue a text, and the tokens of a window of it."""
 SEQ_LEN = Option(
     "--seq-len",
-    f"Sequence length that costs are stated for, and tokens of a window of running text. (default: {DEFAULT_SEQ_LEN}; "
-    f"decoders: {DEFAULT_WINDOW})",
+    "Sequence length for which MACs are reported, and tokens of a window of running text.",
     "N",
+    panel=TIMING,
+    unset=f"{DEFAULT_SEQ_LEN}; decoders: {DEFAULT_WINDOW}",
 )
-SEED = Option("--seed", "Seed of sample selection and probes.", low=0, most=2**63 - 1)
-BATCH_SIZE = Option("--batch-size", "Samples at once; fewer images above 224 x 224 pixels.", above=0, most=MOST_ROWS)
+SEED = Option("--seed", "Seed for choosing samples.", low=0, most=2**63 - 1, panel=DATA)
+BATCH_SIZE = Option(
+    "--batch-size",
+    "Samples at once; fewer images above 224 x 224 pixels.",
+    above=0,
+    most=MOST_ROWS,
+    panel=MODEL,
+)
 DEFAULT_LENGTH = 128
 """Most tokens of a sample where no other number is asked for."""
 DEFAULT_MASK_EVERY = 7
 """Of so many tokens one is masked where no other number is asked for: about the 15 % that models are trained with."""
-MAX_LENGTH = Option("--max-length", f"Longest sample, in tokens. (default: {DEFAULT_LENGTH})", low=1, most=MOST_LENGTH)
+MAX_LENGTH = Option(
+    "--max-length",
+    "Longest sample, in tokens; more are cut off.",
+    low=1,
+    most=MOST_LENGTH,
+    panel=DATA,
+    unset=str(DEFAULT_LENGTH),
+)
 KEEP_FLOPS = Option(
     "--keep-flops",
-    "Share of the model's MACs to keep: 0.5.",
+    "Share of the model's compute (MACs) to keep: 0.5.",
     metavar="SHARE",
+    panel=BUDGET,
     above=0,
     high=1,
     noun="The share of macs to keep",
 )
-MAX_DROP = Option("--max-drop", low=0, noun="The allowed drop")
+MAX_DROP = Option("--max-drop", metavar="DROP", low=0, noun="The allowed drop", panel=BUDGET)
 MEASURED = 0.5
 """The confidence at which a drop is judged as measured."""
 CONFIDENCE = Option(
@@ -44,4 +59,5 @@ CONFIDENCE = Option(
     low=0.5,
     below=1,
     noun="The confidence",
+    panel=BUDGET,
 )

@@ -9,11 +9,15 @@ import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from optin_cli.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
+DATA, BUDGET, METHOD, TIMING = "Data", "Budget", "Method", "Timing and costs"
+MODEL, OUTPUT, RESEARCH = "Model and device", "Output", "Research"
+PANELS = (DATA, BUDGET, METHOD, TIMING, MODEL, OUTPUT, RESEARCH)
+"""Parts of a help page, in their order."""
 OPTION, OFFER = "option", "offer"
 """Keys of a field's metadata: how it is given, and which fields of a nested options class are."""
 
@@ -27,6 +31,9 @@ class Option:
     allowed value. none: the command line takes "none", for None or an empty tuple. repeated: a tuple is given by
     repeating the flag, otherwise by commas. required: the command line has no default. noun: what messages call the
     value, the field's name if empty. recorded: its key in artifacts, the field's name if None, not recorded if empty.
+    panel: the part of the help page, that of the options class if empty. unset: what holds where the default is None.
+    earlier: flags of earlier versions, which are still taken. spoken: what the command line calls some of the choices;
+    it takes both names.
     """
 
     flag: str | None = None
@@ -43,6 +50,23 @@ class Option:
     required: bool = False
     noun: str = ""
     recorded: str | None = None
+    panel: str = ""
+    unset: str = ""
+    earlier: tuple[str, ...] = ()
+    spoken: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shown_choices(self) -> tuple[str, ...]:
+        """The choices as the command line calls them."""
+        return tuple(map(self.said, self.choices or ()))
+
+    def said(self, choice: str) -> str:
+        """What the command line calls a choice."""
+        return next((name for name, value in self.spoken.items() if value == choice), choice)
+
+    def meant(self, name: str) -> str:
+        """The choice of that name on the command line."""
+        return self.spoken.get(name, name)
 
     def check(self, value: Any, name: str) -> None:
         """Refuse a value, or an item of a tuple, that is not one of the choices or out of range (UsageError)."""
@@ -53,7 +77,7 @@ class Option:
     def _check(self, value: Any, name: str) -> None:
         noun = self.noun or name
         if self.choices is not None and value not in self.choices:
-            raise UsageError(f"Unknown {noun} {value!r}.", hint=did_you_mean(value, self.choices))
+            raise UsageError(f"Unknown {noun} {value!r}.", hint=did_you_mean(value, self.shown_choices))
         bounds = self._bounds()
         if bounds and not (math.isfinite(value) and all(holds(value, limit) for holds, _, limit in bounds)):
             hint = None if self.flag is None else f"Pass another {self.flag}."
@@ -137,7 +161,12 @@ def nested(default: T, offered: Offer) -> T:
 
 
 class Checked:
-    """Base of the options classes: checks values on construction and says what artifacts record."""
+    """Base of the options classes: checks values on construction and says what artifacts record.
+
+    panel: the part of help pages that its options are in.
+    """
+
+    panel: ClassVar[str] = METHOD
 
     def __post_init__(self) -> None:
         for item in _fields(self):
@@ -168,13 +197,17 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Declared:
-    """One field that is an option. path: names of fields that lead to it. key: of it in artifacts."""
+    """One field that is an option.
+
+    path: names of fields that lead to it. key: of it in artifacts. panel: the part of the help page.
+    """
 
     path: tuple[str, ...]
     key: str
     type: Any
     default: Any
     option: Option
+    panel: str = METHOD
 
     @property
     def flag(self) -> str:
@@ -193,7 +226,8 @@ def declared(kind: type, taken: Offer | None = None) -> Iterator[Declared]:
                 yield dataclasses.replace(inner, path=path, key=key)
         elif (given := taken.option_of(item)) is not None:
             key = taken.prefix + (given.recorded or item.name)
-            yield Declared((item.name,), key, types[item.name], item.default, given)
+            panel = given.panel or getattr(kind, "panel", METHOD)
+            yield Declared((item.name,), key, types[item.name], item.default, given, panel)
 
 
 def build(kind: type[T], values: Mapping[tuple[str, ...], Any]) -> T:

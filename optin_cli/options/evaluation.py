@@ -5,6 +5,7 @@ from pathlib import Path
 
 from optin_cli.options.common import (
     BATCH_SIZE,
+    DEFAULT_LENGTH,
     DEFAULT_MASK_EVERY,
     MAX_LENGTH,
     MOST_LENGTH,
@@ -13,7 +14,7 @@ from optin_cli.options.common import (
     SEED,
     SEQ_LEN,
 )
-from optin_cli.options.declare import Checked, nested, offer, option, shared
+from optin_cli.options.declare import DATA, OUTPUT, TIMING, Checked, nested, offer, option, shared
 from optin_cli.options.generation import GenerationOptions
 
 DEFAULT_QUESTION_WINDOW = 384
@@ -52,28 +53,32 @@ class EvalOptions(Checked):
     batch_size: int = shared(32, BATCH_SIZE)
     max_length: int | None = shared(
         None,
-        replace(MAX_LENGTH, help=MAX_LENGTH.help.replace(")", f"; a window of questions: {DEFAULT_QUESTION_WINDOW})")),
+        replace(MAX_LENGTH, unset=f"{DEFAULT_LENGTH}; a window of questions: {DEFAULT_QUESTION_WINDOW}"),
     )
     seq_len: int | None = shared(None, SEQ_LEN)
     stride: int | None = option(
         None,
         "--stride",
-        "Decoders: tokens between the beginnings of two windows; fewer give each token more context. (default: windows "
-        "side by side)",
+        "Decoders: tokens between the beginnings of two windows; fewer give each token more context.",
         metavar="N",
         low=1,
+        unset="windows side by side",
     )
-    latency_batch: int = option(32, "--latency-batch", "Batch size that latency is measured at.", low=1, most=MOST_ROWS)
+    latency_batch: int = option(
+        32, "--latency-batch", "Batch size that time is measured at.", low=1, most=MOST_ROWS, panel=TIMING
+    )
     latency_length: int = option(
-        64, "--latency-length", "Sequence length that latency is measured at.", low=1, most=MOST_LENGTH
+        64, "--latency-length", "Sequence length that time is measured at.", low=1, most=MOST_LENGTH, panel=TIMING
     )
     latency_runs: int = option(
-        20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0, most=MOST_RUNS
+        20, "--latency-runs", "Timed runs, of which the median counts; 0 skips.", low=0, most=MOST_RUNS, panel=TIMING
     )
     latency_warmup: int = option(3, low=0)
     generation: GenerationOptions = nested(GenerationOptions(), offer())
     answers: AnswerOptions = nested(AnswerOptions(), offer())
-    samples: int | None = option(None, "--samples", "Evaluate on this many samples. (default: all)", low=1, recorded="")
+    samples: int | None = option(
+        None, "--samples", "Evaluate on this many samples.", low=1, recorded="", panel=DATA, unset="all"
+    )
     seed: int = shared(0, replace(SEED, recorded=""))
     mask_every: int = option(
         DEFAULT_MASK_EVERY,
@@ -83,16 +88,22 @@ class EvalOptions(Checked):
         low=1,
     )
     num_fewshot: int | None = option(
-        None, "--num-fewshot", "Examples in each prompt, with --task lm-eval:NAME. (default: the task's)", low=0
+        None, "--num-fewshot", "Examples in each prompt, with --task lm-eval:NAME.", low=0, unset="the task's"
     )
     ignore_index: tuple[int, ...] | None = option(
         None,
         "--ignore-index",
-        "Ids of pixels or words that do not count. (default: the task's or checkpoint's, and 255; -100 for words)",
+        "Ids of pixels or words that do not count.",
         metavar="ID[,…]",
         low=0,
+        unset="the task's or checkpoint's, and 255; -100 for words",
     )
     pictures: Path | None = option(
-        None, "--pictures", "Segmentation: write pictures of labels and predictions.", metavar="DIR", recorded=""
+        None,
+        "--pictures",
+        "Segmentation: write pictures of labels and predictions.",
+        metavar="DIR",
+        recorded="",
+        panel=OUTPUT,
     )
-    picture_count: int = option(5, "--picture-count", "Images to draw.", low=1, recorded="")
+    picture_count: int = option(5, "--picture-count", "Images to draw.", low=1, recorded="", panel=OUTPUT)

@@ -21,7 +21,7 @@ class ExportOptions(Checked):
     for f16. dtype: of weights as a file stores them.
     """
 
-    opset: int | None = option(None, "--opset", "Version of ONNX operators. (default: the exporter's)", metavar="N")
+    opset: int | None = option(None, "--opset", "Version of ONNX operators.", metavar="N", unset="the exporter's")
     seq_len: int | None = shared(None, SEQ_LEN)
     int8: bool = option(False, "--int8", "Store weights as 8-bit integers: a quarter of the bytes.")
     dtype: DType = option(
@@ -31,7 +31,7 @@ class ExportOptions(Checked):
         choices=get_args(DType),
     )
     weight_type: WeightType | None = option(
-        None, "--gguf-type", "Type of weights in GGUF: f32, f16 or q8_0. (default: f16)", choices=WEIGHT_TYPES
+        None, "--gguf-type", "Type of weights in GGUF.", choices=WEIGHT_TYPES, unset="f16"
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from optin_cli.errors import UsageError
 from optin_cli.options.common import CONFIDENCE, MEASURED
-from optin_cli.options.declare import Checked, option, shared
+from optin_cli.options.declare import BUDGET, Checked, option, shared
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,10 @@ class GateOptions(Checked):
     max_drop: float | None = option(
         None,
         "--max-drop",
-        "Exit with status 3 if the metric is worse than --against's by more; perplexity: by a larger share.",
+        "Fail (exit 3) if the metric is worse than --against's by more than this (0.01 = one point; perplexity: a "
+        "share).",
+        metavar="DROP",
+        panel=BUDGET,
     )
     confidence: float = shared(MEASURED, CONFIDENCE)
 

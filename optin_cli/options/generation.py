@@ -1,8 +1,9 @@
 """Options of what is measured while a model generates text."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from optin_cli.options.declare import Checked, option
+from optin_cli.options.declare import TIMING, Checked, option
 
 DEFAULT_DECODE_RUNS = 5
 """Timed generations where no other number is asked for."""
@@ -17,11 +18,13 @@ class GenerationOptions(Checked):
     tokens that a draft proposes at once. draft_prompts: texts that are continued to measure a draft.
     """
 
+    panel: ClassVar[str] = TIMING
     decode_runs: int | None = option(
         None,
         "--decode-runs",
-        f"Models that generate: timed generations; 0 skips. (default: {DEFAULT_DECODE_RUNS}, 0 with --latency-runs 0)",
+        "Models that generate: timed generations; 0 skips.",
         metavar="N",
+        unset=f"{DEFAULT_DECODE_RUNS}, or 0 with --latency-runs 0",
         low=0,
         recorded="",
     )

@@ -2,12 +2,17 @@
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import Checked, Option, option
+from optin_cli.options.declare import DATA, MODEL, Checked, Option, option
 
 IMAGE_SIZE = Option(
-    "--image-size", "Height and width to work on. (default: what preprocessing makes)", metavar="HEIGHTxWIDTH"
+    "--image-size",
+    "Height and width to work on.",
+    metavar="HEIGHTxWIDTH",
+    panel=MODEL,
+    unset="what preprocessing makes",
 )
 
 
@@ -29,6 +34,7 @@ class ImageOptions(Checked):
     as the process has processors. prefetch: batches that are decoded ahead of the model.
     """
 
+    panel: ClassVar[str] = DATA
     max_unreadable: float = option(
         0.05,
         "--max-unreadable",

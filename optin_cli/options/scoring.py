@@ -1,12 +1,12 @@
 """Options of scoring, and the criteria and unit kinds to choose from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from optin_cli.errors import UsageError
 from optin_cli.options.common import BATCH_SIZE, MAX_LENGTH, MOST_ROWS, MOST_RUNS, SEED
-from optin_cli.options.declare import Checked, option, shared
+from optin_cli.options.declare import DATA, RESEARCH, Checked, option, shared
 
 Estimator = Literal["obs", "sketch", "exact", "hybrid"]
 UNITS: Mapping[str, str] = {
@@ -65,13 +65,18 @@ class ScoreOptions(Checked):
     """
 
     criterion: str = option(
-        "trajectory", "--criterion", f"How units are judged: {', '.join(CRITERIA)}.", choices=CRITERIA
+        "trajectory",
+        "--criterion",
+        f"How units are judged: {', '.join(CRITERIA)}.",
+        choices=CRITERIA,
+        panel=RESEARCH,
     )
     units: tuple[str, ...] = option(
         ("heads", "neurons", "channels", "experts", "head-dims"),
         "--units",
         "What to score: of heads, neurons, channels, experts, head-dims (dimensions of queries and keys), blocks "
         "(whole layers) and, in plain vision transformers, tokens.",
+        metavar="KIND[,…]",
         choices=UNITS,
     )
     estimator: str = option(
@@ -80,32 +85,61 @@ class ScoreOptions(Checked):
         "obs: what a layer loses once its other columns are re-solved; sketch: each unit alone, all in a few backward "
         "passes; exact: remove each; hybrid: sketch and exact.",
         choices=get_args(Estimator),
+        panel=RESEARCH,
     )
     damping: float = option(
-        0.01, "--damping", "Ridge of obs, relative to the mean square of a layer's inputs.", above=0
+        0.01, "--damping", "Ridge of obs, relative to the mean square of a layer's inputs.", above=0, panel=RESEARCH
     )
-    output_weight: float = option(10.0, "--lambda", "Weight of the output term.", low=0)
-    temperature: float = option(4.0, "--tau", "Temperature of the output term.", above=0)
-    probes: int = option(4, "--probes", "Backward passes a sample.", above=0, most=MOST_RUNS)
-    samples: int = option(512, "--samples", "Calibration samples.", above=0)
-    exact_samples: int = option(128, "--exact-samples", "Calibration samples that exact removal sees.", above=0)
+    output_weight: float = option(
+        10.0,
+        "--lambda",
+        "How much changes of the final output count against changes inside.",
+        low=0,
+        panel=RESEARCH,
+    )
+    temperature: float = option(
+        4.0, "--tau", "Temperature of the softmax by which outputs are compared.", above=0, panel=RESEARCH
+    )
+    probes: int = option(
+        4,
+        "--probes",
+        "Random probes per sample; more is slower and less noisy.",
+        above=0,
+        most=MOST_RUNS,
+        panel=RESEARCH,
+    )
+    samples: int = option(512, "--samples", "Calibration samples.", above=0, panel=DATA)
+    exact_samples: int = option(
+        128, "--exact-samples", "Number of samples used by exact removal.", above=0, panel=RESEARCH
+    )
     exact_kinds: tuple[str, ...] | None = option(
         None,
         "--exact-kinds",
-        "What hybrid scores exactly, of heads, neurons and channels. (default: heads)",
+        "What hybrid scores exactly, of heads, neurons and channels.",
+        metavar="KIND[,…]",
         choices=(*REMOVABLE, *REMOVABLE.values()),
         noun="exact kind",
+        panel=RESEARCH,
+        unset="heads",
     )
     batch_size: int = shared(32, BATCH_SIZE)
-    rows: int = option(256, "--rows", "Candidates x samples at once, for exact removal.", above=0, most=MOST_ROWS)
+    rows: int = option(
+        256,
+        "--rows",
+        "Rows per forward pass in exact removal; fewer need less memory.",
+        above=0,
+        most=MOST_ROWS,
+        panel=RESEARCH,
+    )
     max_length: int | None = shared(None, MAX_LENGTH)
-    seed: int = shared(0, SEED)
+    seed: int = shared(0, replace(SEED, help="Seed for choosing samples and probes."))
     token_exchange: float | None = option(
         0.8,
-        "--token-exchange",
-        "Share of the MACs at which units are cut and refitted, to weigh tokens or blocks, refitted too, against "
-        "them; none: as scored.",
+        "--balance-at",
+        "Where tokens or blocks are scored: the share of the MACs at which they and units are cut and refitted, to "
+        "weigh the ones against the others; none: as scored.",
         metavar="SHARE|none",
+        earlier=("--token-exchange",),
         above=0,
         below=1,
         none=True,

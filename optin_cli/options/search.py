@@ -1,10 +1,11 @@
 """Options of the search for a mask."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
 
 from optin_cli.errors import UsageError
-from optin_cli.options.declare import OPTION, Checked, option
+from optin_cli.options.declare import BUDGET, OPTION, RESEARCH, Checked, option
 
 Algorithm = Literal["exact", "optin"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
@@ -22,7 +23,12 @@ class SearchOptions(Checked):
     """
 
     algorithm: Algorithm = option(
-        "exact", "--algorithm", "exact (integer program) or optin (the paper's search).", choices=ALGORITHMS
+        "exact",
+        "--algorithm",
+        "exact: an integer program; paper: the search of the OPTIN paper.",
+        choices=ALGORITHMS,
+        spoken=MappingProxyType({"paper": "optin"}),
+        panel=RESEARCH,
     )
     round_to: int = option(1, "--round-to", "Kept widths come in multiples of this (8, 16, 32).", low=1)
     min_heads: int = option(0, "--min-heads", "Fewest heads left in a layer.", low=0, recorded="head")
@@ -33,10 +39,11 @@ class SearchOptions(Checked):
     layout: Layout = option(
         "ragged",
         "--layout",
-        "uniform: the same number of units in every layer, so that the stock class loads the result. deci: the same "
-        "heads, and neurons in multiples of 256, as vLLM's DeciLMForCausalLM takes them.",
-        metavar="ragged|uniform|deci",
+        "per-layer: every layer its own widths. uniform: the same number of units in every layer, so that the stock "
+        "class loads the result. deci: the same heads, and neurons in multiples of 256, as vLLM's DeciLMForCausalLM "
+        "takes them.",
         choices=LAYOUTS,
+        spoken=MappingProxyType({"per-layer": "ragged"}),
     )
 
 
@@ -44,8 +51,12 @@ class SearchOptions(Checked):
 class BudgetOptions:
     """Budgets of one or several masks, each a share of the whole model."""
 
+    panel: ClassVar[str] = BUDGET
     macs: tuple[float, ...] | None = option(
-        None, "--keep-flops", "Share of the model's MACs to keep: 0.5, or 0.6,0.5,0.4.", metavar="SHARE[,…]"
+        None,
+        "--keep-flops",
+        "Share of the model's compute (MACs) to keep: 0.5; or several: 0.6,0.5,0.4.",
+        metavar="SHARE[,…]",
     )
     parameters: tuple[float, ...] | None = option(
         None, "--keep-params", "Share of the model's parameters to keep.", metavar="SHARE[,…]"

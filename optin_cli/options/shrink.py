@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from optin_cli.errors import UsageError
 from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP, MEASURED
-from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
+from optin_cli.options.declare import BUDGET, DATA, Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.gate import require_limit
 from optin_cli.options.refit import RIDGE, RefitOptions
@@ -20,7 +20,7 @@ EVALUATION = offer(
     "latency_length",
     "latency_runs",
     "ignore_index",
-    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
+    samples=Option("--eval-samples", "Evaluate on this many samples.", low=1, recorded="", panel=DATA, unset="all"),
 )
 
 
@@ -37,12 +37,18 @@ class ShrinkOptions(Checked):
         None,
         replace(
             MAX_DROP,
-            help="Exit with status 3 if the metric is worse by more (perplexity: by a larger share); without "
-            "--keep-flops, find the smallest model within it.",
+            help="Fail (exit 3) if the metric drops by more than this (0.01 = one point; perplexity: a share); without "
+            "--keep-flops, find the smallest model that loses at most this much.",
         ),
     )
     confidence: float = shared(MEASURED, CONFIDENCE)
-    evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop without --keep-flops.", low=1)
+    evaluations: int = option(
+        6,
+        "--evaluations",
+        "Try at most this many models for --max-drop without --keep-flops.",
+        low=1,
+        panel=BUDGET,
+    )
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
     scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
     search: SearchOptions = nested(SearchOptions(), SEARCH)

@@ -1,30 +1,34 @@
 """Options of sweeps, and the names of the recipes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from optin_cli.errors import UsageError
 from optin_cli.options.common import CONFIDENCE, KEEP_FLOPS, MAX_DROP, MEASURED
-from optin_cli.options.declare import Checked, Option, nested, offer, option, shared
+from optin_cli.options.declare import BUDGET, DATA, OUTPUT, Checked, Option, nested, offer, option, shared
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.gate import require_limit
 from optin_cli.options.refit import RIDGE
 from optin_cli.options.scoring import ScoreOptions
 
-RECIPES = (
-    "optin",
-    "sketch",
-    "no-refit",
-    "slimgpt",
-    "magnitude",
-    "wanda",
-    "fisher",
-    "random",
-    "optin-paper",
-    "flap",
-    "kwon",
-    "kprune",
+RECIPES: Mapping[str, str] = MappingProxyType(
+    {
+        "optin": "this project: loss of re-solved layers, exact search, refit",
+        "sketch": "this project, units scored one by one, with refit",
+        "no-refit": "this project, units scored one by one, no refit",
+        "slimgpt": "SlimGPT (arXiv 2412.18110): error of re-solved layers, exact search, refit",
+        "magnitude": "squared weights, no refit",
+        "wanda": "Wanda (arXiv 2306.11695) summed over units, no refit",
+        "fisher": "diagonal Fisher, no refit; needs labels",
+        "random": "random units, with refit",
+        "optin-paper": "OPTIN as published (arXiv 2403.17921)",
+        "flap": "FLAP (arXiv 2312.11983): fluctuations, means kept in biases",
+        "kwon": "Kwon et al. 2022 (arXiv 2204.09656); needs labels",
+        "kprune": "K-prune, Park et al. 2024 (arXiv 2308.03449)",
+    }
 )
-"""Names of the recipes, known without importing them."""
+"""What each recipe is, by name, known without importing it."""
 SCORING = offer("samples", "batch_size", "max_length", "seed")
 EVALUATION = offer(
     "batch_size",
@@ -37,7 +41,7 @@ EVALUATION = offer(
     "seed",
     "mask_every",
     "ignore_index",
-    samples=Option("--eval-samples", "Evaluate on this many samples. (default: all)", low=1, recorded=""),
+    samples=Option("--eval-samples", "Evaluate on this many samples.", low=1, recorded="", panel=DATA, unset="all"),
     prefix="eval_",
 )
 
@@ -55,25 +59,28 @@ class SweepOptions(Checked):
     recipes: tuple[str, ...] = option(
         ("optin",),
         "--recipe",
-        "Ways of pruning: optin, no-refit, magnitude, fisher, …",
+        "Ways of pruning to compare: optin, no-refit, magnitude, fisher, … (optin recipes lists them).",
         metavar="NAME[,…]",
         choices=RECIPES,
         noun="recipe",
     )
     keep_flops: tuple[float, ...] | None = shared(
         None,
-        replace(KEEP_FLOPS, help="Shares of the model's MACs to keep: 0.7,0.6,0.5,0.4.", metavar="SHARE[,…]"),
+        replace(KEEP_FLOPS, help="Shares of the model's compute (MACs) to keep: 0.7,0.6,0.5,0.4.", metavar="SHARE[,…]"),
     )
     max_drop: float | None = shared(
         None,
         replace(
             MAX_DROP,
-            help="Instead: write the smallest model whose metric is worse by no more (perplexity: by no larger share).",
+            help="Find and save the smallest model that loses at most this much (0.01 = one point; of perplexity, a "
+            "share).",
         ),
     )
     confidence: float = shared(MEASURED, CONFIDENCE)
-    evaluations: int = option(6, "--evaluations", "Most models tried for --max-drop.", low=1)
-    keep_models: bool = option(False, "--keep-models", "Also write the model of every point, into models/.")
+    evaluations: int = option(6, "--evaluations", "Try at most this many models for --max-drop.", low=1, panel=BUDGET)
+    keep_models: bool = option(
+        False, "--keep-models", "Also write the model of every point, into models/.", panel=OUTPUT
+    )
     ridge: float | None = shared(None, replace(RIDGE, recorded="refit_ridge"))
     scoring: ScoreOptions = nested(ScoreOptions(), SCORING)
     evaluation: EvalOptions = nested(EvalOptions(), EVALUATION)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.options.common import SEED
-from optin_cli.options.declare import Checked, option, shared
+from optin_cli.options.declare import DATA, Checked, option, shared
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ class TrimOptions(Checked):
         metavar="NAME",
         repeated=True,
     )
-    samples: int | None = option(None, "--samples", "Most texts to read. (default: all)", low=1)
+    samples: int | None = option(None, "--samples", "Most texts to read.", low=1, panel=DATA, unset="all")
     trials: int = option(10_000, "--trials", "Random texts that must tokenize as before.", low=1)
     seed: int = shared(0, SEED)

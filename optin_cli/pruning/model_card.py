@@ -219,7 +219,7 @@ def require_card(folder: Path) -> None:
     """Refuse a folder whose card cannot take an evaluation, before any time is spent."""
     if not (folder / MANIFEST).is_file():
         raise UsageError(
-            f"{folder} has no {MANIFEST}, so it is not a folder that optin prune wrote, and has no card of optin's.",
+            f"{folder} was not written by optin prune (it has no {MANIFEST}), so it has no card to update.",
             hint="Leave out --card, or evaluate the cut folder.",
         )
     text = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
@@ -250,8 +250,9 @@ def _with_results(text: str, evaluation: Evaluation) -> str:
         return text
     front.pop("model-index", None)
     results = _results(evaluation, front.get("pipeline_tag"))
-    named = {"model_name": evaluation.inputs["checkpoint"].name, "eval_results": results} if results else {}
-    return f"---\n{ModelCardData(**front, **named).to_yaml()}\n---\n{text[found.end() :]}"
+    if results:
+        front |= {"model_name": evaluation.inputs["checkpoint"].name, "eval_results": results}
+    return f"---\n{ModelCardData(**front).to_yaml()}\n---\n{text[found.end() :]}"
 
 
 def _parse_front(text: str) -> Any:

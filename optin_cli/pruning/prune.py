@@ -42,7 +42,7 @@ from optin_cli.model.structure import alike_rows
 from optin_cli.model.token_costs import measure_token_costs
 from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
-from optin_cli.progress import SILENT, Progress
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.pruning.calibration import RecordedData
 from optin_cli.pruning.config import DECI, config_settings
 from optin_cli.pruning.model_card import write_card
@@ -50,6 +50,9 @@ from optin_cli.pruning.parts import Parts, cut_parts, require_parts
 from optin_cli.refit.refit import refit_model
 from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
+
+REFITTED, SAVED = 0.8, 0.9
+"""About the share of the work that is done once the model is refitted, and once it is saved, for progress."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
 
     def apply(pruned: PrunedModel) -> dict[str, Refit]:
         on = device_of(pruned.model)  # that of a streamed model is known once it is open
-        return refit_model(pruned, [batch.to(on) for batch in batches], options, progress=progress)
+        return refit_model(pruned, [batch.to(on) for batch in batches], options, progress=Part(progress, 0, REFITTED))
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
     return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
@@ -229,13 +232,13 @@ def write_pruned(
             refit = None if adjustment is None else adjustment.apply(pruned.beside(original, planned.mask.kept))
             plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
             left, plan = without_bypassed(planned, pruned.model, plan)
-            progress.update(1, 1, "saving")
+            progress.update(REFITTED, 1, "saving")
             state = settled(pruned, left, progress)
             save_cut(left, pruned.model, plan, folder, settings=planned.settings, state=state)
             if planned.mask.options.get("layout") == DECI:
                 shapes = {name: tuple(tensor.shape) for name, tensor in pruned.model.state_dict().items()}
                 to_decilm(folder, Sizes(shapes, left.blueprint.config))
-            progress.update(1, 1, "certifying in a fresh process")
+            progress.update(SAVED, 1, "checking in a fresh process")
             certificate = _certify(planned, pruned, folder, certifying)
         after = planned.cost(pruned.model, sum(path.stat().st_size for path in weight_files(folder)))
         manifest = _manifest(planned, (costs, after), adjustment, refit, certificate)

@@ -139,5 +139,5 @@ def prepare_flap(setting: Setting) -> Prepared:
     return Prepared(decide)
 
 
-FLAP = Recipe("flap", "FLAP (arXiv 2312.11983): fluctuations, means kept in biases", prepare_flap)
+FLAP = Recipe("flap", prepare_flap)
 """An et al.: columns that hardly vary go, and biases take their means."""

@@ -169,4 +169,4 @@ def prepare_kprune(setting: Setting) -> Prepared:
     return Prepared(decide)
 
 
-KPRUNE = Recipe("kprune", "K-prune, Park et al. 2024 (arXiv 2308.03449)", prepare_kprune)
+KPRUNE = Recipe("kprune", prepare_kprune)

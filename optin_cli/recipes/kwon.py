@@ -170,4 +170,4 @@ def prepare_kwon(setting: Setting) -> Prepared:
     return Prepared(decide)
 
 
-KWON = Recipe("kwon", "Kwon et al. 2022 (arXiv 2204.09656)", prepare_kwon, needs_labels=True)
+KWON = Recipe("kwon", prepare_kwon, needs_labels=True)

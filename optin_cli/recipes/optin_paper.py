@@ -30,4 +30,4 @@ def prepare_optin_paper(setting: Setting) -> Prepared:
     return prepare_scored(replace(setting, options=options), estimator="hybrid", algorithm="optin", refit=False)
 
 
-OPTIN_PAPER = Recipe("optin-paper", "OPTIN as published (arXiv 2403.17921)", prepare_optin_paper)
+OPTIN_PAPER = Recipe("optin-paper", prepare_optin_paper)

@@ -66,9 +66,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named method: `prepare` does the work that all budgets share."""
+    """A named method (`options.sweep.RECIPES` says what it is): `prepare` does the work that all budgets share."""
 
     name: str
-    source: str
     prepare: Callable[[Setting], Prepared]
     needs_labels: bool = False

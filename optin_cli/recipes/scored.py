@@ -57,18 +57,15 @@ SKETCH = functools.partial(prepare_scored, estimator="sketch")
 ALONE = functools.partial(prepare_scored, refit=False)
 
 SCORED: tuple[Recipe, ...] = (
-    Recipe("optin", "this project: loss of re-solved layers, exact search, refit", prepare_scored),
-    Recipe("sketch", "this project, units scored one by one, with refit", SKETCH),
-    Recipe("no-refit", "this project, units scored one by one, no refit", functools.partial(SKETCH, refit=False)),
+    Recipe("optin", prepare_scored),
+    Recipe("sketch", SKETCH),
+    Recipe("no-refit", functools.partial(SKETCH, refit=False)),
     Recipe(
         "slimgpt",
-        "SlimGPT (arXiv 2412.18110): error of re-solved layers, exact search, refit",
         functools.partial(prepare_scored, criterion="slimgpt"),
     ),
-    Recipe("magnitude", "squared weights, no refit", functools.partial(ALONE, criterion="magnitude")),
-    Recipe(
-        "wanda", "Wanda (arXiv 2306.11695) summed over units, no refit", functools.partial(ALONE, criterion="wanda")
-    ),
-    Recipe("fisher", "diagonal Fisher, no refit", functools.partial(ALONE, criterion="fisher"), needs_labels=True),
-    Recipe("random", "random units, with refit", functools.partial(prepare_scored, criterion="random")),
+    Recipe("magnitude", functools.partial(ALONE, criterion="magnitude")),
+    Recipe("wanda", functools.partial(ALONE, criterion="wanda")),
+    Recipe("fisher", functools.partial(ALONE, criterion="fisher"), needs_labels=True),
+    Recipe("random", functools.partial(prepare_scored, criterion="random")),
 )

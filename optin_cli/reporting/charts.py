@@ -150,11 +150,13 @@ def _side(step: int) -> float:
 def _summary(kind: str, groups: Sequence[GroupFacts]) -> str:
     units = sum(group.units for group in groups)
     if groups[0].kept is None:
-        return f"{units:,} units of kind {kind} in {len(groups)} groups; none is removed."
+        return f"{units:,} {kind}s in {len(groups)} groups; none is removed."
     kept = sum(len(group.kept or ()) for group in groups)
+    if kept == units:
+        return f"All {units:,} {kind}s are kept."
     whole = [group.label for group in groups if len(group.kept or ()) == group.units]
     empty = [group.label for group in groups if not group.kept]
-    parts = [f"{kept:,} of {units:,} units of kind {kind} are kept in {len(groups)} groups"]
+    parts = [f"{kept:,} of {units:,} {kind}s are kept in {len(groups)} groups"]
     parts += [f"{len(whole)} of them stay whole"] if whole else []
     parts += [f"{len(empty)} lose all"] if empty else []
     return "; ".join(parts) + "."

@@ -94,7 +94,10 @@ def _words(one: Declared, value: Any) -> list[str]:
         return [one.flag] if value else []
     if value is None or value == []:
         return [one.flag, "none"] if one.option.none else []
-    return [one.flag, ",".join(map(_plain, value if isinstance(value, list) else [value]))]
+    return [
+        one.flag,
+        ",".join(one.option.said(_plain(item)) for item in (value if isinstance(value, list) else [value])),
+    ]
 
 
 def _plain(value: Any) -> str:

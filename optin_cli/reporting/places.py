@@ -29,8 +29,8 @@ class Places:
         for read in evidence.reads:
             sources = {role: source for role, source in read.head.inputs.items() if role != "mask"}
             places.known.update({source.sha256: source.path for source in sources.values() if source.path})
-        for read in (evidence.mask, evidence.scores):
-            places.known.update({} if read is None else {read.sha256: places.file(read)})
+        files: tuple[Read[Any] | None, ...] = (evidence.mask, evidence.scores)
+        places.known.update({read.sha256: places.file(read) for read in files if read is not None})
         if evidence.pruned is not None and evidence.cut is not None:
             places.known[evidence.pruned.sha256] = places._from_base(evidence.cut)
         return places

@@ -204,7 +204,9 @@ def run_jobs(
             continue
         for number in each[sums.portion.done :]:
             progress.update(finished, whole, jobs[number].what)
-            sums.portion.add(jobs[number].run())
+            values = jobs[number].run()
+            sums.portion.add(values)
+            progress.count(max((len(rows) for rows in values.values()), default=0))
             finished += jobs[number].weight
             if sums.totals.done == each.start and number + 1 < each.stop:  # else the sums before it are elsewhere
                 sums.save()
@@ -222,7 +224,7 @@ def run_jobs(
     for name, tensor in extra.items():
         tensor.copy_(sums.totals.extra[name])
     if jobs:
-        progress.update(whole, whole, "done")
+        progress.update(whole, whole, "averaging")
     return sums.totals
 
 

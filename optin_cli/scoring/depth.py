@@ -375,6 +375,6 @@ def score_blocks(
         importance[group] = np.array([found[name]], dtype=np.float32)
         samples = sum(batch.size for batch in exact_batches)
         groups[group] = GroupScores(**costs[group].model_dump(), estimator=ESTIMATOR, samples=samples)
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "importances of blocks")
     update = {"groups": groups, "block_exchange": exchange}
     return Scores(header.model_copy(update=update), importance, scores.standard_error)

@@ -16,6 +16,8 @@ intercept is re-solved, both are of inputs without their mean mu. With x_u the i
 So the losses of all layers are in the unit of the sketch, whose importances serve where no curve can be had.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -376,6 +378,23 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
 
 
 @dataclass(frozen=True)
+class LayerLoss:
+    """The loss of a layer whose units are removed (`curves.py`), by the names there, times a scale."""
+
+    moment: torch.Tensor
+    curvature: torch.Tensor
+    weight: torch.Tensor
+    width: int
+    scale: float
+
+    @torch.no_grad()
+    def importance(self, damping: float) -> torch.Tensor:
+        """Importance of the units in the best order (units,) float32, as `Layer.importance` has it."""
+        curve = removal_curve(self.moment, self.curvature, self.weight, width=self.width, damping=damping)
+        return curve_importance(replace(curve, losses=curve.losses * self.scale))
+
+
+@dataclass(frozen=True)
 class Layer:
     """What removal curves take of a group's consumer.
 
@@ -393,7 +412,6 @@ class Layer:
         weight = weight_by_outputs(model.get_submodule(group.consumer)).detach().flatten(1).contiguous()
         return cls(group.name, group.units, weight, centred)
 
-    @torch.no_grad()
     def importance(self, moments: Moments, damping: float, squared: torch.Tensor | None = None) -> torch.Tensor:
         """What the removal of each unit adds to the loss of the layer, re-solved, in the best order: (units,) float32.
 
@@ -401,14 +419,18 @@ class Layer:
             damping: see `ridge_inverse`.
             squared: E[(dS/dm_u)^2], of which losses then have the unit; without, errors of positions are independent.
         """
-        weight, width = self.weight, self.weight.shape[1] // self.units
+        return self.loss(moments, squared).importance(damping)
+
+    @torch.no_grad()
+    def loss(self, moments: Moments, squared: torch.Tensor | None = None) -> LayerLoss:
+        """The loss that curves minimise, for which the moments are not needed any more; `squared` as above."""
         moment, curvature = moments.input_moment(centred=self.centred), moments.output_curvature()
-        curve = removal_curve(moment, curvature, weight, width=width, damping=damping)
+        width, scale = self.weight.shape[1] // self.units, 1.0
         if squared is not None:
-            measured = moments.lone_sensitivity(self.group, weight, squared) if self.centred else squared.to(moment)
-            scale = typical_ratio(measured, lone_losses(moment, curvature, weight, width=width))
-            curve = replace(curve, losses=curve.losses * scale)
-        return curve_importance(curve)
+            own = self.centred
+            measured = moments.lone_sensitivity(self.group, self.weight, squared) if own else squared.to(moment)
+            scale = typical_ratio(measured, lone_losses(moment, curvature, self.weight, width=width))
+        return LayerLoss(moment, curvature, self.weight, width, scale)
 
 
 def removal_importance(

@@ -248,7 +248,7 @@ def _by_curves(
 
     work = [float(len(moments[group.consumer].square)) ** 3 for group in groups]
     found = checkpoint.processes.map(importance, [*groups], work)
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "importances along those orders")
     return {group.name: each for group, each in zip(groups, found, strict=True)}
 
 

@@ -86,7 +86,7 @@ def score_part(
             tensors |= {f"{number}.{name}": tensor.cpu().clone() for name, tensor in parts[number].tensors().items()}
             for tensor in run.extra.values():
                 tensor.zero_()
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "averaging")
     centred = with_intercept(
         opened.model, opened.structure.with_groups(run.curved), calibration.batches[0].to(opened.device)
     )
@@ -154,7 +154,7 @@ def merge_parts(paths: Sequence[str | Path], *, progress: Progress = SILENT) -> 
         for name, group in first.scores.groups.items()
     }
     errors = {name: totals.standard_error(name).float().numpy() for name in groups if name in totals.sums}
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "averaging")
     return Scores(
         first.scores.model_copy(update={"groups": groups}),
         {name: importance[name].float().numpy() for name in groups},

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from optin_cli.errors import ArtifactError
-from optin_cli.files import OutputError
+from optin_cli.files import OutputError, explained_os_errors
 from optin_cli.model.replay import store
 from optin_cli.scoring.accumulate import SavedState
 
@@ -69,7 +69,8 @@ def spilling(state: SavedState) -> Iterator[Spill]:
         return
     if not (state.resume and state.path is not None and state.path.exists()):
         forget_spill(state)
-    folder.mkdir(exist_ok=True)
+    with explained_os_errors(folder):
+        folder.mkdir(exist_ok=True)
     yield Spill(folder)
 
 

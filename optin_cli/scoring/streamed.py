@@ -33,7 +33,7 @@ from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.scoring.accumulate import Accumulator, Job, RunIdentity, SavedState, require_finite, run_jobs
 from optin_cli.scoring.calibration import Calibration
-from optin_cli.scoring.moments import Moments, Pass, empty_moments, removal_importance, watch_passes, with_intercept
+from optin_cli.scoring.moments import Layer, Moments, Pass, empty_moments, watch_passes, with_intercept
 from optin_cli.scoring.one_shot import assemble_scores, curved_groups, estimator_of, scored_products
 from optin_cli.scoring.products import DimMoments, DimWatch, empty_dims
 from optin_cli.scoring.sketch import Objective, probe_scalar, probe_scalars
@@ -154,10 +154,7 @@ class StreamedRun:
         products = [one for one in self.products if one.block == name]
         with self.streaming.opened(self.structure.blocks[place].path):
             moments, dims = empty_moments(self.streaming.model, curved), empty_dims(self.streaming.model, products)
-            summed = self._measure(place, groups, (moments, dims), Part(progress, 0, 1 / (1 + CURVES)))
-        totals.sums |= summed.sums
-        totals.squares |= summed.squares
-        totals.counts |= summed.counts
+            self._measure(place, groups, (moments, dims), totals, Part(progress, 0, 1 / (1 + CURVES)))
         found = {group.name: totals.mean(group.name) for group in groups}
         require_finite({**found, **{path: own.diagonals() for path, own in moments.items()}})
         for number, group in enumerate(curved):
@@ -173,9 +170,10 @@ class StreamedRun:
         place: int,
         groups: Sequence[Group],
         summed: tuple[Mapping[str, Moments], Mapping[str, DimMoments]],
+        totals: Accumulator,
         progress: Progress,
-    ) -> Accumulator:
-        """Sum what single units of an open block cost. summed: what batches are added to beside, in place."""
+    ) -> None:
+        """Add what single units of an open block cost to the totals. summed: what batches are added to beside."""
         moments, dims = summed
         extra = {
             f"{name}.{path}": t for part in summed for path, own in part.items() for name, t in own.tensors().items()
@@ -191,19 +189,22 @@ class StreamedRun:
             Job(f"batch {i + 1} of {count}", batch.size * (1 + 1.5 * probes), functools.partial(run, i, batch))
             for i, batch in enumerate(self.batches)
         ]
-        return run_jobs(jobs, self.identity, SavedState(), progress, extra)
+        found = run_jobs(jobs, self.identity, SavedState(), progress, extra)
+        totals.sums |= found.sums
+        totals.squares |= found.squares
+        totals.counts |= found.counts
 
-    def _by_curve(self, group: Group, moments: Mapping[str, Moments], squared: torch.Tensor) -> torch.Tensor:
-        """Importance of a group's units from their removal curve, with only their consumer open."""
+    def _by_curve(self, group: Group, moments: dict[str, Moments], squared: torch.Tensor) -> torch.Tensor:
+        """Importance of a group's units from their removal curve, with only their consumer open.
+
+        Its moments go before the curve takes as much memory, unless another group has the same consumer.
+        """
         with self.streaming.opened(group.consumer):
-            return removal_importance(
-                self.streaming.model,
-                group,
-                moments[group.consumer],
-                centred=group.consumer in self.centred,
-                damping=self.options.damping,
-                squared=squared,
-            )
+            layer = Layer.of(self.streaming.model, group, centred=group.consumer in self.centred)
+            loss = layer.loss(moments[group.consumer], squared)
+            if [other.consumer for other in self.curved].count(group.consumer) == 1:
+                del moments[group.consumer]
+            return loss.importance(self.options.damping).cpu()
 
     def _passes(self, place: int, number: int, leaves: list[torch.Tensor]) -> Iterator[None]:
         """Run a block forward, and backward once a probe; where a block is before it, keep the gradients for that."""
@@ -324,5 +325,5 @@ def _run_steps(
         totals.done = number + 1
         if state.path is not None:
             totals.save(state.path, fingerprint)
-    progress.update(1, 1, "done")
+    progress.update(1, 1, "averaging")
     return totals

@@ -41,7 +41,7 @@ def choose_units(
     budget, a share outside (0, 1], or an unknown group to protect.
     """
     if limits.layout != "ragged" and algorithm == "optin":
-        raise UsageError(f"--algorithm optin orders the units of all layers and has no {limits.layout} layout.")
+        raise UsageError(f"--algorithm paper orders the units of all layers and has no {limits.layout} layout.")
     if limits.layout not in LAYOUTS:
         raise UsageError(f"Unknown layout {limits.layout!r}.", hint=f"Known: {', '.join(LAYOUTS)}.")
     groups = costs.groups
@@ -165,7 +165,7 @@ def _prefix_search(
     Units go in order of importance over all layers; counts are then rounded down to an allowed level.
     """
     if [row.name for row in rows] != ["macs"]:
-        raise UsageError("--algorithm optin knows a FLOP budget only.", hint="Use --algorithm exact.")
+        raise UsageError("--algorithm paper knows a FLOP budget only.", hint="Use --algorithm exact.")
     row = rows[0]
     cost = row.linear({name: group.units for name, group in groups.items()})
     ranked: dict[bool, list[tuple[float, str, float]]] = {True: [], False: []}

@@ -36,7 +36,10 @@ class Limits:
         """Refuse shares of other than a part of the model (UsageError)."""
         for name, share in self.asked().items():
             if not 0 < share <= 1:
-                raise UsageError(f"The share of {name} to keep is {share}; expected a number above 0, at most 1.")
+                raise UsageError(
+                    f"The share of {name} to keep is {share}; expected a number above 0, at most 1.",
+                    hint=f"For {share:g} %, pass {share / 100:g}." if 1 < share <= 100 else None,
+                )
 
     def asked(self) -> dict[str, float]:
         """The budgets by name, as a mask records them."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.scores import Scores
-from optin_cli.artifacts.sweep import RESULT, Sweep, SweepBaseline, SweepPoint
+from optin_cli.artifacts.sweep import PARTIAL, RESULT, Sweep, SweepBaseline, SweepPoint
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
 from optin_cli.data.batch import Batch
@@ -40,8 +40,6 @@ from optin_cli.sweeping.plots import write_picture
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
-
-PARTIAL = "sweep.partial.json"
 
 
 def sweep(
@@ -345,8 +343,8 @@ def require_chosen(sweep: Sweep) -> SweepPoint:
     spread = "" if least.drop_error is None else f" (paired standard error {drop_of(sweep, least).shown_error})"
     limit = f"{sweep.options['max_drop']}" + ("" if confidence == MEASURED else f" at a confidence of {confidence}")
     raise GateError(
-        f"None of {len(sweep.points)} models keeps the drop of {sweep.metric} within {limit}: the "
-        f"smallest drop seen is {_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
+        f"No model lost at most {limit} of {sweep.metric}: the best of {len(sweep.points)} lost "
+        f"{_bare(sweep, least.drop)}{spread}, at {least.macs_ratio:.4f} of the MACs.",
         hint="Allow more with --max-drop, evaluate more models with --evaluations, or calibrate on more --samples.",
     )
 

@@ -112,3 +112,13 @@ def test_quantized_weights_are_refused(tmp_path):
     (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(CheckpointError, match="quantized"):
         load(path, stream=True)
+
+
+def test_files_that_are_read_as_a_whole_are_refused(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path / "model")
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="in torch's files"):
+        load(path, stream=True)
+    monkeypatch.setattr(checkpoint_module, "free_memory", lambda _device: 1000)
+    assert load(path, stream=None).streaming is None

@@ -44,8 +44,10 @@ VALUES = {
     "optin score x --criterion ": [*CRITERIA],
     "optin score x --estimator h": ["hybrid"],
     "optin score x --units heads,n": ["heads,neurons"],
-    "optin search x --algorithm o": ["optin"],
-    "optin search x --layout ": ["ragged", "uniform", "deci"],
+    "optin search x --algorithm p": ["paper"],
+    "optin search x --layout ": ["per-layer", "uniform", "deci"],
+    "optin tasks sst": ["sst2"],
+    "optin recipes kp": ["kprune"],
     "optin export x --to ": ["onnx", "torch-export", "openvino", "gguf"],
     "optin export x --to torch": ["torch-export"],
 }

@@ -370,7 +370,7 @@ BAD = {
     "missing folder": (nothing, ("score", "vit", "--calib", "cats"), 1, ["'cats' is neither", "imagefolder"]),
     "wrong class count": (fewer, EVAL, 1, ["pets has 6 classes", "amber, blue, cat", "the model has 3", "coral"]),
     "no labels": (flat, EVAL, 1, ["no labels to measure pets by", "--against"]),
-    "a task on texts": (nothing, ("eval", "vit", "--task", "sst2"), 1, ["sst2 is one on texts", "cifar10"]),
+    "a task on texts": (nothing, ("eval", "vit", "--task", "sst2"), 1, ["sst2 is a text task", "cifar10"]),
     "a task without data": (nothing, ("eval", "vit", "--task", "imagefolder"), 1, ["no data of its own", "--data"]),
     "image size": (
         other_size,

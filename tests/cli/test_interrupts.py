@@ -89,7 +89,7 @@ def test_closed_streams_are_no_defect(here, args, closed, code):
 
 
 def test_termination_while_certifying_leaves_nothing(work, made):
-    args = command("prune", "bert", "--mask", made.mask)
+    args = command("prune", "bert", "--mask", made.mask, "--no-refit")
     before = tree(work)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(args, cwd=work, env=environment(), **streams) as process:

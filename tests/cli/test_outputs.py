@@ -16,7 +16,7 @@ WRITERS = {
     "profile": ["profile", "bert", "-o", "bert.profile.json"],
     "score": [*SCORE, "texts.jsonl", *QUICK],
     "search": ["search", "bert.scores.safetensors", "--keep-flops", "0.6"],
-    "prune": ["prune", "bert", "--mask", "bert.mask.json"],
+    "prune": ["prune", "bert", "--mask", "bert.mask.json", "--no-refit"],
     "eval": ["eval", "bert-pruned", "--latency-runs", "0"],
 }
 OUTPUTS = {
@@ -180,10 +180,15 @@ def test_failed_certificates_leave_nothing(desk):
     desk.take("bert", "bert.mask.json")
     wrong = {"logits": torch.zeros(4, 2)}
     with patch("safetensors.torch.load_file", return_value=wrong):
-        refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, ["outputs differ by", "tolerance"])
+        refused(
+            desk.folder,
+            ["prune", "bert", "--mask", "bert.mask.json", "--no-refit"],
+            1,
+            ["outputs differ by", "tolerance"],
+        )
     with patch("optin_cli.checkpoints.fresh.RELOAD", "raise SystemExit('this is why')"):
         words = ["does not load in a fresh process", "this is why"]
-        refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json"], 1, words)
+        refused(desk.folder, ["prune", "bert", "--mask", "bert.mask.json", "--no-refit"], 1, words)
 
 
 def test_defects_are_named_and_traced_on_request(desk, monkeypatch):

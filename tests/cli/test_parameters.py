@@ -87,7 +87,7 @@ def test_flags_become_values_of_the_options_class(args, values):
     ("args", "words"),
     [
         (("--count", "0"), "count is 0; expected at least 1"),
-        (("--names", "d"), "Unknown names 'd'"),
+        (("--names", "d"), "Unknown --names 'd'"),
         (("--budget", "half"), "--budget 'half' is not a number"),
         (("--budget", "1_0"), "--budget '1_0' is not a number"),
         (("--budget", "\u0665"), "is not a number"),

@@ -55,7 +55,7 @@ def test_search_states_what_uniformity_costs(bert, here):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("--keep-flops", "0.9", "--layout", "even"), 2, "Unknown layout 'even'"),
+        (("--keep-flops", "0.9", "--layout", "even"), 2, "Unknown --layout 'even'"),
         (("--keep-flops", "0.9", "--layout", "uniform", "--protect", "encoder.0.*"), 2, "is protected and"),
         (("--keep-flops", "0.9", "--layout", "uniform", "--algorithm", "optin"), 2, "has no uniform layout"),
         (("--keep-flops", "0.05", "--layout", "uniform"), 1, "which encoder.head and encoder.head-dim stay whole"),

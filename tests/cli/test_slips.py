@@ -31,6 +31,7 @@ def desk(here, made):
         (["score", "bert", "--calib", "x", "--lambda", "-1"], 2, ["--lambda is -1", "at least 0"]),
         (["search", "bert.scores.safetensors", "--keep-flops", "50%"], 2, ["'50%'", "As a share: 0.5."]),
         (["sweep", "bert", "--calib", "x", "--keep-flops", "50"], 2, ["50", "For 50 %, pass 0.5."]),
+        (["search", "bert.scores.safetensors", "--keep-flops", "50", "-o", "m"], 2, ["50", "For 50 %, pass 0.5."]),
         (["search", "bert"], 2, ["No budget"]),
         (["search", "bert", "--keep-flops", "0.5", "-o", "m"], 1, ["bert is a folder", "optin score CKPT"]),
         (["search", "bert.mask.json", "--keep-flops", "0.5", "-o", "m"], 1, ["is a mask file", "optin score CKPT"]),

@@ -269,7 +269,8 @@ def test_evaluations_and_what_is_timed(made, here):
     assert "nothing but timings" in done("diff", made.evaluation, "elsewhere.json", "--exit-code").out
     assert differ(made.evaluation, "elsewhere.json")["timings"]["latency.device"]["b"] == "cpu (abacus)"
     edit(made.evaluation, "worse.json", worse)
-    assert differ(made.evaluation, "worse.json")["sections"]["measures"]["metric.value"]["b"] == 0.25
+    measures = differ(made.evaluation, "worse.json")["sections"]["measures"]
+    assert measures["metrics.accuracy"]["b"] == 0.25 and "metric.value" not in measures, "one number, one row"
     assert call("diff", made.evaluation, "worse.json", "--exit-code").code == 3
 
 

@@ -215,7 +215,8 @@ def reason(checkpoint, task):
     """The start of the message that refuses a task for a model."""
     modality = load_task(task).input
     if modality != checkpoint.input.kind:
-        return f"The task {task} is one on {modality}s, but the model takes {checkpoint.input.kind}s"
+        article = "an" if modality == "image" else "a"
+        return f"{task} is {article} {modality} task, but this model takes {checkpoint.input.kind}s"
     named = f"{checkpoint.name} is a {checkpoint.blueprint.model_class} for {checkpoint.blueprint.purpose}"
     return f"The task {task} is a {load_task(task).kind} task, but {named}"
 
@@ -290,7 +291,7 @@ CALIBRATED = {
     "masked": [("broken.jsonl", NO_LOSS), ("masked-lm", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "choices": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
     "decoder": [("broken.jsonl", NO_LOSS), ("sst2", "The task sst2 is a classification task")],
-    "sight": [("empty", None), ("imagefolder", None), ("sst2", "The task sst2 is one on texts")],
+    "sight": [("empty", None), ("imagefolder", None), ("sst2", "sst2 is a text task")],
 }
 """Calibration data, and why its labels are of no use to the model; None where they are, so that it is read."""
 
@@ -318,7 +319,7 @@ def test_labels_that_do_not_fit_are_refused_before_data_is_read(zoo, unread, nam
         ("labels", "multi-label", "broken.jsonl", "fisher", f"The recipe fisher {NO_LOSS}"),
         ("classes", "sst2", "stsb", "optin,fisher", "The task stsb is a regression task"),
         ("classes", "sst2", "stsb", "optin", None),
-        ("classes", "sst2", "imagefolder", "optin", "The task imagefolder is one on images"),
+        ("classes", "sst2", "imagefolder", "optin", "imagefolder is an image task"),
         ("encoder", "stsb-cosine", "broken.jsonl", "fisher", None),
     ],
 )

@@ -40,7 +40,7 @@ def test_samples_that_cannot_tell_are_named_with_how_many_could():
     assert words.startswith("drop +0.0050 ± 0.0110 (paired standard error), within 0.01 at a confidence of 0.68")
     enough = 200 * (1.6449 * 0.011 / 0.005) ** 2
     assert f"200 samples do not tell at 0.95, about {float(f'{enough:.2g}'):,.0f} would" in words
-    assert "no number of samples near that does" in Gate(0.01).words(drop(0.01, 0.011))
+    assert "the drop being at the limit itself" in Gate(0.01).words(drop(0.01, 0.011))
     sure = Gate(0.01).words(drop(-0.02, 0.011))
     assert sure.endswith("at a confidence of 1.00")
     assert "do not tell at 0.75" in Gate(0.01, 0.75).words(drop(0.005, 0.011))

@@ -34,6 +34,12 @@ class Watch:
     def __init__(self, function):
         self.update = function
 
+    def count(self, samples):
+        pass
+
+    def read(self, data):
+        pass
+
     def note(self, text):
         pass
 

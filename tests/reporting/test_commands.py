@@ -119,9 +119,9 @@ def test_every_constant_of_a_score_has_a_flag():
 def test_an_option_turned_off_is_said(work):
     options = read_scores("bert.scores.safetensors").header.options
     words = recorded_as_score({**options, "token_exchange": None})
-    assert words[words.index("--token-exchange") + 1] == "none"
+    assert words[words.index("--balance-at") + 1] == "none"
     assert "--max-length" not in words
-    assert "--token-exchange" not in recorded_as_score(options)
+    assert "--balance-at" not in recorded_as_score(options)
 
 
 def test_another_version_says_its_defaults(work):

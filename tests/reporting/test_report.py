@@ -129,7 +129,7 @@ def test_single_files_give_a_report_without_a_pruned_model(work):
     assert "No cut model is part of this report" in root.text
     assert "accuracy" in root.text and "Refit" not in [node.text for node in root.all("h2")]
     kept = sum(len(g.kept) for n, g in read(Mask, "bert.mask.json").groups.items() if n.endswith("head"))
-    assert f"{kept} of 12 units of kind head are kept" in root.text
+    assert f"{kept} of 12 heads are kept" in root.text
 
 
 def test_default_name_json_and_python(work):

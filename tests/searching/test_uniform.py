@@ -131,7 +131,7 @@ def layers():
     ("limits", "options", "message", "hint"),
     [
         ({"protect": ["encoder.0.*"]}, {}, "encoder.0.head is protected and encoder.1.head is not", "'*head'"),
-        ({}, {"algorithm": "optin"}, "--algorithm optin", None),
+        ({}, {"algorithm": "optin"}, "--algorithm paper", None),
         ({"layout": "square"}, {}, "Unknown layout 'square'", "ragged, uniform"),
     ],
 )

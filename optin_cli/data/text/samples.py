@@ -66,6 +66,7 @@ class Samples:
     label_lists: several labels a sample, in place of labels: classes that a text has, or one for each word.
     words: of samples that come as words; their texts are these words with spaces between.
     own: whether the columns are others than the task's, so that numbers are not in the order of the task's classes.
+    columns: that hold the texts, and last the labels where those are read.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Samples:
     label_lists: list[Labels] | None = None
     words: list[Words] | None = None
     own: bool = False
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -149,6 +151,7 @@ def load_samples(spec: DataSpec, *, alone: bool = False, classes: Sequence[str] 
         label_lists=selected(targets.lists),
         words=selected(words),
         own=task is not None and not {*task.text_columns, *task.label_columns} <= {*table.columns},
+        columns=(*chosen, named) if named is not None and targets.known is not None else tuple(chosen),
     )
 
 

@@ -26,10 +26,10 @@ from optin_cli.options.images import ImageOptions
 
 
 def test_tasks_on_images_and_on_texts_do_not_mix(tmp_path):
-    with pytest.raises(DataError, match="The task sst2 is one on texts, but the model takes images") as caught:
+    with pytest.raises(DataError, match="sst2 is a text task, but this model takes images") as caught:
         load_images("sst2")
     assert "cifar10, cifar100, cityscapes, imagefolder, imagenet-1k" in caught.value.hint
-    with pytest.raises(DataError, match="The task cifar10 is one on images, but the model takes texts"):
+    with pytest.raises(DataError, match="cifar10 is an image task, but this model takes texts"):
         load_samples(DataSpec("cifar10"))
     with pytest.raises(DataError, match="imagefolder has no data of its own"):
         load_images("imagefolder")
