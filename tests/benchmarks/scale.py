@@ -181,9 +181,7 @@ def run(case: Case) -> dict[str, Any]:
         if case.processes > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
         line = [*launcher, __file__, "--measure", name, json.dumps(asdict(case))]
-        done = subprocess.run(
-            line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True
-        )
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
     return {**asdict(case), **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -266,6 +264,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=4)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     talk, found, known = Console(stderr=True, width=140), {}, {}
     for name, cases in series(arguments).items():
         for case in cases:
@@ -274,9 +273,8 @@ def main() -> None:
         columns = [name, "seconds", "passes", "curves", "peak_mb"]
         talk.print(table(f"against {name}", columns, [[row[column] for column in columns] for row in rows]))
         slopes = {what: exponent(rows, what, name) for what in ("seconds", "passes", "peak_mb")}
-        talk.print(
-            "exponents: " + ", ".join(f"{what} {slope:.3f}" for what, slope in slopes.items() if slope is not None)
-        )
+        if len(rows) > 1:
+            talk.print("exponents: " + ", ".join(f"{what} {slope:.3f}" for what, slope in slopes.items()))
     alone = [row for row in known.values() if row["processes"] == 1]
     here, large = rates(alone), project(arguments.probes)
     talk.print(f"here, one thread: {here['passes'] / 1e9:.1f} GFLOP/s in passes, {here['curves'] / 1e9:.1f} in curves")
