@@ -32,7 +32,7 @@ TEXT = """---
 
 ## What was done
 
-Cut from `{name}` (sha256 `{sha}`) by [optin](https://pypi.org/project/optin-cli/) {version}, without training.
+Cut from `{name}` (sha256 `{sha}`) by optin {version}, without training.
 {budget}
 
 | | before | after | ratio |
