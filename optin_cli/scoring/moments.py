@@ -344,6 +344,7 @@ def watch_passes(
             run.add_pulls()
     with torch.no_grad():
         run.add_inputs(probes)
+    run.leaves.clear()  # whose hooks hold the run, and all its inputs until the garbage collector comes by
     found = {group.name: (total / probes).cpu() for group, total in sums.items()}
     return found if dims is None else {**found, **dims.squares(probes)}
 

@@ -1,5 +1,7 @@
 """Moments of consumers' inputs and output gradients, against a direct computation, and whatever the batching."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from helpers.models import FAMILIES, IMAGES, build, make_batch, make_pixels, pic
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import hooks, observe
 from optin_cli.refit.design_matrix import input_rows
+from optin_cli.scoring import moments as scoring_moments
 from optin_cli.scoring.moments import (
     COUNTS,
     Moments,
@@ -177,6 +180,25 @@ def test_hooks_are_gone_and_weights_keep_no_gradient():
     moments_of(model, [make_batch(2)])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_nothing_of_a_batch_waits_for_the_garbage_collector(family, monkeypatch):
+    runs = []
+
+    class Watched(scoring_moments.Pass):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            runs.append(weakref.ref(self))
+
+    monkeypatch.setattr(scoring_moments, "Pass", Watched)
+    model = build(family)
+    gc.disable()
+    try:
+        moments_of(model, [make_batch(2)])
+        assert [run() for run in runs] == [None]
+    finally:
+        gc.enable()
 
 
 def test_samples_without_tokens_change_nothing():
