@@ -1,5 +1,6 @@
 """The frontier of a sweep as one SVG file: the charts of a report, with a title and a legend."""
 
+import re
 from dataclasses import dataclass
 
 from optin_cli.artifacts.sweep import Sweep
@@ -46,7 +47,15 @@ def draw_frontier(sweep: Sweep) -> str:
             top=top,
         )
     )
-    return drawn
+    return with_plain_colours(drawn)
+
+
+def with_plain_colours(svg: str) -> str:
+    """The picture in its light colours, for the viewers and converters that know no variables of CSS."""
+    light = svg[svg.index(":root {") : svg.index("@media")]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", light))
+    plain = re.sub(r"^:root \{.*?^\}\n@media.*?^\}\n", "", svg, count=1, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], plain)
 
 
 def _legend(sweep: Sweep, plot: Plot, begin: float, *, columns: int) -> list[Entry]:

@@ -47,7 +47,7 @@ def test_every_artifact_records_an_own_description(own):
     assert set(found) == {
         *("s.safetensors", "m.json", "p.json", "l.json", "timed.json", "e.json", "t.json"),
         *("small/optin.json", "traced/model.pt2.optin.json"),
-        *("swept/sweep.json", "swept/mask.json", "swept/model/optin.json"),
+        *("swept/sweep.json", "swept/mask.json", "swept/model/optin.json", "swept/magnitude.scores.safetensors"),
     }
     mine = Source(name="mine.json", sha256=sha256_of(Path("mine.json")))
     assert {name: inputs.get("architecture") for name, inputs in found.items()} == dict.fromkeys(found, mine)

@@ -381,7 +381,7 @@ BAD = {
     "text columns": (nothing, (*EVAL, "--text-columns", "a"), 2, ["--text-columns", "takes images"]),
     "length": (nothing, (*EVAL, "--max-length", "9"), 2, ["--max-length counts tokens", "takes images"]),
     "tokens of MACs": (nothing, (*EVAL, "--seq-len", "9"), 2, ["no sequence length"]),
-    "share": (nothing, (*EVAL, "--max-unreadable", "1.5"), 2, ["max_unreadable is 1.5"]),
+    "share": (nothing, (*EVAL, "--max-unreadable", "1.5"), 2, ["--max-unreadable is 1.5"]),
     "sweep on its own samples": (
         nothing,
         ("sweep", "vit", "--calib", "imagefolder", "--task", "imagefolder", "--data", "pets/train", "--keep-flops=0.7"),

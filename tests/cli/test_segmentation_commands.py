@@ -48,6 +48,7 @@ def test_every_command_takes_scenes(work):
     result = run_cli(*EVAL[:1], "small", *EVAL[2:], *again, "--json", cwd=work)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
+    assert found.pop("took")["data"] == ["5 samples of streets"]
     assert found == json.loads(Path("e.json").read_text()) and "Traceback" not in result.stderr
     assert (found["task"], found["split"], found["samples"]) == ("semantic-segmentation", "validation", 5)
     assert list(found["metrics"]) == ["mean_iou", "pixel_accuracy"] == list(found["against"]["metrics"])

@@ -71,6 +71,7 @@ def test_the_picture_says_what_it_shows_and_repeats(tmp_path):
     root = drawn(example(chosen=1), tmp_path / "a")
     drawn(example(chosen=1), tmp_path / "b")
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert "var(" not in (tmp_path / "a" / "sweep.svg").read_text(encoding="utf-8")  # which many viewers do not know
     assert root.tag == f"{SVG}svg"
     said = words(root)
     for line in ("tiny on sst2 (validation, 872 samples)", "optin", "no-refit", "chosen", "original 0.8800"):
