@@ -76,8 +76,10 @@ def export(
 
 
 def _larger(opened: Checkpoint, record: Export, target: Target, options: ExportOptions) -> list[str]:
-    """A remark on a file of float32 that is larger than the stored weights, and on the way out."""
+    """A remark on a file of float32 whose checkpoint is stored in fewer bits, and on the way out."""
     if target.half is None or target.form(options) is not None or record.totals.bytes <= opened.weight_bytes:
+        return []
+    if opened.dtype.itemsize >= 4:  # then it is the program beside the weights that makes it larger
         return []
     stored = str(opened.dtype).removeprefix("torch.")
     return [

@@ -15,6 +15,7 @@ from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.generation import GenerationOptions
 from optin_cli.progress import SILENT
 from optin_cli.reporting.commands import _evaluate
+from optin_cli.reporting.places import Places
 
 NEW, AHEAD = 10, 3
 OPTIONS = EvalOptions(
@@ -138,8 +139,8 @@ def test_the_command_measures_a_draft(folder, here):
     result = parse(Evaluation, (here / "llama.eval.json").read_text(), "eval")
     assert result.draft.acceptance == 1 and result.draft.drafted == 2 * 4 and result.inputs["draft_for"].name == "llama"
     assert "acceptance rate, drafts of 2 tokens for llama" in found.err and "2 of 2" in found.err
-    assert "--draft-for llama" in _evaluate(result, "e.json")
-    assert "--draft-tokens 2 --draft-prompts 2" in _evaluate(result, "e.json")
+    assert "--draft-for llama" in _evaluate(result, "e.json", Places(None, {}))
+    assert "--draft-tokens 2 --draft-prompts 2" in _evaluate(result, "e.json", Places(None, {}))
 
 
 def test_a_draft_needs_texts(folder):

@@ -14,6 +14,7 @@ from optin_cli.evaluation.generation import held_lengths
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.generation import GenerationOptions
 from optin_cli.reporting.commands import _evaluate
+from optin_cli.reporting.places import Places
 
 QUICK = GenerationOptions(decode_runs=1, decode_warmup=0, decode_batch=(2,), prompt_length=5, new_tokens=3)
 FLAGS = (
@@ -72,7 +73,7 @@ def test_speed_is_no_difference(timed, tmp_path):
 
 
 def test_a_report_says_how_to_time_again(timed):
-    line = _evaluate(timed, "e.json")
+    line = _evaluate(timed, "e.json", Places(None, {}))
     assert "--decode-runs 1 --decode-batch 2 --prompt-length 5 --new-tokens 3" in line and "--latency-runs 0" in line
 
 

@@ -19,6 +19,7 @@ from optin_cli.evaluation.evaluate import require_drop
 from optin_cli.evaluation.harness import Outcome, _compared, preserved_randomness
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.reporting.commands import _evaluate
+from optin_cli.reporting.places import Places
 from optin_cli.tasks import harness
 from optin_cli.tasks.harness import HarnessError, is_harness_task
 
@@ -112,7 +113,7 @@ def test_a_local_task_is_measured_as_by_hand(films):
     assert result.options["task_version"] == "2.0" and result.options["num_fewshot"] == 0
     assert parse(Evaluation, result.dump(), "eval") == result
     assert (require_drop(result, result.against.drop - 0.01) or "").startswith("acc ")
-    line = _evaluate(result, "e.json")
+    line = _evaluate(result, "e.json", Places(None, {}))
     assert "--task lm-eval:films.yaml" in line and "--data" not in line
     again = optin_cli.evaluate(mine, task, options=EvalOptions(latency_runs=0, samples=4))
     assert again.samples == 4 and again.metrics["acc"] == pytest.approx(expected[:4, 0].mean())
