@@ -53,6 +53,11 @@ class Trajectory:
     outputs: list[torch.Tensor]
 
 
+def single(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float32, unless they are in that or a wider type."""
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+
+
 def call_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """Outputs of a model by name; those of one that returns a tensor alone are its `logits`.
 
@@ -114,7 +119,7 @@ def recording(model: nn.Module, structure: Structure, rows: int) -> Iterator[lis
                 whole = structure.positions(module).spread(first_tensor(output))
                 if layout == "BCHW":  # the activation behind a convolution may work in place
                     whole = whole.clone()
-                features.append(as_tokens(whole, layout, rows).float())
+                features.append(single(as_tokens(whole, layout, rows)))
 
             hook.after(model.get_submodule(block.path), record)
         yield features
@@ -126,10 +131,10 @@ def embed_hidden(hidden: torch.Tensor, structure: Structure, batch: Batch) -> to
 
 
 def final_outputs(raw: Mapping[str, torch.Tensor], rules: tuple[OutputRule, ...], batch: Batch) -> list[torch.Tensor]:
-    """Pick the compared outputs in float32, laid out as in a `Trajectory`; those over tokens get -inf at padding."""
+    """Pick the compared outputs, float32 at least, as in a `Trajectory`; those over tokens get -inf at padding."""
     outputs = []
     for rule in rules:
-        output = raw[rule.name].float()
+        output = single(raw[rule.name])
         if rule.over == "tokens":
             output = output.masked_fill(~batch.mask_for(output), -torch.inf)
         elif rule.over == "each-token":
