@@ -84,7 +84,7 @@ def test_models_whose_tokens_cannot_merge(image_checkpoint, pets, family):
 @pytest.mark.parametrize(
     ("units", "code", "message"),
     [
-        ("heads,tokns", 2, "Unknown units 'tokns'"),
+        ("heads,tokns", 2, "Unknown --units 'tokns'"),
         ("tokens", 2, "Tokens alone"),
         ("heads,heads", 2, "not a list of different ones"),
         ("heads,channels", 2, "no units of kind 'channel'"),
