@@ -213,7 +213,7 @@ BAD = {
     "size": (nothing, (*EVAL, "--image-size", "wide"), 2, ["--image-size 'wide' is no height and width", "192x256"]),
     "size of text": (texts, ("profile", "bert", "--image-size", "8x8"), 2, ["bert takes text"]),
     "ids": (nothing, (*EVAL, "--ignore-index", "void"), 2, ["--ignore-index 'void' is not a whole number"]),
-    "negative id": (nothing, (*EVAL, "--ignore-index=-1"), 2, ["ignore_index is -1"]),
+    "negative id": (nothing, (*EVAL, "--ignore-index=-1"), 2, ["--ignore-index is -1"]),
     "pictures of classes": (
         classifier,
         ("eval", "vit", "--task", "imagefolder", "--data", "streets/train", *QUIET, "--pictures", "drawn"),
