@@ -20,10 +20,10 @@ from optin_cli.evaluation.distances import distances, streamed_distances
 from optin_cli.evaluation.gate import Drop, Gate
 from optin_cli.evaluation.generation import require_decoding, with_generation
 from optin_cli.evaluation.harness import with_harness
-from optin_cli.evaluation.paired import drop_error
 from optin_cli.evaluation.pictures import require_drawable, write_pictures
 from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
+from optin_cli.evaluation.resampling import drop_error
 from optin_cli.exporting.load import as_evaluated, device_for
 from optin_cli.model.costs import count_totals
 from optin_cli.options.common import MEASURED

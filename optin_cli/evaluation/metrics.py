@@ -21,8 +21,6 @@ RESAMPLES = 200
 SEED = 0
 TOPS: Mapping[str, int] = MappingProxyType({"accuracy": 1, "top5": 5})
 """Metrics that are the share of samples whose label is among so many of the largest logits."""
-MetricAt = Callable[[torch.Tensor], float]
-"""A model's metric over some of the samples, whose numbers (M,) may repeat; NaN where it is not defined."""
 RARE = 2.0
 """Standard errors that chance exceeds once in fifty times, on one side."""
 
@@ -113,9 +111,9 @@ def score_metrics(
     are all the same.
     """
     _check(predictions, labels, num_labels)
-    chosen = {name: _metric_as(ValueMetric, name, "scores answers, not numbers") for name in names}
+    chosen = {name: metric_as(ValueMetric, name, "scores answers, not numbers") for name in names}
     return {
-        name: _value(metric, predictions, labels, positive)
+        name: value_of(metric, predictions, labels, positive)
         for name, metric in chosen.items()
         if num_labels >= metric.fewest
     }
@@ -153,7 +151,7 @@ def answer_scores(
     for text, accepted in zip(predictions, answers, strict=True):
         target = {"answers": {"text": list(accepted) or [""]}, "id": ""}
         each.append(squad({"prediction_text": text, "id": ""}, target))
-    keys = {name: _metric_as(AnswerMetric, name, "scores numbers, not answers").key for name in names}
+    keys = {name: metric_as(AnswerMetric, name, "scores numbers, not answers").key for name in names}
     return {
         name: torch.tensor([float(score[key]) / 100 for score in each], dtype=torch.float64)
         for name, key in keys.items()
@@ -178,7 +176,7 @@ def search_scores(
     searches: of each query the scores of the documents that it ranks, (N,), and how relevant each is, (N,) int64; at
     least one is. Raises DataError: unknown metric, or a score is not finite.
     """
-    chosen = [_metric_as(SearchMetric, name, "does not score rankings") for name in names]
+    chosen = [metric_as(SearchMetric, name, "does not score rankings") for name in names]
     rows = []
     for scores, relevance in searches:
         if not bool(scores.isfinite().all()):
@@ -209,7 +207,7 @@ def score_maps(names: Sequence[str], counts: torch.Tensor) -> MapScores:
 
     Raises DataError: unknown metric, or no pixel counts.
     """
-    chosen = {name: _metric_as(MapMetric, name, "does not score label maps") for name in names}
+    chosen = {name: metric_as(MapMetric, name, "does not score label maps") for name in names}
     total = counts.double().sum(dim=0)
     if not bool(total[1].any()):
         raise DataError("Every pixel of the label maps is ignored.", hint="Name other ids with --ignore-index.")
@@ -228,7 +226,7 @@ def score_tags(names: Sequence[str], counts: torch.Tensor, *, entities: bool) ->
 
     Raises DataError: unknown metric, or no word counts.
     """
-    asked = {name: _metric_as(TagMetric, name, "does not score tagged words") for name in names}
+    asked = {name: metric_as(TagMetric, name, "does not score tagged words") for name in names}
     chosen = {name: metric for name, metric in asked.items() if entities or not metric.entities}
     total = counts.double().sum(dim=0)
     if total[-1] == 0:
@@ -246,57 +244,6 @@ def _spread(compute: Callable[[torch.Tensor], torch.Tensor], counts: torch.Tenso
     spread = compute((drawn @ exact.flatten(1)).reshape(RESAMPLES, *exact.shape[1:]))
     defined = spread[spread.isfinite()]
     return float(defined.std()) if samples > 1 and len(defined) > 1 else None
-
-
-def standard_error(
-    name: str, value: float, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1
-) -> float | None:
-    """Standard error of a metric over the choice of samples.
-
-    Binomial for accuracy and top-5; else the spread over 200 bootstrap resamples drawn from a fixed seed. None where no
-    two resamples have a defined value.
-    """
-    count = len(labels)
-    if name in TOPS:
-        return math.sqrt(max(value * (1 - value), 0.0) / count)
-    metric = _metric_as(ValueMetric, name, "scores answers, not numbers")
-    generator = torch.Generator().manual_seed(SEED)
-    values = []
-    for _ in range(RESAMPLES):
-        rows = torch.randint(count, (count,), generator=generator).to(labels.device)
-        drawn = labels[rows]
-        if not (metric.spread and _constant(drawn)):
-            values.append(_value(metric, predictions[rows], drawn, positive))
-    return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else None
-
-
-def metric_at(name: str, predictions: torch.Tensor, labels: torch.Tensor, *, positive: int = 1) -> MetricAt:
-    """A metric of predictions over some of the samples."""
-    metric = _metric_as(ValueMetric, name, "scores answers, not numbers")
-    if (top := TOPS.get(name)) is not None:
-        best = predictions.topk(min(top, predictions.shape[-1]), dim=-1).indices
-        return mean_at((best == labels[:, None]).any(dim=-1))
-
-    def at(rows: torch.Tensor) -> float:
-        drawn = labels[rows.to(labels.device)]
-        if metric.spread and _constant(drawn):
-            return math.nan
-        return _value(metric, predictions[rows.to(predictions.device)], drawn, positive)
-
-    return at
-
-
-def counted_at(name: str, counts: torch.Tensor) -> MetricAt:
-    """A metric of label maps or tagged words over some of the samples, whose counts are (N, ...)."""
-    metric, exact = find_metric(name), counts.double()
-    assert isinstance(metric, (MapMetric, TagMetric))
-    return lambda rows: float(metric.compute(exact[rows].sum(dim=0)))
-
-
-def mean_at(scores: torch.Tensor) -> MetricAt:
-    """A metric that is the mean of the scores of samples, (N,)."""
-    exact = scores.double()
-    return lambda rows: float(exact[rows].mean())
 
 
 def below_chance(predictions: torch.Tensor, labels: torch.Tensor) -> float | None:
@@ -318,7 +265,7 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _metric_as(kind: type[M], name: str, otherwise: str) -> M:
+def metric_as(kind: type[M], name: str, otherwise: str) -> M:
     """The metric of that name, which must be of a kind. otherwise: what the message says of one that is not."""
     metric = find_metric(name)
     if not isinstance(metric, kind):
@@ -326,15 +273,16 @@ def _metric_as(kind: type[M], name: str, otherwise: str) -> M:
     return metric
 
 
-def _value(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+def value_of(metric: ValueMetric, predictions: torch.Tensor, labels: torch.Tensor, positive: int) -> float:
+    """A metric of predictions (DataError if all labels are the same and it then has no value)."""
     if metric.spread:
-        if _constant(labels):
+        if is_constant(labels):
             raise DataError(
                 f"{metric.name} has no value: all {len(labels)} labels are the same.",
                 hint="Evaluate on more samples.",
             )
         # 0/0 as written; a model whose outputs are all the same says nothing about the labels.
-        if _constant(_classes(predictions) if metric.name == "matthews" else _values(predictions)):
+        if is_constant(_classes(predictions) if metric.name == "matthews" else _values(predictions)):
             return 0.0
     return metric.compute(predictions, labels, positive)
 
@@ -436,7 +384,7 @@ def _standard(values: torch.Tensor) -> torch.Tensor:
     return centred / centred.std(dim=0)
 
 
-def _constant(values: torch.Tensor) -> bool:
+def is_constant(values: torch.Tensor) -> bool:
     """Whether the values, or any column of them, are all the same."""
     return bool((values.amin(dim=0) == values.amax(dim=0)).any())
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from optin_cli.evaluation.metrics import MetricAt
+from optin_cli.evaluation.resampling import MetricAt
 
 
 def perplexity(losses: torch.Tensor, counts: torch.Tensor) -> tuple[float, float | None]:

@@ -15,7 +15,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import AnySamples, require_texts
 from optin_cli.errors import DataError
 from optin_cli.evaluation.class_maps import ClassMap
-from optin_cli.evaluation.metrics import MetricAt
+from optin_cli.evaluation.resampling import MetricAt
 from optin_cli.model.forward import call_model, final_outputs, per_token
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.progress import SILENT, Progress

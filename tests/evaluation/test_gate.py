@@ -8,9 +8,9 @@ from scipy.stats import binom
 
 from optin_cli.errors import UsageError
 from optin_cli.evaluation.gate import Drop, Gate
-from optin_cli.evaluation.metrics import counted_at, find_metric, mean_at, metric_at
-from optin_cli.evaluation.paired import drop_error
+from optin_cli.evaluation.metrics import find_metric
 from optin_cli.evaluation.perplexity import perplexity, perplexity_at
+from optin_cli.evaluation.resampling import counted_at, drop_error, mean_at, metric_at
 from optin_cli.options.gate import GateOptions
 
 

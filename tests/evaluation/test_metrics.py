@@ -15,8 +15,8 @@ from optin_cli.evaluation.metrics import (
     score_answers,
     score_maps,
     score_metrics,
-    standard_error,
 )
+from optin_cli.evaluation.resampling import standard_error
 
 
 def one_hot(classes, count=2):

@@ -18,6 +18,7 @@ from optin_cli.data.text.windows import Windows, cut_windows
 from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, distributions, require_pairs, run_model
+from optin_cli.evaluation.resampling import mean_at
 from optin_cli.options.evaluation import DEFAULT_QUESTION_WINDOW, AnswerOptions
 
 
@@ -40,7 +41,7 @@ def predict_answers(trial: Trial) -> Prediction:
         unanswerable = () in samples.answers if task.unanswerable is None else task.unanswerable
         given = decode_answers(contexts, windows, batches, *outcome.outputs, options=chosen, unanswerable=unanswerable)
         scores = metrics.answer_scores(task.metrics, given, samples.answers)
-        (values, error), at = metrics.mean_scores(scores), metrics.mean_at(scores[task.metrics[0]])
+        (values, error), at = metrics.mean_scores(scores), mean_at(scores[task.metrics[0]])
     constants = {"max_length": length, **asdict(chosen)}
     return Prediction(distributions(trial, outcome), outcome.keys, values, error, constants, at=at)
 

@@ -6,6 +6,7 @@ from optin_cli.data.labels import known_classes
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, distributions, encoded, read_options, run_model
+from optin_cli.evaluation.resampling import metric_at, standard_error
 
 MOST_NAMES = 8
 """How many classes a note names."""
@@ -22,8 +23,8 @@ def predict_labels(trial: Trial) -> Prediction:
         labels, logits, positive = outcome.labels, outcome.outputs[0], checkpoint.input.positive_class(samples, task)
         values = metrics.score_metrics(task.metrics, logits, labels, checkpoint.blueprint.num_labels, positive=positive)
         first = task.metrics[0]
-        error = metrics.standard_error(first, values[first], logits, labels, positive=positive)
-        at = metrics.metric_at(first, logits, labels, positive=positive)
+        error = standard_error(first, values[first], logits, labels, positive=positive)
+        at = metric_at(first, logits, labels, positive=positive)
         notes = _doubts(trial, logits, labels) if task.kind == "classification" else ()
     return Prediction(
         distributions(trial, outcome),

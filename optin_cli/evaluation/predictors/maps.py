@@ -17,6 +17,7 @@ from optin_cli.errors import DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.class_maps import ClassMap
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches
+from optin_cli.evaluation.resampling import counted_at
 from optin_cli.model.forward import call_model
 
 
@@ -70,7 +71,7 @@ def predict_maps(trial: Trial) -> Prediction:
         constants={**samples.constants, **resampled},
         maps=in_order,
         class_iou=dict(zip(takes.class_names, scores.class_iou, strict=True)),
-        at=metrics.counted_at(task.metrics[0], torch.stack([counts[row] for row in sorted(counts)])),
+        at=counted_at(task.metrics[0], torch.stack([counts[row] for row in sorted(counts)])),
     )
 
 

@@ -18,9 +18,9 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.load import require_texts
 from optin_cli.data.text.running import NOT_COUNTED, RunningText, Window, surroundings, window_batches
 from optin_cli.errors import DataError
-from optin_cli.evaluation.metrics import mean_at
 from optin_cli.evaluation.perplexity import perplexity, perplexity_at
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, require_finite
+from optin_cli.evaluation.resampling import mean_at
 from optin_cli.model.forward import call_model
 from optin_cli.model.readout import MOST, read_out, reads_tokens
 from optin_cli.options.common import DEFAULT_WINDOW

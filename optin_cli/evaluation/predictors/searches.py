@@ -17,6 +17,7 @@ from optin_cli.errors import CheckpointError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches
 from optin_cli.evaluation.predictors.similarity import embed
+from optin_cli.evaluation.resampling import mean_at
 from optin_cli.model.forward import call_model
 from optin_cli.progress import SILENT, Progress
 
@@ -41,7 +42,7 @@ def predict_searches(trial: Trial) -> Prediction:
     keys, scores = (score_pairs if together else score_embeddings)(trial, searches)
     each = metrics.search_scores(task.metrics, zip(scores, _relevances(searches), strict=True))
     values, error = metrics.mean_scores(each)
-    return Prediction([], keys, values, error, at=metrics.mean_at(each[task.metrics[0]]))
+    return Prediction([], keys, values, error, at=mean_at(each[task.metrics[0]]))
 
 
 def score_embeddings(trial: Trial, searches: Searches) -> Scores:

@@ -16,6 +16,7 @@ from optin_cli.data.labels import label_values
 from optin_cli.data.load import require_texts
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, read_options, require_pairs
+from optin_cli.evaluation.resampling import metric_at, standard_error
 from optin_cli.model.forward import call_model, embed_hidden
 from optin_cli.progress import SILENT, Progress
 
@@ -37,8 +38,8 @@ def predict_similarity(trial: Trial) -> Prediction:
     truth = torch.tensor(labels)
     values = metrics.score_metrics(task.metrics, cosine, truth, num_labels=1)
     name = task.metrics[0]
-    error = metrics.standard_error(name, values[name], cosine, truth)
-    at = metrics.metric_at(name, cosine, truth)
+    error = standard_error(name, values[name], cosine, truth)
+    at = metric_at(name, cosine, truth)
     return Prediction([], keys, values, error, constants, truncated=truncated, at=at)
 
 

@@ -13,6 +13,7 @@ from optin_cli.errors import CheckpointError, DataError
 from optin_cli.evaluation import metrics
 from optin_cli.evaluation.entities import count_entities, mark_entities
 from optin_cli.evaluation.predict import Outcome, Prediction, Trial, distributions, run_model
+from optin_cli.evaluation.resampling import counted_at
 
 IGNORED = -100
 """The label that PyTorch's losses pass over, which data sets give to words that do not count."""
@@ -54,7 +55,7 @@ def predict_tags(trial: Trial) -> Prediction:
             here, there = ([names[pair[side]] for pair in pairs] for side in range(2))
             counts.append(count_entities(here, there, entities=entities))
         values, error = metrics.score_tags(task.metrics, torch.tensor(counts), entities=entities)
-        at = metrics.counted_at(next(iter(values)), torch.tensor(counts)) if values else None
+        at = counted_at(next(iter(values)), torch.tensor(counts)) if values else None
     return Prediction(
         distributions(trial, outcome),
         outcome.keys,

@@ -17,9 +17,9 @@ from optin_cli.data.load import require_texts
 from optin_cli.data.text.masked import MaskedBatch, Masking, cut_texts
 from optin_cli.data.text.tokenize import cut_batches, usable_length
 from optin_cli.errors import DataError
-from optin_cli.evaluation.metrics import MetricAt
 from optin_cli.evaluation.perplexity import perplexity, perplexity_at
 from optin_cli.evaluation.predict import Prediction, Trial, over_batches, require_finite
+from optin_cli.evaluation.resampling import MetricAt
 from optin_cli.model.forward import call_model
 
 
