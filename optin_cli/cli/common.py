@@ -15,6 +15,7 @@ from optin_cli import files
 from optin_cli.cli import completion, launched
 from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
+from optin_cli.cli.numbers import whole_number
 from optin_cli.cli.pace import Notes, progress
 from optin_cli.cli.stages import Stage, finish, gate
 from optin_cli.errors import Exit, ProcessError
@@ -55,6 +56,7 @@ SeqLen = Annotated[
     typer.Option(
         SEQ_LEN.flag,
         metavar=SEQ_LEN.metavar,
+        parser=whole_number,
         help=SEQ_LEN.help,
         show_default=SEQ_LEN.unset,
         rich_help_panel=SEQ_LEN.panel,
@@ -82,7 +84,12 @@ Dtype = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        THREADS.flag, metavar="N", help=THREADS.help, show_default=THREADS.unset, rich_help_panel=THREADS.panel
+        THREADS.flag,
+        metavar="N",
+        parser=whole_number,
+        help=THREADS.help,
+        show_default=THREADS.unset,
+        rich_help_panel=THREADS.panel,
     ),
 ]
 TASK = "Task whose metric is measured (sst2, cifar10, …; optin tasks lists them)"

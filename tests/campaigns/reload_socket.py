@@ -1,0 +1,90 @@
+"""The reload server of the tests behind a socket, so that forks of one process can share it.
+
+Run as a script with the socket's path. A client that is killed costs the server nothing but the answer.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers import reload_server
+
+PATIENCE = 600
+"""Seconds that a client waits for an answer."""
+
+
+def ask(place, code, arguments, cwd, environment):
+    """Run code as `optin_cli.checkpoints.fresh.fresh_process` does, by the server at a socket."""
+    request = {"code": code, "arguments": [*arguments], "cwd": str(cwd), "environment": dict(environment)}
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(place))
+        with client.makefile("rw", encoding="utf-8") as stream:
+            stream.write(json.dumps(request) + "\n")
+            stream.flush()
+            found = json.loads(stream.readline())
+    return subprocess.CompletedProcess(arguments, found["returncode"], found["stdout"], found["stderr"])
+
+
+@contextlib.contextmanager
+def serving(place):
+    """A server at a socket, in a process of its own, while the context lasts."""
+    process = subprocess.Popen([sys.executable, __file__, str(place)])
+    try:
+        while not Path(place).exists():
+            assert process.poll() is None, "the reload server ended"
+            time.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answer(client):
+    """Serve one client."""
+    with client, client.makefile("rw", encoding="utf-8") as stream:
+        line = stream.readline()
+        if not line:
+            return
+        request = json.loads(line)
+        for name in reload_server.ON_DEMAND.findall(request["code"]):
+            importlib.import_module(name)
+        found, learned = reload_server.fork(request)
+        with contextlib.suppress(OSError):
+            stream.write(json.dumps(found) + "\n")
+            stream.flush()
+    for name in learned:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def main(place):
+    sys.modules["optin_cli"] = None
+    sys.path[0] = ""  # as `python -c` has it, in place of this script's folder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    for library in reload_server.LIBRARIES:
+        importlib.import_module(library)
+    sys.modules["torch"].set_num_threads(1)  # a process of several threads cannot be forked safely
+    warnings.resetwarnings()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{place}.tmp")
+        server.listen(16)
+        os.rename(f"{place}.tmp", place)  # noqa: PTH104
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                answer(server.accept()[0])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
