@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from optin_cli.artifacts.base import Options, Source, Workload
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.files import atomic_file, parse_json
@@ -329,6 +330,7 @@ class Accumulator:
         """
         state, portion = cls(extra), portion or cls()
         try:
+            require_few_axes(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from optin_cli.artifacts.part import Curved, PartHeader, read_part_header
 from optin_cli.artifacts.scores import HEADER, GroupScores, Scores
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError
@@ -189,6 +190,7 @@ def _under(totals: Accumulator, owner: str) -> dict[str, torch.Tensor]:
 def opened_part(path: Path) -> Iterator[Any]:
     """The tensors of a part's file, read as they are asked for (ArtifactError where it is damaged)."""
     try:
+        require_few_axes(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
