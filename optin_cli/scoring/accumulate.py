@@ -375,6 +375,7 @@ class Accumulator:
                 return f"the count of {name} is {count!r:.40}"
             if self.sums[name].shape != self.squares[name].shape or self.sums[name].dtype != torch.float64:
                 return f"the sums of {name} are {self.sums[name].dtype} of shape {tuple(self.sums[name].shape)}"
-            if not bool(torch.isfinite(self.sums[name]).all() and torch.isfinite(self.squares[name]).all()):
-                return f"the sums of {name} are not finite"
+        for name, tensor in self.tensors().items():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} is not finite"
         return None

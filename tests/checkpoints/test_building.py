@@ -14,7 +14,7 @@ WIDE = {"hidden_size": 4 * 10**6, "intermediate_size": 10**9, "num_hidden_layers
 
 def change(path, key, value):
     raw = json.loads(path.read_text())
-    (raw["model_args"] if "model_args" in raw else raw)[key] = value
+    raw.get("model_args", raw)[key] = value
     path.write_text(json.dumps(raw))
 
 
