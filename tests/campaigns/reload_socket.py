@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers import reload_server
 
+LEARNED = ("transformers.", "timm", "onnxruntime", "openvino")
+"""What requests name of these is imported before the fork."""
 PATIENCE = 600
 """Seconds that a client waits for an answer."""
 
@@ -50,28 +53,35 @@ def serving(place):
         process.wait()
 
 
-def answer(client):
-    """Serve one client."""
-    with client, client.makefile("rw", encoding="utf-8") as stream:
-        line = stream.readline()
-        if not line:
-            return
-        request = json.loads(line)
-        for name in reload_server.ON_DEMAND.findall(request["code"]):
-            importlib.import_module(name)
-        found, learned = reload_server.fork(request)
-        with contextlib.suppress(OSError):
-            stream.write(json.dumps(found) + "\n")
-            stream.flush()
-    for name in learned:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+def serve(client):
+    """Serve one client in a process of its own, which ends with its children when the client is gone."""
+    stream = client.makefile("rw", encoding="utf-8")
+    request = json.loads(stream.readline())
+    for name in (*reload_server.ON_DEMAND.findall(request["code"]), *request["arguments"]):
+        if name.startswith(LEARNED):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    if os.fork() > 0:
+        return
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def follow():
+        if not client.recv(1):
+            os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+    answer, _ = reload_server.fork(request)
+    stream.write(json.dumps(answer) + "\n")
+    stream.flush()
+    os._exit(0)
 
 
 def main(place):
     sys.modules["optin_cli"] = None
     sys.path[0] = ""  # as `python -c` has it, in place of this script's folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     for library in reload_server.LIBRARIES:
         importlib.import_module(library)
@@ -82,8 +92,9 @@ def main(place):
         server.listen(16)
         os.rename(f"{place}.tmp", place)  # noqa: PTH104
         while True:
-            with contextlib.suppress(OSError, ValueError):
-                answer(server.accept()[0])
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError, ValueError):
+                serve(client)
 
 
 if __name__ == "__main__":
