@@ -34,7 +34,7 @@ from optin_cli.errors import Exit, OptinError, UsageError
 from optin_cli.options.declare import OUTPUT
 from optin_cli.version import __version__
 
-DEBUG = "OPTIN_DEBUG"
+DEBUG, INTERRUPTED = "OPTIN_DEBUG", "Interrupted."
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
 app = typer.Typer(
@@ -113,6 +113,8 @@ for command, panel, example in COMMANDS:
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    if interrupts.came():  # a library may have turned the interruption into an error of its own
+        message, hint, status = INTERRUPTED, None, Exit.INTERRUPTED
     interrupts.end()
     sys.stdout.flush()
     plain = False if os.environ.get("NO_COLOR") else None  # None: colour on terminals
@@ -169,7 +171,7 @@ def main() -> NoReturn:
             sys.exit(Exit.USAGE)
         _fail(error.format_message(), "Try the same command with --help.", Exit.USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted.", None, Exit.INTERRUPTED)
+        _fail(INTERRUPTED, None, Exit.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell, and flushing at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,7 @@ class Stage:
 
 SCORE = ("score", "bert", "--calib", "texts.jsonl", *QUICK, "-o", "o.safetensors")
 SEARCH = ("search", "bert.scores.safetensors", "-o", "o.json", "--keep-flops")
+SEARCHES = ("search", "bert.scores.safetensors", "-o", "o", "--keep-flops")
 EVAL = ("eval", "bert-pruned", "--latency-runs", "0", "-o", "o.json", "--card")
 STAGES = {
     "score": Stage(
@@ -196,7 +197,10 @@ def at_step(number, log=None):
 
 
 def disturb(warm, bench, case, draw, number):
-    """Stop a run on a copy of the base in one of three ways; what was done, its outcome, and whether it could tidy up."""
+    """Stop a run on a copy of the base in one of three ways.
+
+    Returns what was done, the run's outcome, and whether it could tidy up.
+    """
     stage, way = bench.stage, ("instant", "step", "signal")[number % 3]
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(bench.base, case)

@@ -27,9 +27,9 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS.parent), os.environ.get("PYTHONPATH")))),
 }
 
-from campaigns import kills, mutations, reload_socket, warm
-from helpers import pipeline
-from helpers.running import tree
+from campaigns import kills, mutations, reload_socket, warm  # noqa: E402
+from helpers import pipeline  # noqa: E402
+from helpers.running import tree  # noqa: E402
 
 
 def arguments(given):

@@ -1,12 +1,15 @@
 """Ctrl-C and SIGTERM in real processes: exit status, what remains, and what resumes."""
 
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from helpers.running import command, done, environment, python, tree, write_rows
+from helpers.running import call, command, done, environment, python, tree, write_rows
+from safetensors import SafetensorError
 
 from optin_cli.cli import interrupts
 
@@ -99,3 +102,15 @@ def test_termination_while_certifying_leaves_nothing(work, made):
     assert (process.returncode, out) == (130, "")
     assert "Interrupted" in err and "Traceback" not in err
     assert tree(work) == before
+
+
+def test_an_interruption_that_a_library_turns_into_an_error_is_one(made, here):
+    def load(_path):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SafetensorError("could not determine the shape") from None
+
+    with patch("optin_cli.checkpoints.weights.load_file", load):
+        result = call("profile", made.bert)
+    assert result.code == 130 and result.err.endswith("Interrupted.\n"), result.err

@@ -53,7 +53,7 @@ def test_own_sums_that_are_no_numbers_are_refused(tmp_path):
     totals.add({"a": torch.rand(4, 3)})
     own["square"][0] = math.nan
     totals.save(tmp_path / "state", "print")
-    with pytest.raises(ArtifactError, match="extra.square is not finite"):
+    with pytest.raises(ArtifactError, match=r"extra\.square is not finite"):
         Accumulator.load(tmp_path / "state", "print", {"square": torch.zeros(2)})
 
 
