@@ -30,7 +30,7 @@ from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
 from optin_cli.cli.tasks import tasks
 from optin_cli.cli.trim import trim
-from optin_cli.errors import Exit, OptinError, UsageError
+from optin_cli.errors import Exit, OptinError, UsageError, first_line
 from optin_cli.options.declare import OUTPUT
 from optin_cli.version import __version__
 
@@ -182,17 +182,31 @@ def main() -> NoReturn:
         _fail(f"{place}{error.strerror or error}.", None, Exit.FAILURE)
     except MemoryError:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
+    except ImportError as error:
+        _debug()
+        if (error.name or "").partition(".")[0] == __package__.partition(".")[0]:
+            _fail(*_defect(error), Exit.FAILURE)
+        _fail(
+            f"A library cannot be loaded: {first_line(error)}",
+            "It is broken or missing, or this process may not use enough memory (ulimit -v). "
+            "See optin env for what is installed.",
+            Exit.FAILURE,
+        )
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
-        _fail(
-            f"This is a defect of optin: {type(error).__name__}: {error}",
-            f"Run again with {DEBUG}=1 for the traceback, and report it.",
-            Exit.FAILURE,
-        )
+        _fail(*_defect(error), Exit.FAILURE)
     interrupts.end()
     sys.exit(result if isinstance(result, int) else Exit.DONE)
+
+
+def _defect(error: BaseException) -> tuple[str, str]:
+    """What is said of an error that nobody foresaw, and what to do."""
+    return (
+        f"This is a defect of optin: {type(error).__name__}: {error}",
+        f"Run again with {DEBUG}=1 for the traceback, and report it.",
+    )
 
 
 def _debug() -> None:
