@@ -45,7 +45,7 @@ class Normal:
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Take in rows x (n, k) and y (n, d), whose products are in their precision."""
-        for mine, theirs in zip(x.split(ROWS), y.split(ROWS), strict=True):
+        for mine, theirs in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
             for start in range(0, x.shape[1], STRIP):
                 self.upper[start : start + STRIP, start:] += mine[:, start : start + STRIP].T @ mine[:, start:]
             self.cross += mine.T @ theirs
