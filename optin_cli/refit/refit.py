@@ -9,8 +9,8 @@ X: the consumer's input in the pruned model; S: the original's sum of consumer o
 pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). W0 is what the
 consumer had or, of a convolution, the solution of the same problem in the original model, where Y is its own output:
 nothing but the removed columns is missing there, so that few images tell it well, while errors of earlier layers are
-like noise. Held-out samples choose W0 and mu. Only normal equations are kept, in float64, so memory does not grow with
-the data.
+like noise. Held-out samples choose W0 and mu. Only normal equations are kept, summed in float64, so memory does not
+grow with the data.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.forward import single
 from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 from optin_cli.model.units import Group
@@ -64,7 +65,7 @@ def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float
                 Normal.zeros(rows.x.shape[-1], rows.y.shape[-1], rows.x.device, weights) for _ in range(2)
             )
         for chosen, normal in ((rows.taken & ~judge[:, None], fitted), (rows.taken & judge[:, None], judged)):
-            normal.add(rows.x[chosen].double(), rows.y[chosen].double())
+            normal.add(single(rows.x[chosen]), single(rows.y[chosen]))
         size += float(rows.target[rows.taken & judge[:, None]].double().square().sum())
     if fitted is None or judged is None or not fitted.rows or not judged.rows:
         raise DataError(
@@ -91,7 +92,7 @@ def own_start(run: RefitRun, group: Group, start: torch.Tensor, weights: torch.T
     fitted, judged = (Normal.zeros(start.shape[0], start.shape[1], start.device, weights) for _ in range(2))
     for x, y, taken, judge in own_rows(run, group):
         for chosen, normal in ((taken & ~judge[:, None], fitted), (taken & judge[:, None], judged)):
-            normal.add(x[chosen].double(), y[chosen].double())
+            normal.add(single(x[chosen]), single(y[chosen]))
     best = min(RIDGES, key=lambda mu: judged.error(solve_ridge(fitted, start, mu, bias=bias)))
     return Start(*(solve_ridge(normal, start, best, bias=bias) for normal in (fitted, fitted.plus(judged))))
 
