@@ -74,6 +74,11 @@ def no_larger_than(numbers: int, tensors: int, name: str) -> Iterator[None]:
         handle.remove()
 
 
+def sizes_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """How many numbers and tensors there are of stored weights."""
+    return sum(tensor.numel() for tensor in tensors.values()), len(tensors)
+
+
 def stored_in(folder: Path) -> tuple[int, int]:
     """How many numbers and tensors the files of a folder may hold at most."""
     files = [path for path in folder.iterdir() if path.is_file()]

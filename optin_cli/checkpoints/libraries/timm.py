@@ -16,7 +16,7 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
 from optin_cli.architectures.schema import DepthRule
-from optin_cli.checkpoints.building import no_larger_than, stored_in
+from optin_cli.checkpoints.building import no_larger_than, sizes_of, stored_in
 from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
@@ -214,7 +214,8 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with exactly the weights that it needs, converted by timm where their names are others."""
     model: nn.Module = blueprint.prototype
     if blueprint.plan:
-        apply_plan(model, blueprint.plan)
+        with no_larger_than(*sizes_of(stored.tensors), name):
+            apply_plan(model, blueprint.plan)
     model = model.float()
     fitted = fit_state(stored, model.state_dict(), name)
     state, convert = with_counters(fitted.state, model), None

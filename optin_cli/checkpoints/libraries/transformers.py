@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.architectures.schema import DepthRule
-from optin_cli.checkpoints.building import no_larger_than
+from optin_cli.checkpoints.building import no_larger_than, sizes_of
 from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.foreign import explaining
@@ -267,11 +267,6 @@ def planned_class(model_class: Any) -> Any:
     return type(model_class.__name__, (model_class,), {"__init__": build_planned, "__module__": model_class.__module__})
 
 
-def _stored(stored: Stored) -> tuple[int, int]:
-    """How many numbers and tensors there are of weights."""
-    return sum(tensor.numel() for tensor in stored.tensors.values()), len(stored.tensors)
-
-
 def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with its weights; nothing is filled in at random.
 
@@ -282,7 +277,7 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
-        with no_larger_than(*_stored(stored), name), torch.device("meta"):
+        with no_larger_than(*sizes_of(stored.tensors), name), torch.device("meta"):
             blank = kind(config)
         fitted = fit_state(stored, blank.state_dict(), name)
         model, report = _load(kind, config, with_counters(fitted.state, blank))
@@ -326,7 +321,7 @@ def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
-        with no_larger_than(*_stored(stored), name), WeightsOnMeta():
+        with no_larger_than(*sizes_of(stored.tensors), name), WeightsOnMeta():
             model = kind(config)
         strip_weights(model)
         expected = model.state_dict(keep_vars=True)
