@@ -22,6 +22,7 @@ SECONDS = ("prepare_seconds", "prune_seconds")
 """What a sweep measures, so that no two are equal there."""
 GAPS = (None, 0.0005, 0.005, 0.05, 0.3)
 """Seconds between a signal and the next, if there is one."""
+WAYS = ("instant", "step", "signal")
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
 
 
@@ -201,7 +202,7 @@ def disturb(warm, bench, case, draw, number):
 
     Returns what was done, the run's outcome, and whether it could tidy up.
     """
-    stage, way = bench.stage, ("instant", "step", "signal")[number % 3]
+    stage, way = bench.stage, WAYS[number % len(WAYS)]
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(bench.base, case)
     if way == "instant":
