@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from optin_cli import files
-from optin_cli.cli import completion, launched
+from optin_cli.cli import completion, garbage, launched
 from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
 from optin_cli.cli.pace import Notes, progress
@@ -160,6 +160,7 @@ class Opening:
             dtype=dtype,
             stream=stream,
         )
+        garbage.search_usually()
         for note in checkpoint.notes:
             say(note)
         return shared_by(checkpoint, context)

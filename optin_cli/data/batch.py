@@ -39,6 +39,11 @@ class Batch:
         return len(self.keys)
 
     @property
+    def work(self) -> float:
+        """How long a pass through a model takes, relative to other batches: as the numbers that it begins with."""
+        return float(next(iter(self.inputs.values())).numel())
+
+    @property
     def token_mask(self) -> torch.Tensor:
         """(B, T) bool, true where a token of a text is real."""
         return self.inputs["attention_mask"].flatten(1).bool()

@@ -186,7 +186,7 @@ class StreamedRun:
             return watch_passes(watching, groups, passes, probes=probes, dims=DimWatch(dims))
 
         jobs = [
-            Job(f"batch {i + 1} of {count}", batch.size * (1 + 1.5 * probes), functools.partial(run, i, batch))
+            Job(f"batch {i + 1} of {count}", batch.work * (1 + 1.5 * probes), functools.partial(run, i, batch))
             for i, batch in enumerate(self.batches)
         ]
         found = run_jobs(jobs, self.identity, SavedState(), progress, extra)
