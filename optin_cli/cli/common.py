@@ -49,6 +49,7 @@ CheckpointArgument = Annotated[
 ]
 Json = Annotated[bool, flag("--json", "Print the result as JSON on stdout.")]
 Force = Annotated[bool, flag("--force", "Replace an existing output.")]
+Resume = Annotated[bool, flag("--resume", "Go on where an interrupted run stopped.")]
 Every = Annotated[bool, flag("--all", "Show every group, also of deep models.")]
 SeqLen = Annotated[
     int | None,

@@ -59,6 +59,15 @@ class Batch:
             return self.token_mask
         return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
+    def fingerprint(self) -> str:
+        """Hash of its keys and tensors."""
+        digest = hashlib.sha256(repr((self.keys, self.paired)).encode())
+        labels = {} if self.labels is None else {"labels": self.labels}
+        for name, tensor in {**self.inputs, **labels}.items():
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def repeated(self, times: int) -> Batch:
         """The samples `times` over, without labels: (times * B) rows."""
         inputs = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in self.inputs.items()}

@@ -129,6 +129,19 @@ class Processes:
                 for tensor in filled(tensors):
                     distributed.broadcast(tensor, src=owner)
 
+    def copied(self, tensors: Sequence[torch.Tensor], owner: int) -> list[torch.Tensor]:
+        """The owner's tensors on every process, each on its own device of the type that they have there."""
+        if self.count == 1:
+            return list(tensors)
+        like = self.share([(tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors], owner)
+        if self.rank == owner:
+            here = [tensor.cpu() for tensor in tensors]
+        else:
+            here = [torch.empty(shape, dtype=dtype) for shape, dtype, _ in like]
+        self.copy(here, owner)
+        own = {kind: kind if kind == "cpu" else f"{kind}:{self.local}" for _, _, kind in like}
+        return [tensor.to(own[kind]) for tensor, (_, _, kind) in zip(here, like, strict=True)]
+
     def send(self, content: Any, tensors: Sequence[torch.Tensor], receiver: int) -> Sending:
         """Begin to send what `torch.save` can write, and tensors on the CPU."""
         stream = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,16 @@ class Normal:
         """No rows yet."""
         gram = torch.zeros(width, width, dtype=torch.float64, device=device)
         return cls(gram, gram.new_zeros(width, outputs), gram.new_zeros(outputs), 0, weights)
+
+    @classmethod
+    def of(cls, sums: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> Normal:
+        """Those that have the given sums, as `sums` gives them."""
+        gram, cross, totals, rows = sums
+        return cls(gram, cross, totals, int(rows), weights)
+
+    def sums(self) -> list[torch.Tensor]:
+        """Everything that is summed."""
+        return [self.gram, self.cross, self.totals, torch.tensor(self.rows)]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Take in rows x (n, k) and y (n, d)."""

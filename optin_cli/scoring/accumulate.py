@@ -25,9 +25,9 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.files import atomic_file, parse_json
 from optin_cli.model.structure import Structure
+from optin_cli.processes.portions import cut_portions
 from optin_cli.processes.processes import ALONE, Processes, Sending
 from optin_cli.progress import Progress
-from optin_cli.scoring.portions import cut_portions
 from optin_cli.version import __version__
 
 SMALL_STATE = 1 << 20
@@ -78,19 +78,9 @@ class RunIdentity:
             "options": self.options,
             "inputs": {role: source.published.model_dump() for role, source in self.inputs.items()},
             "workload": self.workload.model_dump(),
-            "batches": [_digest(batch) for batch in self.batches],
+            "batches": [batch.fingerprint() for batch in self.batches],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(batch: Batch) -> str:
-    """Hash of a batch's keys and tensors."""
-    digest = hashlib.sha256(repr((batch.keys, batch.paired)).encode())
-    labels = {} if batch.labels is None else {"labels": batch.labels}
-    for name, tensor in {**batch.inputs, **labels}.items():
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class NotFiniteError(CheckpointError):
