@@ -1,5 +1,7 @@
 """How long work reports to its caller: steps done, samples run, data read, and notes for the user."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,7 +52,8 @@ class Part:
 
     def update(self, done: float, total: float, what: str) -> None:
         """Report the share of the whole that is finished."""
-        self.whole.update(self.start + (self.end - self.start) * done / total, 1, f"{self.label}{what}")
+        share = done / total
+        self.whole.update(self.start * (1 - share) + self.end * share, 1, f"{self.label}{what}")
 
     def count(self, samples: int) -> None:
         """Pass it on."""
@@ -63,3 +66,41 @@ class Part:
     def note(self, text: str) -> None:
         """Pass it on."""
         self.whole.note(text)
+
+
+class Steps:
+    """Reports the steps of longer work one after another, as shares of the whole.
+
+    Args:
+        whole: who is told.
+        weight: sum of the weights of all steps, in proportion to the time that they are expected to take; steps beyond
+            it report that the whole is nearly done.
+    """
+
+    def __init__(self, whole: Progress, weight: float) -> None:
+        self.weight, self.done = weight, 0.0
+        self.step = Part(whole, 0.0, 0.0)
+
+    @contextlib.contextmanager
+    def begin(self, weight: float, label: str = "") -> Iterator[None]:
+        """Take reports as those of a step of this weight, until the block ends. label: put before what runs."""
+        begin, end = (min(1.0, done / self.weight) for done in (self.done, self.done + weight))
+        self.step = Part(self.step.whole, begin, end, label)
+        yield
+        self.done += weight
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Report the share of the whole that is finished."""
+        self.step.update(done, total, what)
+
+    def count(self, samples: int) -> None:
+        """Pass it on."""
+        self.step.count(samples)
+
+    def read(self, data: str) -> None:
+        """Pass it on."""
+        self.step.read(data)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self.step.note(text)

@@ -89,6 +89,12 @@ class Source(Sparse):
         """Where it was when the artifact was made, as far as that is known: its path, else its name."""
         return self.path or self.name
 
+    def places(self, *folders: Path) -> list[Path]:
+        """Where a local file may lie now: under its path, or its name, in one of these folders, if there is one."""
+        written = [path for path in (Path(self.place), Path(self.name)) if not path.is_absolute()]
+        found = dict.fromkeys(folder / path for folder in folders for path in written)
+        return [path for path in found if path.exists()]
+
     @property
     def published(self) -> Source:
         """Without paths, as what is passed on to others names it."""

@@ -75,8 +75,9 @@ Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        metavar="auto|float32|bfloat16",
-        help="What the model computes in; auto: float32, and bfloat16 on a GPU where weights are stored so.",
+        metavar="TYPE",
+        help="What the model computes in: float32, bfloat16, or auto: float32, and bfloat16 on a GPU where weights are "
+        "stored so.",
         rich_help_panel=MODEL,
     ),
 ]

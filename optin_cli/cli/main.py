@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from optin_cli.cli import common, garbage, interrupts, launched, processors
 from optin_cli.cli.demo import demo
@@ -37,8 +37,22 @@ from optin_cli.version import __version__
 DEBUG = "OPTIN_DEBUG"
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
+
+
+class Overview(TyperGroup):
+    """The list of commands, on whose page flags take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options of all commands."""
+        params = super().get_params(ctx)
+        for param in params:
+            param.metavar = "" if getattr(param, "is_flag", False) else param.metavar
+        return params
+
+
 app = typer.Typer(
     name="optin",
+    cls=Overview,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +84,11 @@ def _current(earlier: Mapping[str, str], name: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose help page has --help among the other options of its output."""
+    """A command whose help page has --help among the other options of its output, and plain names in its usage."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line; Typer sets required arguments in braces."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def get_help_option(self, ctx: Any) -> Any:
         """The option, in its panel."""

@@ -10,7 +10,7 @@ from optin_cli.cli import common
 def merge(
     parts: Annotated[
         list[str],
-        typer.Argument(metavar="PARTS…", help="All parts of a run, in any order.", show_default=False),
+        typer.Argument(metavar="PART", help="All parts of a run, in any order.", show_default=False),
     ],
     threads: common.Threads = None,
     output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,

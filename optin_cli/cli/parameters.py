@@ -127,7 +127,7 @@ def _parameter(one: Declared) -> inspect.Parameter:
         default = option.said(default)
     details: dict[str, Any] = {
         "metavar": option.metavar or _metavar(one),
-        "show_default": option.unset or not option.required,
+        "show_default": option.unset or _wrapping(default) or not option.required,
         "rich_help_panel": one.panel,
     }
     if option.choices is not None:
@@ -156,6 +156,11 @@ def _text(value: Any, *, none: bool) -> str | None:
     if none and (value is None or value == ()):
         return "none"
     return None if value is None else ",".join(map(str, value if isinstance(value, tuple) else (value,)))
+
+
+def _wrapping(default: Any) -> str | None:
+    """A default that is too long for a line of a narrow help page, with room for line breaks; None of others."""
+    return ", ".join(default.split(",")) if isinstance(default, str) and len(default) > WIDEST else None
 
 
 def _checked(one: Declared, given: Any) -> Any:

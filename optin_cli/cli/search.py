@@ -101,7 +101,12 @@ def _next(mask: Mask, target: str) -> list[list[str]]:
     """How to cut by the mask; nothing where it went to another command."""
     if target == common.STDIO:
         return []
-    return [["prune", mask.inputs["checkpoint"].place, "--mask", target]]
+    scored = mask.inputs.get("calibration")
+    data = None if scored is None else scored.data
+    is_found = (
+        data is not None and scored is not None and (not data.local or scored.places(Path(), Path(target).parent))
+    )
+    return [["prune", mask.inputs["checkpoint"].place, "--mask", target, *([] if is_found else ["--calib", "PATH"])]]
 
 
 def emptied_notes(mask: Mask, header: ScoresHeader) -> list[str]:

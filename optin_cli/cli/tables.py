@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 40
 """How many classes a table gives the IoU of."""
+PREFIXES = {"G": 1e9, "M": 1e6, "k": 1e3}
 
 
 def profile_table(result: Profile, *, every: bool = False) -> Table:
@@ -196,11 +197,14 @@ def evaluation_table(result: Evaluation) -> Table:
         rows.append(("KL (nats)", f"{other.kl:.4g}", "", ""))
     totals = result.totals
     for name, mine, ratio in (
-        (f"MACs, {result.workload.shape}", totals.macs, other and other.macs_ratio),
-        ("parameters", totals.parameters, other and other.parameters_ratio),
-        ("bytes", totals.bytes, other and other.bytes_ratio),
+        ("MACs ({}), " + result.workload.shape, totals.macs, other and other.macs_ratio),
+        ("parameters ({})", totals.parameters, other and other.parameters_ratio),
+        ("weights ({}B)", totals.bytes, other and other.bytes_ratio),
     ):
-        rows.append((name, f"{mine:,}", f"{mine / ratio:,.0f}" if ratio else "", f"{ratio:.3f}" if ratio else ""))
+        prefix, unit = _prefix(max(mine, mine / ratio if ratio else 0.0))
+        theirs = f"{mine / ratio / unit:,.2f}" if ratio else ""
+        shown = name.format(prefix).replace(" ()", "")
+        rows.append((shown, f"{mine / unit:,.2f}", theirs, f"{ratio:.3f}" if ratio else ""))
     if (latency := result.latency) is not None:
         ratio = other.latency_ratio if other is not None else None
         theirs, shown = (f"{latency.median_ms / ratio:.1f}", f"{ratio:.3f}") if ratio else ("", "")
@@ -280,6 +284,11 @@ def sweep_table(result: Sweep) -> Table:
             f"{point.prune_seconds:.1f} ({point.prepare_seconds:.1f})",
         )
     return table
+
+
+def _prefix(value: float) -> tuple[str, float]:
+    """The unit prefix in which a number has few digits before the point, and what it stands for."""
+    return next(((name, size) for name, size in PREFIXES.items() if value >= size), ("", 1.0))
 
 
 def _iou(value: float | None) -> str:

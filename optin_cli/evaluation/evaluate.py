@@ -29,7 +29,7 @@ from optin_cli.model.costs import count_totals
 from optin_cli.options.common import MEASURED
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.profiling.timing import forward_latency
-from optin_cli.progress import SILENT, Progress
+from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.tasks.harness import is_harness_task, require_harness
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import UNLABELLED, Task
@@ -147,8 +147,9 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
         )
     if (folder := exam.options.pictures) is not None:
         require_drawable(checkpoint, samples)
-    mine = predicted(checkpoint, exam)
-    other = None if against is None else predicted(against, exam)
+    half = 1.0 if against is None else 0.5
+    mine = predicted(checkpoint, replace(exam, progress=Part(exam.progress, 0.0, half)))
+    other = None if against is None else predicted(against, replace(exam, progress=Part(exam.progress, half)))
     if not checkpoint.processes.leads:
         return measure(mine, None, replace(exam, options=replace(exam.options, latency_runs=0)))
     result = measure(mine, other, exam)

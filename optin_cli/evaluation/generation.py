@@ -63,7 +63,7 @@ def with_generation(
         batch: random_inputs([one.input for one in timed], checkpoint.input.workload(asked.prompt_length, batch))
         for batch in asked.decode_batch
     }
-    progress.update(0, 1, f"generating {asked.new_tokens} tokens, {runs} runs")
+    progress.update(1, 1, f"generating {asked.new_tokens} tokens, {runs} runs")
     found = measure_generation([one.model for one in timed], inputs, asked, runs)
     compared = result.against
     if compared is not None and len(found) > 1:

@@ -27,7 +27,7 @@ class ExportOptions(Checked):
     dtype: DType = option(
         "float32",
         "--dtype",
-        "Type that ONNX and OpenVINO files store weights in; they compute in float32: float32 or float16.",
+        "Type that ONNX and OpenVINO files store weights in; they compute in float32.",
         choices=get_args(DType),
     )
     weight_type: WeightType | None = option(

@@ -1,10 +1,8 @@
 """Find the calibration data that a mask was scored on, so that a refit can use it again."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optin_cli.artifacts.base import Source
 from optin_cli.artifacts.mask import Mask
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.spec import DataSpec
@@ -38,8 +36,9 @@ class RecordedData:
                 "no calibration data" if source is None else f"the name of its calibration data, {source.name}, alone"
             )
             raise UsageError(f"{name} records {what}, so nothing says what to refit on.", hint=HINT)
+        folders = [Path(), *([] if self.beside is None else [self.beside])]
         others = []
-        for path in self._places(source) if source.data.local else [None]:
+        for path in source.places(*folders) if source.data.local else [None]:
             spec = DataSpec.recorded(source.data, path, self.images)
             try:
                 found = checkpoint.input.load_samples(spec, progress).sha256
@@ -55,10 +54,3 @@ class RecordedData:
             others.append(source.name if path is None else str(path))
         why = f"{' and '.join(others)} holds other samples now" if others else f"there is no {source.place} here"
         raise DataError(f"{name} was scored on {source.name} (sha256 {source.sha256[:12]}), but {why}.", hint=HINT)
-
-    def _places(self, source: Source) -> Iterator[Path]:
-        """Where local data may lie: as the user wrote it, in the working directory, or beside the mask."""
-        written = [path for path in (Path(source.place), Path(source.name)) if not path.is_absolute()]
-        folders = [Path(), *([] if self.beside is None else [self.beside])]
-        places = [folder / path for folder in folders for path in written]
-        yield from (path for path in dict.fromkeys(places) if path.exists())

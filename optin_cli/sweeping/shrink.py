@@ -20,7 +20,7 @@ from optin_cli.files import atomic_folder, check_apart, check_output, read_bytes
 from optin_cli.options.refit import RefitOptions
 from optin_cli.options.shrink import ShrinkOptions
 from optin_cli.options.sweep import SweepOptions
-from optin_cli.progress import SILENT, Part, Progress
+from optin_cli.progress import SILENT, Progress, Steps
 from optin_cli.pruning.model_card import write_measured
 from optin_cli.pruning.prune import prune
 from optin_cli.scoring.score import score
@@ -29,6 +29,9 @@ from optin_cli.searching.search import search
 from optin_cli.sweeping.keeping import MASK, MODEL
 from optin_cli.sweeping.sweep import check_folder, require_chosen, sweep
 from optin_cli.tasks.registry import load_task
+
+WEIGHTS = {"score": 4.0, "search": 0.1, "prune": 3.0, "eval": 3.0, "sweep": 20.0}
+"""Time that stages are expected to take, relative to each other."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Run:
     options: ShrinkOptions
     refit: RefitOptions
     force: bool
-    progress: Progress
+    steps: Steps
     report: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,7 +107,8 @@ class Run:
         """Time a stage."""
         self.report(name)
         begin = time.perf_counter()
-        yield Part(self.progress, label=f"{name}: ")
+        with self.steps.begin(WEIGHTS[name], f"{name}: "):
+            yield self.steps
         self.seconds[name] = time.perf_counter() - begin
 
     def by_share(self, share: float) -> None:
@@ -206,7 +210,9 @@ def shrink(
         )
     check_places(places, options, force=force)
     refit = options.refit
-    run = Run(as_checkpoint(checkpoint), DataSpec.of(calib), places, options, refit, force, progress, report)
+    stages = ["sweep", "eval"] if options.keep_flops is None else ["score", "search", "prune", "eval"]
+    steps = Steps(progress, sum(WEIGHTS[name] for name in stages))
+    run = Run(as_checkpoint(checkpoint), DataSpec.of(calib), places, options, refit, force, steps, report)
     if options.keep_flops is not None:
         run.by_share(options.keep_flops)
     else:

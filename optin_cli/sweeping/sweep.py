@@ -28,7 +28,7 @@ from optin_cli.files import check_output, read_bytes, write_text
 from optin_cli.model.costs import measure_costs
 from optin_cli.options.common import MEASURED
 from optin_cli.options.sweep import SweepOptions
-from optin_cli.progress import SILENT, Part, Progress
+from optin_cli.progress import SILENT, Progress, Steps
 from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.recipes.registry import recipes
 from optin_cli.scoring.calibration import Calibration, calibrate
@@ -40,6 +40,9 @@ from optin_cli.sweeping.plots import write_picture
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
+
+PREPARING, MAKING, EVALUATING, SAVING = 4.0, 1.5, 1.0, 1.0
+"""Time that steps are expected to take, relative to evaluating a model: a recipe's scores, a model, its folder."""
 
 
 def sweep(
@@ -105,28 +108,37 @@ def sweep(
     totals, groups = measure_costs(opened.model, opened.structure, inputs, opened.weight_bytes)
     costs = Costs(groups, totals)
     smallest = _smallest_share(costs, options.keep_flops or ())
-    exam = Exam(samples, known, options.evaluation, progress, source_of(samples, spec))
+    steps = Steps(progress, _weight(options))
+    exam = Exam(samples, known, options.evaluation, steps, source_of(samples, spec))
     original = functools.cache(lambda: predicted(opened, exam))
     earlier = _earlier(folder) if resume else None
-    baseline = _baseline(original(), exam, totals) if earlier is None else earlier.baseline
+    with steps.begin(EVALUATING, "original: "):
+        baseline = _baseline(original(), exam, totals) if earlier is None else earlier.baseline
     calibration = calibrations[options.recipes[0]].source
     record = _record(opened, exam, known, calibration, options, baseline)
     if earlier is not None:
         _require_same(earlier, record, options, totals, folder)
     settings = {
-        name: Setting(
-            opened, found, costs, options.scoring, workload.seq_len, options.ridge, Part(progress, label=f"{name}: ")
-        )
+        name: Setting(opened, found, costs, options.scoring, workload.seq_len, options.ridge, steps)
         for name, found in calibrations.items()
     }
     keeper = Keeper(folder, options.keep_models, workload)
-    bench = Bench(settings, exam, original, record, [] if earlier is None else earlier.points, keeper, report)
+    known_points = [] if earlier is None else earlier.points
+    bench = Bench(settings, exam, original, record, known_points, keeper, report, steps)
     if options.max_drop is not None:
         _bisect(bench, options, smallest)
     for recipe in options.recipes:
         for share in options.keep_flops or ():
             bench.measure(recipe, share)
     return bench.finish()
+
+
+def _weight(options: SweepOptions) -> float:
+    """Of all steps of a sweep; a search by a drop may need fewer."""
+    points = len(options.recipes) * len(options.keep_flops or ())
+    points += options.evaluations if options.max_drop is not None else 0
+    saving = 0.0 if options.max_drop is None else SAVING
+    return EVALUATING + len(options.recipes) * PREPARING + points * (MAKING + EVALUATING) + saving
 
 
 def _record(
@@ -254,15 +266,18 @@ class Bench:
     known: Sequence[SweepPoint]
     keeper: Keeper
     report: Callable[[SweepPoint], None]
+    steps: Steps
     prepared: dict[str, tuple[Prepared, float]] = field(default_factory=dict)
 
     def make(self, recipe: str, share: float) -> Candidate:
         """The model of a recipe at a budget; the recipe is prepared at its first."""
         if recipe not in self.prepared:
             begin = time.perf_counter()
-            prepared = recipes()[recipe].prepare(self.settings[recipe])
+            with self.steps.begin(PREPARING, f"{recipe}: "):
+                prepared = recipes()[recipe].prepare(self.settings[recipe])
             self.prepared[recipe] = prepared, time.perf_counter() - begin
-        return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
+        with self.steps.begin(MAKING, f"{recipe} at {share:g}: "):
+            return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 
     def measure(self, recipe: str, share: float) -> tuple[SweepPoint, Candidate | None]:
         """A point, recorded on disk and reported, and its model unless an interrupted run measured it."""
@@ -270,10 +285,12 @@ class Bench:
         if point is None:
             candidate = self.make(recipe, share)
             seconds = self.prepared[recipe][1]
-            point = measure_candidate(candidate, self.settings[recipe], self.exam, self.original(), seconds)
+            with self.steps.begin(EVALUATING, f"{recipe} at {share:g}: "):
+                point = measure_candidate(candidate, self.settings[recipe], self.exam, self.original(), seconds)
         if candidate is not None or self.keeper.lacks(recipe, share):
             candidate = candidate or self.make(recipe, share)
-            self.keeper.keep(candidate, *self._kept(recipe))
+            with self.steps.begin(0.0, f"{recipe} at {share:g}: "):
+                self.keeper.keep(candidate, *self._kept(recipe))
         self.sweep = self.sweep.model_copy(update={"points": [*self.sweep.points, point]})
         points = [*self.sweep.points, *(p for p in self.known if p not in self.sweep.points)]
         write_text(self.keeper.folder / PARTIAL, self.sweep.model_copy(update={"points": points}).dump(), force=True)
@@ -291,7 +308,9 @@ class Bench:
 
     def choose(self, recipe: str, share: float, candidate: Candidate | None) -> None:
         """Write the model of a point, which the sweep chose. candidate: that model, None if it is to be made again."""
-        self.keeper.choose(candidate or self.make(recipe, share), *self._kept(recipe))
+        candidate = candidate or self.make(recipe, share)
+        with self.steps.begin(SAVING, f"{recipe} at {share:g}: "):
+            self.keeper.choose(candidate, *self._kept(recipe))
         chosen = [(point.recipe, point.asked) for point in self.sweep.points].index((recipe, share))
         self.sweep = self.sweep.model_copy(update={"chosen": chosen})
 

@@ -98,3 +98,16 @@ def test_a_summary_that_cannot_be_written_is_a_warning(made, here, monkeypatch):
 )
 def test_what_a_run_took_in_words(took, words):
     assert took.lines == words
+
+
+def test_the_next_command_asks_for_data_that_cannot_be_found_again(work):
+    Path("far").mkdir()
+    data = Path("texts.jsonl").rename("far/texts.jsonl").resolve()
+    scored = done("score", "bert", "--calib", data, *QUICK)
+    assert lines_of(done("search", "bert.scores.safetensors", "--keep-flops", "0.7"), "next: ") == [
+        "optin prune bert --mask bert.mask.json --calib PATH"
+    ], scored.err
+    data.rename("texts.jsonl")
+    assert lines_of(done("search", "bert.scores.safetensors", "--keep-flops", "0.7", "--force"), "next: ") == [
+        "optin prune bert --mask bert.mask.json"
+    ]
