@@ -59,7 +59,7 @@ def sum_portions(
         mine = measure(portion)
         sending.wait()
         if turn and processes.count > 1:
-            totals = [torch.empty_like(tensor, device="cpu") for tensor in mine]
+            totals = [torch.empty_like(processes.sendable(tensor)) for tensor in mine]
             processes.receive(totals, (turn - 1) % processes.count)
             totals = [tensor.to(own.device) for tensor, own in zip(totals, mine, strict=True)]
         if turn:
@@ -68,6 +68,7 @@ def sum_portions(
         else:
             totals = list(mine)
         if processes.count > 1 and turn + 1 < len(portions):
-            sending = processes.send(None, [tensor.cpu() for tensor in totals], (turn + 1) % processes.count)
+            sent = [processes.sendable(tensor) for tensor in totals]
+            sending = processes.send(None, sent, (turn + 1) % processes.count)
     sending.wait()
     return processes.copied(totals, (len(portions) - 1) % processes.count)

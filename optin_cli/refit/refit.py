@@ -197,7 +197,7 @@ def refit_model(
     norms = following_norms(original, structure, batches[0])
     report = refit_products(pruned, batches, processes) | dict({} if waypoint is None else waypoint.report)
     changed, block = False, None
-    with refitting(pruned, batches, processes=processes, waypoint=waypoint) as run:
+    with refitting(pruned, batches, processes=processes, waypoint=waypoint, progress=progress) as run:
         dropped = set(structure.dropped(pruned.kept))
         passed = dropped | set(() if waypoint is None else waypoint.passed(structure))
         for number, group in enumerate(run.calls):

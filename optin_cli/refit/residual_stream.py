@@ -26,6 +26,7 @@ from optin_cli.model.units import Group, Positions
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
 from optin_cli.processes.portions import cut_portions, own_portions, sum_portions
 from optin_cli.processes.processes import ALONE, Processes
+from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.design_matrix import choose_positions, input_rows, is_consumer, output_rows, take
 from optin_cli.refit.original_stream import Targets, at_residual_sum
 from optin_cli.refit.waypoint import Waypoint
@@ -139,6 +140,7 @@ class RefitRun:
     calls: how often each consumer runs, in that order. targets: the original's residual sums of the current block.
     prefixes: outputs of the pruned model's earlier blocks. processes: that share the batches. aims: consumers that make
     up for blocks that go behind theirs, each with its like in the last of these, at whose residual sum it aims.
+    progress: counts samples.
     """
 
     pruned: PrunedModel
@@ -148,6 +150,7 @@ class RefitRun:
     prefixes: Prefixes
     processes: Processes = ALONE
     aims: Mapping[Group, Group] = field(default_factory=dict)
+    progress: Progress = SILENT
 
     def summed(self, measure: Callable[[range], Sequence[torch.Tensor]]) -> list[torch.Tensor]:
         """Sums over all batches; measure: those of consecutive batches, alike in shape for all."""
@@ -175,12 +178,18 @@ class RefitRun:
 
 @contextlib.contextmanager
 def refitting(
-    pruned: PrunedModel, batches: Sequence[Batch], *, processes: Processes = ALONE, waypoint: Waypoint | None = None
+    pruned: PrunedModel,
+    batches: Sequence[Batch],
+    *,
+    processes: Processes = ALONE,
+    waypoint: Waypoint | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[RefitRun]:
     """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end.
 
     Args:
-        processes: that share the batches. waypoint: of a streamed model, where to go on; its files stay.
+        processes: that share the batches. waypoint: of a streamed model, where to go on; its files stay. progress:
+            counts samples.
 
     Raises UsageError: there are too many processes.
     """
@@ -196,7 +205,7 @@ def refitting(
     targets = Targets(pruned.original, pruned.structure, batches, calls, folder=folders[0], **how)
     prefixes = Prefixes(pruned.model, pruned.structure, batches, folder=folders[1], **how)
     with targets, prefixes:
-        yield RefitRun(pruned, batches, calls, targets, prefixes, processes, find_aims(pruned, calls))
+        yield RefitRun(pruned, batches, calls, targets, prefixes, processes, find_aims(pruned, calls), progress)
 
 
 def find_aims(pruned: PrunedModel, calls: Mapping[Group, int]) -> dict[Group, Group]:
@@ -258,6 +267,7 @@ def stream_rows(
                 rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
+        run.progress.count(batch.size)
 
 
 def kept_columns(run: RefitRun, group: Group) -> torch.Tensor:
