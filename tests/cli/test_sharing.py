@@ -136,7 +136,7 @@ def test_parts_are_scored_shown_and_merged(work):
         (("score", "bert", "--calib", "texts.jsonl", "--shard", "1/9"), 2, ["shared by 9", "8 portions"]),
         (("merge", "texts.jsonl"), 1, ["texts.jsonl is not a part of scores"]),
         (("merge", "none.safetensors"), 1, ["none.safetensors cannot be read as a part file"]),
-        (("merge",), 2, ["PARTS"]),
+        (("merge",), 2, ["PART"]),
     ],
 )
 def test_wrong_parts_are_refused(work, args, code, words):
