@@ -9,8 +9,8 @@ X: the consumer's input in the pruned model; S: the original's sum of consumer o
 pruned model's residual stream, so that errors of earlier layers are corrected too (error feedback). W0 is what the
 consumer had or, of a convolution, the solution of the same problem in the original model, where Y is its own output:
 nothing but the removed columns is missing there, so that few images tell it well, while errors of earlier layers are
-like noise. Held-out samples choose W0 and mu. Only normal equations are kept, in float64, so memory does not grow with
-the data.
+like noise. Held-out samples choose W0 and mu. Only normal equations are kept, summed in float64, so memory does not
+grow with the data.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArchitectureError, DataError
 from optin_cli.model.cut import PrunedModel
+from optin_cli.model.forward import single
 from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.modeling_optin import BiasAlone
 from optin_cli.model.units import Group
@@ -65,7 +66,7 @@ def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float
             if not first:
                 first.append(rows.scale.double().square().amax(dim=(0, 1)))
             for chosen, normal in ((rows.taken & ~judge[:, None], fitted), (rows.taken & judge[:, None], judged)):
-                normal.add(rows.x[chosen].double(), rows.y[chosen].double())
+                normal.add(single(rows.x[chosen]), single(rows.y[chosen]))
             size += float(rows.target[rows.taken & judge[:, None]].double().square().sum())
         return [*fitted.sums(), *judged.sums(), torch.tensor(size, dtype=torch.float64)]
 
@@ -105,7 +106,7 @@ def own_start(run: RefitRun, group: Group, start: torch.Tensor, weights: torch.T
         fitted, judged = empty_equations(start)
         for x, y, taken, judge in own_rows(run, group, portion):
             for chosen, normal in ((taken & ~judge[:, None], fitted), (taken & judge[:, None], judged)):
-                normal.add(x[chosen].double(), y[chosen].double())
+                normal.add(single(x[chosen]), single(y[chosen]))
         return [*fitted.sums(), *judged.sums()]
 
     sums = run.summed(measure)
