@@ -211,9 +211,10 @@ class Prefixes:
         return found
 
     def _forget(self) -> None:
-        """Remove outputs that are not asked for any more, also if the run is interrupted before the next block."""
+        """Remove outputs that are not asked for any more; where files stay, by a run that goes on from here either."""
+        unread = self._depth - (2 if self._scratch is not None else 3)
         for number in self._numbers if self._chain else ():
-            self._file(number, self._depth - 3).unlink(missing_ok=True)
+            self._file(number, unread).unlink(missing_ok=True)
 
     def _file(self, number: int, index: int) -> Path:
         return self._folder / f"{number}.{index}"
