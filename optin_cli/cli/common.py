@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from optin_cli import files
-from optin_cli.cli import completion, launched
+from optin_cli.cli import completion, garbage, launched
 from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
 from optin_cli.cli.numbers import whole_number
@@ -50,6 +50,7 @@ CheckpointArgument = Annotated[
 ]
 Json = Annotated[bool, flag("--json", "Print the result as JSON on stdout.")]
 Force = Annotated[bool, flag("--force", "Replace an existing output.")]
+Resume = Annotated[bool, flag("--resume", "Go on where an interrupted run stopped.")]
 Every = Annotated[bool, flag("--all", "Show every group, also of deep models.")]
 SeqLen = Annotated[
     int | None,
@@ -168,6 +169,7 @@ class Opening:
             dtype=dtype,
             stream=stream,
         )
+        garbage.search_usually()
         for note in checkpoint.notes:
             say(note)
         return shared_by(checkpoint, context)

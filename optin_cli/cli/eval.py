@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, garbage
 from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
@@ -102,6 +102,7 @@ def evaluate(
         opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
         other = None if against is None else load_evaluated(against, **how)
         original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
+        garbage.search_usually()
         for each in filter(None, (opened, other, None if original is other else original)):
             for note in each.notes:
                 common.say(note)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from optin_cli.cli import common, interrupts, launched, processors
+from optin_cli.cli import common, garbage, interrupts, launched, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.env import env
@@ -152,6 +152,7 @@ def _prepare() -> None:
     os.environ["MPLBACKEND"] = "Agg"  # of libraries that draw; a backend that is missing would break them
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
+    garbage.search_rarely()
     processors.set_threads()
     _open_streams()
     interrupts.watch()

@@ -127,30 +127,38 @@ class Prefixes:
         batches: Sequence[Batch],
         *,
         chain: bool = False,
+        numbers: Sequence[int] | None = None,
+        folder: Path | None = None,
+        start: str | None = None,
         known: Callable[[str, int], Any | None] = lambda _block, _number: None,
     ) -> None:
         """Watch a model run once.
 
         Args:
             chain: whether nothing but the next block reads a block's output, so that the last is all it takes.
+            numbers: of the batches that run, None for all.
+            folder: for the files, which stay there; None for a temporary one.
+            start: name of the block before which outputs lie in the folder already, None for no such.
             known: gives the output of a block, by its name, for the number of a batch; None where it has to be run.
         """
         self.model, self.structure, self.batches, self._chain, self._known = model, structure, batches, chain, known
-        self._scratch = tempfile.TemporaryDirectory()
-        self._depth = 0
-        self._stored = 0
+        self._numbers = range(len(batches)) if numbers is None else numbers
+        self._scratch = tempfile.TemporaryDirectory() if folder is None else None
+        self._folder = folder or Path(self._scratch.name if self._scratch is not None else "")
         order: list[str] = []
         with hooks() as hook, torch.no_grad():
             for block in structure.blocks:
                 hook.after(model.get_submodule(block.path), functools.partial(_note, order, block.path))
             run_hidden(model, structure, batches[0].inputs)
         self._first = {block.name: order.index(block.path) for block in structure.blocks if block.path in order}
+        self._depth = self._stored = 0 if start is None else self._first[start]
 
     def __enter__(self) -> Prefixes:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._scratch.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def advance(self, group: Group) -> None:
         """Keep the outputs of the blocks before that of `group`, which must not change any more."""
@@ -159,8 +167,8 @@ class Prefixes:
             return
         self._depth = min(depth, self._stored)
         for step in range(self._stored + 1, depth + 1):  # one block over all batches: it may have to be read first
-            for number, batch in enumerate(self.batches):
-                for index, output in enumerate(self._outputs(number, batch, step), start=self._depth):
+            for number in self._numbers:
+                for index, output in enumerate(self._outputs(number, self.batches[number], step), start=self._depth):
                     store(output, self._file(number, index))
             self._depth = self._stored = step
             self._forget()
@@ -203,12 +211,13 @@ class Prefixes:
         return found
 
     def _forget(self) -> None:
-        """Remove outputs that are not asked for any more."""
-        for number in range(len(self.batches) if self._chain else 0):
-            self._file(number, self._depth - 2).unlink(missing_ok=True)
+        """Remove outputs that are not asked for any more; where files stay, by a run that goes on from here either."""
+        unread = self._depth - (2 if self._scratch is not None else 3)
+        for number in self._numbers if self._chain else ():
+            self._file(number, unread).unlink(missing_ok=True)
 
     def _file(self, number: int, index: int) -> Path:
-        return Path(self._scratch.name) / f"{number}.{index}"
+        return self._folder / f"{number}.{index}"
 
 
 def _note(order: list[str], path: str, *_call: Any) -> None:

@@ -6,7 +6,7 @@ shifted, padding cropped. No description says which; autograd finds it.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,13 @@ from optin_cli.model.replay import Prefixes, is_chain
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Positions
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
+from optin_cli.processes.portions import cut_portions, own_portions, sum_portions
+from optin_cli.processes.processes import ALONE, Processes
+from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.design_matrix import choose_positions, input_rows, is_consumer, output_rows, take
 from optin_cli.refit.original_stream import Targets, at_residual_sum
 from optin_cli.refit.sparing import Around, Passed, Sparing, last_in_block, modules_around, standing_in
+from optin_cli.refit.waypoint import Waypoint
 
 HOLDOUT = 4
 """One sample in four is held out to judge a refit."""
@@ -151,9 +155,10 @@ class RefitRun:
     """A refit in progress: both models run on the same batches while consumers are walked in order of execution.
 
     calls: how often each consumer runs, in that order. targets: the original's residual sums of the current block.
-    prefixes: outputs of the pruned model's earlier blocks. aims: consumers that make up for blocks that go behind
-    theirs, each with its like in the last of these, at whose residual sum it aims. sparing: what passes through the
-    current block spare those after them, where that is worth its memory.
+    prefixes: outputs of the pruned model's earlier blocks. processes: that share the batches. aims: consumers that make
+    up for blocks that go behind theirs, each with its like in the last of these, at whose residual sum it aims.
+    sparing: what passes through the current block spare those after them, where that is worth its memory. progress:
+    counts samples.
     """
 
     pruned: PrunedModel
@@ -161,8 +166,14 @@ class RefitRun:
     calls: Mapping[Group, int]
     targets: Targets
     prefixes: Prefixes
+    processes: Processes = ALONE
     aims: Mapping[Group, Group] = field(default_factory=dict)
     sparing: Sparing | None = None
+    progress: Progress = SILENT
+
+    def summed(self, measure: Callable[[range], Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Sums over all batches; measure: those of consecutive batches, alike in shape for all."""
+        return sum_portions(self.processes, cut_portions([batch.work for batch in self.batches]), measure)
 
     def aim(self, group: Group) -> Group:
         """The consumer of the original at whose residual sum a consumer aims."""
@@ -187,19 +198,42 @@ class RefitRun:
 
 
 @contextlib.contextmanager
-def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRun]:
-    """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end."""
+def refitting(
+    pruned: PrunedModel,
+    batches: Sequence[Batch],
+    *,
+    processes: Processes = ALONE,
+    waypoint: Waypoint | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[RefitRun]:
+    """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end.
+
+    Args:
+        processes: that share the batches. waypoint: of a streamed model, where to go on; its files stay. progress:
+            counts samples.
+
+    Raises UsageError: there are too many processes.
+    """
     calls = consumer_calls(pruned.original, pruned.structure, batches[0])
     chain, sparing = pruned.arrive is not None, None
     if not chain and all(is_chain(model, pruned.structure, batches[0]) for model in (pruned.original, pruned.model)):
         chain = True
         # A GPU is done with a block sooner than its memory is free.
         sparing = Sparing(pruned.model) if batches[0].device.type == "cpu" else None
-    targets = Targets(pruned.original, pruned.structure, batches, calls, chain=chain)
-    knowing = {} if sparing is None else {"known": sparing.output}
-    prefixes = Prefixes(pruned.model, pruned.structure, batches, chain=chain, **knowing)
+    portions = own_portions(cut_portions([batch.work for batch in batches], processes.count), processes)
+    numbers = [number for portion in portions for number in portion]
+    start = None if waypoint is None else waypoint.block
+    if start is not None and pruned.restore is not None:
+        pruned.restore(next(block.path for block in pruned.structure.blocks if block.name == start))
+    folders = [None if waypoint is None else waypoint.folder / name for name in ("original", "pruned")]
+    how: dict[str, Any] = {"chain": chain, "numbers": numbers, "start": start}
+    targets = Targets(pruned.original, pruned.structure, batches, calls, folder=folders[0], **how)
+    how |= {} if sparing is None else {"known": sparing.output}
+    prefixes = Prefixes(pruned.model, pruned.structure, batches, folder=folders[1], **how)
     with targets, prefixes:
-        yield RefitRun(pruned, batches, calls, targets, prefixes, find_aims(pruned, calls), sparing)
+        yield RefitRun(
+            pruned, batches, calls, targets, prefixes, processes, find_aims(pruned, calls), sparing, progress
+        )
 
 
 def find_aims(pruned: PrunedModel, calls: Mapping[Group, int]) -> dict[Group, Group]:
@@ -234,12 +268,19 @@ class Rows:
     taken: torch.Tensor
 
 
-def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator[tuple[Rows, torch.Tensor]]:
-    """The rows that a consumer is judged by, call by call, with which samples are held out. inputs: ask for x too."""
+def stream_rows(
+    run: RefitRun, group: Group, portion: range, *, inputs: bool = True
+) -> Iterator[tuple[Rows, torch.Tensor]]:
+    """The rows that a consumer is judged by, call by call, with which samples are held out.
+
+    Args:
+        portion: numbers of the batches. inputs: ask for x too.
+    """
     model, outputs = run.pruned.model, run.kept_outputs(group)
     consumer = model.get_submodule(group.consumer)
     silent = inputs and is_linear(consumer) and run.calls[group] == 1
-    for number, batch in enumerate(run.batches):
+    for number in portion:
+        batch = run.batches[number]
         known = contextlib.nullcontext() if run.sparing is None else run.sparing.skipping(number, group)
         with run.prefixes.skipping(number), known:
             found = gather(model, run.pruned.structure, group, batch, run.calls[group], silent=silent)
@@ -260,6 +301,7 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
                 rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
+        run.progress.count(batch.size)
 
 
 def _stream(run: RefitRun, group: Group, call: Gathered) -> torch.Tensor | None:
@@ -278,8 +320,13 @@ def kept_columns(run: RefitRun, group: Group) -> torch.Tensor:
     return piece.indices(group.units, run.pruned.kept.get(group.name, range(group.units)))
 
 
-def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def own_rows(
+    run: RefitRun, group: Group, portion: range
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """What a consumer reads of its kept columns, and puts out, in the original model.
+
+    Args:
+        portion: numbers of the batches.
 
     Yields:
         (x, y, which rows count, which samples are held out) of each call, as `Rows` has them.
@@ -287,7 +334,8 @@ def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.
     consumer = run.pruned.model.get_submodule(group.consumer)
     original, columns, outputs = run.targets.model, kept_columns(run, group), run.kept_outputs(group)
     assert is_consumer(consumer)
-    for number, batch in enumerate(run.batches):
+    for number in portion:
+        batch = run.batches[number]
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def collect(

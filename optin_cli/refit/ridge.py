@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,16 @@ class Normal:
                 self.upper[end:, start:end] = self.upper[start:end, end:].T
             self.mirrored = True
         return self.upper
+
+    @classmethod
+    def of(cls, sums: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> Normal:
+        """Those that have the given sums, as `sums` gives them."""
+        gram, cross, totals, rows = sums
+        return cls(gram, cross, totals, int(rows), weights)
+
+    def sums(self) -> list[torch.Tensor]:
+        """Everything that is summed."""
+        return [self.gram, self.cross, self.totals, torch.tensor(self.rows)]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Take in rows x (n, k) and y (n, d), whose products are in their precision."""

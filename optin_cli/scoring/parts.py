@@ -26,12 +26,12 @@ from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import atomic_file
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.options.shard import Shard
+from optin_cli.processes.portions import cut_portions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator, require_finite
 from optin_cli.scoring.kinds import KIND_ESTIMATORS
 from optin_cli.scoring.moments import Layer, Moments, with_intercept
 from optin_cli.scoring.one_shot import assemble_scores, plan_run
-from optin_cli.scoring.portions import cut_portions
 from optin_cli.scoring.products import DimSums
 from optin_cli.scoring.score import prepare
 from optin_cli.version import __version__

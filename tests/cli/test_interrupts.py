@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in real processes: exit status, what remains, and what resumes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,28 @@ def test_ctrl_c_and_resume_for_real(work):
     assert {p.name for p in work.glob("*scores*")} == {"bert.scores.safetensors"}
     done(*options, "-o", "whole.safetensors")
     assert Path("whole.safetensors").read_bytes() == Path("bert.scores.safetensors").read_bytes()
+
+
+def block_of(record):
+    """The block that a streamed prune has come to, None at its beginning."""
+    return json.loads(record.read_text())["block"] if record.exists() else None
+
+
+def test_a_streamed_prune_that_is_killed_resumes(work):
+    write_rows(work / "many.jsonl", [{"text": "a b c d " * (1 + row % 6)} for row in range(64)])
+    done("score", "bert", "--calib", "many.jsonl", "--units", "heads,neurons", "--probes", "1")
+    done("search", "bert.scores.safetensors", "--keep-flops", "0.5")
+    options = ("prune", "bert", "--mask", "bert.mask.json", "--stream", "--batch-size", "1")
+    with subprocess.Popen(command(*options), cwd=work, env=environment(), stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: block_of(work / "bert-pruned.partial" / "run.json"), process)
+        process.kill()
+    assert not (work / "bert-pruned").exists()
+    assert done(*options, "--resume").out == "bert-pruned/\n"
+    assert not (work / "bert-pruned.partial").exists()
+    done(*options, "-o", "whole")
+    assert tree(work / "bert-pruned") == tree(work / "whole")
+    refusal = call(*options[:4], "-o", "other", "--resume", "--no-stream")
+    assert refusal.code == 2 and "only streamed runs keep what is finished" in refusal.err
 
 
 SWALLOWED = """
