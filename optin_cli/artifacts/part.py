@@ -7,7 +7,6 @@ basis.GROUP and dual.GROUP.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,6 +16,7 @@ from optin_cli.artifacts.base import Artifact, Count, Frozen, parse
 from optin_cli.artifacts.scores import HEADER, ScoresHeader
 from optin_cli.artifacts.tensor_files import read_tensor_header
 from optin_cli.errors import ArtifactError
+from optin_cli.files import parse_json
 
 
 class Curved(Frozen):
@@ -77,7 +77,7 @@ def is_part(path: Path) -> bool:
     """Whether the header of a safetensors file says that it is a part."""
     try:
         found = read_header(path)
-        return found is not None and json.loads(found).get("schema") == PartHeader.model_fields["schema_"].default
+        return found is not None and parse_json(found).get("schema") == PartHeader.model_fields["schema_"].default
     except (OSError, ValueError, AttributeError):
         return False
 

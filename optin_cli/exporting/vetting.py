@@ -177,11 +177,11 @@ def _is_operator(text: str) -> bool:
 
 def _is_container(text: str) -> bool:
     """Whether text says how inputs or outputs lie in tuples, lists and dictionaries of names."""
-    _, spec = json.loads(text)
+    _, spec = parse_json(text)
     waiting = [spec]
     while waiting:
         node = waiting.pop()
-        context = json.loads(node["context"] or "null")
+        context = parse_json(node["context"] or "null")
         names = [] if context is None else context
         if node["type"] not in CONTAINERS or not all(isinstance(name, str) and WORD.fullmatch(name) for name in names):
             return False

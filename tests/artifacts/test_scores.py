@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
+from safetensors.numpy import load, save, save_file
 
 from optin_cli.artifacts.base import Source, Totals, Workload
+from optin_cli.artifacts.part import is_part
 from optin_cli.artifacts.reading import artifacts_in, read_artifact
 from optin_cli.artifacts.scores import GroupScores, Scores, ScoresHeader, read_scores, write_scores
 from optin_cli.errors import ArtifactError
@@ -107,3 +108,12 @@ def test_the_header_alone_is_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"s\.json is the header of a scores file without its importances"):
         read_artifact(tmp_path / "s.json")
     assert list(artifacts_in(tmp_path)) == []
+
+
+@pytest.mark.parametrize("header", ["[" * 5000, '{"schema": ' * 3000, "7"])
+def test_a_header_that_is_no_sound_json_is_refused(tmp_path, header):
+    path = tmp_path / "s.safetensors"
+    save_file({"importance.a": np.ones(2, np.float32)}, path, metadata={"optin": header})
+    assert not is_part(path)
+    with pytest.raises(ArtifactError):
+        read_artifact(path)

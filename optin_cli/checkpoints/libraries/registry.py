@@ -7,7 +7,6 @@ and never by a library's name.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from optin_cli.architectures.schema import DepthRule, HeadRule, Purpose
 from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.sentences import Sentences, read_sentences
 from optin_cli.errors import CheckpointError, UsageError
-from optin_cli.files import load_json
+from optin_cli.files import load_json, parse_json
 from optin_cli.tasks.schema import LabelMapRule
 
 if TYPE_CHECKING:
@@ -306,7 +305,7 @@ def parse_arguments(text: str | None) -> dict[str, Any]:
         if not mark or not key.strip().isidentifier():
             raise UsageError(f"{part!r} in --arch-args is not KEY=VALUE.", hint="Such as img_size=112,num_classes=10.")
         try:
-            found[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+            found[key.strip()] = parse_json(value)
+        except ValueError:
             found[key.strip()] = value.strip()
     return found
