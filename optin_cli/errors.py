@@ -97,8 +97,10 @@ def problems(error: ValidationError) -> str:
 
 
 def headline(error: BaseException) -> str:
-    """First line of an error's text, or the name of its type."""
-    lines = str(error).strip().splitlines()
+    """First line of an error's text, with the second where that goes on, or the name of its type."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
 
 

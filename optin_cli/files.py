@@ -9,9 +9,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,7 +104,7 @@ def _read_at_most(stream: BinaryIO, most: int, name: str, what: str) -> bytes:
 def parse_json(content: str | bytes, *, foreign: bool = False) -> Any:
     """Parse JSON text in UTF-8.
 
-    foreign: a file of other tools, which may hold Infinity and NaN.
+    foreign: a file of other tools, which may hold Infinity.
 
     Raises ValueError: it is not JSON, too large, nested too deeply, has a key twice, or holds what is no finite number
     or no valid text.
@@ -112,7 +113,7 @@ def parse_json(content: str | bytes, *, foreign: bool = False) -> Any:
     if len(content) > most:
         raise ValueError(f"it is larger than {most >> 20} MB")
     text = content if isinstance(content, str) else content.decode("utf-8")
-    constant, number = (float, float) if foreign else (_no_number, _finite)
+    constant, number = (_no_nan, float) if foreign else (_no_number, _finite)
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=constant, parse_float=number)
     except RecursionError:
@@ -157,6 +158,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _no_nan(name: str) -> float:
+    return _no_number(name) if name == "NaN" else float(name)
 
 
 def _finite(text: str) -> float:
@@ -248,12 +253,12 @@ def _explained(path: Path, error: OSError) -> OutputError:
     if error.errno == errno.ENOSPC:
         return OutputError(
             f"No space is left on the disk while writing {path}.",
-            hint="Free some space or write elsewhere with -o; nothing was left behind.",
+            hint="Free some space or write elsewhere with -o; nothing half-written was left behind.",
         )
     return OutputError(f"{path} cannot be written: {error.strerror or error}.")
 
 
-def _allowed(mode: int) -> int:
+def allowed_mode(mode: int) -> int:
     """The permissions that the process gives new files; temporary files start with fewer."""
     umask = os.umask(0)
     os.umask(umask)
@@ -344,7 +349,7 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(_allowed(0o666))
+            temporary.chmod(allowed_mode(0o666))
             _publish(temporary, path, force=force)
         finally:
             temporary.unlink(missing_ok=True)
@@ -364,14 +369,48 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:SHORT]}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
-            temporary.chmod(_allowed(0o777))
+            temporary.chmod(allowed_mode(0o777))
             for file in temporary.iterdir():  # safetensors makes files that their owner alone can read
                 if file.is_file():
-                    file.chmod(_allowed(0o666))
+                    file.chmod(allowed_mode(0o666))
             _publish(temporary, path, force=force)
         finally:
             if os.path.lexists(temporary):
                 _remove(temporary)
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Hold signals back for a moment, so that what belongs together is done as a whole or not at all."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename finished files that belong together to their names, one right after the other.
+
+    Where one cannot be renamed, those before it are taken back, and what they replaced is there again. What is replaced
+    keeps its temporary name until the caller removes it, or is gone where the system cannot exchange two names.
+    """
+    moved: list[tuple[Path, Path, bool]] = []
+    with unbroken():
+        try:
+            for temporary, path in moves:
+                exchanged = path.is_file() and not path.is_symlink() and _renameat2(temporary, path, EXCHANGE)
+                if not exchanged:
+                    temporary.replace(path)
+                moved.append((temporary, path, exchanged))
+        except OSError:
+            for temporary, path, exchanged in reversed(moved):
+                if not (exchanged and _renameat2(path, temporary, EXCHANGE)):
+                    path.replace(temporary)
+            raise
 
 
 @contextlib.contextmanager
@@ -388,13 +427,15 @@ def atomic_files(folder: Path, *, last: str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{last}.", suffix=".tmp", dir=folder))
         try:
             yield temporary
+            moves = []
             for file in sorted(temporary.rglob("*"), key=lambda path: path.name == last):
                 place = folder / file.relative_to(temporary)
                 if file.is_dir():
                     place.mkdir(exist_ok=True)
                 else:
-                    file.chmod(_allowed(0o666))
-                    file.replace(place)
+                    file.chmod(allowed_mode(0o666))
+                    moves.append((file, place))
+            move_all(moves)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,12 +3,11 @@
 import os
 import random
 import tempfile
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 from helpers.reloading import ReloadServer
-from helpers.running import QUICK, done, write_rows
+from helpers.running import write_rows
 from hypothesis import HealthCheck, settings
 
 CACHE = tempfile.TemporaryDirectory(prefix="optin-tests-")
@@ -62,33 +61,9 @@ def made(tmp_path_factory):
 
     texts.jsonl holds the sentences of train.jsonl without labels; other/ has other weights than bert/.
     """
-    from helpers.models import save_checkpoint, tiny_tokenizer
+    from helpers.pipeline import make
 
-    root = tmp_path_factory.mktemp("made")
-    for seed, name in enumerate(("bert", "other")):
-        save_checkpoint(root / name, num_labels=2, seed=seed, max_position_embeddings=160)
-        tiny_tokenizer(model_max_length=128).save_pretrained(root / name)
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices("abcdefghijklmnopqrst", k=draw.randint(2, 12))) for _ in range(24)]
-    paths = SimpleNamespace(
-        root=root,
-        bert=root / "bert",
-        other=root / "other",
-        train=write_rows(root / "train.jsonl", [{"sentence": t, "label": i % 2} for i, t in enumerate(texts)]),
-        texts=write_rows(root / "texts.jsonl", [{"sentence": t} for t in texts]),
-        scores=root / "bert.scores.safetensors",
-        mask=root / "bert.mask.json",
-        pruned=root / "bert-pruned",
-        evaluation=root / "bert-pruned.eval.json",
-        profile=root / "bert.profile.json",
-    )
-    done("profile", paths.bert, "-o", paths.profile)
-    done("score", paths.bert, "--calib", paths.texts, *QUICK, "-o", paths.scores)
-    done("search", paths.scores, "--keep-flops", "0.6", "-o", paths.mask)
-    done("prune", paths.bert, "--mask", paths.mask, "--no-refit", "-o", paths.pruned)
-    compare = ("--task", "sst2", "--data", paths.train, "--against", paths.bert, "--latency-runs", "2")
-    done("eval", paths.pruned, *compare, "-o", paths.evaluation)
-    return paths
+    return make(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_full_disk_is_an_output_error(atomic, tmp_path, monkeypatch, existing):
         fill(temporary, "half")
         monkeypatch.setattr(Path, "write_text", full)
         fill(temporary, "whole")
-    assert "nothing was left behind" in caught.value.hint
+    assert "nothing half-written was left behind" in caught.value.hint
     assert [p.name for p in tmp_path.iterdir()] == ["out"] * existing
 
 
@@ -344,6 +344,8 @@ def test_other_tools_may_write_infinity():
     assert parse_json("[Infinity]", foreign=True) == [float("inf")]
     with pytest.raises(ValueError, match="twice"):
         parse_json('{"a": 1, "a": 2}', foreign=True)
+    with pytest.raises(ValueError, match="NaN is not a number"):
+        parse_json("[NaN]", foreign=True)
 
 
 def test_input_without_end_is_read_to_a_limit():

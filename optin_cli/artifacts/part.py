@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from optin_cli.artifacts.base import Artifact, Count, Frozen, parse
 from optin_cli.artifacts.scores import HEADER, ScoresHeader
+from optin_cli.artifacts.tensor_files import read_tensor_header
 from optin_cli.errors import ArtifactError
-from optin_cli.files import MOST_BYTES, parse_json
 
 
 class Curved(Frozen):
@@ -68,14 +68,8 @@ class PartHeader(Artifact):
 
 def read_header(path: Path) -> str | None:
     """Our JSON header of a safetensors file, whose tensors are not read; None where it has none, or is damaged."""
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if size > MOST_BYTES:
-            return None
-        try:
-            found = (parse_json(stream.read(size)).get("__metadata__") or {}).get(HEADER)
-        except (ValueError, AttributeError):
-            return None
+    metadata = (read_tensor_header(path) or {}).get("__metadata__")
+    found = metadata.get(HEADER) if isinstance(metadata, dict) else None
     return found if isinstance(found, str) else None
 
 

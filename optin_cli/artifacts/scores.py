@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from optin_cli.artifacts.base import Artifact, Count, Source, Totals, Vector32, Workload, parse
 from optin_cli.artifacts.costs import BlockExchange, GroupCost, TokenCosts, TokenExchange, require_within
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.errors import ArtifactError
 from optin_cli.files import STDIO, made_by, read_bytes, sha256_of, write_bytes
 
@@ -114,6 +115,7 @@ def read_scores(path: str | Path) -> Scores:
         copy.write(content)
         copy.flush()
         try:
+            require_few_axes(Path(copy.name))
             with safe_open(copy.name, framework="np") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

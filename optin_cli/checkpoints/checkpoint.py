@@ -4,6 +4,7 @@ Reads folders of transformers and timm, folders that `optin prune` wrote (withou
 single state-dict files with a config folder or the name of their architecture.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,8 +169,13 @@ def load(
         CheckpointError: the checkpoint is missing, incomplete, unsafe or unsound.
         ArtifactError: it is a pruned folder whose weights are not those that its record certifies.
         ArchitectureError: no description fits it.
-        UsageError: it does not take images of that size, or there is no such auto class.
+        UsageError: it does not take images of that size, there is no such auto class, or Python runs with -OO.
     """
+    if sys.flags.optimize > 1:
+        raise UsageError(
+            "Python runs without docstrings, which transformers cannot do without.",
+            hint="Unset PYTHONOPTIMIZE, or leave out -OO.",
+        )
     target = pick_device(device)
     place, name = Path(path), str(path)
     arguments = arch_args or {}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.errors import CheckpointError, headline
 
 State = dict[str, torch.Tensor]
@@ -95,6 +96,7 @@ def _largest(stored: Stored) -> State:
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, State]]:
     try:
+        require_few_axes(path)
         yield "", load_file(path)
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from optin_cli import files
-from optin_cli.cli import completion, launched
+from optin_cli.cli import completion, garbage, launched
 from optin_cli.cli.consoles import console, say, tell
 from optin_cli.cli.escapes import escaped
+from optin_cli.cli.numbers import whole_number
 from optin_cli.cli.pace import Notes, progress
 from optin_cli.cli.stages import Stage, finish, gate
 from optin_cli.errors import Exit, ProcessError
@@ -49,12 +50,14 @@ CheckpointArgument = Annotated[
 ]
 Json = Annotated[bool, flag("--json", "Print the result as JSON on stdout.")]
 Force = Annotated[bool, flag("--force", "Replace an existing output.")]
+Resume = Annotated[bool, flag("--resume", "Go on where an interrupted run stopped.")]
 Every = Annotated[bool, flag("--all", "Show every group, also of deep models.")]
 SeqLen = Annotated[
     int | None,
     typer.Option(
         SEQ_LEN.flag,
         metavar=SEQ_LEN.metavar,
+        parser=whole_number,
         help=SEQ_LEN.help,
         show_default=SEQ_LEN.unset,
         rich_help_panel=SEQ_LEN.panel,
@@ -83,7 +86,12 @@ Dtype = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        THREADS.flag, metavar="N", help=THREADS.help, show_default=THREADS.unset, rich_help_panel=THREADS.panel
+        THREADS.flag,
+        metavar="N",
+        parser=whole_number,
+        help=THREADS.help,
+        show_default=THREADS.unset,
+        rich_help_panel=THREADS.panel,
     ),
 ]
 TASK = "Task whose metric is measured (sst2, cifar10, …; optin tasks lists them)"
@@ -161,6 +169,7 @@ class Opening:
             dtype=dtype,
             stream=stream,
         )
+        garbage.search_usually()
         for note in checkpoint.notes:
             say(note)
         return shared_by(checkpoint, context)

@@ -12,6 +12,7 @@ import typer
 
 from optin_cli.cli import common
 from optin_cli.errors import OptinError
+from optin_cli.files import explained_os_errors
 
 NAME = "bert-sst2"
 STAGES = (
@@ -32,20 +33,45 @@ def demo(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise OptinError(f"{folder} already exists.", hint="Pass another folder, or --force to write into it.")
     common.require_free(folder, force=True, folder=True, into=True)
-    folder.mkdir(exist_ok=True)
+    with _whole(folder):
+        with explained_os_errors(folder):
+            _fill(folder)
+        common.say(f"$ cd {folder}")
+        _run(context, folder, force=force)
+    _print_result(folder / f"{NAME}-pruned.eval.json")
+    common.say(f"All of it on one page: optin report {folder}")
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Remove the folder if the demo fails or is interrupted, unless it held something before."""
+    fresh = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _fill(folder: Path) -> None:
+    """Copy checkpoint and data into the folder."""
     source = Path(__file__).parent.parent / "demo"
-    shutil.copytree(source / "checkpoint", folder / NAME, dirs_exist_ok=True)
-    for name in ("train.jsonl", "validation.jsonl"):
-        shutil.copyfile(source / "data" / name, folder / name)
-    common.say(f"$ cd {folder}")
+    copies = {path: folder / NAME / path.name for path in sorted((source / "checkpoint").iterdir())}
+    copies |= {source / "data" / name: folder / name for name in ("train.jsonl", "validation.jsonl")}
+    (folder / NAME).mkdir(parents=True, exist_ok=True)
+    for path, place in copies.items():
+        shutil.copyfile(path, place)
+
+
+def _run(context: typer.Context, folder: Path, *, force: bool) -> None:
+    """Run the stages in the folder."""
     with _inside(folder):
         for stage in STAGES:
             command = [*stage, "--force"] if force else stage
             common.say(f"\n$ optin {' '.join(command)}")
             with contextlib.redirect_stdout(sys.stderr):
                 common.run(context.find_root().command, command)
-        _print_result(Path(f"{NAME}-pruned.eval.json"))
-    common.say(f"All of it on one page: optin report {folder}")
 
 
 @contextlib.contextmanager

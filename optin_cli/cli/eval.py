@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, garbage
 from optin_cli.cli.gates import judge
 from optin_cli.cli.parameters import command
 from optin_cli.errors import Exit, UsageError
@@ -94,7 +94,7 @@ def evaluate(
         from optin_cli.evaluation.evaluate import evaluate as evaluate_checkpoint
         from optin_cli.evaluation.evaluate import require_drop
         from optin_cli.exporting.load import device_for, load_evaluated
-        from optin_cli.files import write_text
+        from optin_cli.files import is_stream, write_text
 
         device = common.own_device(device_for(opening.device, checkpoint, against), context)
         how: dict[str, Any] = {"device": device, "architecture": opening.architecture, "image_size": opening.size}
@@ -102,6 +102,7 @@ def evaluate(
         opened = load_evaluated(checkpoint, arch=opening.arch, arch_args=opening.arguments(), **how)
         other = None if against is None else load_evaluated(against, **how)
         original = other if draft_for == against else None if draft_for is None else load_evaluated(draft_for, **how)
+        garbage.search_usually()
         for each in filter(None, (opened, other, None if original is other else original)):
             for note in each.notes:
                 common.say(note)
@@ -118,9 +119,11 @@ def evaluate(
         took = stage.took(opened.device)
     if gate.max_drop is not None:
         require_drop(result, gate.max_drop, gate.confidence)
-    write_text(target, common.contents(result, took, target, as_json=as_json), force=force)
+    beside = card and target != common.STDIO and not is_stream(Path(target))
+    if not beside:
+        write_text(target, common.contents(result, took, target, as_json=as_json), force=force)
     if card:
-        write_measured(Path(checkpoint), result)
+        write_measured(Path(checkpoint), result, Path(target) if beside else None, force=force)
     common.finish(f"eval {checkpoint}", [evaluation_table(result)], took, then=_next(checkpoint, target))
     common.print_result(result.dump_with(took), target, as_json=as_json)
     return judge(result, gate.max_drop, gate.confidence)

@@ -44,8 +44,13 @@ def end() -> None:
         handler.ended = True
 
 
+def came() -> bool:
+    """Whether a signal came that was to end the run."""
+    handler = signal.getsignal(signal.SIGINT)
+    return isinstance(handler, Interrupted) and handler.pending
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if a signal came, whether or not it was swallowed."""
-    handler = signal.getsignal(signal.SIGINT)
-    if isinstance(handler, Interrupted) and handler.pending:
+    if came():
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RUN, RANK, COUNT = "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"
 """Variables that torchrun sets."""
-SHARED = frozenset({"score", "eval"})
+SHARED = ("eval", "prune", "score")
 """Commands whose work can be shared."""
 
 
@@ -55,5 +55,5 @@ def require_shared(command: str | None) -> None:
     if count() > 1 and command not in SHARED:
         raise UsageError(
             f"optin {command} was started in {count()} processes, but runs in one.",
-            hint=f"Leave out torchrun; it is for {' and '.join(f'optin {name}' for name in sorted(SHARED))}.",
+            hint=f"Leave out torchrun; it is for optin {', optin '.join(SHARED[:-1])} and optin {SHARED[-1]}.",
         )

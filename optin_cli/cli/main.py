@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from optin_cli.cli import common, interrupts, launched, processors
+from optin_cli.cli import common, garbage, interrupts, launched, processors
 from optin_cli.cli.demo import demo
 from optin_cli.cli.diff import diff
 from optin_cli.cli.env import env
@@ -30,11 +30,11 @@ from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
 from optin_cli.cli.tasks import tasks
 from optin_cli.cli.trim import trim
-from optin_cli.errors import Exit, OptinError, UsageError
+from optin_cli.errors import Exit, OptinError, UsageError, first_line
 from optin_cli.options.declare import OUTPUT
 from optin_cli.version import __version__
 
-DEBUG = "OPTIN_DEBUG"
+DEBUG, INTERRUPTED = "OPTIN_DEBUG", "Interrupted."
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What the parser raises: of click, or of the copy of it that recent versions of Typer carry."""
 
@@ -131,6 +131,8 @@ for command, panel, example in COMMANDS:
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    if interrupts.came():  # a library may have turned the interruption into an error of its own
+        message, hint, status = INTERRUPTED, None, Exit.INTERRUPTED
     interrupts.end()
     sys.stdout.flush()
     plain = False if os.environ.get("NO_COLOR") else None  # None: colour on terminals
@@ -150,6 +152,7 @@ def _prepare() -> None:
     os.environ["MPLBACKEND"] = "Agg"  # of libraries that draw; a backend that is missing would break them
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
+    garbage.search_rarely()
     processors.set_threads()
     _open_streams()
     interrupts.watch()
@@ -187,7 +190,7 @@ def main() -> NoReturn:
             sys.exit(Exit.USAGE)
         _fail(error.format_message(), "Try the same command with --help.", Exit.USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted.", None, Exit.INTERRUPTED)
+        _fail(INTERRUPTED, None, Exit.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell, and flushing at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -198,17 +201,31 @@ def main() -> NoReturn:
         _fail(f"{place}{error.strerror or error}.", None, Exit.FAILURE)
     except MemoryError:
         _fail("Not enough memory.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
+    except ImportError as error:
+        _debug()
+        if (error.name or "").partition(".")[0] == __package__.partition(".")[0]:
+            _fail(*_defect(error), Exit.FAILURE)
+        _fail(
+            f"A library cannot be loaded: {first_line(error)}",
+            "It is broken or missing, or this process may not use enough memory (ulimit -v). "
+            "See optin env for what is installed.",
+            Exit.FAILURE,
+        )
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
         _debug()
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             _fail("Not enough memory on the device.", "Use a smaller --batch-size or --rows.", Exit.FAILURE)
-        _fail(
-            f"This is a defect of optin: {type(error).__name__}: {error}",
-            f"Run again with {DEBUG}=1 for the traceback, and report it.",
-            Exit.FAILURE,
-        )
+        _fail(*_defect(error), Exit.FAILURE)
     interrupts.end()
     sys.exit(result if isinstance(result, int) else Exit.DONE)
+
+
+def _defect(error: BaseException) -> tuple[str, str]:
+    """What is said of an error that nobody foresaw, and what to do."""
+    return (
+        f"This is a defect of optin: {type(error).__name__}: {error}",
+        f"Run again with {DEBUG}=1 for the traceback, and report it.",
+    )
 
 
 def _debug() -> None:

@@ -45,31 +45,36 @@ class Notes:
 
 
 class Pace:
-    """The share of a step that is done, its speed, and the time that is left; a share that falls begins a new step."""
+    """The share of a step that is done, the speed of what runs, and the time that is left.
+
+    A share that falls begins a new step.
+    """
 
     def __init__(self) -> None:
-        self.begun = self.counted = time.monotonic()
+        self.begun = self.since = self.counted = time.monotonic()
         self.share = 0.0
         self.samples = 0
-        self.what, self.counting = "loading", ""
+        self.what = "loading"
 
     def update(self, done: float, total: float, what: str) -> None:
         """Take in a report."""
         share = min(done / total, NEARLY) if total else 0.0
         if share < self.share:
-            self.begun, self.samples = time.monotonic(), 0
+            self.begun = time.monotonic()
+        if share < self.share or what != self.what:
+            self.since, self.samples = time.monotonic(), 0
         self.share, self.what = share, what
 
     def count(self, samples: int) -> None:
         """Take in samples that went through a model."""
         self.samples += samples
-        self.counted, self.counting = time.monotonic(), self.what
+        self.counted = time.monotonic()
 
     @property
     def words(self) -> str:
         """Speed (of what counts samples) and time left, as far as they are known, each after a comma."""
-        passed, ran = time.monotonic() - self.begun, self.counted - self.begun
-        speed = f", {self.samples / ran:.3g} samples/s" if self.counting == self.what and ran > 0 else ""
+        passed, ran = time.monotonic() - self.begun, self.counted - self.since
+        speed = f", {self.samples / ran:.3g} samples/s" if self.samples and ran > 0 else ""
         seconds = round(passed * (1 - self.share) / self.share) if self.share else None
         return speed + ("" if seconds is None else f", about {timedelta(seconds=seconds)} left")
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from optin_cli.cli import completion
+from optin_cli.cli.numbers import NUMBER, PARSERS, WHOLE_NUMBER
 from optin_cli.errors import UsageError
 from optin_cli.options.declare import PANELS, Declared, Offer, build, declared
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.ASCII | re.IGNORECASE)
 WIDEST = 22
 """Most letters of a list of choices in the column of values; longer ones are for the help text."""
-WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,6 +128,8 @@ def _parameter(one: Declared) -> inspect.Parameter:
         "show_default": option.unset or _wrapping(default) or not option.required,
         "rich_help_panel": one.panel,
     }
+    if annotation in (int, float, int | None, float | None):
+        details["parser"] = PARSERS[kind]
     if option.choices is not None:
         details["autocompletion"] = _completion(option.shown_choices, several=item is not None)
     return inspect.Parameter(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optin_cli.cli import common
+from optin_cli.cli.numbers import whole_number
 from optin_cli.cli.parameters import command, given_flags
 from optin_cli.errors import UsageError
 from optin_cli.options.declare import MODEL, TIMING
@@ -36,6 +37,7 @@ def profile(
         typer.Option(
             "--threads",
             metavar="N",
+            parser=whole_number,
             help="CPU threads, with --latency.",
             show_default="all cores",
             rich_help_panel=MODEL,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optin_cli.cli import common
+from optin_cli.cli import common, launched
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
 from optin_cli.options.declare import DATA, METHOD, Option, offer
@@ -26,6 +27,7 @@ CALIB = Option(
 
 @command
 def prune(
+    context: typer.Context,
     checkpoint: common.CheckpointArgument,
     *,
     mask: Annotated[
@@ -45,6 +47,7 @@ def prune(
         common.flag("--refit/--no-refit", "Adjust the cut layers by least squares, or keep their weights.", METHOD),
     ] = True,
     options: RefitOptions,
+    resume: common.Resume = False,
     stream: common.Stream = None,
     threads: common.Threads = None,
     as_json: common.Json = False,
@@ -56,7 +59,10 @@ def prune(
     if str(target) == common.STDIO:
         raise UsageError("A checkpoint is a folder and cannot go to stdout.", hint="Pass -o FOLDER.")
     common.require_free(target, force=force, inputs=(checkpoint, mask, *data.files, *opening.files), folder=True)
-    with common.progress("pruning") as progress:
+    if stream and context.obj is not None:
+        raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or torchrun.")
+    state = Path(f"{target}.partial")
+    with common.resumable(state), common.progress("pruning") as progress:
         stage = common.Stage(progress)
         from optin_cli.artifacts.base import parse
         from optin_cli.artifacts.mask import Mask
@@ -65,15 +71,22 @@ def prune(
 
         name = common.name_of(mask)
         read = parse(Mask, read_bytes(mask, "mask"), name)
-        with reloading(modules_of(checkpoint)) as reload:  # it imports what this process imports, at the same time
+        # It imports what this process imports, at the same time.
+        starting = reloading(modules_of(checkpoint)) if launched.leads() else contextlib.nullcontext()
+        with starting as reload:
             from optin_cli.pruning.calibration import RecordedData
             from optin_cli.pruning.parts import is_streamable
             from optin_cli.pruning.prune import prune as prune_checkpoint
 
             common.use_threads(threads)
-            if stream is None and not is_streamable(read):
+            if stream is None and (context.obj is not None or not is_streamable(read)):
                 stream = False
-            opened = opening.load(checkpoint, stream=stream)
+            opened = opening.load(checkpoint, context, stream=stream)
+            if resume and opened.streaming is None:
+                raise UsageError(
+                    f"{checkpoint} is pruned in memory, and only streamed runs keep what is finished.",
+                    hint="Leave out --resume, or pass --stream.",
+                )
             named = data.spec()
             beside = None if mask == common.STDIO else Path(mask).parent
             samples = None if not refit else named if named.is_named else RecordedData(beside, data.images)
@@ -86,9 +99,13 @@ def prune(
                 force=force,
                 name=name,
                 reload=reload,
+                state=state,
+                resume=resume,
                 progress=stage,
             )
         took = stage.took(opened.device)
+    if not opened.processes.leads:
+        return
     folder = f"{str(target).rstrip('/')}/"
     then = ["eval", folder, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]
     common.finish(f"prune {checkpoint}", summary(manifest), took, then=[then])

@@ -22,10 +22,7 @@ def score(
     output: Annotated[str | None, common.output("NAME.scores.safetensors")] = None,
     options: ScoreOptions,
     seq_len: common.SeqLen = None,
-    resume: Annotated[
-        bool,
-        common.flag("--resume", "Go on where an interrupted run stopped."),
-    ] = False,
+    resume: common.Resume = False,
     shard: Annotated[
         str | None,
         typer.Option(

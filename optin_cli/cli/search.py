@@ -65,7 +65,6 @@ def search(
         for target in targets:
             common.require_free(target, force=force, inputs=(scores, latency_table))
     from optin_cli.artifacts.scores import read_scores
-    from optin_cli.files import write_text
     from optin_cli.searching.limits import Limits
     from optin_cli.searching.search import search as search_mask
 
@@ -84,17 +83,31 @@ def search(
         )
         names = {"name": common.name_of(scores), "table_name": common.name_of(latency_table or "")}
         masks.append(search_mask(read, limits, algorithm=options.algorithm, **names))
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
+    _write({target: mask.dump() for target, mask in zip(targets, masks, strict=True)}, folder, force=force)
     from optin_cli.cli.mask_picture import picture
 
     kinds = {name: group.kind for name, group in read.header.groups.items()}
     for mask, target in zip(masks, targets, strict=True):
-        write_text(target, mask.dump(), force=force)
         drawn = picture(mask, kinds, width=common.console(error=True).width, every=every)
         made = [drawn, *emptied_notes(mask, read.header), *uniform_notes(mask, read.header)]
         common.finish(f"search {scores}", made, then=_next(mask, target))
         common.print_result(mask.dump(), target, as_json=as_json)
+
+
+def _write(masks: dict[str, str], folder: Path | None, *, force: bool) -> None:
+    """Write masks by the names of their files, several of them together. folder: of several, if they have one."""
+    from optin_cli.artifacts.together import write_together
+    from optin_cli.files import atomic_folder, write_text
+
+    if len(masks) == 1:
+        for target, text in masks.items():
+            write_text(target, text, force=force)
+    elif folder is not None and not folder.exists():
+        with atomic_folder(folder) as temporary:
+            for target, text in masks.items():
+                (temporary / Path(target).name).write_bytes(text.encode())
+    else:
+        write_together({Path(target): text for target, text in masks.items()}, force=force)
 
 
 def _next(mask: Mask, target: str) -> list[list[str]]:

@@ -39,6 +39,11 @@ class Batch:
         return len(self.keys)
 
     @property
+    def work(self) -> float:
+        """How long a pass through a model takes, relative to other batches: as the numbers that it begins with."""
+        return float(next(iter(self.inputs.values())).numel())
+
+    @property
     def token_mask(self) -> torch.Tensor:
         """(B, T) bool, true where a token of a text is real."""
         return self.inputs["attention_mask"].flatten(1).bool()
@@ -53,6 +58,15 @@ class Batch:
         if "attention_mask" in self.inputs:
             return self.token_mask
         return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+    def fingerprint(self) -> str:
+        """Hash of its keys and tensors."""
+        digest = hashlib.sha256(repr((self.keys, self.paired)).encode())
+        labels = {} if self.labels is None else {"labels": self.labels}
+        for name, tensor in {**self.inputs, **labels}.items():
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def repeated(self, times: int) -> Batch:
         """The samples `times` over, without labels: (times * B) rows."""

@@ -18,8 +18,8 @@ from optin_cli.model.units import Keeping
 class PrunedModel:
     """A pruned model beside its original, whose structure this is (paths are the same).
 
-    kept: the mask. arrive: of a streamed model, whose blocks form a chain: is told the path of the block that is
-    changed next, when those before it change no more.
+    kept: the mask. Of a streamed model, whose blocks form a chain, arrive is told the path of the block that is changed
+    next, when those before it change no more; and restore that of the block up to which an earlier run did so.
     """
 
     original: nn.Module
@@ -27,6 +27,7 @@ class PrunedModel:
     structure: Structure
     kept: Keeping
     arrive: Callable[[str], None] | None = None
+    restore: Callable[[str], None] | None = None
 
 
 def prune_copy(model: nn.Module, structure: Structure, kept: Keeping) -> PrunedModel:

@@ -56,7 +56,7 @@ class Readout:
         base.forward = lambda *_args, **_named: found
         try:
             ids = torch.zeros(whole.shape[:2], dtype=torch.int64, device=hidden.device)
-            logits: torch.Tensor = call_model(self.model, {"input_ids": ids})[self.output][0]
+            logits: torch.Tensor = call_model(self.model, {"input_ids": ids})[self.output].squeeze(0)
             return logits
         finally:
             del base.forward

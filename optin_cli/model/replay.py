@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from optin_cli.model.forward import StopForward, hooks, run_until_stopped
 from optin_cli.model.readout import run_hidden
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group
+
+TRIED = 32
+"""Tokens on which it is tried what a block reads."""
 
 
 @contextlib.contextmanager
@@ -79,6 +82,36 @@ def store(value: Any, path: Path) -> None:
         ) from error
 
 
+@torch.no_grad()
+def is_chain(model: nn.Module, structure: Structure, batch: Batch) -> bool:
+    """Whether each block reads the output of the one before it, and nothing else that depends on a block.
+
+    Tried on one sample, of texts their beginning: each block has to compute the same when all blocks before it give
+    what the last of them does.
+    """
+    inputs = {name: tensor[:1, :TRIED] if tensor.dim() == 2 else tensor[:1] for name, tensor in batch.inputs.items()}
+    with captured(model, structure) as calls:
+        run_hidden(model, structure, inputs)
+    outputs = [output for _, output in calls]
+    if not all(isinstance(output, torch.Tensor) and output.shape == outputs[0].shape for output in outputs):
+        return False
+    if len(outputs) != len(structure.blocks):
+        return False
+    for depth, block in list(enumerate(structure.blocks))[2:]:
+        found: list[torch.Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: Any, output: torch.Tensor, found: list[torch.Tensor] = found) -> None:
+            found.append(output)
+            raise StopForward
+
+        with replayed(model, structure, [outputs[depth - 1]] * depth), hooks() as hook:
+            hook.after(model.get_submodule(block.path), stop, prepend=True)
+            run_until_stopped(model, inputs)
+        if not found or not torch.equal(found[0], outputs[depth]):
+            return False
+    return True
+
+
 class Prefixes:
     """Outputs of the first blocks of a model for every batch, kept in temporary files rather than in memory.
 
@@ -88,25 +121,44 @@ class Prefixes:
     """
 
     def __init__(
-        self, model: nn.Module, structure: Structure, batches: Sequence[Batch], *, chain: bool = False
+        self,
+        model: nn.Module,
+        structure: Structure,
+        batches: Sequence[Batch],
+        *,
+        chain: bool = False,
+        numbers: Sequence[int] | None = None,
+        folder: Path | None = None,
+        start: str | None = None,
+        known: Callable[[str, int], Any | None] = lambda _block, _number: None,
     ) -> None:
-        """Args: chain: whether nothing but the next block reads a block's output, so that the last is all it takes."""
-        self.model, self.structure, self.batches, self._chain = model, structure, batches, chain
-        self._scratch = tempfile.TemporaryDirectory()
-        self._depth = 0
-        self._stored = 0
+        """Watch a model run once.
+
+        Args:
+            chain: whether nothing but the next block reads a block's output, so that the last is all it takes.
+            numbers: of the batches that run, None for all.
+            folder: for the files, which stay there; None for a temporary one.
+            start: name of the block before which outputs lie in the folder already, None for no such.
+            known: gives the output of a block, by its name, for the number of a batch; None where it has to be run.
+        """
+        self.model, self.structure, self.batches, self._chain, self._known = model, structure, batches, chain, known
+        self._numbers = range(len(batches)) if numbers is None else numbers
+        self._scratch = tempfile.TemporaryDirectory() if folder is None else None
+        self._folder = folder or Path(self._scratch.name if self._scratch is not None else "")
         order: list[str] = []
         with hooks() as hook, torch.no_grad():
             for block in structure.blocks:
                 hook.after(model.get_submodule(block.path), functools.partial(_note, order, block.path))
             run_hidden(model, structure, batches[0].inputs)
         self._first = {block.name: order.index(block.path) for block in structure.blocks if block.path in order}
+        self._depth = self._stored = 0 if start is None else self._first[start]
 
     def __enter__(self) -> Prefixes:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._scratch.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def advance(self, group: Group) -> None:
         """Keep the outputs of the blocks before that of `group`, which must not change any more."""
@@ -115,8 +167,8 @@ class Prefixes:
             return
         self._depth = min(depth, self._stored)
         for step in range(self._stored + 1, depth + 1):  # one block over all batches: it may have to be read first
-            for number, batch in enumerate(self.batches):
-                for index, output in enumerate(self._run(number, batch, step), start=self._depth):
+            for number in self._numbers:
+                for index, output in enumerate(self._outputs(number, self.batches[number], step), start=self._depth):
                     store(output, self._file(number, index))
             self._depth = self._stored = step
             self._forget()
@@ -132,6 +184,12 @@ class Prefixes:
         outputs = outputs * self._depth if self._chain else outputs
         with replayed(self.model, self.structure, outputs) if outputs else contextlib.nullcontext():
             yield
+
+    def _outputs(self, number: int, batch: Batch, depth: int) -> list[Any]:
+        """Outputs of the blocks from the last kept one up to `depth`, which is one block if something knows them."""
+        block = next((name for name, first in self._first.items() if first == self._depth), None)
+        given = self._known(block, number) if block is not None and depth == self._depth + 1 else None
+        return self._run(number, batch, depth) if given is None else [given]
 
     def _run(self, number: int, batch: Batch, depth: int) -> list[Any]:
         """Outputs of the blocks from the last kept one up to `depth`."""
@@ -153,12 +211,13 @@ class Prefixes:
         return found
 
     def _forget(self) -> None:
-        """Remove outputs that are not asked for any more."""
-        for number in range(len(self.batches) if self._chain else 0):
-            self._file(number, self._depth - 2).unlink(missing_ok=True)
+        """Remove outputs that are not asked for any more; where files stay, by a run that goes on from here either."""
+        unread = self._depth - (2 if self._scratch is not None else 3)
+        for number in self._numbers if self._chain else ():
+            self._file(number, unread).unlink(missing_ok=True)
 
     def _file(self, number: int, index: int) -> Path:
-        return Path(self._scratch.name) / f"{number}.{index}"
+        return self._folder / f"{number}.{index}"
 
 
 def _note(order: list[str], path: str, *_call: Any) -> None:

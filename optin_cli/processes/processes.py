@@ -1,7 +1,8 @@
 """What processes that share work do together: divide items, gather results, hand tensors on.
 
-Every process runs the same code on the same inputs, and computes its part of what takes long. Everything goes over the
-host's memory (gloo): what is exchanged is little, and sums are added there in a fixed order.
+Every process runs the same code on the same inputs, and computes its part of what takes long. What is exchanged goes
+over the hosts' memory (gloo), or from one GPU to the next (nccl) where each process has one. Sums are added in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import distributed
 
-from optin_cli.errors import ProcessError
+from optin_cli.errors import ProcessError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -59,13 +60,15 @@ class Sending:
 class Processes:
     """The processes of a run, and which of them this is; by default this one alone.
 
-    local: its number on its machine. store: what all of them can reach, also while others are busy.
+    local: its number on its machine. store: what all of them can reach, also while others are busy. direct: whether
+    tensors on GPUs need not go over the host's memory.
     """
 
     rank: int = 0
     count: int = 1
     local: int = 0
     store: Store | None = None
+    direct: bool = False
 
     @property
     def leads(self) -> bool:
@@ -73,10 +76,22 @@ class Processes:
         return self.rank == 0
 
     def device(self, asked: str | None) -> str | None:
-        """The device for this process where `asked`, None for the default, is that of all: each has its own GPU."""
+        """The device for this process where `asked`, None for the default, is that of all: each has its own GPU.
+
+        Raises UsageError: there are fewer GPUs than processes on this machine.
+        """
         if self.count == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
             return asked
+        if self.local >= (gpus := torch.cuda.device_count()):
+            raise UsageError(
+                f"Each process takes a GPU of its own, but this is number {self.local + 1} on a machine with {gpus}.",
+                hint=f"Pass --nproc-per-node {gpus} to torchrun, or --device cpu to the command.",
+            )
         return f"cuda:{self.local}"
+
+    def sendable(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor where it can be sent from: as it is, or on the CPU."""
+        return tensor if self.direct else tensor.cpu()
 
     def fails_first(self) -> bool:
         """Whether no other process has failed yet; the first to fail says why."""
@@ -123,14 +138,27 @@ class Processes:
         return found[0]
 
     def copy(self, tensors: Sequence[torch.Tensor], owner: int) -> None:
-        """Give tensors on the CPU what they are at the owner, in place."""
+        """Give tensors, where they can be sent from, what they are at the owner, in place."""
         if self.count > 1:
             with talking():
                 for tensor in filled(tensors):
                     distributed.broadcast(tensor, src=owner)
 
+    def copied(self, tensors: Sequence[torch.Tensor], owner: int) -> list[torch.Tensor]:
+        """The owner's tensors on every process, each on its own device of the type that they have there."""
+        if self.count == 1:
+            return list(tensors)
+        like = self.share([(tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors], owner)
+        own = {kind: kind if kind == "cpu" else f"{kind}:{self.local}" for _, _, kind in like}
+        here = list(tensors)
+        if self.rank != owner:
+            here = [torch.empty(shape, dtype=dtype, device=own[kind]) for shape, dtype, kind in like]
+        sent = [self.sendable(tensor) for tensor in here]
+        self.copy(sent, owner)
+        return [tensor.to(empty.device) for tensor, empty in zip(sent, here, strict=True)]
+
     def send(self, content: Any, tensors: Sequence[torch.Tensor], receiver: int) -> Sending:
-        """Begin to send what `torch.save` can write, and tensors on the CPU."""
+        """Begin to send what `torch.save` can write, and tensors where they can be sent from."""
         stream = io.BytesIO()
         torch.save(content, stream)
         written = torch.frombuffer(bytearray(stream.getbuffer()), dtype=torch.uint8)

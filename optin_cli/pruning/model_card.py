@@ -16,10 +16,11 @@ from optin_cli.artifacts.base import require_source
 from optin_cli.artifacts.evaluation import Evaluation, with_error
 from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import Budget, GroupMask
+from optin_cli.artifacts.together import write_together
 from optin_cli.checkpoints.folders import CARD, MANIFEST, folder_source
 from optin_cli.checkpoints.libraries.registry import Blueprint
 from optin_cli.errors import ArtifactError, UsageError
-from optin_cli.files import write_text
+from optin_cli.files import check_output
 from optin_cli.tasks.registry import load_task, task_names
 
 TEXT = """---
@@ -200,19 +201,26 @@ def write_card(manifest: Manifest, blueprint: Blueprint, licence_files: Sequence
     )
 
 
-def write_measured(folder: Path, evaluation: Evaluation) -> None:
+def write_measured(folder: Path, evaluation: Evaluation, target: Path | None = None, *, force: bool = False) -> None:
     """Put what an evaluation of a cut folder measured into its card, in place of what stood there.
+
+    Args:
+        target: a file for the evaluation itself, which is written together with the card: both or none. force: replace
+            an existing one.
 
     Raises:
         UsageError: `optin prune` did not write the folder. ArtifactError: the evaluation is of another model, or the
-            card no longer says where its numbers go.
+            card no longer says where its numbers go. OutputError: one of the files cannot be written.
     """
     require_card(folder)
     require_source(evaluation, "The evaluation", "checkpoint", folder_source(folder))
     text = (folder / CARD).read_text(encoding="utf-8")
     start, _, rest = _with_results(text, evaluation).partition(BEGIN)
     end = rest.partition(END)[2]
-    write_text(folder / CARD, f"{start}{BEGIN}\n{_measured(evaluation)}\n{END}{end}", force=True)
+    if target is not None:
+        check_output(target, force=force)
+    record = {} if target is None else {target: evaluation.dump()}
+    write_together(record | {folder / CARD: f"{start}{BEGIN}\n{_measured(evaluation)}\n{END}{end}"}, force=True)
 
 
 def require_card(folder: Path) -> None:

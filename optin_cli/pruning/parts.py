@@ -6,7 +6,7 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from optin_cli.checkpoints.streaming import REST, Streaming
 from optin_cli.checkpoints.weights import State
 from optin_cli.errors import ArtifactError
 from optin_cli.model.cut import cut
+from optin_cli.model.lookup import attribute_at
 from optin_cli.model.outline import find_outline
 from optin_cli.model.plan import Plan
 from optin_cli.model.structure import Structure
@@ -63,14 +64,21 @@ class CutState(Mapping[str, torch.Tensor]):
     def put_away(self, state: State, file: Path) -> None:
         """Write tensors into a file, from which they are mapped then."""
         save_file(state, file)
-        self._put_away |= load_file(file)
+        self.take_back(file)
+
+    def take_back(self, file: Path) -> State:
+        """Tensors that were put away into a file, mapped."""
+        found = load_file(file)
+        self._put_away |= found
+        return found
 
 
 @dataclass(frozen=True)
 class Parts:
     """The blocks of a pruned model, of which few are open at a time.
 
-    state: their tensors. pages: opens them as they run. folder: for those that change no more.
+    state: their tensors. pages: opens them as they run. folder: for those that change no more; settled: which these
+    are.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +87,7 @@ class Parts:
     state: CutState
     pages: Pages
     folder: Path
+    settled: set[str] = field(default_factory=set)
 
     @property
     def mapped(self) -> Mapped:
@@ -94,13 +103,33 @@ class Parts:
 
     def settle(self, path: str) -> None:
         """Write a block as it is stored, which rounds it, and close it."""
-        file = self.folder / f"{path}.safetensors"
-        if file.exists():
+        if path in self.settled:
             return
         self.pages.open(path)
         own = {name: tensor for name, tensor in self.model.state_dict().items() if self.streaming.owns(path, name)}
-        self.state.put_away(stored_state(own, self.checkpoint), file)
+        self.state.put_away(stored_state(own, self.checkpoint), self._file(path))
         self.pages.close(path)
+        self.settled.add(path)
+
+    def restore(self, path: str) -> None:
+        """Take the blocks before one from the files of an interrupted run (ArtifactError if they are gone)."""
+        for before in self.streaming.blocks[: self.streaming.blocks.index(path)]:
+            file = self._file(before)
+            if not file.is_file():
+                raise ArtifactError(
+                    f"{file} is gone, from which the interrupted run would go on.",
+                    hint="Leave out --resume to start over.",
+                )
+            self.pages.close(before)
+            for name, tensor in self.state.take_back(file).items():
+                if attribute_at(self.model, name) is None:  # a bias that refit gave to a consumer
+                    owner, _, leaf = name.rpartition(".")
+                    added = nn.Parameter(tensor.to("meta", self.streaming.dtype), requires_grad=False)
+                    setattr(self.model.get_submodule(owner), leaf, added)
+            self.settled.add(before)
+
+    def _file(self, path: str) -> Path:
+        return self.folder / f"{path}.safetensors"
 
     def stored(self, progress: Progress = SILENT) -> State:
         """The whole state dict as it is stored; what blocks hold is mapped from files, not in memory."""
@@ -113,16 +142,18 @@ class Parts:
 
 
 @contextlib.contextmanager
-def cut_parts(checkpoint: Checkpoint, source: Streaming, kept: Keeping, folder: Path) -> Iterator[tuple[Parts, Plan]]:
+def cut_parts(
+    checkpoint: Checkpoint, source: Streaming, kept: Keeping, folder: Path, *, lasting: bool = False
+) -> Iterator[tuple[Parts, Plan]]:
     """A pruned copy of a streamed model, and its plan. Both models can be run while it lasts.
 
     Args:
-        source: the checkpoint's model. folder: to hold files meanwhile.
+        source: the checkpoint's model. folder: to hold files meanwhile, or lasting ones.
 
     Raises ArchitectureError: its blocks form no chain.
     """
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        scratch = folder if lasting else Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         stack.enter_context(source.opened(REST))
         probe = checkpoint.input.probe(None)
         find_outline(source.model, checkpoint.structure, {name: t.to(source.device) for name, t in probe.items()})

@@ -3,22 +3,24 @@
 import contextlib
 import copy
 import importlib.metadata
+import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from torch import nn
 
-from optin_cli.artifacts.base import Options, Source, Totals, require_description, require_source
+from optin_cli.artifacts.base import Options, Source, Totals
 from optin_cli.artifacts.costs import TOKEN, GroupCost
 from optin_cli.artifacts.manifest import Certificate, Manifest, Refit
 from optin_cli.artifacts.mask import Kept, Mask
-from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, Inputs, device_of
+from optin_cli.checkpoints.batching import PROBE_ROWS, BatchOptions, device_of
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from optin_cli.checkpoints.checks import require_kinds
 from optin_cli.checkpoints.decilm import Sizes, to_decilm
 from optin_cli.checkpoints.embeddings import NAME
 from optin_cli.checkpoints.folders import CARD, MANIFEST, weight_files, weight_hashes
@@ -28,11 +30,11 @@ from optin_cli.checkpoints.save import round_to_storage, save_cut
 from optin_cli.checkpoints.sentences import PACKAGE, is_installed
 from optin_cli.checkpoints.verify import largest_difference, require_equal, run_probe, tolerance_for
 from optin_cli.checkpoints.weights import State
+from optin_cli.data.batch import Batch
 from optin_cli.data.spec import DataSpec
-from optin_cli.errors import ArtifactError, UsageError, did_you_mean
+from optin_cli.errors import UsageError
 from optin_cli.files import atomic_folder, check_apart, sha256_of
-from optin_cli.model.config_counts import Settings
-from optin_cli.model.costs import count_totals, measure_costs
+from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.decisions import noting_decisions, repeating_decisions
 from optin_cli.model.depth import Shortening
@@ -44,10 +46,12 @@ from optin_cli.model.tokens import tokens_of
 from optin_cli.options.refit import RefitOptions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.pruning.calibration import RecordedData
-from optin_cli.pruning.config import DECI, config_settings
+from optin_cli.pruning.config import DECI
 from optin_cli.pruning.model_card import write_card
-from optin_cli.pruning.parts import Parts, cut_parts, require_parts
+from optin_cli.pruning.parts import Parts, cut_parts
+from optin_cli.pruning.planning import Pruning, plan_pruning
 from optin_cli.refit.refit import refit_model
+from optin_cli.refit.waypoint import Waypoint
 from optin_cli.searching.costs import Costs
 from optin_cli.version import __version__
 
@@ -60,36 +64,13 @@ class Adjustment:
     """How the weights of a pruned model are adjusted before it is saved, and what the manifest says of it.
 
     apply: changes the weights of the pruned model in place and returns what it did to each consumer. data: name and
-    hash of the samples that it uses. options: its constants.
+    hash of the samples that it uses. options: its constants. waypoint: where it goes on if the model is streamed.
     """
 
     apply: Callable[[PrunedModel], dict[str, Refit]]
     data: Source
     options: Options = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """A mask that fits a checkpoint. settings: keys of the library's config that state it, None if only a plan can."""
-
-    checkpoint: Checkpoint
-    mask: Mask
-    source: Source
-    settings: Settings | None
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the outputs that are compared."""
-        return [rule.name for rule in self.checkpoint.structure.outputs]
-
-    @property
-    def probe(self) -> Inputs:
-        """The inputs that they are compared for."""
-        return self.checkpoint.input.probe(self.mask.workload.seq_len)
-
-    def cost(self, model: nn.Module, size: int) -> Totals:
-        """What `model` costs for the mask's workload; size: bytes of its stored weights."""
-        return count_totals(model, self.checkpoint.input.example(self.mask.workload), size)
+    waypoint: Waypoint | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +88,8 @@ class Pruned:
 
     def beside(self, original: Checkpoint, kept: Kept) -> PrunedModel:
         """The model beside its original, as a refit takes them."""
-        arrive = None if self.parts is None else self.parts.arrive
-        return PrunedModel(original.model, self.model, original.structure, kept, arrive)
+        known = () if self.parts is None else (self.parts.arrive, self.parts.restore)
+        return PrunedModel(original.model, self.model, original.structure, kept, *known)
 
 
 def prune(
@@ -121,6 +102,8 @@ def prune(
     force: bool = False,
     name: str = "mask",
     reload: Reload | None = None,
+    state: Path | None = None,
+    resume: bool = False,
     progress: Progress = SILENT,
 ) -> Manifest:
     """Prune a checkpoint by a mask into the folder `output`, certified by a reload in a fresh process.
@@ -132,6 +115,8 @@ def prune(
         options: how to refit.
         name: what messages and the manifest call the mask.
         reload: from `reloading`, in a process that the caller started; None starts one.
+        state: folder in which the refit of a streamed model leaves the blocks that are finished, if it is interrupted;
+            `resume` goes on from there. It is gone when all succeeded.
 
     Raises:
         ArtifactError: the mask does not belong to the checkpoint, or has a uniform layout that the library's own
@@ -144,54 +129,18 @@ def prune(
     found = refit.find(planned.checkpoint, mask, name, progress) if isinstance(refit, RecordedData) else refit
     spec, adjustment = DataSpec.of(found), None
     if spec.is_named:
-        adjustment = _refit_on(planned, spec, options or RefitOptions(), progress)
-    return write_pruned(planned, Path(output), adjustment, force=force, reload=reload, progress=progress)
+        kept = None if planned.checkpoint.streaming is None else state
+        adjustment = _refit_on(planned, spec, options or RefitOptions(), (kept, resume), progress)
+    manifest = write_pruned(planned, Path(output), adjustment, force=force, reload=reload, progress=progress)
+    if adjustment is not None and adjustment.waypoint is not None:
+        adjustment.waypoint.forget()
+    return manifest
 
 
-def plan_pruning(checkpoint: Checkpoint, mask: Mask, source: Source) -> Pruning:
-    """Check a mask against a checkpoint; source: name and hash of the mask (ArtifactError if it does not fit)."""
-    require_source(mask, source.name, "checkpoint", checkpoint.source)
-    require_description(mask, source.name, checkpoint.description, f"{checkpoint.name} was opened")
-    require_kinds(checkpoint, mask.groups)
-    _require_workload(checkpoint, mask, source.name)
-    groups = checkpoint.structure.units
-    for group_name, kept in mask.groups.items():
-        if group_name not in groups:
-            raise ArtifactError(
-                f"{source.name} masks the group {group_name!r}, which {checkpoint.name} does not have.",
-                hint=did_you_mean(group_name, groups),
-            )
-        if kept.units != groups[group_name]:
-            raise ArtifactError(
-                f"{source.name} says that {group_name} has {kept.units} units; "
-                f"in {checkpoint.name} it has {groups[group_name]}."
-            )
-    for kind in checkpoint.structure.kinds:
-        kind.check(checkpoint.structure.within_blocks(mask.kept), source.name)
-    if checkpoint.streaming is not None:
-        require_parts(checkpoint.structure, checkpoint.streaming, mask.kept, source.name)
-    return Pruning(checkpoint, mask, source, config_settings(checkpoint, mask, source.name))
-
-
-def _require_workload(checkpoint: Checkpoint, mask: Mask, name: str) -> None:
-    """Refuse a mask whose costs are stated for inputs that the model does not take (ArtifactError)."""
-    takes, workload, fits = checkpoint.input, mask.workload, mask.workload.batch_size == 1
-    try:
-        own = takes.workload(takes.length(workload.seq_len))
-    except UsageError:
-        own, fits = takes.workload(takes.length(None)), False
-    sized_by_user = workload.image is not None and own.image is not None and (workload.resized or own.resized)
-    fits = fits and (workload.image == own.image or bool(sized_by_user))
-    if not fits:
-        raise ArtifactError(
-            f"{name} states costs for batch {workload.batch_size}, {workload.shape}, which {checkpoint.name} does not "
-            f"take: it takes {own.shape}.",
-            hint="Search again, from scores of this checkpoint.",
-        )
-
-
-def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress: Progress) -> Adjustment:
-    """Read the samples of a refit, and return the refit on them."""
+def _refit_on(
+    planned: Pruning, spec: DataSpec, options: RefitOptions, state: tuple[Path | None, bool], progress: Progress
+) -> Adjustment:
+    """Read the samples of a refit, and return the refit on them. state: as of `prune`, with `resume`."""
     if planned.settings is not None and options.add_bias:
         raise UsageError(
             "--add-bias gives layers a bias that the stock class has no place for, but the mask's layout is uniform.",
@@ -201,13 +150,32 @@ def _refit_on(planned: Pruning, spec: DataSpec, options: RefitOptions, progress:
     wanted = spec.calibrating(options.samples, options.seed, length=options.max_length or planned.mask.workload.seq_len)
     samples = original.input.load_samples(wanted, progress)
     batches = [*original.input.batches(samples, BatchOptions(options.batch_size, options.max_length))]
+    data, waypoint = Source(name=samples.name, sha256=samples.sha256), None
+    if state[0] is not None:
+        identity = fingerprint(planned, data, options, batches)
+        waypoint = Waypoint.begin(state[0], identity, resume=state[1])
 
     def apply(pruned: PrunedModel) -> dict[str, Refit]:
         on = device_of(pruned.model)  # that of a streamed model is known once it is open
-        return refit_model(pruned, [batch.to(on) for batch in batches], options, progress=Part(progress, 0, REFITTED))
+        here, part = [batch.to(on) for batch in batches], Part(progress, 0, REFITTED)
+        how: dict[str, Any] = {"processes": original.processes, "waypoint": waypoint, "progress": part}
+        return refit_model(pruned, here, options, **how)
 
     recorded: Options = {f"refit_{key}": value for key, value in asdict(options).items()}
-    return Adjustment(apply, Source(name=samples.name, sha256=samples.sha256), recorded)
+    return Adjustment(apply, data, recorded, waypoint)
+
+
+def fingerprint(planned: Pruning, data: Source, options: RefitOptions, batches: Sequence[Batch]) -> str:
+    """Hash of everything that a refit depends on."""
+    inputs = {**planned.checkpoint.sources, "mask": planned.source, "calibration": data}
+    parts = {
+        "version": __version__,
+        "inputs": {role: source.sha256 for role, source in inputs.items()},
+        "options": {**asdict(options), **planned.checkpoint.computing},
+        "structure": repr(planned.checkpoint.structure),
+        "batches": [batch.fingerprint() for batch in batches],
+    }
+    return sha256_of(json.dumps(parts, sort_keys=True).encode())
 
 
 def write_pruned(
@@ -219,8 +187,16 @@ def write_pruned(
     reload: Reload | None = None,
     progress: Progress = SILENT,
 ) -> Manifest:
-    """Prune, adjust, save and certify into a folder that appears only if all succeeds (else CertificateError)."""
+    """Prune, adjust, save and certify into a folder that appears only if all succeeds (else CertificateError).
+
+    Of processes that share the adjustment, the first one does the rest.
+    """
     original = planned.checkpoint
+    if not original.processes.leads:
+        with tempfile.TemporaryDirectory() as scratch, cut_and_compare(planned, Path(scratch)) as pruned:
+            if adjustment is not None:
+                adjustment.apply(pruned.beside(original, planned.mask.kept))
+        return original.processes.share(None)
     modules = [original.blueprint.library, type(original.model).__module__]
     modules += [] if original.blueprint.sentences is None else [PACKAGE]
     check_apart(output, [original.blueprint.folder])
@@ -228,7 +204,8 @@ def write_pruned(
     with atomic_folder(output, force=force) as folder, starting as certifying:
         progress.update(0, 1, "cutting")
         costs = measure_original(original, planned.mask)
-        with cut_and_compare(planned, folder) as pruned:
+        waypoint = None if adjustment is None else adjustment.waypoint
+        with cut_and_compare(planned, folder, waypoint) as pruned:
             refit = None if adjustment is None else adjustment.apply(pruned.beside(original, planned.mask.kept))
             plan = pruned.plan.then(added_biases(original.model, pruned.model, original.structure))
             left, plan = without_bypassed(planned, pruned.model, plan)
@@ -246,7 +223,7 @@ def write_pruned(
         (folder / MANIFEST).write_text(manifest.dump(), encoding="utf-8")
         licences = sorted(path.name for path in folder.glob("LICENSE*"))
         (folder / CARD).write_text(write_card(manifest, original.blueprint, licences), encoding="utf-8")
-    return manifest
+    return original.processes.share(manifest)
 
 
 def measure_original(checkpoint: Checkpoint, mask: Mask) -> Costs:
@@ -279,18 +256,19 @@ def _after_earlier(checkpoint: Checkpoint, plan: Plan) -> Plan:
 
 
 @contextlib.contextmanager
-def cut_and_compare(planned: Pruning, folder: Path) -> Iterator[Pruned]:
+def cut_and_compare(planned: Pruning, folder: Path, waypoint: Waypoint | None = None) -> Iterator[Pruned]:
     """A pruned copy of the model, compared with the masked original (CertificateError if outputs differ).
 
     Args:
-        folder: for the blocks of a streamed model meanwhile.
+        folder: for the blocks of a streamed model meanwhile. waypoint: keeps them if the run is interrupted.
     """
     checkpoint, kept = planned.checkpoint, planned.mask.kept
     if checkpoint.streaming is None:
         model, plan = cut_copy(checkpoint, kept)
         yield Pruned(model, plan, *compare_masked(planned, model), None)
         return
-    with cut_parts(checkpoint, checkpoint.streaming, kept, folder) as (parts, own):
+    place = folder if waypoint is None else waypoint.blocks
+    with cut_parts(checkpoint, checkpoint.streaming, kept, place, lasting=waypoint is not None) as (parts, own):
         plan = _after_earlier(checkpoint, own)
         yield Pruned(parts.model, plan, *compare_masked(planned, parts.model), parts)
 

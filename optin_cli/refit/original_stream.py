@@ -44,9 +44,12 @@ class Targets(Prefixes):
         calls: Mapping[Group, int],
         *,
         chain: bool = False,
+        numbers: Sequence[int] | None = None,
+        folder: Path | None = None,
+        start: str | None = None,
     ) -> None:
-        """Args: calls: how often each consumer runs, by group in order of execution. chain: as of `Prefixes`."""
-        super().__init__(model, structure, batches, chain=chain)
+        """Args: calls: how often each consumer runs, by group in order of execution. Others: as of `Prefixes`."""
+        super().__init__(model, structure, batches, chain=chain, numbers=numbers, folder=folder, start=start)
         self._calls = calls
         self._block: str | None = None
 
@@ -57,10 +60,10 @@ class Targets(Prefixes):
         super().advance(group)
         self._block = group.block
         members = {other: n for other, n in self._calls.items() if other.block == group.block}
-        for number, batch in enumerate(self.batches):
-            sums, output = self._through(number, batch, group.block_path, members)
+        for number in self._numbers:
+            sums, output = self._through(number, self.batches[number], group.block_path, members)
             for member, tensors in sums.items():
-                store(tensors, Path(self._sums_file(number, member)))
+                store(tensors, self._sums_file(number, member))
             store(output, self._file(number, self._depth))
         self._stored = self._depth + 1
 
@@ -97,5 +100,5 @@ class Targets(Prefixes):
             run_until_stopped(self.model, batch.inputs)
         return sums, outputs[0]
 
-    def _sums_file(self, number: int, group: Group) -> str:
-        return f"{self._scratch.name}/{number}.{list(self._calls).index(group) - len(self._calls)}"
+    def _sums_file(self, number: int, group: Group) -> Path:
+        return self._file(number, list(self._calls).index(group) - len(self._calls))

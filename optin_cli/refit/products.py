@@ -7,7 +7,7 @@ Of rank-r products those in the balanced basis of the queries and keys that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -19,6 +19,8 @@ from optin_cli.model.cut import PrunedModel
 from optin_cli.model.forward import Hooks, hooks, run_until_stopped
 from optin_cli.model.head_dims import Products, balanced_basis, head_dims_of
 from optin_cli.model.lookup import tensor_at
+from optin_cli.processes.portions import cut_portions, sum_portions
+from optin_cli.processes.processes import ALONE, Processes
 from optin_cli.refit.design_matrix import output_rows
 from optin_cli.refit.residual_stream import held_out
 
@@ -107,8 +109,24 @@ def measure_products(
     return found
 
 
+def share_products(
+    model: nn.Module, products: Sequence[Products], batches: Sequence[Batch], processes: Processes
+) -> dict[str, tuple[ProductMoments, ProductMoments]]:
+    """What `measure_products` gives, of batches that processes share."""
+
+    def measure(portion: range) -> list[torch.Tensor]:
+        found = measure_products(model, products, [batches[number] for number in portion])
+        return [tensor for both in found.values() for one in both for tensor in one.tensors().values()]
+
+    sums = sum_portions(processes, cut_portions([batch.work for batch in batches], processes.count), measure)
+    names = [each.name for each in fields(ProductMoments)]
+    parts = [sums[start : start + len(names)] for start in range(0, len(sums), len(names))]
+    moments = [ProductMoments(**dict(zip(names, part, strict=True))) for part in parts]
+    return {one.name: (moments[2 * place], moments[2 * place + 1]) for place, one in enumerate(products)}
+
+
 @torch.no_grad()
-def refit_products(pruned: PrunedModel, batches: Sequence[Batch]) -> dict[str, Refit]:
+def refit_products(pruned: PrunedModel, batches: Sequence[Batch], processes: Processes = ALONE) -> dict[str, Refit]:
     """Give queries and keys that lost dimensions those that serve the data best, in place.
 
     Returns:
@@ -121,7 +139,7 @@ def refit_products(pruned: PrunedModel, batches: Sequence[Batch]) -> dict[str, R
     narrowed = [(one, dims) for one, dims in narrowed if heads[one.name]]
     if not narrowed:
         return {}
-    measured = measure_products(pruned.original, [one for one, _ in narrowed], batches)
+    measured = share_products(pruned.original, [one for one, _ in narrowed], batches, processes)
     report = {}
     for one, dims in narrowed:
         mine, (fitted, judged) = heads[one.name], measured[one.name]

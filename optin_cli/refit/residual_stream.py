@@ -6,7 +6,7 @@ shifted, padding cropped. No description says which; autograd finds it.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,19 @@ from optin_cli.errors import ArchitectureError
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.depth import depth_of
 from optin_cli.model.forward import StopForward, hooks, run_until_stopped
+from optin_cli.model.linear import is_linear, weight_by_outputs
 from optin_cli.model.readout import run_hidden
-from optin_cli.model.replay import Prefixes
+from optin_cli.model.replay import Prefixes, is_chain
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Positions
 from optin_cli.options.refit import MIN_REFIT_SAMPLES
+from optin_cli.processes.portions import cut_portions, own_portions, sum_portions
+from optin_cli.processes.processes import ALONE, Processes
+from optin_cli.progress import SILENT, Progress
 from optin_cli.refit.design_matrix import choose_positions, input_rows, is_consumer, output_rows, take
 from optin_cli.refit.original_stream import Targets, at_residual_sum
+from optin_cli.refit.sparing import Around, Passed, Sparing, last_in_block, modules_around, standing_in
+from optin_cli.refit.waypoint import Waypoint
 
 HOLDOUT = 4
 """One sample in four is held out to judge a refit."""
@@ -36,37 +42,52 @@ class Gathered:
     """Tensors of one call of a consumer, shaped as the model has them.
 
     total: the sum of `out` and the residual stream, or `out` itself where there is none, with the graph that relates
-    it to `out`. positions: of `total` within the whole sequence.
+    it to `out`. positions: of `total` within the whole sequence. around: the module that returned `out`, as in
+    `sparing.Passed`.
     """
 
     x: torch.Tensor
     out: torch.Tensor
     total: torch.Tensor
     positions: Positions
+    around: tuple[str, int | None] | None = None
 
 
-def gather(model: nn.Module, structure: Structure, group: Group, batch: Batch, calls: int) -> list[Gathered]:
-    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`."""
+def gather(
+    model: nn.Module, structure: Structure, group: Group, batch: Batch, calls: int, *, silent: bool = False
+) -> list[Gathered]:
+    """Run a model up to where a consumer's output has joined the residual stream for the last of its `calls`.
+
+    Args:
+        silent: the consumer, which is linear, puts out zeros instead.
+    """
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     found: list[Gathered] = []
-    block = model.get_submodule(group.block_path)
+    block, consumer = model.get_submodule(group.block_path), model.get_submodule(group.consumer)
+    around = Around()
+
+    def zeros(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(*x.shape[:-1], len(weight_by_outputs(consumer)))
 
     def on_consumer(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         inputs.append(arguments[0].detach())
         torch.set_grad_enabled(True)  # until the sum; no_grad below restores what was
         outputs.append(output.detach().requires_grad_())
-        return outputs[-1].clone()  # the next module may work in place
+        around.output = outputs[-1].clone()  # the next module may work in place
+        return around.output
 
     def arrive(total: torch.Tensor) -> None:
         number = len(found)
-        found.append(Gathered(inputs[number], outputs[number], total, structure.positions(block)))
+        found.append(Gathered(inputs[number], outputs[number], total, structure.positions(block), around.found))
         torch.set_grad_enabled(False)
         if calls == len(found):
             raise StopForward
 
-    with hooks() as hook:
-        hook.after(model.get_submodule(group.consumer), on_consumer)
+    with hooks() as hook, standing_in(consumer, zeros) if silent else contextlib.nullcontext():
+        hook.after(consumer, on_consumer)
+        for path in modules_around(group):
+            hook.after(model.get_submodule(path), lambda _module, _inputs, output, path=path: around.see(path, output))
         at_residual_sum(hook, model, group, arrive)
         run_until_stopped(model, batch.inputs)
     return found
@@ -134,8 +155,10 @@ class RefitRun:
     """A refit in progress: both models run on the same batches while consumers are walked in order of execution.
 
     calls: how often each consumer runs, in that order. targets: the original's residual sums of the current block.
-    prefixes: outputs of the pruned model's earlier blocks. aims: consumers that make up for blocks that go behind
-    theirs, each with its like in the last of these, at whose residual sum it aims.
+    prefixes: outputs of the pruned model's earlier blocks. processes: that share the batches. aims: consumers that make
+    up for blocks that go behind theirs, each with its like in the last of these, at whose residual sum it aims.
+    sparing: what passes through the current block spare those after them, where that is worth its memory. progress:
+    counts samples.
     """
 
     pruned: PrunedModel
@@ -143,7 +166,14 @@ class RefitRun:
     calls: Mapping[Group, int]
     targets: Targets
     prefixes: Prefixes
+    processes: Processes = ALONE
     aims: Mapping[Group, Group] = field(default_factory=dict)
+    sparing: Sparing | None = None
+    progress: Progress = SILENT
+
+    def summed(self, measure: Callable[[range], Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Sums over all batches; measure: those of consecutive batches, alike in shape for all."""
+        return sum_portions(self.processes, cut_portions([batch.work for batch in self.batches]), measure)
 
     def aim(self, group: Group) -> Group:
         """The consumer of the original at whose residual sum a consumer aims."""
@@ -153,6 +183,8 @@ class RefitRun:
         """Go on to the block of `group`; neither model may change any more before it."""
         self.targets.advance(self.aim(group))
         self.prefixes.advance(group)
+        if self.sparing is not None:
+            self.sparing.enter(group.block)
         if self.pruned.arrive is not None:
             self.pruned.arrive(group.block_path)
 
@@ -166,14 +198,42 @@ class RefitRun:
 
 
 @contextlib.contextmanager
-def refitting(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[RefitRun]:
-    """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end."""
+def refitting(
+    pruned: PrunedModel,
+    batches: Sequence[Batch],
+    *,
+    processes: Processes = ALONE,
+    waypoint: Waypoint | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[RefitRun]:
+    """Start a refit. Block outputs of both models are kept in temporary files, which are removed at the end.
+
+    Args:
+        processes: that share the batches. waypoint: of a streamed model, where to go on; its files stay. progress:
+            counts samples.
+
+    Raises UsageError: there are too many processes.
+    """
     calls = consumer_calls(pruned.original, pruned.structure, batches[0])
-    chain = pruned.arrive is not None
-    targets = Targets(pruned.original, pruned.structure, batches, calls, chain=chain)
-    prefixes = Prefixes(pruned.model, pruned.structure, batches, chain=chain)
+    chain, sparing = pruned.arrive is not None, None
+    if not chain and all(is_chain(model, pruned.structure, batches[0]) for model in (pruned.original, pruned.model)):
+        chain = True
+        # A GPU is done with a block sooner than its memory is free.
+        sparing = Sparing(pruned.model) if batches[0].device.type == "cpu" else None
+    portions = own_portions(cut_portions([batch.work for batch in batches], processes.count), processes)
+    numbers = [number for portion in portions for number in portion]
+    start = None if waypoint is None else waypoint.block
+    if start is not None and pruned.restore is not None:
+        pruned.restore(next(block.path for block in pruned.structure.blocks if block.name == start))
+    folders = [None if waypoint is None else waypoint.folder / name for name in ("original", "pruned")]
+    how: dict[str, Any] = {"chain": chain, "numbers": numbers, "start": start}
+    targets = Targets(pruned.original, pruned.structure, batches, calls, folder=folders[0], **how)
+    how |= {} if sparing is None else {"known": sparing.output}
+    prefixes = Prefixes(pruned.model, pruned.structure, batches, folder=folders[1], **how)
     with targets, prefixes:
-        yield RefitRun(pruned, batches, calls, targets, prefixes, find_aims(pruned, calls))
+        yield RefitRun(
+            pruned, batches, calls, targets, prefixes, processes, find_aims(pruned, calls), sparing, progress
+        )
 
 
 def find_aims(pruned: PrunedModel, calls: Mapping[Group, int]) -> dict[Group, Group]:
@@ -195,8 +255,9 @@ class Rows:
     """A consumer's rows over one call, at the chosen positions.
 
     x: (rows, positions, columns) that the weights multiply, None where they are not asked for. y: what they
-    should give. found: what they give. target: the residual sum aimed at. scale: of each entry of y in that sum;
-    all four (rows, positions, outputs). taken: (rows, positions), true where a position counts.
+    should give. found: what they give, or zeros where x is asked for. target: the residual sum aimed at. scale: of
+    each entry of y in that sum; all four (rows, positions, outputs). taken: (rows, positions), true where a position
+    counts.
     """
 
     x: torch.Tensor | None
@@ -207,13 +268,25 @@ class Rows:
     taken: torch.Tensor
 
 
-def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator[tuple[Rows, torch.Tensor]]:
-    """The rows that a consumer is judged by, call by call, with which samples are held out. inputs: ask for x too."""
+def stream_rows(
+    run: RefitRun, group: Group, portion: range, *, inputs: bool = True
+) -> Iterator[tuple[Rows, torch.Tensor]]:
+    """The rows that a consumer is judged by, call by call, with which samples are held out.
+
+    Args:
+        portion: numbers of the batches. inputs: ask for x too.
+    """
     model, outputs = run.pruned.model, run.kept_outputs(group)
     consumer = model.get_submodule(group.consumer)
-    for number, batch in enumerate(run.batches):
-        with run.prefixes.skipping(number):
-            found = gather(model, run.pruned.structure, group, batch, run.calls[group])
+    silent = inputs and is_linear(consumer) and run.calls[group] == 1
+    for number in portion:
+        batch = run.batches[number]
+        known = contextlib.nullcontext() if run.sparing is None else run.sparing.skipping(number, group)
+        with run.prefixes.skipping(number), known:
+            found = gather(model, run.pruned.structure, group, batch, run.calls[group], silent=silent)
+        if run.sparing is not None and silent:
+            stream = _stream(run, group, found[0])
+            run.sparing.note(number, group, Passed(found[0].x, found[0].around, stream))
         for call, whole in zip(found, run.targets.sums(number, run.aim(group)), strict=True):
             target = call.positions.average(whole)
             aim = target if outputs is None else target.index_select(group.axis, outputs.to(target.device))
@@ -228,6 +301,17 @@ def stream_rows(run: RefitRun, group: Group, *, inputs: bool = True) -> Iterator
                 rows = input_rows(consumer, group.rows_first(call.x), batch.size, chosen)
             taken = batch.mask_for(y) & (scale != 0).any(dim=-1)
             yield Rows(rows, y, given, goal, scale, taken), held_out(batch)
+        run.progress.count(batch.size)
+
+
+def _stream(run: RefitRun, group: Group, call: Gathered) -> torch.Tensor | None:
+    """The block's output without that of its last consumer, which was silent, if it is their plain sum."""
+    if not group.residual or group.residual_sum is not None or not last_in_block(run.calls, group):
+        return None
+    if call.total.shape != call.out.shape:
+        return None
+    some = torch.arange(call.out.numel(), dtype=call.out.dtype, device=call.out.device).reshape(call.out.shape)
+    return call.total.detach() if torch.equal(pull_back(group, call.total, call.out, some), some) else None
 
 
 def kept_columns(run: RefitRun, group: Group) -> torch.Tensor:
@@ -236,8 +320,13 @@ def kept_columns(run: RefitRun, group: Group) -> torch.Tensor:
     return piece.indices(group.units, run.pruned.kept.get(group.name, range(group.units)))
 
 
-def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def own_rows(
+    run: RefitRun, group: Group, portion: range
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """What a consumer reads of its kept columns, and puts out, in the original model.
+
+    Args:
+        portion: numbers of the batches.
 
     Yields:
         (x, y, which rows count, which samples are held out) of each call, as `Rows` has them.
@@ -245,7 +334,8 @@ def own_rows(run: RefitRun, group: Group) -> Iterator[tuple[torch.Tensor, torch.
     consumer = run.pruned.model.get_submodule(group.consumer)
     original, columns, outputs = run.targets.model, kept_columns(run, group), run.kept_outputs(group)
     assert is_consumer(consumer)
-    for number, batch in enumerate(run.batches):
+    for number in portion:
+        batch = run.batches[number]
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def collect(

@@ -2,49 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 STRIP = 256
 """Columns of a Gram matrix that are computed together; what is left of their block on the diagonal is mirrored."""
+ROWS = 1024
+"""Rows whose products are summed in their own precision before those sums are added up in float64."""
 
 
 @dataclass
 class Normal:
     """Normal equations of X W = Y over rows.
 
-    gram: X^T X (k, k). cross: X^T Y (k, d). totals: squared size of each column of Y (d,). rows: how many.
-    weights: (d,), of the squared error in each column of Y; 1 where None.
+    upper: of X^T X (k, k), on and above the diagonal, and anything below. cross: X^T Y (k, d). totals: squared size of
+    each column of Y (d,). rows: how many. weights: (d,), of the squared error in each column of Y; 1 where None.
     """
 
-    gram: torch.Tensor
+    upper: torch.Tensor
     cross: torch.Tensor
     totals: torch.Tensor
     rows: int
     weights: torch.Tensor | None = None
+    mirrored: bool = False
 
     @classmethod
     def zeros(cls, width: int, outputs: int, device: torch.device, weights: torch.Tensor | None = None) -> Normal:
         """No rows yet."""
-        gram = torch.zeros(width, width, dtype=torch.float64, device=device)
-        return cls(gram, gram.new_zeros(width, outputs), gram.new_zeros(outputs), 0, weights)
+        upper = torch.zeros(width, width, dtype=torch.float64, device=device)
+        return cls(upper, upper.new_zeros(width, outputs), upper.new_zeros(outputs), 0, weights)
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """X^T X (k, k)."""
+        if not self.mirrored:
+            for start in range(0, len(self.upper), STRIP):
+                end = start + STRIP
+                self.upper[end:, start:end] = self.upper[start:end, end:].T
+            self.mirrored = True
+        return self.upper
+
+    @classmethod
+    def of(cls, sums: Sequence[torch.Tensor], weights: torch.Tensor | None = None) -> Normal:
+        """Those that have the given sums, as `sums` gives them."""
+        gram, cross, totals, rows = sums
+        return cls(gram, cross, totals, int(rows), weights)
+
+    def sums(self) -> list[torch.Tensor]:
+        """Everything that is summed."""
+        return [self.gram, self.cross, self.totals, torch.tensor(self.rows)]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take in rows x (n, k) and y (n, d)."""
-        for start in range(0, x.shape[1], STRIP):
-            end = start + STRIP
-            strip = x[:, start:end].T @ x[:, start:]
-            self.gram[start:end, start:] += strip
-            self.gram[end:, start:end] += strip[:, STRIP:].T
-        self.cross += x.T @ y
-        self.totals += y.square().sum(dim=0)
+        """Take in rows x (n, k) and y (n, d), whose products are in their precision."""
+        for mine, theirs in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
+            for start in range(0, x.shape[1], STRIP):
+                self.upper[start : start + STRIP, start:] += mine[:, start : start + STRIP].T @ mine[:, start:]
+            self.cross += mine.T @ theirs
+        self.totals += y.double().square().sum(dim=0)
         self.rows += x.shape[0]
+        self.mirrored = False
 
     def plus(self, other: Normal) -> Normal:
         """Both sets of rows."""
         return Normal(
-            self.gram + other.gram,
+            self.upper + other.upper,
             self.cross + other.cross,
             self.totals + other.totals,
             self.rows + other.rows,

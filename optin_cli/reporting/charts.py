@@ -9,8 +9,8 @@ from optin_cli.artifacts.evaluation import with_error
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
 from optin_cli.reporting.facts import GroupFacts
 
-MOST_CELLS = 32
-"""Heads, and kinds whose groups have up to this many units, are drawn unit by unit; others as bars of how many stay."""
+MOST_CELLS, MOST_HEADS = 32, 256
+"""Kinds whose groups have up to this many units are drawn unit by unit; others as bars of how many stay."""
 STEPS = 5
 CELL, GAP = 20, 3
 LETTER = 6.8
@@ -102,7 +102,8 @@ class Plot:
 
 def is_drawn_by_unit(groups: Sequence[GroupFacts]) -> bool:
     """Whether the groups of a kind are small enough to draw every unit."""
-    return groups[0].kind == "head" or max(group.units for group in groups) <= MOST_CELLS
+    most = MOST_HEADS if groups[0].kind == "head" else MOST_CELLS
+    return max(group.units for group in groups) <= most
 
 
 def draw_heat_map(kind: str, groups: Sequence[GroupFacts]) -> HeatMap:

@@ -89,7 +89,7 @@ def words_of(
 
 def _words(one: Declared, value: Any) -> list[str]:
     if one.option.repeated:
-        return [word for item in value for word in (one.flag, str(item))]
+        return [word for item in (value if isinstance(value, list) else []) for word in (one.flag, str(item))]
     if isinstance(value, bool):
         return [one.flag] if value else []
     if value is None or value == []:

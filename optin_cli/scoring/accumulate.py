@@ -21,20 +21,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from optin_cli.artifacts.base import Options, Source, Workload
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.data.batch import Batch
 from optin_cli.errors import ArtifactError, CheckpointError
 from optin_cli.files import atomic_file, parse_json
 from optin_cli.model.structure import Structure
+from optin_cli.processes.portions import cut_portions
 from optin_cli.processes.processes import ALONE, Processes, Sending
 from optin_cli.progress import Progress
-from optin_cli.scoring.portions import cut_portions
 from optin_cli.version import __version__
 
 SMALL_STATE = 1 << 20
 """Bytes of a state that is saved after every job."""
-SAVE_EVERY = 5.0
+SAVE_EVERY = 10.0
 """Least seconds between two savings of a larger one."""
-SAVE_SHARE = 0.05
+SAVE_SHARE = 0.02
 """Most of the time that may go into saving it."""
 EXTRA = "extra"
 OPEN = "open."
@@ -78,19 +79,9 @@ class RunIdentity:
             "options": self.options,
             "inputs": {role: source.published.model_dump() for role, source in self.inputs.items()},
             "workload": self.workload.model_dump(),
-            "batches": [_digest(batch) for batch in self.batches],
+            "batches": [batch.fingerprint() for batch in self.batches],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(batch: Batch) -> str:
-    """Hash of a batch's keys and tensors."""
-    digest = hashlib.sha256(repr((batch.keys, batch.paired)).encode())
-    labels = {} if batch.labels is None else {"labels": batch.labels}
-    for name, tensor in {**batch.inputs, **labels}.items():
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class NotFiniteError(CheckpointError):
@@ -124,7 +115,7 @@ class SavedState:
 class Sums:
     """A run's sums: of the portions that are finished, and of the one in progress, which jobs add to.
 
-    due: when they may next be saved, of a clock that never goes back.
+    due: when they may next be saved, of a clock that never goes back; of large ones not at once.
     """
 
     totals: Accumulator
@@ -144,7 +135,8 @@ class Sums:
         if state.path is not None and state.resume and state.path.exists():
             totals = Accumulator.load(state.path, fingerprint, held, portion)
             require_run(totals, portion, identity.structure, portions, str(state.path))
-        return cls(totals, portion, state, fingerprint)
+        due = time.monotonic() + SAVE_EVERY if totals.size > SMALL_STATE else 0.0
+        return cls(totals, portion, state, fingerprint, due)
 
     def save(self, *, last: bool = False) -> None:
         """Save them, if there is a state and it is time to; the last ones always are."""
@@ -214,7 +206,7 @@ def run_jobs(
         if processes.count > 1 and turn > 0:
             sums.totals.receive(processes, (turn - 1) % processes.count)
         sums.totals.take(sums.portion)
-        sums.save(last=each is turns[-1])
+        sums.save(last=each is turns[-1] and processes.count == 1)
         if processes.count > 1 and each is not turns[-1]:
             sending = sums.totals.send(processes, (turn + 1) % processes.count)
     sending.wait()
@@ -329,6 +321,7 @@ class Accumulator:
         """
         state, portion = cls(extra), portion or cls()
         try:
+            require_few_axes(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
@@ -373,6 +366,7 @@ class Accumulator:
                 return f"the count of {name} is {count!r:.40}"
             if self.sums[name].shape != self.squares[name].shape or self.sums[name].dtype != torch.float64:
                 return f"the sums of {name} are {self.sums[name].dtype} of shape {tuple(self.sums[name].shape)}"
-            if not bool(torch.isfinite(self.sums[name]).all() and torch.isfinite(self.squares[name]).all()):
-                return f"the sums of {name} are not finite"
+        for name, tensor in self.tensors().items():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} is not finite"
         return None

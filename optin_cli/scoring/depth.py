@@ -42,6 +42,7 @@ from optin_cli.model.forward import Hooks, Trajectory, hooks, observe, run_until
 from optin_cli.model.structure import Structure
 from optin_cli.model.units import Group, Keeping
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
+from optin_cli.processes.portions import cut_portions, sum_portions
 from optin_cli.progress import SILENT, Part, Progress
 from optin_cli.refit.design_matrix import output_rows
 from optin_cli.refit.original_stream import at_residual_sum
@@ -115,6 +116,10 @@ class Folding:
             self.crosses[name].add_(x.T @ change)
             self.sizes[name].add_(change.double().square().sum())
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that is summed."""
+        return [self.gram, *self.crosses.values(), *self.sizes.values()]
+
     def loss(self, name: str, damping: float) -> float:
         """Cross-validated mean over tokens of the squared error |L_q^T e|^2 when the blocks up to `name` go."""
         tokens, columns = float(self.gram[-1, -1]), len(self.gram)
@@ -136,14 +141,25 @@ def measure_curvatures(
     checkpoint: Checkpoint, groups: Sequence[Group], batches: Sequence[Batch], options: ScoreOptions, progress: Progress
 ) -> dict[str, torch.Tensor]:
     """T G of the residual sum behind each group's consumer, (d, d) by name of its block."""
-    structure, moments = checkpoint.structure.with_groups(groups), empty_moments(checkpoint.model, groups)
-    objective = Objective.of(options)
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), "curvature behind blocks")
-        here = batch.to(checkpoint.device)
-        sensitivity_batch(
-            checkpoint.model, structure, moments, here, objective, probes=options.probes, seed=options.seed
-        )
+    structure, processes, objective = (
+        checkpoint.structure.with_groups(groups),
+        checkpoint.processes,
+        Objective.of(options),
+    )
+
+    def measure(portion: range) -> list[torch.Tensor]:
+        moments = empty_moments(checkpoint.model, groups)
+        for number in portion:
+            progress.update(number, len(batches), "curvature behind blocks")
+            here = batches[number].to(checkpoint.device)
+            sensitivity_batch(
+                checkpoint.model, structure, moments, here, objective, probes=options.probes, seed=options.seed
+            )
+        return [tensor for own in moments.values() for tensor in own.tensors().values()]
+
+    sums = iter(sum_portions(processes, cut_portions([batch.work for batch in batches], processes.count), measure))
+    moments = empty_moments(checkpoint.model, groups)
+    moments = {path: own.of({name: next(sums) for name in own.tensors()}) for path, own in moments.items()}
     return {group.block: moments[group.consumer].output_curvature() for group in groups}
 
 
@@ -192,19 +208,28 @@ def measure_foldings(
     progress: Progress,
 ) -> dict[str, Folding]:
     """How linear what the next blocks do is in what each block's last consumer reads. roots: L by block."""
-    names, found = list(groups), dict[str, Folding]()
+    names, processes = list(groups), checkpoint.processes
     following = {name: names[place + 1 : place + 1 + RUN] for place, name in enumerate(names)}
-    for number, batch in enumerate(batches):
-        progress.update(number, len(batches), "what blocks do")
-        inputs, sums = streams(checkpoint.model, groups, batch.to(checkpoint.device))
-        for name, x in inputs.items():
-            if name not in found:
-                gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-                crosses = {other: gram.new_zeros(len(gram), roots[other].shape[1]) for other in following[name]}
-                found[name] = Folding(gram, crosses, {other: gram.new_zeros(1) for other in following[name]})
-            steps = {other: (sums[other] - sums[name]) @ roots[other].to(x) for other in following[name]}
-            found[name].add(x, steps)
-    return found
+
+    def measure(portion: range) -> list[torch.Tensor]:
+        found = dict[str, Folding]()
+        for number in portion:
+            progress.update(number, len(batches), "what blocks do")
+            inputs, sums = streams(checkpoint.model, groups, batches[number].to(checkpoint.device))
+            for name, x in inputs.items():
+                if name not in found:
+                    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+                    crosses = {other: gram.new_zeros(len(gram), roots[other].shape[1]) for other in following[name]}
+                    found[name] = Folding(gram, crosses, {other: gram.new_zeros(1) for other in following[name]})
+                steps = {other: (sums[other] - sums[name]) @ roots[other].to(x) for other in following[name]}
+                found[name].add(x, steps)
+        return [tensor for name in names for tensor in found[name].tensors()]
+
+    sums = iter(sum_portions(processes, cut_portions([batch.work for batch in batches], processes.count), measure))
+    return {
+        name: Folding(next(sums), *({other: next(sums) for other in following[name]} for _ in range(2)))
+        for name in names
+    }
 
 
 def removal_order(names: Sequence[str], losses: Mapping[tuple[str, str], float]) -> tuple[list[str], Vector64]:
@@ -267,16 +292,20 @@ def mean_distance(
 
     As many rows at once as `options` say, or fewer where their outputs would be too large.
     """
-    total, rows, objective = 0.0, 0, Objective.of(options)
+    objective = Objective.of(options)
     longest = max(next(iter(batch.inputs.values())).shape[-1] for batch in batches)
     size = checkpoint.input.rows_at_once(options.rows, longest)
-    parts = (part for whole in batches for part in whole.parts(size))
-    for batch in (part.to(checkpoint.device) for part in parts):
+    parts = [part for whole in batches for part in whole.parts(size)]
+
+    def distance(batch: Batch) -> float:
+        batch = batch.to(checkpoint.device)
         theirs = standing_for(observe(checkpoint.model, checkpoint.structure, batch), checkpoint.structure, gone)
         mine = observe(model, checkpoint.structure, batch)
-        distance = trajectory_distance(mine, theirs, checkpoint.structure, batch, objective, 0)
-        total, rows = total + float(distance.double().sum()), rows + batch.size
-    return total / rows
+        found = trajectory_distance(mine, theirs, checkpoint.structure, batch, objective, 0)
+        return float(found.double().sum())
+
+    found = checkpoint.processes.map(distance, parts, [part.work for part in parts])
+    return sum(found) / sum(part.size for part in parts)
 
 
 def refitted_distance(
@@ -289,7 +318,7 @@ def refitted_distance(
 ) -> float:
     """Mean trajectory distance from the original of the model that is pruned to a mask and refitted."""
     pruned = prune_copy(checkpoint.model, checkpoint.structure, kept)
-    refit_model(pruned, fitting, progress=progress)
+    refit_model(pruned, fitting, processes=checkpoint.processes, progress=progress)
     return mean_distance(checkpoint, pruned.model, kept, judged, options)
 
 

@@ -4,13 +4,58 @@ Equations of OPTIN (ICLR 2024, Algorithm 1): manifold distance between the token
 outputs, and a distillation distance between the final outputs.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+SHORTEST = 1e-12
+"""Least length by which a token is divided, as of `torch.nn.functional.normalize`."""
 
 
 def normalized_tokens(features: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
     """L2-normalise every token of (rows, tokens, width) and zero the padding; the mask is true where one is real."""
     return F.normalize(features, dim=-1) * token_mask.unsqueeze(-1).to(features.dtype)
+
+
+class _GramProjection(torch.autograd.Function):
+    """`gram_projection`, whose gradient has rank two before the normalisation: no matrix of its size is built for it.
+
+    With a, b the signs, h a token of length n, Z = h / n its unit vector, l = sum a Z and r = sum b Z, the gradient of
+    l . r at h is (D - Z (Z . D)) / n, where D = a r + b l.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        """Args: as of `gram_projection`; signs are zero at padding."""
+        lengths = features.norm(dim=-1).clamp_(min=SHORTEST)
+        scaled = signs / lengths
+        sides = torch.einsum("sbt,btc->bsc", scaled, features)
+        ctx.save_for_backward(features, scaled, sides, lengths)
+        return (sides[:, 0] * sides[:, 1]).sum(dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradient at features."""
+        features, scaled, sides, lengths = ctx.saved_tensors
+        swapped = sides.flip(1) * slope[:, None, None]
+        along = torch.einsum("btc,bsc->sbt", features, swapped)
+        shrink = (scaled * along).sum(dim=0) / lengths.square()
+        change = torch.einsum("sbt,bsc->btc", scaled, swapped)
+        return change.addcmul_(features, shrink[..., None], value=-1), None
+
+
+def gram_projection(features: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """a^T G b of the Gram matrix G of every row's tokens, normalised to length 1: (rows,).
+
+    Args:
+        features: (rows, tokens, width).
+        signs: a and b, (2, rows, tokens), zero at padding.
+    """
+    found: torch.Tensor = _GramProjection.apply(features, signs.to(features.dtype))
+    return found
 
 
 def manifold_distance(features: torch.Tensor, reference: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:

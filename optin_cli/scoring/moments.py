@@ -148,6 +148,11 @@ class Moments:
         return {**sums, **mixed, "counts": self.counts}
 
 
+def rows_at(laid: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    """The rows (n, columns) of (samples, positions, columns) at the positions that are taken."""
+    return laid.flatten(0, 1) if bool(taken.all()) else laid[taken]
+
+
 def add_gram(total: torch.Tensor, rows: torch.Tensor) -> None:
     """Add rows^T rows to the upper triangle of `total` (k, k), strip by strip; `mirrored` gives the whole."""
     for start in range(0, rows.shape[1], STRIP):
@@ -256,7 +261,7 @@ class Pass:
                 call.read |= read
                 pull = laid.sum(dim=1, dtype=torch.float64)
                 self.pulls[group.consumer] = self.pulls.get(group.consumer, 0.0) + pull
-                add_gram(moments.curvature, take(laid, chosen)[take(read[..., None], chosen)[..., 0]].float())
+                add_gram(moments.curvature, rows_at(take(laid, chosen), take(read[..., None], chosen)[..., 0]).float())
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
 
@@ -276,7 +281,7 @@ class Pass:
             moments, consumer = self.moments[call.path], self.model.get_submodule(call.path)
             assert is_consumer(consumer)
             taken = take(call.read[..., None], call.chosen)[..., 0]
-            rows = input_columns(consumer, call.x, self.batch.size, call.chosen)[taken]
+            rows = rows_at(input_columns(consumer, call.x, self.batch.size, call.chosen), taken)
             moments.add_inputs(rows.float())
             moments.count(gradients=probes * len(rows), positions=int(call.read.sum()))
         for path in {call.path for call in self.calls}:

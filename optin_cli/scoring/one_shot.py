@@ -267,13 +267,13 @@ def _jobs(
         return []
     if options.criterion == "slimgpt":
         return [
-            Job(options.criterion, batch.size, functools.partial(energy_batch, model, structure, moments, batch))
+            Job(options.criterion, batch.work, functools.partial(energy_batch, model, structure, moments, batch))
             for batch in _on(calibration.batches, checkpoint)
         ]
     if criterion.terms is None:
         measure = MEASURED[options.criterion]
         return [
-            Job(options.criterion, batch.size, functools.partial(measure, model, structure, structure.groups, batch))
+            Job(options.criterion, batch.work, functools.partial(measure, model, structure, structure.groups, batch))
             for batch in _on(calibration.batches, checkpoint)
         ]
     objective = Objective.of(options)
@@ -282,7 +282,7 @@ def _jobs(
         return [
             Job(
                 "obs",
-                batch.size * (1 + 1.5 * options.probes),
+                batch.work * (1 + 1.5 * options.probes),
                 functools.partial(
                     sensitivity_batch, model, structure, moments, batch, objective, **how, dims=DimWatch(dims)
                 ),
@@ -297,7 +297,7 @@ def _jobs(
         jobs += [
             Job(
                 "sketch",
-                batch.size * (1 + 1.5 * options.probes),
+                batch.work * (1 + 1.5 * options.probes),
                 functools.partial(sketch_batch, model, sketched, batch, objective, **how),
             )
             for batch in _on(calibration.batches, checkpoint)
@@ -305,7 +305,7 @@ def _jobs(
     jobs += [
         Job(
             f"exact {group.name}",
-            batch.size * group.units * 0.5,
+            batch.work * group.units * 0.5,
             functools.partial(
                 exact_batch,
                 model,

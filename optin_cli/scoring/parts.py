@@ -19,18 +19,19 @@ from safetensors.torch import save_file
 
 from optin_cli.artifacts.part import Curved, PartHeader, read_part_header
 from optin_cli.artifacts.scores import HEADER, GroupScores, Scores
+from optin_cli.artifacts.tensor_files import require_few_axes
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import atomic_file
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.options.shard import Shard
+from optin_cli.processes.portions import cut_portions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import Accumulator, require_finite
 from optin_cli.scoring.kinds import KIND_ESTIMATORS
 from optin_cli.scoring.moments import Layer, Moments, with_intercept
 from optin_cli.scoring.one_shot import assemble_scores, plan_run
-from optin_cli.scoring.portions import cut_portions
 from optin_cli.scoring.products import DimSums
 from optin_cli.scoring.score import prepare
 from optin_cli.version import __version__
@@ -189,6 +190,7 @@ def _under(totals: Accumulator, owner: str) -> dict[str, torch.Tensor]:
 def opened_part(path: Path) -> Iterator[Any]:
     """The tensors of a part's file, read as they are asked for (ArtifactError where it is damaged)."""
     try:
+        require_few_axes(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:

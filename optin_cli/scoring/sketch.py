@@ -26,7 +26,7 @@ from optin_cli.model.masking import gated
 from optin_cli.model.readout import read_out, reads_tokens
 from optin_cli.model.structure import Structure
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
-from optin_cli.scoring.distances import normalized_tokens
+from optin_cli.scoring.distances import gram_projection
 from optin_cli.scoring.vocabulary import token_signs, vocabulary_pull
 
 
@@ -112,8 +112,8 @@ def probe_scalar(
             token_mask = batch.mask_for(alike[0])
             signs = _signs((2, len(alike)), generators, token_mask.cpu()).to(device)
             for z, features in enumerate(alike):
-                left, right = torch.einsum("bst,btc->sbc", signs[:, :, z], normalized_tokens(features, token_mask))
-                total = total + objective.manifold**0.5 * (left * right).sum(dim=-1) / token_mask.sum(dim=1)
+                projected = gram_projection(features, signs[:, :, z].transpose(0, 1))
+                total = total + objective.manifold**0.5 * projected / token_mask.sum(dim=1)
     if objective.output:
         for output, rule in zip(trajectory.outputs, structure.outputs, strict=True):
             if rule.over == "tokens":

@@ -93,6 +93,11 @@ class StreamedRun:
         """With the groups to score."""
         return self.identity.structure
 
+    @property
+    def _counted(self) -> str:
+        """What goes through each block, in words."""
+        return f"{len(self.batches)} batches"
+
     def steps(self) -> list[Step]:
         """Everything to do, in order."""
         blocks, backward = self.structure.blocks, (1 + 1.5 * self.options.probes) * (1 + CURVES)
@@ -178,7 +183,7 @@ class StreamedRun:
         extra = {
             f"{name}.{path}": t for part in summed for path, own in part.items() for name, t in own.tensors().items()
         }
-        probes, count = self.options.probes, len(self.batches)
+        probes = self.options.probes
 
         def run(number: int, batch: Batch) -> dict[str, torch.Tensor]:
             watching = Pass(self.streaming.model, batch, moments)
@@ -186,7 +191,7 @@ class StreamedRun:
             return watch_passes(watching, groups, passes, probes=probes, dims=DimWatch(dims))
 
         jobs = [
-            Job(f"batch {i + 1} of {count}", batch.size * (1 + 1.5 * probes), functools.partial(run, i, batch))
+            Job(self._counted, batch.work * (1 + 1.5 * probes), functools.partial(run, i, batch))
             for i, batch in enumerate(self.batches)
         ]
         found = run_jobs(jobs, self.identity, SavedState(), progress, extra)
@@ -255,10 +260,11 @@ class StreamedRun:
         self.spill.require_room(hidden.nbytes * levels * sum(ids) // ids[0])
 
     def _numbered(self, progress: Progress) -> Iterator[tuple[int, Batch]]:
-        """All batches with their numbers; says which one runs."""
+        """All batches with their numbers; counts their samples."""
         for number, batch in enumerate(self.batches):
-            progress.update(number, len(self.batches), f"batch {number + 1} of {len(self.batches)}")
+            progress.update(number, len(self.batches), self._counted)
             yield number, batch
+            progress.count(batch.size)
 
     def _get(self, what: str, place: int, number: int) -> torch.Tensor:
         found: torch.Tensor = self.spill.get(what, place, number).to(self.streaming.device)

@@ -71,7 +71,8 @@ def exchange_tokens(
         kept = choose(scores, Limits(keep_macs=share, protect=tuple(names[not merging])))
         lost[merging] = importance_lost(kept, scores.importance)
         pruned = prune_copy(checkpoint.model, checkpoint.structure, kept)
-        refit_model(pruned, fitting, progress=Part(progress, number / 2, (number + 1) / 2, "comparing with tokens, "))
+        part = Part(progress, number / 2, (number + 1) / 2, "comparing with tokens, ")
+        refit_model(pruned, fitting, processes=checkpoint.processes, progress=part)
         distance[merging] = refitted_distance(checkpoint, pruned.model, tokens, judged, options)
     if min(*lost.values(), *distance.values()) <= 0:
         return scores
@@ -112,8 +113,9 @@ def refitted_distance(
     checkpoint: Checkpoint, model: nn.Module, tokens: Tokens, batches: Sequence[Batch], options: ScoreOptions
 ) -> float:
     """Mean trajectory distance of a pruned model from the original, whose tokens are averaged as they merge in it."""
-    total, rows = 0.0, 0
-    for batch in (batch.to(checkpoint.device) for batch in batches):
+
+    def distance(batch: Batch) -> float:
+        batch = batch.to(checkpoint.device)
         reference = observe(checkpoint.model, checkpoint.structure, batch)
         with merging_of(model, tokens) as places:
             mine = observe(model, checkpoint.structure, batch)
@@ -121,8 +123,10 @@ def refitted_distance(
             if place is not None:
                 reference.features[z] = cluster_means(reference.features[z], place)
         found = trajectory_distance(mine, reference, checkpoint.structure, batch, Objective.of(options), 0)
-        total, rows = total + float(found.double().sum()), rows + batch.size
-    return total / rows
+        return float(found.double().sum())
+
+    found = checkpoint.processes.map(distance, batches, [batch.work for batch in batches])
+    return sum(found) / sum(batch.size for batch in batches)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,11 @@ def score_tokens(
     objective = Objective.of(options)
     header, model, structure = scores.header, checkpoint.model, checkpoint.structure
     jobs = [
-        Job(f"exact {group}", 1, functools.partial(merge_batch, model, structure, tokens, group, batch, objective))
+        Job(
+            f"exact {group}",
+            batch.work,
+            functools.partial(merge_batch, model, structure, tokens, group, batch, objective),
+        )
         for group in tokens.block_of
         for batch in (batch.to(checkpoint.device) for batch in batches)
     ]

@@ -14,6 +14,9 @@ import torch
 from optin_cli.data.batch import Batch, keyed_generator
 from optin_cli.model.readout import Readout
 
+STRETCH = 256
+"""Classes whose probabilities are summed to find in which of them a draw falls."""
+
 
 def vocabulary_pull(readout: Readout, batch: Batch, temperature: float, seed: int) -> torch.Tensor:
     """Gradient of S at every hidden state, less the sign: (rows, tokens, width), zero at padding."""
@@ -25,7 +28,8 @@ def vocabulary_pull(readout: Readout, batch: Batch, temperature: float, seed: in
         for chosen, drawn in zip(*(torch.split(each, readout.step) for each in (places, draws)), strict=True):
             hidden = readout.hidden[row, chosen].detach().requires_grad_()
             logits = readout.logits(hidden)
-            factor = drawn_factor(logits.detach().float() / temperature, drawn)
+            softened = logits.detach().float()
+            factor = drawn_factor(softened if temperature == 1 else softened / temperature, drawn)
             (gradient,) = torch.autograd.grad(logits, hidden, factor.to(logits))
             pull[row, chosen] = gradient.float() * (2 * len(places)) ** -0.5
     return pull
@@ -34,9 +38,27 @@ def vocabulary_pull(readout: Readout, batch: Batch, temperature: float, seed: in
 def drawn_factor(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """e_y - p (tokens, classes), with y the class of softmax p in which a uniform draw (tokens,) falls."""
     p = torch.softmax(logits, dim=-1)
-    within = torch.searchsorted(p.cumsum(dim=-1), draws[:, None].to(p), right=True)
-    drawn = within.clamp(max=p.shape[-1] - 1)  # the sum may round to less than a draw
+    drawn = drawn_classes(p, draws)[:, None]
     return p.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=p.dtype))
+
+
+def drawn_classes(p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The classes of distributions p (tokens, classes) in which uniform draws (tokens,) fall: (tokens,).
+
+    The stretch of classes is found first, then the class within it, so that few numbers need running sums.
+    """
+    classes, left = p.shape[-1], draws.to(p)[:, None]
+    whole = classes // STRETCH * STRETCH
+    sums = p[:, :whole].reshape(len(p), -1, STRETCH).sum(dim=-1)
+    sums = torch.cat([sums, p[:, whole:].sum(dim=-1, keepdim=True)], dim=-1).cumsum(dim=-1)
+    # Sums may round to less than a draw.
+    stretch = torch.searchsorted(sums, left, right=True).clamp(max=(classes - 1) // STRETCH)
+    left = left - torch.where(stretch > 0, sums.gather(1, (stretch - 1).clamp(min=0)), 0.0)
+    places = stretch * STRETCH + torch.arange(STRETCH, device=p.device)
+    near = torch.where(places < classes, p.gather(1, places.clamp(max=classes - 1)), 0.0).cumsum(dim=-1)
+    within = torch.searchsorted(near, left, right=True).clamp(max=STRETCH - 1)
+    drawn: torch.Tensor = (stretch * STRETCH + within).clamp(max=classes - 1)[:, 0]
+    return drawn
 
 
 def token_signs(key: str, seed: int, probe: int, tokens: int) -> torch.Tensor:

@@ -18,7 +18,8 @@ from optin_cli.model.cut import PrunedModel
 from optin_cli.model.plan import Plan
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.progress import Progress
-from optin_cli.pruning.prune import Adjustment, cut_copy, plan_pruning, write_pruned
+from optin_cli.pruning.planning import plan_pruning
+from optin_cli.pruning.prune import Adjustment, cut_copy, write_pruned
 from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.searching.limits import Limits
 from optin_cli.version import __version__

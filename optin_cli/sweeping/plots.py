@@ -1,10 +1,6 @@
-"""Plot the metric of a sweep against MACs: a picture as a file, and plain text for a terminal."""
-
-from pathlib import Path
+"""Plot the metric of a sweep against MACs in plain text, for a terminal."""
 
 from optin_cli.artifacts.sweep import Sweep, SweepPoint
-from optin_cli.files import write_text
-from optin_cli.reporting.frontier import draw_frontier
 
 PICTURE = "sweep.svg"
 SIGNS = "●▲■◆▼○△□"
@@ -16,12 +12,6 @@ def by_recipe(sweep: Sweep) -> dict[str, list[SweepPoint]]:
     names = dict.fromkeys(point.recipe for point in sweep.points)
     ordered = sorted(sweep.points, key=lambda point: point.macs_ratio)
     return {name: [point for point in ordered if point.recipe == name] for name in names}
-
-
-def write_picture(sweep: Sweep, folder: Path) -> Path:
-    """Write the picture of a sweep into its folder."""
-    write_text(folder / PICTURE, draw_frontier(sweep), force=True)
-    return folder / PICTURE
 
 
 def draw_text(sweep: Sweep) -> str:

@@ -169,8 +169,7 @@ class Run:
             small = load(places.folder, image_size=size, device=str(self.opened.device))
             options = self.options.evaluation
             result = evaluate(small, task, data, against=self.opened, options=options, progress=progress)
-            write_text(places.evaluation, result.dump(), force=self.force)
-            write_measured(places.folder, result)
+            write_measured(places.folder, result, places.evaluation, force=self.force)
         return result
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from optin_cli.artifacts.base import Source, Totals, parse
 from optin_cli.artifacts.scores import Scores
 from optin_cli.artifacts.sweep import PARTIAL, RESULT, Sweep, SweepBaseline, SweepPoint
+from optin_cli.artifacts.together import write_together
 from optin_cli.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from optin_cli.checkpoints.checks import choose_task, require_fit, require_loss
 from optin_cli.data.batch import Batch
@@ -31,12 +32,13 @@ from optin_cli.options.sweep import SweepOptions
 from optin_cli.progress import SILENT, Progress, Steps
 from optin_cli.recipes.recipe import Prepared, Setting
 from optin_cli.recipes.registry import recipes
+from optin_cli.reporting.frontier import draw_frontier
 from optin_cli.scoring.calibration import Calibration, calibrate
 from optin_cli.searching.costs import Costs
 from optin_cli.sweeping.bisection import PLACES, find_smallest
 from optin_cli.sweeping.candidate import Candidate, make_candidate, measure_candidate, scoring_constants
 from optin_cli.sweeping.keeping import Keeper
-from optin_cli.sweeping.plots import write_picture
+from optin_cli.sweeping.plots import PICTURE
 from optin_cli.tasks.registry import load_task
 from optin_cli.tasks.schema import Task
 from optin_cli.version import __version__
@@ -301,8 +303,7 @@ class Bench:
         """Write the result and its picture, and remove what an earlier sweep left in the folder."""
         folder, points = self.keeper.folder, {(point.recipe, point.asked) for point in self.sweep.points}
         self.keeper.clear(points, chosen=self.sweep.chosen is not None)
-        write_picture(self.sweep, folder)
-        write_text(folder / RESULT, self.sweep.dump(), force=True)
+        write_together({folder / PICTURE: draw_frontier(self.sweep), folder / RESULT: self.sweep.dump()}, force=True)
         (folder / PARTIAL).unlink(missing_ok=True)
         return self.sweep
 

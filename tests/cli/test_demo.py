@@ -1,5 +1,6 @@
 """`optin demo`: what it leaves and prints, and its interruption."""
 
+import errno
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,3 +28,19 @@ def test_interrupting_the_demo_stops_it(here):
     assert result.code == 130 and load.call_count == 1
     assert "Interrupted" in result.err
     assert Path.cwd() == here
+    assert not (here / "show").exists(), "half a demo stands in the way of the next"
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_demo(here):
+    with patch("shutil.copyfile", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        result = call("demo", "show")
+    assert result.code == 1 and "No space is left" in result.err
+    assert not (here / "show").exists()
+
+
+def test_a_failing_stage_leaves_what_was_in_the_folder_before(here):
+    (here / "show").mkdir()
+    (here / "show" / "mine.txt").write_text("mine")
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=KeyboardInterrupt):
+        assert call("demo", "show", "--force").code == 130
+    assert (here / "show" / "mine.txt").read_text() == "mine"

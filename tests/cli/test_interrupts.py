@@ -1,12 +1,16 @@
 """Ctrl-C and SIGTERM in real processes: exit status, what remains, and what resumes."""
 
+import json
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from helpers.running import command, done, environment, python, tree, write_rows
+from helpers.running import call, command, done, environment, python, tree, write_rows
+from safetensors import SafetensorError
 
 from optin_cli.cli import interrupts
 
@@ -34,6 +38,28 @@ def test_ctrl_c_and_resume_for_real(work):
     assert {p.name for p in work.glob("*scores*")} == {"bert.scores.safetensors"}
     done(*options, "-o", "whole.safetensors")
     assert Path("whole.safetensors").read_bytes() == Path("bert.scores.safetensors").read_bytes()
+
+
+def block_of(record):
+    """The block that a streamed prune has come to, None at its beginning."""
+    return json.loads(record.read_text())["block"] if record.exists() else None
+
+
+def test_a_streamed_prune_that_is_killed_resumes(work):
+    write_rows(work / "many.jsonl", [{"text": "a b c d " * (1 + row % 6)} for row in range(64)])
+    done("score", "bert", "--calib", "many.jsonl", "--units", "heads,neurons", "--probes", "1")
+    done("search", "bert.scores.safetensors", "--keep-flops", "0.5")
+    options = ("prune", "bert", "--mask", "bert.mask.json", "--stream", "--batch-size", "1")
+    with subprocess.Popen(command(*options), cwd=work, env=environment(), stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: block_of(work / "bert-pruned.partial" / "run.json"), process)
+        process.kill()
+    assert not (work / "bert-pruned").exists()
+    assert done(*options, "--resume").out == "bert-pruned/\n"
+    assert not (work / "bert-pruned.partial").exists()
+    done(*options, "-o", "whole")
+    assert tree(work / "bert-pruned") == tree(work / "whole")
+    refusal = call(*options[:4], "-o", "other", "--resume", "--no-stream")
+    assert refusal.code == 2 and "only streamed runs keep what is finished" in refusal.err
 
 
 SWALLOWED = """
@@ -99,3 +125,15 @@ def test_termination_while_certifying_leaves_nothing(work, made):
     assert (process.returncode, out) == (130, "")
     assert "Interrupted" in err and "Traceback" not in err
     assert tree(work) == before
+
+
+def test_an_interruption_that_a_library_turns_into_an_error_is_one(made, here):
+    def load(_path):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SafetensorError("could not determine the shape") from None
+
+    with patch("optin_cli.checkpoints.weights.load_file", load):
+        result = call("profile", made.bert)
+    assert result.code == 130 and result.err.endswith("Interrupted.\n"), result.err

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from helpers.running import QUICK, call, command, done, environment, run_cli, tree
@@ -164,3 +165,23 @@ def test_colour_is_for_terminals(work, made):
         assert [r.returncode for r in results] == [0, 1]
         assert not any("\x1b" in r.stdout + r.stderr for r in results)
         assert results[1].stderr.startswith("error: none does not exist")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ImportError("libtorch.so: failed to map segment from shared object"), "A library cannot be loaded: libtorch"),
+        (ModuleNotFoundError("No module named 'scipy'", name="scipy"), "A library cannot be loaded: No module named"),
+        (ImportError("cannot import name 'x'", name="optin_cli.files"), "This is a defect of optin: ImportError"),
+    ],
+)
+def test_libraries_that_cannot_be_loaded_are_no_defect(made, error, words):
+    with patch("optin_cli.checkpoints.checkpoint.load", side_effect=error):
+        result = call("profile", made.bert)
+    assert result.code == 1 and words in result.err, result.err
+
+
+def test_python_without_docstrings_is_refused_before_transformers(made, here):
+    result = run_cli("profile", made.bert, cwd=here, env={"PYTHONOPTIMIZE": "2"})
+    assert result.returncode == 2 and "Unset PYTHONOPTIMIZE" in result.stderr, result.stderr
+    assert run_cli("inspect", made.mask, cwd=here, env={"PYTHONOPTIMIZE": "2"}).returncode == 0

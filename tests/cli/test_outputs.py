@@ -4,6 +4,8 @@ import contextlib
 import errno
 import os
 import resource
+import tempfile
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from helpers.desk import SCORE, refused
 from helpers.running import QUICK, call, tree
 from safetensors import SafetensorError
+
+from optin_cli import files
 
 WRITERS = {
     "profile": ["profile", "bert", "-o", "bert.profile.json"],
@@ -202,3 +206,49 @@ def test_defects_are_named_and_traced_on_request(desk, monkeypatch):
         assert "Traceback" in call("profile", "bert").err
     with patch("optin_cli.checkpoints.checkpoint.load", side_effect=MemoryError):
         assert "Not enough memory" in call("profile", "bert").err
+
+
+TWO = ["search", "bert.scores.safetensors", "--keep-flops", "0.6,0.8"]
+CARD = ["eval", "bert-pruned", "--latency-runs", "0", "--card"]
+
+
+@pytest.mark.parametrize("more", [[], ["-o", "masks"], ["-o", "there"]])
+def test_several_masks_are_written_together_or_not_at_all(desk, more):
+    desk.take("bert.scores.safetensors")
+    (desk.folder / "there").mkdir()
+    full, write, left = OSError(errno.ENOSPC, "No space left on device"), Path.write_bytes, [1]
+
+    def second_fails(path, content):
+        if not left:
+            raise full
+        left.clear()
+        return write(path, content)
+
+    with patch("pathlib.Path.write_bytes", second_fails):
+        refused(desk.folder, [*TWO, *more], 1, ["No space is left"])
+    assert call(*TWO, *more).code == 0
+
+
+@pytest.mark.parametrize("fault", ["card", "rename"])
+def test_a_result_and_the_card_that_quotes_it_are_written_together(desk, fault):
+    desk.take("bert-pruned")
+    before, rename = tree(desk.folder), files._renameat2
+
+    def refuse(source, target, flag):
+        if target.name == "README.md":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return rename(source, target, flag)
+
+    make = tempfile.mkstemp
+
+    def read_only(*args, dir, **options):
+        if Path(dir).name == "bert-pruned":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(*args, dir=dir, **options)
+
+    place = ("optin_cli.files._renameat2", refuse) if fault == "rename" else ("tempfile.mkstemp", read_only)
+    with patch(*place):
+        result = call(*CARD)
+    assert result.code == 1 and "Read-only file system" in result.err, result.err
+    assert tree(desk.folder) == before
+    assert call(*CARD).code == 0

@@ -99,6 +99,12 @@ def test_values_out_of_range_are_usage_errors(args, words):
         run(takes_kinds, "w", *args)
 
 
+@pytest.mark.parametrize("value", ["1_0", "\u0667", "0x1", "1.0", "x", ""])
+def test_whole_numbers_are_digits(value):
+    _, result = run(takes_kinds, "w", "--count", value)
+    assert result.exit_code == 2 and "is not a whole number" in result.output
+
+
 def test_one_flag_fills_every_class_that_shares_it():
     got, _ = run(takes_both, "--count", "5", "--second", "x", "--more", "4", "--on")
     assert got["both"] == Both(Kinds(count=5), Kinds(count=5, path=Path("x")))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.desk import refused
-from helpers.running import call, done, environment, write_rows
+from helpers.running import call, done, environment, tree, write_rows
 from helpers.sharing import torchrun
 
 LONG = ("score", "bert", "--calib", "many.jsonl", "--batch-size", "1", "--probes", "8")
@@ -82,6 +82,28 @@ def test_two_processes_evaluate_as_one_does(work):
     assert Path("two.json").read_bytes() == Path("one.json").read_bytes()
 
 
+def test_two_processes_prune_as_one_does(work):
+    done("score", "bert", "--calib", "train.jsonl", "--probes", "1")
+    done("search", "bert.scores.safetensors", "--keep-flops", "0.5", "-o", "mask.json")
+    command = ("prune", "bert", "--mask", "mask.json", "--batch-size", "5")
+    result = subprocess.run(
+        torchrun(2, *command, "-o", "two"), cwd=work, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "two/\n"), result.stderr
+    assert result.stderr.count("adjusted") == 1
+    done(*command, "-o", "one")
+    assert tree(work / "two") == tree(work / "one")
+    refusal = subprocess.run(
+        torchrun(2, *command, "--stream", "-o", "three"),
+        cwd=work,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refusal.returncode and refusal.stderr.count("error: A run that is shared is not streamed.") == 1
+
+
 @pytest.mark.parametrize("args", [("search", "none.safetensors"), ("score", "none", "--calib", "sst2")])
 def test_what_fails_in_two_processes_is_said_once(work, args):
     result = subprocess.run(
@@ -114,7 +136,7 @@ def test_parts_are_scored_shown_and_merged(work):
         (("score", "bert", "--calib", "texts.jsonl", "--shard", "1/9"), 2, ["shared by 9", "8 portions"]),
         (("merge", "texts.jsonl"), 1, ["texts.jsonl is not a part of scores"]),
         (("merge", "none.safetensors"), 1, ["none.safetensors cannot be read as a part file"]),
-        (("merge",), 2, ["PARTS"]),
+        (("merge",), 2, ["PART"]),
     ],
 )
 def test_wrong_parts_are_refused(work, args, code, words):

@@ -80,6 +80,7 @@ DECODERS = {
     "phi3": ("phi3", SMALL | GROUPED | SPECIAL),
     "olmo2": ("olmo2", SMALL | GROUPED | {"rms_norm_eps": 1e-9}),
     "qwen3-moe": ("qwen3_moe", SMALL | GROUPED | {"head_dim": 8} | EXPERTS),
+    "mixtral": ("mixtral", SMALL | GROUPED | {"intermediate_size": 32, "num_local_experts": 6}),
     "opt": ("opt", SMALL | ALONE | {"ffn_dim": 40}),
     "opt-post-norm": ("opt", SMALL | ALONE | {"ffn_dim": 40, "do_layer_norm_before": False}),
     "gpt2": ("gpt2", SMALL | ALONE | {"n_inner": 40}),

@@ -4,7 +4,9 @@ import pytest
 import torch
 from helpers.sharing import in_processes
 
-from optin_cli.errors import ProcessError
+from optin_cli.errors import ProcessError, UsageError
+from optin_cli.processes.launch import BOTH, GLOO, backend, joined
+from optin_cli.processes.portions import cut_portions, sum_portions
 from optin_cli.processes.processes import ALONE, Processes, deal, talking
 
 
@@ -64,6 +66,9 @@ def test_one_process_does_everything_itself():
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="this is number 3 on a machine with 2"):
+        Processes(rank=6, count=8, local=2).device(None)
     processes = Processes(rank=5, count=8, local=1)
     assert [processes.device(asked) for asked in (None, "cuda", "cpu", "cuda:0")] == [
         "cuda:1",
@@ -71,6 +76,44 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         "cpu",
         "cuda:0",
     ]
+
+
+@pytest.mark.parametrize(("gpus", "processes", "chosen"), [(0, 2, GLOO), (1, 2, GLOO), (2, 2, BOTH), (8, 2, BOTH)])
+def test_tensors_on_gpus_travel_by_nccl_where_each_process_has_one(monkeypatch, gpus, processes, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert backend(processes) == chosen
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_process_joins_with_nccl(monkeypatch):
+    free = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    for name, value in (free | {"MASTER_PORT": "29533"}).items():
+        monkeypatch.setenv(name, value)
+    with joined() as processes:
+        assert processes.direct and processes.device("cuda") == "cuda"
+        tensor = torch.ones(3, dtype=torch.float64, device="cuda")
+        torch.distributed.broadcast(tensor, src=0)
+        assert tensor.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(("items", "count"), [(9, 2), (9, 3), (2, 3), (1, 2)])
+def test_sums_over_portions_are_the_same_bits_in_any_number_of_processes(items, count, tmp_path):
+    drawn = torch.randn(items, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e3
+    portions = cut_portions([float(1 + item % 3) for item in range(items)])
+
+    def summed(processes):
+        def measure(portion):
+            rows = drawn[portion.start : portion.stop]
+            return [rows.sum(dim=0), torch.tensor(len(rows)), torch.zeros(0)]
+
+        return sum_portions(processes, portions, measure)
+
+    alone = summed(ALONE)
+    assert int(alone[1]) == items
+    for each in in_processes(count, summed, tmp_path):
+        assert all(torch.equal(mine, other) for mine, other in zip(each, alone, strict=True))
 
 
 def test_what_torch_says_of_a_process_that_is_gone_is_explained():

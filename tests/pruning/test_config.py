@@ -30,7 +30,11 @@ HEADS_TOO = {"vit", "deit", "deit-distilled", "beit", "dinov2", "dinov2-swiglu",
 HEADS_TOO |= DECODERS.keys() - FULL_WIDTH
 """Families whose config states fewer heads of the same size."""
 
-STATED = {"dinov2-swiglu": {"head"}, "qwen3-moe": {"head", "neuron", "expert", "expert-neuron"}}
+STATED = {
+    "dinov2-swiglu": {"head"},
+    "qwen3-moe": {"head", "neuron", "expert", "expert-neuron"},
+    "mixtral": {"head", "expert", "expert-neuron"},
+}
 """Groups of which the config states fewer units, where they are not neurons, with or without heads."""
 
 NEVER = ("swin", "swinv2", "convnext", "mobilevit", "mobilenet_v2", "resnet", "resnet-bottleneck")

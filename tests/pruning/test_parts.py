@@ -13,10 +13,12 @@ from optin_cli.artifacts.manifest import Manifest
 from optin_cli.artifacts.mask import GroupMask
 from optin_cli.checkpoints.checkpoint import load
 from optin_cli.errors import ArtifactError
+from optin_cli.files import OutputError
 from optin_cli.model.cut import cut
 from optin_cli.options.refit import RefitOptions
 from optin_cli.pruning.parts import Parts, cut_parts
 from optin_cli.pruning.prune import prune
+from optin_cli.refit.waypoint import RECORD
 
 MADE = {
     "llama": ("next", {"dtype": torch.bfloat16, "tie_word_embeddings": False}),
@@ -135,3 +137,68 @@ def test_whole_blocks_that_stay_are_no_obstacle(folder, tmp_path):
     assert isinstance(mask.groups["decoder.0.block"], GroupMask)
     prune(checkpoint, mask, tmp_path / "out")
     assert load(tmp_path / "out").structure.units["decoder.1.neuron"] == 3
+
+
+class Stop:
+    """Progress that interrupts a run when it reports something for the nth time."""
+
+    def __init__(self, what, after=1):
+        self.what, self.left, self.seen = what, after, []
+
+    def update(self, _done, _total, what):
+        self.seen.append(what)
+        self.left -= self.what in what
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def count(self, samples):
+        pass
+
+    def read(self, data):
+        pass
+
+    def note(self, text):
+        pass
+
+
+def blocks_of(seen):
+    """Names of blocks whose consumers were adjusted, in order."""
+    return list(dict.fromkeys(what.rpartition(".")[0] for what in seen if what.startswith("decoder.")))
+
+
+@pytest.mark.parametrize("what", ["decoder.0", "decoder.1", "saving"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+def test_an_interrupted_refit_goes_on_from_its_block(what, bias, folder, calibration, tmp_path):
+    source, mask = folder("llama"), mask_of(folder("llama"))
+    how = {"refit": calibration, "options": RefitOptions(samples=24, batch_size=8, add_bias=bias)}
+    state, stop = tmp_path / "state", Stop(what, 1 if what == "saving" else 2)
+    prune(load(source, stream=True), mask, tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        prune(load(source, stream=True), mask, tmp_path / "out", state=state, progress=stop, **how)
+    assert state.is_dir() and not (tmp_path / "out").exists()
+    other = mask_of(source, seed=1)
+    with pytest.raises(ArtifactError, match="left by a run with other options, data or checkpoint"):
+        prune(load(source, stream=True), other, tmp_path / "out", state=state, resume=True, **how)
+    watch = Stop("nothing")
+    prune(load(source, stream=True), mask, tmp_path / "out", state=state, resume=True, progress=watch, **how)
+    blocks = ["decoder.0", "decoder.1", "decoder.2"]
+    assert blocks_of(watch.seen) == (blocks[2:] if what == "saving" else blocks[blocks.index(what) :])
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert not state.exists()
+
+
+def test_what_is_not_of_an_interrupted_run_is_refused(folder, calibration, tmp_path):
+    source, mask, state = folder("llama"), mask_of(folder("llama")), tmp_path / "state"
+    how = {"refit": calibration, "options": RefitOptions(samples=24, batch_size=8), "state": state}
+    (state / "mine").mkdir(parents=True)
+    with pytest.raises(OutputError, match="exists, where this run would keep"):
+        prune(load(source, stream=True), mask, tmp_path / "out", **how)
+    (state / "mine").rmdir()
+    (state / RECORD).write_text("[]")
+    with pytest.raises(ArtifactError, match="not the record of an interrupted run"):
+        prune(load(source, stream=True), mask, tmp_path / "out", resume=True, **how)
+    with pytest.raises(KeyboardInterrupt):
+        prune(load(source, stream=True), mask, tmp_path / "out", progress=Stop("decoder.1", 2), **how)
+    next((state / "blocks").iterdir()).unlink()
+    with pytest.raises(ArtifactError, match="is gone, from which the interrupted run would go on"):
+        prune(load(source, stream=True), mask, tmp_path / "out", resume=True, **how)

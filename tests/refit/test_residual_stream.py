@@ -46,7 +46,7 @@ def test_own_rows_are_kept_columns_and_outputs_of_the_original(family):
         consumer = pruned.get_submodule(group.consumer)
         with residuals.refitting(PrunedModel(model, pruned, structure, mask), [batch]) as run:
             run.advance(group)
-            rows = [*residuals.own_rows(run, group)]
+            rows = [*residuals.own_rows(run, group, range(1))]
         assert len(rows) == run.calls[group]
         outputs.append([(x.double() @ weight_matrix(consumer), y.double(), taken) for x, y, taken, _ in rows])
     for (some, y, taken), (rest, _, _) in zip(*outputs, strict=True):

@@ -47,6 +47,16 @@ def spoiled(tmp_path, change):
     return tmp_path / "state"
 
 
+def test_own_sums_that_are_no_numbers_are_refused(tmp_path):
+    own = {"square": torch.zeros(2)}
+    totals = Accumulator(own)
+    totals.add({"a": torch.rand(4, 3)})
+    own["square"][0] = math.nan
+    totals.save(tmp_path / "state", "print")
+    with pytest.raises(ArtifactError, match=r"extra\.square is not finite"):
+        Accumulator.load(tmp_path / "state", "print", {"square": torch.zeros(2)})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -55,7 +65,7 @@ def spoiled(tmp_path, change):
         (lambda state: state.counts.update(a="4"), "the count of a is '4'"),
         (lambda state: state.counts.update(a=10**30), "the count of a is 1000"),
         (lambda state: state.counts.update(a=-1), "the count of a is -1"),
-        (lambda state: state.squares["a"].__setitem__(0, math.nan), "the sums of a are not finite"),
+        (lambda state: state.squares["a"].__setitem__(0, math.nan), "square.a is not finite"),
         (lambda state: state.sums.update(a=torch.zeros(2, dtype=torch.float64)), r"of shape \(2,\)"),
         (lambda state: setattr(state, "done", -1), "how far it came"),
         (lambda state: setattr(state, "extra", {"x": torch.zeros(1)}), "extra.x is of no use"),

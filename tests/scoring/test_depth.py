@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.models import build, make_batch, save_checkpoint, structure_of
 from helpers.running import call, write_rows
+from helpers.sharing import in_processes
 
 import optin_cli
 from optin_cli.artifacts.costs import BlockExchange
@@ -155,3 +156,14 @@ def test_what_cannot_be_scored_as_a_whole(tmp_path, texts):
     albert = save_checkpoint(tmp_path / "albert", "albert")
     result = call("score", albert, "--calib", texts, "--units", "heads,neurons,blocks", "-o", tmp_path / "s")
     assert result.code == 1 and "No whole block of albert can be removed" in result.err
+
+
+def test_processes_that_share_batches_score_blocks_alike(tmp_path, texts):
+    checkpoint = load_checkpoint(save_checkpoint(tmp_path / "whole"))
+    alone = optin_cli.score(checkpoint, str(texts), options=OPTIONS)
+    assert alone.header.block_exchange is not None
+
+    def shared(processes):
+        return optin_cli.score(replace(checkpoint, processes=processes), str(texts), options=OPTIONS).content()
+
+    assert in_processes(2, shared, tmp_path) == [alone.content()] * 2

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optin_cli.scoring.distances import manifold_distance, mean_over_tokens, normalized_tokens, output_distance
+from optin_cli.scoring.distances import (
+    gram_projection,
+    manifold_distance,
+    mean_over_tokens,
+    normalized_tokens,
+    output_distance,
+)
 
 KINDS = ("categorical", "bernoulli", "real")
 
@@ -116,3 +122,21 @@ def test_means_are_over_real_tokens():
     assert mean_over_tokens(values, mask_of(2, 1)).tolist() == [2.0, 5.0]
     assert mean_over_tokens(values, None).tolist() == [2.0, 52.5]
     assert mean_over_tokens(values[0], None).tolist() == [1.0, 3.0]
+
+
+def test_projections_of_gram_matrices_and_their_gradients_are_those_of_normalised_tokens():
+    features = draw(0, 3, 5, 4).double()
+    features[2, 1] = 0.0
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+    signs = draw(1, 2, 3, 5).double().sign() * mask
+    slope = draw(2, 3).double()
+    found, expected = features.clone().requires_grad_(), features.clone().requires_grad_()
+    mine = gram_projection(found, signs)
+    left, right = torch.einsum("sbt,btc->sbc", signs, normalized_tokens(expected, mask))
+    theirs = (left * right).sum(dim=-1)
+    torch.testing.assert_close(mine, theirs)
+    (mine * slope).sum().backward()
+    (theirs * slope).sum().backward()
+    real = features.norm(dim=-1) > 0
+    torch.testing.assert_close(found.grad[real], expected.grad[real])
+    assert not found.grad[~mask].any() and found.grad.isfinite().all()

@@ -7,6 +7,7 @@ import pytest
 from helpers.models import save_images
 from helpers.pictures import image_folder
 from helpers.running import call
+from helpers.sharing import in_processes
 
 import optin_cli
 from optin_cli.artifacts.scores import read_scores
@@ -129,3 +130,13 @@ def test_shares_out_of_range_are_refused(exchanged, tmp_path, monkeypatch, share
     assert result.code == 2 and words in result.err and result.out == ""
     with pytest.raises(UsageError):
         ScoreOptions(token_exchange=0.0)
+
+
+def test_processes_that_share_batches_find_the_same_rate(exchanged, tmp_path):
+    root, checkpoint, scored, _ = exchanged
+
+    def shared(processes):
+        return optin_cli.score(replace(checkpoint, processes=processes), str(root / "pets"), options=OPTIONS).content()
+
+    assert OPTIONS.token_exchange == 0.8 and scored.header.token_exchange is not None
+    assert in_processes(2, shared, tmp_path) == [scored.content()] * 2

@@ -9,7 +9,7 @@ from optin_cli.model.readout import read_out
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.scoring.exact import exact_batch
 from optin_cli.scoring.sketch import Objective, sketch_batch
-from optin_cli.scoring.vocabulary import drawn_factor, token_signs, vocabulary_pull
+from optin_cli.scoring.vocabulary import STRETCH, drawn_classes, drawn_factor, token_signs, vocabulary_pull
 
 OUTPUT = Objective.of(ScoreOptions(criterion="output", temperature=1.0))
 
@@ -74,3 +74,13 @@ def test_exact_removal_still_sees_whole_logits():
     structure = structure_of(model, "next")
     found = exact_batch(model, structure.with_groups(structure.groups[:1]), batch, OUTPUT, rows=8)
     assert all(bool((values > 0).all()) for values in found.values())
+
+
+@pytest.mark.parametrize("classes", [5, STRETCH, 2 * STRETCH, 3 * STRETCH + 7])
+def test_a_draw_falls_in_the_class_that_the_running_sum_reaches_with_it(classes):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.softmax(3 * torch.randn(400, classes, generator=generator, dtype=torch.float64), dim=-1)
+    draws = torch.rand(400, generator=generator, dtype=torch.float64)
+    expected = torch.searchsorted(p.cumsum(dim=-1), draws[:, None], right=True)[:, 0]
+    assert torch.equal(drawn_classes(p, draws), expected)
+    assert torch.equal(drawn_classes(p, torch.ones(400)), torch.full((400,), classes - 1))

@@ -7,7 +7,8 @@ from helpers.running import tree
 from optin_cli.artifacts.base import Source, Totals, Workload
 from optin_cli.artifacts.evaluation import Latency
 from optin_cli.artifacts.sweep import Sweep, SweepBaseline, SweepPoint
-from optin_cli.sweeping.plots import draw_text, write_picture
+from optin_cli.reporting.frontier import draw_frontier
+from optin_cli.sweeping.plots import draw_text
 
 
 def example(*, timed=True, chosen=None, points=None):
@@ -59,8 +60,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def drawn(sweep, folder):
     folder.mkdir()
-    path = write_picture(sweep, folder)
-    return ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    picture = draw_frontier(sweep)
+    (folder / "sweep.svg").write_text(picture, encoding="utf-8")
+    return ElementTree.fromstring(picture)
 
 
 def words(root):

@@ -146,11 +146,13 @@ class Reading:
     """How the user asks for a config to be read.
 
     architecture: an own description, with which the kind of model need not be known. as_class: the auto class to open
-    it as, None for the class that the config names.
+    it as, None for the class that the config names. foreign: whether the config was read from a file of the folder,
+    whose weights then bound how large a model it may ask for.
     """
 
     architecture: Path | None = None
     as_class: str | None = None
+    foreign: bool = True
 
 
 @dataclass(frozen=True)

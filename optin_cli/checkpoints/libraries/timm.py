@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -15,6 +16,7 @@ from torch import nn
 
 from optin_cli.architectures.registry import find_architecture
 from optin_cli.architectures.schema import DepthRule
+from optin_cli.checkpoints.building import no_larger_than, sizes_of, stored_in
 from optin_cli.checkpoints.foreign import explaining
 from optin_cli.checkpoints.libraries.registry import (
     CONFIG,
@@ -134,7 +136,8 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
     path = folder / CONFIG
     _require_known(str(raw["architecture"]))
     try:
-        model = _timm().create_model(f"local-dir:{folder}", pretrained=False)
+        with no_larger_than(*stored_in(folder), folder.name) if reading.foreign else contextlib.nullcontext():
+            model = _timm().create_model(f"local-dir:{folder}", pretrained=False)
     except REFUSALS as error:
         shown = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} is refused by timm: {shown}") from error
@@ -178,7 +181,7 @@ def describe(name: str, arguments: Mapping[str, Any], reading: Reading) -> Bluep
         save_config_for_hf(model, str(path), model_config={"model_args": dict(arguments)})
         # Read back, because only then do arguments such as img_size reach what timm says of the model's input.
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return replace(read(Path(scratch), raw, reading), folder=None)
+        return replace(read(Path(scratch), raw, replace(reading, foreign=False)), folder=None)
 
 
 def repository(name: str) -> str:
@@ -211,7 +214,8 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
     """The model in float32 with exactly the weights that it needs, converted by timm where their names are others."""
     model: nn.Module = blueprint.prototype
     if blueprint.plan:
-        apply_plan(model, blueprint.plan)
+        with no_larger_than(*sizes_of(stored.tensors), name):
+            apply_plan(model, blueprint.plan)
     model = model.float()
     fitted = fit_state(stored, model.state_dict(), name)
     state, convert = with_counters(fitted.state, model), None

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from optin_cli.architectures.registry import find_architecture, known_heads
 from optin_cli.architectures.schema import DepthRule
+from optin_cli.checkpoints.building import no_larger_than, sizes_of
 from optin_cli.checkpoints.decilm import in_own_terms
 from optin_cli.checkpoints.folders import download
 from optin_cli.checkpoints.foreign import explaining
@@ -276,7 +277,7 @@ def build(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
-        with torch.device("meta"):
+        with no_larger_than(*sizes_of(stored.tensors), name), torch.device("meta"):
             blank = kind(config)
         fitted = fit_state(stored, blank.state_dict(), name)
         model, report = _load(kind, config, with_counters(fitted.state, blank))
@@ -320,7 +321,7 @@ def build_streamed(blueprint: Blueprint, stored: Stored, name: str) -> Built:
         setattr(config, key, value)
     kind = planned_class(blueprint.prototype) if blueprint.plan else blueprint.prototype
     try:
-        with WeightsOnMeta():
+        with no_larger_than(*sizes_of(stored.tensors), name), WeightsOnMeta():
             model = kind(config)
         strip_weights(model)
         expected = model.state_dict(keep_vars=True)

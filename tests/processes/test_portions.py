@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optin_cli.errors import UsageError
-from optin_cli.scoring.portions import PORTIONS, cut_portions
+from optin_cli.processes.portions import PORTIONS, cut_portions
 
 
 @pytest.mark.parametrize(
