@@ -201,7 +201,7 @@ def evaluation_table(result: Evaluation) -> Table:
         ("parameters ({})", totals.parameters, other and other.parameters_ratio),
         ("weights ({}B)", totals.bytes, other and other.bytes_ratio),
     ):
-        prefix, unit = _prefix(max(mine, mine / ratio if ratio else 0.0))
+        prefix, unit = _prefix(min(mine, mine / ratio if ratio else mine))
         theirs = f"{mine / ratio / unit:,.2f}" if ratio else ""
         shown = name.format(prefix).replace(" ()", "")
         rows.append((shown, f"{mine / unit:,.2f}", theirs, f"{ratio:.3f}" if ratio else ""))
