@@ -14,7 +14,7 @@ from torch import nn
 from optin_cli.architectures.schema import Purpose
 from optin_cli.artifacts.base import Workload
 from optin_cli.checkpoints.batching import PROBE_ROWS, PROBE_TOKENS, BatchOptions, Inputs, device_of, fit_inputs, seeded
-from optin_cli.checkpoints.foreign import explaining
+from optin_cli.checkpoints.foreign import explaining, unheard
 from optin_cli.checkpoints.libraries.registry import Blueprint, Preprocess
 from optin_cli.data.batch import Batch
 from optin_cli.data.labels import label_ids, label_sets, value_rows
@@ -184,7 +184,7 @@ class TextInput:
             )
         sentences = self.blueprint.sentences
         limit = {} if self.own_length is None else {"model_max_length": self.own_length}
-        with explaining(f"{self.name} has no usable tokenizer", hint):
+        with explaining(f"{self.name} has no usable tokenizer", hint), unheard():
             found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
             if words and getattr(found, "add_prefix_space", None) is False:
                 found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)

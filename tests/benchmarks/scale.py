@@ -33,6 +33,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from optin_cli.progress import Silent
+
 WORDS = 2000
 """Words of the made-up language, which is the models' vocabulary."""
 BATCH = 8
@@ -117,7 +119,7 @@ def make_text(path: Path, case: Case) -> None:
     path.write_text(" ".join(f"w{number}" for number in drawn), encoding="utf-8")
 
 
-class Stages:
+class Stages(Silent):
     """Progress that notes when removal curves begin."""
 
     def __init__(self) -> None:
@@ -128,9 +130,6 @@ class Stages:
         del done, total
         if self.curves is None and what.startswith("order of"):
             self.curves = time.perf_counter()
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def measure(folder: Path, case: Case) -> None:

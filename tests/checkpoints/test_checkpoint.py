@@ -65,6 +65,15 @@ def test_tokenizer_travels_with_the_folder(folder):
         load_checkpoint(folder).input.tokenizer()
 
 
+def test_tokens_with_settings_of_other_versions_print_nothing(folder, capfd):
+    path = folder / "tokenizer_config.json"
+    raw = json.loads(path.read_text())
+    raw["added_tokens_decoder"] = {"0": {"content": "[PAD]", "special": True, "\x1b[2Jodd": True}}
+    path.write_text(json.dumps(raw))
+    load_checkpoint(folder).input.tokenizer()
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("suffix", FILE_SUFFIXES)
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_state_dict_files_with_arch(folder, tmp_path, suffix, prefix):
