@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.ASCII | re.IGNORECASE)
-WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,99}", re.ASCII)
 
 
 def whole_number(given: str | int) -> int:

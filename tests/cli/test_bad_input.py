@@ -384,7 +384,7 @@ USAGE = {
     "unknown option": (["profile", "bert", "--fast"], ["--fast", "--help"]),
     "no checkpoint": (["profile"], ["CKPT", "--help"]),
     "no mask": (["prune", "bert"], ["--mask"]),
-    "not a number": ([*SCORE, "texts.jsonl", "--samples", "many"], ["--samples", "integer"]),
+    "not a number": ([*SCORE, "texts.jsonl", "--samples", "many"], ["--samples", "not a whole number"]),
     "no samples": ([*SCORE, "texts.jsonl", "--samples", "0"], ["samples is 0"]),
     "no probes": ([*SCORE, "texts.jsonl", "--probes", "0"], ["probes is 0"]),
     "no temperature": ([*SCORE, "texts.jsonl", "--tau", "0"], ["--tau is 0"]),

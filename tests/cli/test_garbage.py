@@ -6,6 +6,7 @@ from optin_cli.cli import garbage
 
 
 def test_searches_are_rare_until_they_are_usual_again():
+    gc.unfreeze()  # what commands of other tests froze
     garbage.search_usually()
     assert gc.get_threshold() == garbage.USUAL and gc.get_freeze_count() == 0
     garbage.search_rarely()
