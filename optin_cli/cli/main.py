@@ -30,7 +30,7 @@ from optin_cli.cli.shrink import shrink
 from optin_cli.cli.sweep import sweep
 from optin_cli.cli.tasks import tasks
 from optin_cli.cli.trim import trim
-from optin_cli.errors import Exit, OptinError, UsageError, first_line
+from optin_cli.errors import Exit, OptinError, ProcessError, UsageError, first_line
 from optin_cli.options.declare import OUTPUT
 from optin_cli.version import __version__
 
@@ -130,8 +130,9 @@ for command, panel, example in COMMANDS:
     )(command)
 
 
-def _fail(message: str, hint: str | None, status: int) -> NoReturn:
-    if interrupts.came():  # a library may have turned the interruption into an error of its own
+def _fail(message: str, hint: str | None, status: int, *, is_told: bool = False) -> NoReturn:
+    """Say why and exit. is_told: the message says of an interruption what there is to say."""
+    if interrupts.came() and not is_told:  # a library may have turned the interruption into an error of its own
         message, hint, status = INTERRUPTED, None, Exit.INTERRUPTED
     interrupts.end()
     sys.stdout.flush()
@@ -183,7 +184,7 @@ def main() -> NoReturn:
             result = common.run(typer.main.get_command(app), processes=processes)
     except OptinError as error:
         _debug()
-        _fail(error.message, error.hint, error.status)
+        _fail(error.message, error.hint, error.status, is_told=isinstance(error, ProcessError))
     except USAGE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
