@@ -41,19 +41,14 @@ class Silent:
 SILENT: Progress = Silent()
 
 
-@dataclass(frozen=True)
-class Part:
-    """The part of longer work from one share of it to another, both from 0 to 1; `label` is put before what runs."""
+class Relay:
+    """Passes reports on to another; those that know more override what they change."""
 
     whole: Progress
-    start: float = 0.0
-    end: float = 1.0
-    label: str = ""
 
     def update(self, done: float, total: float, what: str) -> None:
-        """Report the share of the whole that is finished."""
-        share = done / total
-        self.whole.update(self.start * (1 - share) + self.end * share, 1, f"{self.label}{what}")
+        """Pass it on."""
+        self.whole.update(done, total, what)
 
     def count(self, samples: int) -> None:
         """Pass it on."""
@@ -68,7 +63,22 @@ class Part:
         self.whole.note(text)
 
 
-class Steps:
+@dataclass(frozen=True)
+class Part(Relay):
+    """The part of longer work from one share of it to another, both from 0 to 1; `label` is put before what runs."""
+
+    whole: Progress
+    start: float = 0.0
+    end: float = 1.0
+    label: str = ""
+
+    def update(self, done: float, total: float, what: str) -> None:
+        """Report the share of the whole that is finished."""
+        share = done / total
+        self.whole.update(self.start * (1 - share) + self.end * share, 1, f"{self.label}{what}")
+
+
+class Steps(Relay):
     """Reports the steps of longer work one after another, as shares of the whole.
 
     Args:
@@ -78,29 +88,17 @@ class Steps:
     """
 
     def __init__(self, whole: Progress, weight: float) -> None:
-        self.weight, self.done = weight, 0.0
-        self.step = Part(whole, 0.0, 0.0)
+        self.whole, self.weight, self.done = whole, weight, 0.0
+        self.span, self.label = (0.0, 0.0), ""
 
     @contextlib.contextmanager
     def begin(self, weight: float, label: str = "") -> Iterator[None]:
         """Take reports as those of a step of this weight, until the block ends. label: put before what runs."""
-        begin, end = (min(1.0, done / self.weight) for done in (self.done, self.done + weight))
-        self.step = Part(self.step.whole, begin, end, label)
+        self.span = min(1.0, self.done / self.weight), min(1.0, (self.done + weight) / self.weight)
+        self.label = label
         yield
         self.done += weight
 
     def update(self, done: float, total: float, what: str) -> None:
         """Report the share of the whole that is finished."""
-        self.step.update(done, total, what)
-
-    def count(self, samples: int) -> None:
-        """Pass it on."""
-        self.step.count(samples)
-
-    def read(self, data: str) -> None:
-        """Pass it on."""
-        self.step.read(data)
-
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self.step.note(text)
+        Part(self.whole, *self.span, self.label).update(done, total, what)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from optin_cli.cli.consoles import console, say
 from optin_cli.cli.escapes import escaped
 from optin_cli.errors import Exit
-from optin_cli.progress import Progress
+from optin_cli.progress import Progress, Relay
 
 if TYPE_CHECKING:
     import torch
@@ -25,30 +25,18 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 """Variable that names the file whose Markdown GitHub shows on the page of a run."""
 
 
-class Stage:
+class Stage(Relay):
     """Progress of a stage, passed on; it remembers when it began and what data was read."""
 
-    def __init__(self, shown: Progress) -> None:
-        self.shown = shown
+    def __init__(self, whole: Progress) -> None:
+        self.whole = whole
         self.begun = time.perf_counter()
         self.data: list[str] = []
-
-    def update(self, done: float, total: float, what: str) -> None:
-        """Pass it on."""
-        self.shown.update(done, total, what)
-
-    def count(self, samples: int) -> None:
-        """Pass it on."""
-        self.shown.count(samples)
 
     def read(self, data: str) -> None:
         """Remember it, and pass it on."""
         self.data.append(data)
-        self.shown.read(data)
-
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self.shown.note(text)
+        super().read(data)
 
     def took(self, device: torch.device) -> Took:
         """What it took until now."""
