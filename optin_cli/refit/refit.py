@@ -197,10 +197,10 @@ def refit_model(
     original, structure = pruned.original, pruned.structure
     norms = following_norms(original, structure, batches[0])
     report = refit_products(pruned, batches, processes) | dict({} if waypoint is None else waypoint.report)
+    dropped = set(structure.dropped(pruned.kept))
+    passed = dropped | set(() if waypoint is None else waypoint.passed(structure))
     changed, block = False, None
     with refitting(pruned, batches, processes=processes, waypoint=waypoint, progress=progress) as run:
-        dropped = set(structure.dropped(pruned.kept))
-        passed = dropped | set(() if waypoint is None else waypoint.passed(structure))
         for number, group in enumerate(run.calls):
             changed = changed or (group.block not in dropped and structure.changes(pruned.kept, group))
             if changed and group.block not in passed:

@@ -71,8 +71,13 @@ class Waypoint:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
     def passed(self, structure: Structure) -> list[str]:
-        """Names of the blocks before it."""
+        """Names of the blocks before it (ArtifactError if the model has no block of its name)."""
         names = [block.name for block in structure.blocks]
+        if self.block not in (None, *names):
+            raise ArtifactError(
+                f"{self.folder / RECORD} names the block {self.block!r}, which the model does not have.",
+                hint="Leave out --resume to start over.",
+            )
         return [] if self.block is None else names[: names.index(self.block)]
 
     def forget(self) -> None:

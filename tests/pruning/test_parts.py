@@ -199,6 +199,11 @@ def test_what_is_not_of_an_interrupted_run_is_refused(folder, calibration, tmp_p
         prune(load(source, stream=True), mask, tmp_path / "out", resume=True, **how)
     with pytest.raises(KeyboardInterrupt):
         prune(load(source, stream=True), mask, tmp_path / "out", progress=Stop("decoder.1", 2), **how)
+    record = (state / RECORD).read_text()
+    (state / RECORD).write_text(record.replace("decoder.1", "decoder.9"))
+    with pytest.raises(ArtifactError, match=r"names the block 'decoder\.9', which the model does not have"):
+        prune(load(source, stream=True), mask, tmp_path / "out", resume=True, **how)
+    (state / RECORD).write_text(record)
     next((state / "blocks").iterdir()).unlink()
     with pytest.raises(ArtifactError, match="is gone, from which the interrupted run would go on"):
         prune(load(source, stream=True), mask, tmp_path / "out", resume=True, **how)
