@@ -40,7 +40,7 @@ class Generation(Frozen):
     """Speed of greedy generation with a cache, by batch size.
 
     prompt_tokens, new_tokens: of each row. cache_bytes_per_token: of the keys and values that the layers hold behind a
-    generation, of type `cache_dtype`, for each token of a row that the model has read.
+    generation, of type `cache_dtype`, for each token of a row that the model has read. runtime: what ran the model.
     """
 
     prompt_tokens: int
@@ -49,6 +49,7 @@ class Generation(Frozen):
     warmup: int
     device: str
     threads: int
+    runtime: str = "torch"
     cache_dtype: str
     cache_bytes_per_token: float
     speeds: dict[int, Speed]

@@ -17,6 +17,7 @@ from optin_cli.architectures.registry import find_architecture, parse_architectu
 from optin_cli.architectures.schema import Architecture
 from optin_cli.artifacts.base import Options, Source, Totals, Workload, relative_path
 from optin_cli.checkpoints.batching import compute_type, device_of
+from optin_cli.checkpoints.continuing import Continue
 from optin_cli.checkpoints.embeddings import embedding_of
 from optin_cli.checkpoints.folders import FILE_SUFFIXES, download, file_stem, require_recorded, weight_files
 from optin_cli.checkpoints.foreign import explaining
@@ -47,12 +48,14 @@ MAPPED = ".safetensors"
 class Recorded:
     """What is recorded of a model that a runtime holds, since it cannot be looked into.
 
-    runtime: name and version. totals: its cost for an input of the shape `workload`.
+    runtime: name and version. totals: its cost for an input of the shape `workload`. continues: what continues prompts,
+    of a runtime that keeps keys and values; None for any other.
     """
 
     runtime: str
     workload: Workload
     totals: Totals
+    continues: Continue | None = None
 
 
 @dataclass(frozen=True)

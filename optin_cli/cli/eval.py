@@ -24,7 +24,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="CKPT",
-            help="Checkpoint, as for the other commands, or a file that optin export wrote (.onnx, .pt2, .xml).",
+            help="Checkpoint, as for the other commands, or a file that optin export wrote (.onnx, .pt2, .xml, .gguf).",
             show_default=False,
         ),
     ],

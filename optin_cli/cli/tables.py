@@ -210,10 +210,11 @@ def evaluation_table(result: Evaluation) -> Table:
         theirs, shown = (f"{latency.median_ms / ratio:.1f}", f"{ratio:.3f}") if ratio else ("", "")
         rows.append((f"ms, batch {latency.batch_size}, {latency.shape}", f"{latency.median_ms:.1f}", theirs, shown))
         rows.append(("samples/s", f"{latency.samples_per_second:,.0f}", "", ""))
-        runtimes = (latency.runtime, "" if other is None else other.runtime)
+    rows += generation_rows(result)
+    if (measured := result.latency or result.generation) is not None:
+        runtimes = (measured.runtime, "" if other is None else other.runtime)
         if any(name not in ("", "torch") for name in runtimes):
             rows.append(("runtime", *runtimes, ""))
-    rows += generation_rows(result)
     for row in rows:
         table.add_row(*row[: len(table.columns)])
     if left_out > 0:

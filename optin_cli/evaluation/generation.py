@@ -10,13 +10,23 @@ from optin_cli.checkpoints.text_input import TextInput
 from optin_cli.errors import UsageError
 from optin_cli.options.evaluation import EvalOptions
 from optin_cli.options.generation import GenerationOptions
-from optin_cli.profiling.decoding import measure_generation
+from optin_cli.profiling.decoding import Timed, continuing, measure_generation
 from optin_cli.progress import Progress
 
 
 def generates(checkpoint: Checkpoint) -> bool:
-    """Whether a model continues texts here; an exported one is run in a runtime that keeps no cache."""
+    """Whether transformers continues texts by this model, which it does not by an exported one."""
     return checkpoint.blueprint.purpose == "next-token-prediction" and checkpoint.recorded is None
+
+
+def timed(checkpoint: Checkpoint) -> Timed | None:
+    """What times generation: by transformers, or by the runtime of an exported file that keeps keys and values."""
+    if generates(checkpoint):
+        return Timed(continuing(checkpoint.model))
+    recorded = checkpoint.recorded
+    if recorded is None or recorded.continues is None:
+        return None
+    return Timed(recorded.continues, recorded.runtime)
 
 
 def what_it_is(checkpoint: Checkpoint) -> str:
@@ -46,25 +56,25 @@ def held_lengths(options: GenerationOptions, checkpoints: Sequence[Checkpoint]) 
 
 def require_decoding(checkpoint: Checkpoint, options: GenerationOptions) -> None:
     """Refuse timed generations that were asked for, of a model that does not generate (UsageError)."""
-    if options.decode_runs:
+    if options.decode_runs and timed(checkpoint) is None:
         require_generating(checkpoint, "--decode-runs")
 
 
 def with_generation(
     result: Evaluation, checkpoint: Checkpoint, against: Checkpoint | None, options: EvalOptions, progress: Progress
 ) -> Evaluation:
-    """The evaluation with the speed of generation, of both models in one run where both generate."""
+    """The evaluation with the speed of generation, of both models in one run where both can be timed."""
     runs = options.generation.runs(options.latency_runs)
-    if not runs or not generates(checkpoint):
+    if not runs or timed(checkpoint) is None:
         return result
-    timed = [one for one in (checkpoint, against) if one is not None and generates(one)]
-    asked = held_lengths(options.generation, timed)
+    models = [(one, by) for one in (checkpoint, against) if one is not None and (by := timed(one)) is not None]
+    asked = held_lengths(options.generation, [one for one, _ in models])
     inputs = {
-        batch: random_inputs([one.input for one in timed], checkpoint.input.workload(asked.prompt_length, batch))
+        batch: random_inputs([one.input for one, _ in models], checkpoint.input.workload(asked.prompt_length, batch))
         for batch in asked.decode_batch
     }
     progress.update(1, 1, f"generating {asked.new_tokens} tokens, {runs} runs")
-    found = measure_generation([one.model for one in timed], inputs, asked, runs)
+    found = measure_generation([by for _, by in models], inputs, asked, runs)
     compared = result.against
     if compared is not None and len(found) > 1:
         compared = compared.model_copy(update={"generation": found[1]})

@@ -19,6 +19,7 @@ from optin_cli.checkpoints.decilm import head_dim_of
 from optin_cli.checkpoints.fresh import run_fresh
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.gguf_families import Family, Form, find_family
+from optin_cli.exporting.gguf_generation import continuing
 from optin_cli.exporting.gguf_tensors import Layer, Tensors, completed, layer_sizes, named, shifted, turned
 from optin_cli.exporting.gguf_vocabulary import read_vocabulary
 from optin_cli.exporting.registry import ExportError, Prove, Run, Signature, Target
@@ -300,4 +301,5 @@ TARGET = Target(
     types=WEIGHT_TYPES,
     takes=(INPUT,),
     proving=proving,
+    continuing=continuing,
 )

@@ -108,11 +108,13 @@ def load_exported(
             f"{path.parent / 'config.json'} is not the config that {path.name} was exported with.",
             hint="Put the two back together, or run optin export again.",
         )
+    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch:
         checked = target.check(path, Path(scratch))
         try:
             with silenced():
-                run = target.open(str(checked), torch.get_num_threads())
+                run = target.open(str(checked), threads)
+                continues = None if target.continuing is None else target.continuing(str(checked), threads)
         except Exception as error:
             message = f"{target.runtime} does not open {path}: {headline(error)}"
             raise ExportError(message, hint="Run optin export again.") from error
@@ -137,6 +139,7 @@ def load_exported(
             runtime=f"{target.runtime} {importlib.metadata.version(distribution_of(target.runtime))}",
             workload=record.workload,
             totals=record.totals,
+            continues=continues,
         ),
         description=description,
     )

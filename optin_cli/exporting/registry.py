@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from optin_cli.artifacts.export import Continuation
     from optin_cli.checkpoints.checkpoint import Checkpoint
+    from optin_cli.checkpoints.continuing import Continue
     from optin_cli.options.export import ExportOptions
 
 
@@ -100,7 +101,8 @@ class Target:
     weights in float16 and computes in float32. types: of weights, by the runtime's names, the default first. takes:
     names of inputs, None for all that the model takes. proving: for a runtime that has the tokenizer too, makes what
     compares a file's way with texts to the checkpoint's; of a file that is to be exact, it refuses any other
-    (CertificateError).
+    (CertificateError). continuing: for a runtime that keeps keys and values, what continues prompts of a file on a
+    number of CPU threads.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Target:
     types: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
     proving: Callable[[Checkpoint], Prove] | None = None
+    continuing: Callable[[str, int], Continue] | None = None
 
     @property
     def runtime(self) -> str:

@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from optin_cli.artifacts.generation import Generation, Quartiles, Speed
+from optin_cli.checkpoints.batching import Inputs
+from optin_cli.checkpoints.continuing import Continue, Continued
 from optin_cli.options.generation import GenerationOptions
 from optin_cli.profiling.devices import describe_device
 from optin_cli.profiling.timing import evaluating, measure_latency
-
-Inputs = Mapping[str, torch.Tensor]
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Marks:
         """Nothing more arrives."""
 
 
-def generate(model: Any, inputs: Inputs, marks: Marks, count: int, **how: Any) -> Any:
+def generate(model: Any, inputs: Mapping[str, torch.Tensor], marks: Marks, count: int, **how: Any) -> Any:
     """Continue prompts (rows, tokens) greedily by `count` tokens each, none of them an end token.
 
     how: more arguments of the model's `generate`, whose output is returned.
@@ -66,81 +65,82 @@ def cached_tensors(output: Any) -> list[torch.Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-@dataclass
-class _Timed:
-    """What was measured of one model at one batch size: seconds of prompts and of later tokens, and the last output."""
+def continuing(model: Any) -> Continue:
+    """What continues prompts by a model of transformers with a language-modelling head."""
 
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
-    output: Any = None
+    def run(inputs: Inputs, new_tokens: int) -> Continued:
+        marks = Marks()
+        with evaluating(model):
+            output = generate(model, inputs, marks, new_tokens)
+        begin, first, *_, last = marks.seconds
+        tensors = cached_tensors(output)
+        held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        rows, prompt = inputs["input_ids"].shape
+        read = rows * (prompt + new_tokens - 1)  # the last token is not read any more
+        return Continued(first - begin, last - first, held / read, ", ".join(types) or "none")
 
-    def call(self, model: Any, inputs: Inputs, new_tokens: int) -> Callable[[], None]:
-        """What generates once and adds its times."""
+    return run
 
-        def run() -> None:
-            marks = Marks()
-            self.output = generate(model, inputs, marks, new_tokens)
-            begin, first, *_, last = marks.seconds
-            self.prefill.append(first - begin)
-            self.decode.append(last - first)
 
-        return run
+@dataclass(frozen=True)
+class Timed:
+    """A model that is timed: what continues prompts by it, and in what runtime."""
+
+    run: Continue
+    runtime: str = "torch"
 
 
 def measure_generation(
-    models: Sequence[Any], inputs: Mapping[int, Sequence[Inputs]], options: GenerationOptions, runs: int
+    models: Sequence[Timed], inputs: Mapping[int, Sequence[Inputs]], options: GenerationOptions, runs: int
 ) -> list[Generation]:
     """Time greedy generation of exactly `options.new_tokens` tokens, an end token notwithstanding.
 
     Args:
-        models: of transformers, with a language-modelling head.
         inputs: by batch size, the prompt of each model, of the same shape.
     """
-    with ExitStack() as stack:
-        for model in models:
-            stack.enter_context(evaluating(model))
-        timed = {batch: _timed(models, mine, options, runs) for batch, mine in inputs.items()}
-    first = next(iter(inputs))
+    found = {batch: _continued(models, mine, options, runs) for batch, mine in inputs.items()}
+    first = next(iter(inputs.values()))
     return [
-        _recorded([(batch, times[place]) for batch, times in timed.items()], inputs[first][place], options, runs)
-        for place in range(len(models))
+        _recorded(model.runtime, {batch: each[place] for batch, each in found.items()}, first[place], options)
+        for place, model in enumerate(models)
     ]
 
 
-def _timed(models: Sequence[Any], inputs: Sequence[Inputs], options: GenerationOptions, runs: int) -> list[_Timed]:
-    found = [_Timed() for _ in models]
-    calls = [
-        timed.call(model, mine, options.new_tokens) for timed, model, mine in zip(found, models, inputs, strict=True)
-    ]
-    measure_latency(calls, runs=runs, warmup=options.decode_warmup)
-    return found
+def _continued(
+    models: Sequence[Timed], inputs: Sequence[Inputs], options: GenerationOptions, runs: int
+) -> list[list[Continued]]:
+    """What every model's continuations took, without those that warmed it up."""
+    found: list[list[Continued]] = [[] for _ in models]
+
+    def call(place: int) -> Callable[[], None]:
+        return lambda: found[place].append(models[place].run(inputs[place], options.new_tokens))
+
+    measure_latency([call(place) for place in range(len(models))], runs=runs, warmup=options.decode_warmup)
+    return [each[options.decode_warmup :] for each in found]
 
 
-def _recorded(timed: list[tuple[int, _Timed]], inputs: Inputs, options: GenerationOptions, runs: int) -> Generation:
+def _recorded(
+    runtime: str, found: Mapping[int, Sequence[Continued]], inputs: Inputs, options: GenerationOptions
+) -> Generation:
     ids = inputs["input_ids"]
     prompt, new = ids.shape[1], options.new_tokens
-    batch, last = timed[-1][0], timed[-1][1].output
-    tensors = cached_tensors(last)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-
-    def rate(tokens: int, seconds: list[float]) -> Quartiles:
-        return Quartiles.of([tokens / one for one in seconds[options.decode_warmup :]])
-
+    runs = next(iter(found.values()))
     return Generation(
         prompt_tokens=prompt,
         new_tokens=new,
-        runs=runs,
+        runs=len(runs),
         warmup=options.decode_warmup,
         device=describe_device(ids.device),
         threads=torch.get_num_threads(),
-        cache_dtype=", ".join(types) or "none",
-        cache_bytes_per_token=held / (batch * (prompt + new - 1)),  # the last token is not read any more
+        runtime=runtime,
+        cache_dtype=runs[-1].cache_dtype,
+        cache_bytes_per_token=runs[-1].cache_bytes,
         speeds={
             rows: Speed(
-                prefill_per_second=rate(rows * prompt, one.prefill),
-                decode_per_second=rate(rows * (new - 1), one.decode),
+                prefill_per_second=Quartiles.of([rows * prompt / one.prefill for one in each]),
+                decode_per_second=Quartiles.of([rows * (new - 1) / one.decode for one in each]),
             )
-            for rows, one in timed
+            for rows, each in found.items()
         },
     )

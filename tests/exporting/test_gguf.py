@@ -18,6 +18,8 @@ from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import load
 from optin_cli.errors import CertificateError
+from optin_cli.exporting.gguf import continued
+from optin_cli.exporting.gguf_generation import _Rows
 from optin_cli.exporting.registry import ExportError, target_named
 from optin_cli.model.forward import call_model
 from optin_cli.options.export import ExportOptions
@@ -214,6 +216,46 @@ def test_a_file_is_evaluated_as_its_model_is(tmp_path, here):
     result = parse(Evaluation, run.out.encode(), "stdout")
     assert result.against.kl < 1e-9
     assert result.against.agreement == 1
+
+
+@needs_llama_cpp
+def test_rows_of_a_batch_continue_as_the_model_does(tmp_path):
+    checkpoint = ragged(tmp_path)
+    rows = _Rows(str(write(checkpoint, tmp_path)), 2, IDS.shape[1] + 4, 1)
+    for _ in range(2):  # the second time, the cache is emptied first
+        steps = [rows.begin(IDS.tolist())]
+        for _ in range(3):
+            steps.append(rows.add(steps[-1]))
+        assert [list(row) for row in zip(*steps, strict=True)] == [
+            continued(checkpoint.model, prompt, 4) for prompt in IDS.tolist()
+        ]
+
+
+@needs_llama_cpp
+def test_generation_of_files_is_timed_in_their_runtime(tmp_path, here):
+    original, cut = load(save(tmp_path / "m")), ragged(tmp_path)
+    for name, checkpoint in (("whole", original), ("cut", cut)):
+        optin_cli.export(checkpoint, "gguf", here / name, options=ExportOptions(weight_type="f32"))
+    sizes = ("--decode-batch", "1,3", "--decode-runs", "2", "--prompt-length", "7", "--new-tokens", "3")
+    asked = ("--latency-runs", "0", *sizes, "--against", here / "whole/model.f32.gguf")
+    run = done("eval", here / "cut/model.f32.gguf", *asked, "--json")
+    result = parse(Evaluation, run.out.encode(), "stdout")
+    mine, theirs = result.generation, result.against.generation
+    assert mine.runtime == theirs.runtime == result.against.runtime and mine.runtime.startswith("llama_cpp")
+    assert [*mine.speeds] == [*theirs.speeds] == [1, 3] and mine.runs == 2
+    width = original.model.config.head_dim
+    for found, groups in ((mine, 2 + 1 + 3), (theirs, 3 * 4)):
+        assert (found.cache_dtype, found.cache_bytes_per_token) == ("float16", groups * 2 * width * 2)
+    assert "runtime" in run.err and "decode tokens/s, batch 3" in run.err
+    run = done("eval", here / "cut/model.f32.gguf", "--latency-runs", "0", *sizes, "--against", tmp_path / "ragged")
+    assert "torch" in run.err
+
+
+@needs_llama_cpp
+def test_a_context_that_llama_cpp_refuses_is_an_error(tmp_path, here):
+    optin_cli.export(load(save(tmp_path / "m")), "gguf", here / "o")
+    run = call("eval", here / "o/model.f16.gguf", "--latency-runs", "0", "--decode-runs", "1", "--decode-batch", "300")
+    assert run.code == 1 and "error: llama.cpp does not generate 300 x 64 tokens of model.f16.gguf at once." in run.err
 
 
 @needs_llama_cpp

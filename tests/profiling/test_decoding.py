@@ -9,7 +9,7 @@ import optin_cli
 from optin_cli.checkpoints.inputs import random_inputs
 from optin_cli.model.forward import hooks
 from optin_cli.options.generation import GenerationOptions
-from optin_cli.profiling.decoding import Marks, generate, measure_generation
+from optin_cli.profiling.decoding import Marks, Timed, continuing, generate, measure_generation
 
 OPTIONS = GenerationOptions(prompt_length=7, new_tokens=4, decode_warmup=1)
 
@@ -29,8 +29,12 @@ def prompts(llamas, *batches):
     return {batch: random_inputs(inputs, inputs[0].workload(OPTIONS.prompt_length, batch)) for batch in batches}
 
 
+def timed(checkpoints):
+    return [Timed(continuing(one.model)) for one in checkpoints]
+
+
 def test_the_cache_is_measured_layer_by_layer(llamas):
-    original, pruned = measure_generation([one.model for one in llamas], prompts(llamas, 1, 3), OPTIONS, 2)
+    original, pruned = measure_generation(timed(llamas), prompts(llamas, 1, 3), OPTIONS, 2)
     width = llamas[0].model.config.head_dim
     groups = 2 * width * torch.float32.itemsize  # keys and values
     assert original.cache_bytes_per_token == 3 * 4 * groups
@@ -50,7 +54,7 @@ def test_models_take_turns_and_read_each_token_once(llamas):
         for name, model in zip(("original", "pruned"), models, strict=True):
             tokens = model.get_input_embeddings()
             hook.before(tokens, lambda _, args, name=name: seen.append((name, *args[0].shape)))
-        measure_generation(models, prompts(llamas, 2), OPTIONS, 3)
+        measure_generation(timed(llamas), prompts(llamas, 2), OPTIONS, 3)
     once = [(2, 7), (2, 1), (2, 1), (2, 1)]
     assert seen == [(name, *shape) for _ in range(1 + 3) for name in ("original", "pruned") for shape in once]
 
@@ -70,7 +74,7 @@ def test_models_keep_their_mode(llamas):
     model = llamas[0].model
     model.train()
     try:
-        measure_generation([model], {1: prompts(llamas, 1)[1][:1]}, OPTIONS, 1)
+        measure_generation(timed(llamas[:1]), {1: prompts(llamas, 1)[1][:1]}, OPTIONS, 1)
         assert model.training
     finally:
         model.eval()
