@@ -34,7 +34,7 @@ from optin_cli.model.replay import Prefixes
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.design_matrix import nothing_left, set_weight_matrix, weight_matrix
-from optin_cli.refit.refit import linear, normal_equations, unsolved
+from optin_cli.refit.refit import linear, normal_equations, relative, unsolved
 from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
@@ -119,7 +119,8 @@ def tune_consumer(setting: Setting, run: RefitRun, group: Group) -> Refit:
     start = weight_matrix(consumer)
     set_weight_matrix(consumer, solve_ridge(fitted.plus(judged), start, ridge, bias=bias))
     after = judged.error(solve_ridge(fitted, start, ridge, bias=bias))
-    return Refit(before=judged.error(start) / size, after=after / size, ridge=ridge, kept=True)
+    before = relative(judged.error(start), size)
+    return Refit(before=before, after=relative(after, size), ridge=ridge, kept=True)
 
 
 def prune_upward(

@@ -33,7 +33,7 @@ from optin_cli.model.cut import PrunedModel
 from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
-from optin_cli.refit.refit import linear, normal_equations
+from optin_cli.refit.refit import linear, normal_equations, relative
 from optin_cli.refit.residual_stream import RefitRun, refitting
 from optin_cli.refit.ridge import Normal
 from optin_cli.scoring.baselines import loss_gradients
@@ -125,7 +125,7 @@ def tune_consumer(run: RefitRun, group: Group) -> Refit:
 
     def error(masks: torch.Tensor) -> float:
         scaled = weight * masks.repeat_interleave(group.unit_width)[:, None]
-        return judged.error(scaled if bias is None else torch.cat([scaled, bias[None]])) / size
+        return relative(judged.error(scaled if bias is None else torch.cat([scaled, bias[None]])), size)
 
     masks = solve_masks(fitted.plus(judged), weight, bias, group.unit_width)
     kept = bool(masks.abs().max() <= BOUND)

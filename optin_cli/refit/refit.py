@@ -54,7 +54,10 @@ def linear(model: nn.Module, group: Group) -> nn.Linear | BiasAlone:
 
 
 def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float]:
-    """The (training, held-out) equations of a consumer, and the held-out mean of ||S||^2, to which errors relate."""
+    """The (training, held-out) equations of a consumer, and the held-out mean of ||S||^2, to which errors relate.
+
+    None of them has a row where what follows multiplies the whole output by zero.
+    """
     consumer = run.pruned.model.get_submodule(group.consumer)
     assert is_consumer(consumer)
     start, first = weight_matrix(consumer), list[torch.Tensor]()
@@ -73,12 +76,12 @@ def normal_equations(run: RefitRun, group: Group) -> tuple[Normal, Normal, float
     *sums, size = run.summed(measure)
     (weights,) = run.processes.copied(first, owner=0)  # as the first batch shows them
     fitted, judged = Normal.of(sums[:4], weights), Normal.of(sums[4:], weights)
-    if not fitted.rows or not judged.rows:
+    if bool(fitted.rows) != bool(judged.rows):
         raise DataError(
             "Too few calibration samples to refit: one in four is held out and none was left.",
             hint="Pass more samples, or --no-refit.",
         )
-    return fitted, judged, float(size) / judged.rows
+    return fitted, judged, relative(float(size), judged.rows)
 
 
 def empty_equations(start: torch.Tensor) -> tuple[Normal, Normal]:
@@ -128,8 +131,13 @@ def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
         return [sums]
 
     error, size = run.summed(measure)[0].tolist()
-    share = error / size if size else 0.0
+    share = relative(error, size)
     return Refit(before=share, after=share, ridge=0.0, kept=False, reason=reason)
+
+
+def relative(error: float, size: float) -> float:
+    """A squared error as a share of the target's size, 0 where the target is nothing but zeros."""
+    return error / size if size else 0.0
 
 
 def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.BatchNorm2d | None = None) -> Refit:
@@ -145,6 +153,10 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
         consumer.bias = nn.Parameter(consumer.weight.new_zeros(outputs), requires_grad=False)
     bias = consumer.bias is not None
     fitted, judged, size = normal_equations(run, group)
+    if not judged.rows:
+        if added:
+            consumer.bias = None
+        return Refit(before=0.0, after=0.0, ridge=0.0, kept=False, reason="its output is multiplied by zero")
     start = weight_matrix(consumer)
     before = judged.error(start)
     ridges = RIDGES if options.ridge is None else (options.ridge,)
@@ -167,7 +179,7 @@ def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.
             fold_bias(consumer, norm)
     elif added:
         consumer.bias = None
-    return Refit(before=before / size, after=after / size, ridge=best, kept=kept)
+    return Refit(before=relative(before, size), after=relative(after, size), ridge=best, kept=kept)
 
 
 def refit_model(

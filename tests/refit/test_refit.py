@@ -169,6 +169,20 @@ def test_too_few_samples_are_refused():
         refit.refit_model(PrunedModel(original, original, structure, {structure.groups[0].name: []}), [batch])
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "vit", "resnet"])
+def test_a_model_of_zeros_has_nothing_to_solve(family):
+    original = build(family)
+    for parameter in original.parameters():
+        parameter.data.zero_()
+    structure = structure_of(original)
+    kept = {g.name: list(range(0, g.units, 2)) for g in structure.groups}
+    model = copy.deepcopy(original)
+    cut(model, structure, kept)
+    batches = [inputs_of(original, family)]
+    report = refit.refit_model(PrunedModel(original, model, structure, kept), batches)
+    assert report and {(one.before, one.after, one.kept) for one in report.values()} == {(0.0, 0.0, False)}
+
+
 def test_prune_refits_and_records_it(made, here):
     common = ("prune", made.bert, "--mask", made.mask, "--calib", made.texts)
     done(*common, "-o", "refit")
