@@ -21,6 +21,7 @@ from optin_cli.artifacts.costs import HEAD_DIM, GroupCost, SharedCost
 from optin_cli.errors import ArtifactError
 from optin_cli.model.blocks import FoundStack, Place
 from optin_cli.model.config_counts import Settings
+from optin_cli.model.definite import damped_cholesky
 from optin_cli.model.forward import hooks
 from optin_cli.model.lookup import attribute_at, module_at
 from optin_cli.model.plan import Padded, Plan
@@ -42,10 +43,8 @@ def balanced_basis(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor
     """
 
     def root(moment: torch.Tensor) -> torch.Tensor:
-        mean = moment.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]
-        shift = torch.where(mean > 0, JITTER * mean, 1.0)
-        factor: torch.Tensor = torch.linalg.cholesky(moment + shift * torch.eye(moment.shape[-1]).to(moment))
-        return factor
+        mean = moment.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+        return damped_cholesky(moment, torch.where(mean > 0, JITTER * mean, 1.0))[0]
 
     queries, keys = root(query.double()), root(key.double())
     left, values, right = torch.linalg.svd(keys.mT @ queries)

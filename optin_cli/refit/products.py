@@ -72,7 +72,8 @@ class ProductMoments:
         there, back = basis
         lost = torch.eye(there.shape[-1]).to(there) - back[..., list(dims)] @ there[:, list(dims)]
         size = float(torch.einsum("hij,hji->", queries, keys))
-        return float(torch.einsum("hij,hji->", lost @ queries @ lost.mT, keys)) / size if size > 0 else 0.0
+        error = float(torch.einsum("hij,hji->", lost @ queries @ lost.mT, keys))
+        return max(error, 0.0) / size if size > 0 else 0.0
 
 
 def token_rows(one: Products, part: int, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from optin_cli.model.definite import damped_cholesky
+
 PANEL = 64
 """Columns whose removal is written back to the matrices at once: a matrix product instead of many outer products."""
 
@@ -43,10 +45,7 @@ def ridge_inverse(moment: torch.Tensor, damping: float) -> torch.Tensor:
         return moment.clone()
     mean = float(moment.diagonal().mean())
     shift = damping * mean if mean > 0 else 1.0
-    shifted = moment.clone()
-    shifted.diagonal().add_(shift)
-    torch.linalg.cholesky(shifted, out=shifted)
-    return torch.cholesky_inverse(shifted)
+    return torch.cholesky_inverse(damped_cholesky(moment, shift)[0])
 
 
 def removal_curve(

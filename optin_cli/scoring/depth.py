@@ -37,6 +37,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.errors import UsageError
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import prune_copy
+from optin_cli.model.definite import damped_cholesky
 from optin_cli.model.depth import Depth
 from optin_cli.model.forward import Hooks, Trajectory, hooks, observe, run_until_stopped
 from optin_cli.model.structure import Structure
@@ -123,12 +124,12 @@ class Folding:
     def loss(self, name: str, damping: float) -> float:
         """Cross-validated mean over tokens of the squared error |L_q^T e|^2 when the blocks up to `name` go."""
         tokens, columns = float(self.gram[-1, -1]), len(self.gram)
-        shift = damping * float(self.gram.diagonal().mean())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.gram + shift * torch.eye(columns).to(self.gram)))
+        factor, shift = damped_cholesky(self.gram, damping * float(self.gram.diagonal().mean()))
+        inverse = torch.cholesky_inverse(factor)
         cross = self.crosses[name]
         solved = inverse @ cross
         squared = float(self.sizes[name]) - float((solved * (2 * cross - self.gram @ solved)).sum())
-        freedom = columns - shift * float(inverse.diagonal().sum())
+        freedom = columns - float(shift) * float(inverse.diagonal().sum())
         return max(squared, 0.0) / tokens / max(1 - freedom / tokens, 1 / tokens) ** 2
 
 

@@ -54,7 +54,7 @@ class DimSums:
         (there, back), (queries, _) = basis, self.moments.second_moments()
         sizes = (there @ queries @ there.mT).diagonal(dim1=-2, dim2=-1)
         slopes = (back.mT @ self.curvature @ back).diagonal(dim1=-2, dim2=-1) / max(int(self.draws), 1)
-        losses: torch.Tensor = (sizes * slopes).sum(dim=0)
+        losses: torch.Tensor = (sizes.clamp(min=0.0) * slopes.clamp(min=0.0)).sum(dim=0)  # rounded, 0 may be below it
         return losses
 
     def importance(self, squared: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Scores through the Python API: estimators and their records, criteria without data, short models."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -37,3 +38,13 @@ def test_criteria_without_data(bert, criterion):
 def test_options_fit_short_models(bert, texts):
     """The default length is what the model holds: 48 tokens here."""
     assert optin_cli.score(bert, str(texts), options=ScoreOptions(samples=4, probes=1)).importance
+
+
+@pytest.mark.parametrize("text", ["", "a", "the the the the", "\U0001f642 \x07 \u202e"])
+def test_texts_that_say_little_give_no_negative_importance(bert, tmp_path, text):
+    """Queries and keys of few tokens have a low rank: what some dimensions cost is 0, give or take rounding."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({"sentence": text}) + "\n")
+    scores = optin_cli.score(bert, str(path), options=replace(OPTIONS, samples=1))
+    assert any(name.endswith("head-dim") for name in scores.importance)
+    assert all((values >= 0).all() for values in scores.importance.values())
