@@ -118,7 +118,7 @@ class Exam:
     """What checkpoints are measured by.
 
     samples: None measures size and speed only. options: as `fitted` returns. source: of the samples, as artifacts
-    record it; their name and hash where it is None.
+    record it; their name and hash where it is None. compared: whether models are compared by what they put out.
     """
 
     samples: AnySamples | None
@@ -126,6 +126,7 @@ class Exam:
     options: EvalOptions
     progress: Progress = SILENT
     source: Source | None = None
+    compared: bool = True
 
 
 def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | None = None) -> Evaluation:
@@ -147,7 +148,7 @@ def evaluate_samples(checkpoint: Checkpoint, exam: Exam, against: Checkpoint | N
         )
     if (folder := exam.options.pictures) is not None:
         require_drawable(checkpoint, samples)
-    half = 1.0 if against is None else 0.5
+    half, exam = 1.0 if against is None else 0.5, replace(exam, compared=against is not None)
     mine = predicted(checkpoint, replace(exam, progress=Part(exam.progress, 0.0, half)))
     other = None if against is None else predicted(against, replace(exam, progress=Part(exam.progress, half)))
     if not checkpoint.processes.leads:
@@ -175,7 +176,8 @@ def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     options = exam.options
     while True:
         try:
-            return Predicted(checkpoint, run_trial(Trial(checkpoint, exam.samples, exam.task, options, exam.progress)))
+            trial = Trial(checkpoint, exam.samples, exam.task, options, exam.progress, exam.compared)
+            return Predicted(checkpoint, run_trial(trial))
         except torch.OutOfMemoryError:
             if options.batch_size == 1 or checkpoint.processes.count > 1:  # others wait for what this one has found
                 raise

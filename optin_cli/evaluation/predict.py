@@ -26,13 +26,17 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Trial:
-    """One checkpoint to be tried on one set of samples; without a task, only its outputs are of interest."""
+    """One checkpoint to be tried on one set of samples; without a task, only its outputs are of interest.
+
+    compared: whether its outputs are to be compared with another model's.
+    """
 
     checkpoint: Checkpoint
     samples: AnySamples
     task: Task | None
     options: EvalOptions
     progress: Progress = SILENT
+    compared: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ puts behind it (a linear layer, a soft cap, a scale) then runs on as many tokens
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import StopForward, call_model, first_tensor, hooks
@@ -63,9 +64,19 @@ class Readout:
             if held is not None:
                 base.forward = held
 
-    def parts(self, places: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits (tokens, classes) float32 at the places (rows, tokens) that are true, part by part, row by row."""
-        for part in torch.split(self.hidden[places], self.step):
+    def only(self, places: torch.Tensor) -> Self:
+        """Of the tokens at the places (rows, tokens) alone, as one row, without whatever else the pass returned."""
+        hidden = self.hidden[places][None]
+        returned = type(self.returned)(**{HIDDEN: hidden}) if isinstance(self.returned, Mapping) else (hidden,)
+        return replace(self, hidden=hidden, returned=returned)
+
+    def parts(self, places: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        """Logits (tokens, classes) float32 at the places (rows, tokens) that are true, part by part, row by row.
+
+        places: None for all.
+        """
+        hidden = self.hidden.flatten(0, 1) if places is None else self.hidden[places]
+        for part in torch.split(hidden, self.step):
             yield self.logits(part).float()
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from optin_cli.artifacts.manifest import Refit
 from optin_cli.data.batch import Batch

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks, hooks

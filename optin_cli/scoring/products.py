@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 from optin_cli.data.batch import Batch
 from optin_cli.model.forward import Hooks

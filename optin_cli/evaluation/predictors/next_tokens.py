@@ -1,17 +1,18 @@
 """Models that continue a text: perplexity of running text in windows, and of the last word of passages.
 
-Logits are computed for some tokens at a time (`model.readout`) and let go; a comparison with another model goes through
-the first windows of both again, side by side.
+Logits are computed for some tokens at a time (`model.readout`) and let go. A comparison with another model computes
+those of the first windows again, side by side, from the last hidden states, which are kept until then.
 """
 
-import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from typing_extensions import Self
 
 from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.batch import Batch
@@ -22,11 +23,13 @@ from optin_cli.evaluation.perplexity import perplexity, perplexity_at
 from optin_cli.evaluation.predict import Prediction, Trial, encoded, over_batches, require_finite
 from optin_cli.evaluation.resampling import mean_at
 from optin_cli.model.forward import call_model
-from optin_cli.model.readout import MOST, read_out, reads_tokens
+from optin_cli.model.readout import MOST, Readout, read_out, reads_tokens
 from optin_cli.options.common import DEFAULT_WINDOW
 
 COMPARED = 64
 """Windows, or passages, at which the distributions of two models are compared."""
+KEPT = 2**29
+"""Most bytes of hidden states that are kept; beyond, the model runs again."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,68 @@ class Guesses:
         return cls(torch.zeros(windows, dtype=torch.float64), counts, right)
 
 
+@dataclass(frozen=True)
+class States:
+    """What gives logits of a checkpoint's batches at the tokens that count, part by part.
+
+    first: the batches at which models are compared. kept: the last hidden states of those, by the samples of the batch,
+    as far as they fit; none unless the logits are wanted twice.
+    """
+
+    checkpoint: Checkpoint
+    first: Sequence[Batch]
+    wanted_twice: bool
+    kept: dict[tuple[int, ...], Readout] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trial: Trial, batches: Sequence[Batch]) -> Self:
+        """Of the batches of a trial, nothing of which is known yet."""
+        begins = itertools.accumulate((batch.size for batch in batches), initial=0)
+        first = [batch for batch, begin in zip(batches, begins, strict=False) if begin < COMPARED]
+        return cls(trial.checkpoint, first, trial.compared)
+
+    def logits(self, batch: Batch, places: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits (tokens, vocabulary) float32 at the places, part by part (DataError if they are not finite)."""
+        structure = self.checkpoint.structure
+        output = structure.outputs[0].name
+        if reads_tokens(structure):
+            parts = self._read(batch, places).parts()
+        else:
+            whole = call_model(self.checkpoint.model, batch.inputs)[output]
+            parts = iter(torch.split(whole[places].float(), max(1, MOST // whole.shape[-1])))
+        for logits in parts:
+            require_finite(logits, output)
+            yield logits
+
+    def _read(self, batch: Batch, places: torch.Tensor) -> Readout:
+        samples = tuple(batch.rows)
+        if (known := self.kept.get(samples)) is not None:
+            return known
+        found = read_out(self.checkpoint.model, self.checkpoint.structure, batch).only(places)
+        held = sum(one.hidden.nbytes for one in self.kept.values())
+        compared = any(tuple(one.rows) == samples for one in self.first)
+        if self.wanted_twice and compared and held + found.hidden.nbytes <= KEPT:
+            self.kept[samples] = found
+        return found
+
+    @torch.inference_mode()
+    def stream(self) -> Iterator[torch.Tensor]:
+        """Logits at which models are compared, some tokens at a time."""
+        for batch in self.first:
+            yield from self.logits(batch, _wanted(batch)[0])
+
+
 def predict_next(trial: Trial) -> Prediction:
     """Predict every token of running text that counts; with a task, measure the guesses."""
     text = require_texts(trial.samples)
     if not isinstance(text, RunningText):
         raise DataError(f"{text.name} is no running text.", hint="Pass it as such: --task causal-lm --data PATH.")
     batches = encoded(trial, labelled=True)
+    states = States.of(trial, batches)
     values: dict[str, float] = {}
     error = tokens = at = None
     if trial.task is not None:
-        found = guess(trial, batches)
+        found = guess(trial, batches, states)
         tokens = int(found.counts.sum())
         if not tokens:
             raise DataError(
@@ -70,7 +125,7 @@ def predict_next(trial: Trial) -> Prediction:
         values,
         error,
         {"max_length": cutting.length, "stride": cutting.stride, "compared_windows": COMPARED},
-        stream=functools.partial(_stream, trial.checkpoint, batches),
+        stream=states.stream,
         tokens=tokens,
         at=at,
     )
@@ -89,7 +144,8 @@ def predict_last_words(trial: Trial) -> Prediction:
     windows = [last_word(passage, tokenizer, length, f"Passage {n}") for n, passage in enumerate(passages, 1)]
     size = takes.rows_at_once(trial.options.batch_size, length)
     batches = takes.fit(window_batches(windows, batch_size=size, labelled=True), tokenizer)
-    found = guess(trial, batches)
+    states = States.of(trial, batches)
+    found = guess(trial, batches, states)
     value, _ = perplexity(found.losses, torch.ones_like(found.counts))
     hits = (found.right == found.counts).double()
     accuracy = float(hits.mean())
@@ -100,7 +156,7 @@ def predict_last_words(trial: Trial) -> Prediction:
         {name: measured[name] for name in task.metrics},
         math.sqrt(accuracy * (1 - accuracy) / len(windows)),
         {"max_length": length, "compared_windows": COMPARED},
-        stream=functools.partial(_stream, checkpoint, batches),
+        stream=states.stream,
         tokens=int(found.counts.sum()),
         at=mean_at(hits),
     )
@@ -123,7 +179,7 @@ def last_word(passage: str, tokenizer: Any, length: int, place: str) -> Window:
     return Window(torch.tensor(ids), torch.tensor(labels))
 
 
-def guess(trial: Trial, batches: Sequence[Batch]) -> Guesses:
+def guess(trial: Trial, batches: Sequence[Batch], states: States) -> Guesses:
     """Measure a model's distributions at the tokens before those that count."""
 
     def run(batch: Batch) -> Guesses:
@@ -131,7 +187,7 @@ def guess(trial: Trial, batches: Sequence[Batch]) -> Guesses:
         places, truth = _wanted(batch)
         owners = torch.arange(batch.size).repeat_interleave(places.sum(dim=1).cpu())
         done = 0
-        for logits in _logits(trial.checkpoint, batch, places):
+        for logits in states.logits(batch, places):
             part = slice(done, done + len(logits))
             done += len(logits)
             each = F.cross_entropy(logits, truth[part], reduction="none").double().cpu()
@@ -155,26 +211,3 @@ def _wanted(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.zeros_like(batch.labels, dtype=torch.bool)
     places[:, :-1] = batch.labels[:, 1:] != NOT_COUNTED
     return places, batch.labels[:, 1:][places[:, :-1]]
-
-
-@torch.inference_mode()
-def _stream(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-    """Logits of the first windows, some tokens at a time."""
-    done = 0
-    for batch in batches:
-        if done < COMPARED:
-            yield from _logits(checkpoint, batch, _wanted(batch)[0])
-        done += batch.size
-
-
-def _logits(checkpoint: Checkpoint, batch: Batch, places: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits (tokens, vocabulary) float32 at the places, part by part (DataError if they are not finite)."""
-    output = checkpoint.structure.outputs[0].name
-    if reads_tokens(checkpoint.structure):
-        parts = read_out(checkpoint.model, checkpoint.structure, batch).parts(places)
-    else:
-        whole = call_model(checkpoint.model, batch.inputs)[output]
-        parts = iter(torch.split(whole[places].float(), max(1, MOST // whole.shape[-1])))
-    for logits in parts:
-        require_finite(logits, output)
-        yield logits

@@ -91,7 +91,22 @@ def test_distributions_are_compared_at_the_first_windows(models, data, monkeypat
     monkeypatch.setattr(next_tokens, "read_out", lambda *a: seen.append(a[2].size) or real(*a))
     one = EvalOptions(latency_runs=0, batch_size=1, seq_len=12)
     result = optin_cli.evaluate(models[0], data=data, against=models[1], options=one)
-    assert len(seen) == 2 * result.samples + 2 and result.options["compared_windows"] == 1
+    assert len(seen) == 2 * result.samples and result.options["compared_windows"] == 1
+    monkeypatch.setattr(next_tokens, "KEPT", 0)
+    seen.clear()
+    again = optin_cli.evaluate(models[0], data=data, against=models[1], options=one)
+    assert len(seen) == 2 * result.samples + 2 and again == result
+
+
+def test_hidden_states_are_kept_where_models_are_compared(models, data, monkeypatch):
+    held = []
+    real = next_tokens.States.of
+    monkeypatch.setattr(next_tokens.States, "of", lambda *given: held.append(real(*given)) or held[-1])
+    optin_cli.evaluate(models[0], data=data, options=OPTIONS)
+    assert not held[0].kept
+    optin_cli.evaluate(models[0], data=data, against=models[1], options=OPTIONS)
+    assert [one.checkpoint.name for one in held[1:]] == ["llama-0", "llama-1"]
+    assert all([*one.kept] == [tuple(batch.rows) for batch in one.first] != [] for one in held[1:])
 
 
 def test_last_words_are_right_if_every_token_is(models, tmp_path):
