@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -27,15 +27,11 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     groups: dict[str, tuple[type, list[Declared]]] = {}
     parameters: dict[str, inspect.Parameter] = {}
-    for name, annotation in get_type_hints(function, include_extras=True).items():
-        if name == "return":
-            continue
-        kind, taken = _options_class(annotation)
+    # Not get_type_hints, which on Python 3.10 hides the annotation of what is None by default in an Optional.
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        kind, taken = _options_class(parameter.annotation)
         if kind is None:
-            default = inspect.signature(function).parameters[name].default
-            parameters[name] = inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
+            parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             continue
         groups[name] = kind, list(declared(kind, taken))
         for one in groups[name][1]:

@@ -108,6 +108,8 @@ def _choose_counts(
     thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
     """
     counts = {name: steps[-1] for name, steps in levels.items()}
+    if all(row.spent(counts) <= row.limit + 1e-12 * row.total for row in rows):
+        return counts
     lowest = {name: steps[0] for name, steps in levels.items()}
     if any(row.bound(lowest, counts) > row.limit for row in rows):
         counts = lowest

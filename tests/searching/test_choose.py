@@ -217,3 +217,11 @@ def test_shared_weights_within_every_budget(algorithm):
         choose_units(importance, Costs(groups, totals), Limits(keep_macs=least - 0.001))
     kept = choose_units(importance, Costs(groups, totals), Limits(keep_macs=least + 1e-6))
     assert [len(units) for units in kept.values()] == [1] * 4
+
+
+@pytest.mark.parametrize("option", ["keep_macs", "keep_parameters"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_whole_of_shared_weights_keeps_everything(option, seed):
+    importance, groups, totals = chain((16, 24, 8, 12), seed)
+    kept = choose_units(importance, Costs(groups, totals), Limits(**{option: 1.0}))
+    assert [len(units) for units in kept.values()] == [16, 24, 8, 12]
