@@ -23,7 +23,8 @@ class Quartiles(Frozen):
 
     def words(self) -> str:
         """The median, and the quartiles in brackets."""
-        return f"{self.median:,.4g} ({self.lower:,.4g} to {self.upper:,.4g})"
+        lower, median, upper = (f"{one:,.4g}" if one < 1000 else f"{one:,.0f}" for one in vars(self).values())
+        return f"{median} ({lower} to {upper})"
 
 
 class Speed(Frozen):
@@ -73,9 +74,10 @@ class Generation(Frozen):
                 words = f"{name} tokens/s, batch {batch}, {tokens}"
                 found.append((words, here.words(), "" if there is None else there.words(), ratio))
         held = None if other is None else other.cache_bytes_per_token
+        types = dict.fromkeys((self.cache_dtype, self.cache_dtype if other is None else other.cache_dtype))
         found.append(
             (
-                f"KV-cache bytes/token, {self.cache_dtype}",
+                f"KV-cache bytes/token, {' and '.join(types)}",
                 f"{self.cache_bytes_per_token:,.0f}",
                 "" if held is None else f"{held:,.0f}",
                 self.cache_bytes_per_token / held if held else None,

@@ -10,6 +10,7 @@ from typing import Any
 from optin_cli.checkpoints.batching import Inputs
 from optin_cli.checkpoints.continuing import Continue, Continued
 from optin_cli.exporting.registry import ExportError
+from optin_cli.exporting.trace import silenced
 
 CACHE_DTYPE, CACHE_ITEM_BYTES = "float16", 2
 """What llama.cpp keeps keys and values in unless it is told otherwise."""
@@ -57,13 +58,14 @@ class _Rows:
         import llama_cpp
 
         self.api: Any = llama_cpp
-        # Holds the weights (and silences llama.cpp's log); its own context has one sequence only.
-        self.file = llama_cpp.Llama(path, n_ctx=1, n_batch=1, verbose=False)
+        with silenced():  # this holds the weights; its own context has one sequence only
+            self.file = llama_cpp.Llama(path, n_ctx=1, n_batch=1, verbose=False)
         how = llama_cpp.llama_context_default_params()
         how.n_ctx = how.n_batch = how.n_ubatch = rows * tokens
         how.n_seq_max = rows
         how.n_threads = how.n_threads_batch = threads
-        self.context = llama_cpp.llama_init_from_model(self.file.model, how)
+        with silenced():
+            self.context = llama_cpp.llama_init_from_model(self.file.model, how)
         if not self.context:
             raise ExportError(
                 f"llama.cpp does not generate {rows} x {tokens} tokens of {Path(path).name} at once.",

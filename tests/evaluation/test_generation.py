@@ -104,6 +104,10 @@ def test_the_command_times_generation(llama, here):
     assert found.latency is None and [*found.generation.speeds] == [2]
 
 
+def test_quartiles_in_words():
+    assert Quartiles(lower=9.87654, median=123.456, upper=16310.4).words() == "123.5 (9.877 to 16,310)"
+
+
 def test_quartiles_of_few_values():
     assert Quartiles.of([2.0]) == Quartiles(lower=2, median=2, upper=2)
     assert Quartiles.of([5.0, 1, 4, 2, 3]) == Quartiles(lower=2, median=3, upper=4)

@@ -248,7 +248,8 @@ def test_generation_of_files_is_timed_in_their_runtime(tmp_path, here):
         assert (found.cache_dtype, found.cache_bytes_per_token) == ("float16", groups * 2 * width * 2)
     assert "runtime" in run.err and "decode tokens/s, batch 3" in run.err
     run = done("eval", here / "cut/model.f32.gguf", "--latency-runs", "0", *sizes, "--against", tmp_path / "ragged")
-    assert "torch" in run.err
+    assert "torch" in run.err and "llama_context" not in run.err
+    assert "KV-cache bytes/token, float16 and float32" in run.err
 
 
 @needs_llama_cpp
