@@ -65,23 +65,27 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
 
     Raises ArtifactError: it is missing, a folder, larger than `most` bytes, or cannot be read.
     """
+    named = _named(what)
     if str(path) == STDIO:
         content = _read_at_most(sys.stdin.buffer, most, "Standard input", what) if sys.stdin is not None else b""
         if not content:
-            raise ArtifactError(f"Standard input is empty; expected a {what} file.")
+            raise ArtifactError(f"Standard input is empty; expected {named}.")
         return content
     try:
         with Path(path).open("rb") as stream:
             return _read_at_most(stream, most, str(path), what)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; expected a {what} file.", hint=made_by(what)) from error
+        raise ArtifactError(f"{path} does not exist; expected {named}.", hint=made_by(what)) from error
     except IsADirectoryError as error:
-        raise ArtifactError(
-            f"{path} is a folder (a checkpoint?); expected a {what} file.", hint=made_by(what)
-        ) from error
+        raise ArtifactError(f"{path} is a folder (a checkpoint?); expected {named}.", hint=made_by(what)) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"{path} cannot be read as a {what} file: {reason}.") from error
+        raise ArtifactError(f"{path} cannot be read as {named}: {reason}.") from error
+
+
+def _named(what: str) -> str:
+    """A kind of artifact with its article: a mask file, an export record file."""
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what} file"
 
 
 def made_by(what: str) -> str | None:
@@ -97,7 +101,7 @@ def looks_like_safetensors(content: bytes) -> bool:
 def _read_at_most(stream: BinaryIO, most: int, name: str, what: str) -> bytes:
     content = stream.read(most + 1)
     if len(content) > most:
-        raise ArtifactError(f"{name} is larger than {most >> 20} MB; expected a {what} file.")
+        raise ArtifactError(f"{name} is larger than {most >> 20} MB; expected {_named(what)}.")
     return content
 
 
@@ -203,6 +207,8 @@ def check_output(path: Path, *, force: bool, folder: bool = False, into: bool = 
                 f"{path} is to be a folder, but has the name of a {path.suffix} file.",
                 hint=f"Pass -o with the name of a folder, such as {path.with_suffix('').name}.",
             )
+        if into and path.is_symlink() and not path.exists():
+            raise OutputError(f"{path} is a link that leads nowhere; expected a folder to write into.")
         if os.path.lexists(path) and not force:
             raise OutputError(f"{path} already exists.", hint="Pass --force to replace it, or -o to write elsewhere.")
         if path.is_dir() and not folder:
@@ -224,7 +230,8 @@ def check_apart(path: Path, inputs: Iterable[str | Path | None]) -> None:
         for name in inputs:
             if name is None or str(name) == STDIO or not Path(name).exists() or is_stream(Path(name)):
                 continue
-            output, given = path.resolve(), Path(name).resolve()
+            # Unlike Path.resolve, this does not stumble over a link that leads to itself.
+            output, given = (Path(os.path.realpath(one)) for one in (path, name))
             same = output == given or (path.exists() and path.samefile(given))
             inside = output.is_relative_to(given) and path.exists()
             if same or inside or given.is_relative_to(output):

@@ -304,6 +304,19 @@ def test_outputs_that_would_destroy_an_input_are_refused(tmp_path, output, given
         check_apart(tmp_path / output, [None, "-", "no such task", tmp_path / given])
 
 
+@pytest.mark.parametrize("target", ["link", "nowhere"])
+def test_links_that_lead_nowhere(tmp_path, target):
+    (tmp_path / "in").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    check_apart(link, [tmp_path / "in", link])
+    with pytest.raises(OutputError, match="already exists"):
+        files.check_output(link, force=False)
+    files.check_output(link, force=True)
+    with pytest.raises(OutputError, match="leads nowhere; expected a folder to write into"):
+        files.check_output(link, force=True, folder=True, into=True)
+
+
 def test_outputs_beside_an_input_pass(tmp_path):
     (tmp_path / "in").mkdir()
     check_apart(tmp_path / "out", [tmp_path / "in"])

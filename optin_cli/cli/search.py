@@ -60,7 +60,7 @@ def search(
     folder = Path(output) if output is not None and len(budgets) > 1 else None
     targets = [common.STDIO] if to_stdout else _targets(output, folder, common.stem_of(scores), budgets)
     if folder is not None and not folder.exists():
-        common.require_free(folder, force=force, folder=True)
+        common.require_free(folder, force=force, folder=True, into=True)
     else:
         for target in targets:
             common.require_free(target, force=force, inputs=(scores, latency_table))

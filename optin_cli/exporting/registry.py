@@ -218,4 +218,4 @@ def check_place(path: Path, *, force: bool) -> None:
         for each in (path, record_of(path)):
             check_output(each, force=force)
     else:
-        check_output(path.parent, force=force, folder=True)
+        check_output(path.parent, force=force, folder=True, into=True)
