@@ -27,6 +27,8 @@ SCHEMA = b'"schema": "optin.'
 """What our records hold."""
 SHORT = 40
 """Letters of an output's name that begin its temporary name, which may not be longer than the system allows."""
+MOST_NAME_BYTES = 200
+"""Longest name of an output that leaves room, of the 255 bytes that systems allow, for what is called like it."""
 MOST_BYTES = 1 << 26
 """No JSON file of ours is larger."""
 MOST_FOREIGN_BYTES = 1 << 28
@@ -177,6 +179,15 @@ def _finite(text: str) -> float:
 def is_stream(path: Path) -> bool:
     """Whether a path is a device or pipe (/dev/null, /dev/stdout, a FIFO), which is written to but never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def state_of(output: str | Path) -> Path:
+    """Where an interrupted run keeps what it has: NAME.partial beside its output, shortened where there is no room."""
+    path = Path(output)
+    encoded = os.fsencode(path.name)
+    if len(encoded) > MOST_NAME_BYTES:
+        path = path.with_name(f"{path.name[:SHORT]}-{hashlib.sha256(encoded).hexdigest()[:8]}")
+    return path.with_name(f"{path.name}.partial")
 
 
 def is_ours(folder: Path) -> bool:

@@ -364,3 +364,18 @@ def test_other_tools_may_write_infinity():
 def test_input_without_end_is_read_to_a_limit():
     with pytest.raises(ArtifactError, match="/dev/zero is larger than 64 MB; expected a mask file"):
         read_bytes("/dev/zero", "mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("s.safetensors", "s.safetensors.partial"), ("n" * 200, "n" * 200 + ".partial")]
+)
+def test_the_state_of_a_run_lies_beside_its_output(tmp_path, name, state):
+    assert files.state_of(tmp_path / name) == tmp_path / state
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "🙂" * 60])
+def test_the_state_of_a_run_has_room_beside_any_name(tmp_path, name):
+    states = [files.state_of(tmp_path / each) for each in (name, name[:-1] + "y")]
+    assert states[0] != states[1]
+    for state in states:
+        state.with_name(state.name + ".of.something").write_text("there is room")

@@ -11,6 +11,7 @@ import typer
 from optin_cli.cli import common, launched
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
+from optin_cli.files import state_of
 from optin_cli.options.declare import DATA, METHOD, Option, offer
 from optin_cli.options.refit import RefitOptions
 
@@ -61,7 +62,7 @@ def prune(
     common.require_free(target, force=force, inputs=(checkpoint, mask, *data.files, *opening.files), folder=True)
     if stream and context.obj is not None:
         raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or torchrun.")
-    state = Path(f"{target}.partial")
+    state = state_of(target)
     with common.resumable(state), common.progress("pruning") as progress:
         stage = common.Stage(progress)
         from optin_cli.artifacts.base import parse

@@ -8,6 +8,7 @@ import typer
 from optin_cli.cli import common
 from optin_cli.cli.parameters import command
 from optin_cli.errors import UsageError
+from optin_cli.files import state_of
 from optin_cli.options.declare import DATA
 from optin_cli.options.scoring import ScoreOptions
 from optin_cli.options.shard import Shard
@@ -50,7 +51,7 @@ def score(
         raise UsageError("A run that is shared is not streamed.", hint="Leave out --stream, or --shard and torchrun.")
     if stream is None and (shared or options.unstreamed is not None):
         stream = False
-    state = None if target == common.STDIO or part is not None else Path(f"{target}.partial")
+    state = None if target == common.STDIO or part is not None else state_of(target)
     with common.resumable(state), common.progress("scoring" if part is None else f"scoring {part}") as progress:
         stage = common.Stage(progress)
         from optin_cli.artifacts.scores import write_scores
