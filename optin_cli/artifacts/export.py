@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from optin_cli.artifacts.base import Artifact, Frozen, Totals, Workload
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Of an input or output: what can be an argument."""
 
 
 class TensorRule(Frozen):
@@ -66,8 +69,8 @@ class Export(Artifact):
     family: str
     model_class: str
     auto_class: str
-    takes: dict[str, TensorRule] = Field(min_length=1)
-    gives: dict[str, TensorRule] = Field(min_length=1)
+    takes: dict[Name, TensorRule] = Field(min_length=1)
+    gives: dict[Name, TensorRule] = Field(min_length=1)
     reserved_positions: int = 0
     opset: int | None
     workload: Workload

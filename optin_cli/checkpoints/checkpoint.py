@@ -36,10 +36,13 @@ from optin_cli.checkpoints.streaming import Streaming, exceed_memory, free_memor
 from optin_cli.checkpoints.weights import Stored, Types, read_stored
 from optin_cli.errors import CheckpointError, UsageError
 from optin_cli.files import sha256_of
+from optin_cli.model.forward import call_model
 from optin_cli.model.resolve import find_structure
 from optin_cli.model.structure import Structure
 from optin_cli.processes.processes import ALONE, Processes
 
+TRIED_LENGTH = 8
+"""Tokens that a pruned model is tried with when it is opened."""
 MAPPED = ".safetensors"
 """Ending of the files whose tensors can be read one at a time."""
 
@@ -202,6 +205,8 @@ def load(
         takes.check()
     compute = compute_type(dtype, built.dtype, target)
     model = built.model.to(compute) if built.stored else built.model.to(target, compute)
+    if blueprint.plan is not None and not built.stored:
+        _require_running(model, takes, name)
     structure = find_structure(model, description, blueprint.head, root=built.root, problem_type=blueprint.problem_type)
     structure = structure.measured(model, takes.example(takes.workload(takes.length(None))))
     structure = replace(structure, embedding=embedding_of(blueprint))
@@ -251,6 +256,15 @@ def _build(blueprint: Blueprint, stored: Stored, name: str, target: torch.device
     if stream:
         return blueprint.builder.build_streamed(blueprint, stored, name)
     return blueprint.builder.build(blueprint, stored, name)
+
+
+@torch.no_grad()
+def _require_running(model: nn.Module, takes: ModelInput, name: str) -> None:
+    """Refuse a pruned model whose config and weights load, but do not compute together (CheckpointError)."""
+    longest = takes.length(None)
+    inputs = takes.example(takes.workload(None if longest is None else min(longest, TRIED_LENGTH)))
+    with explaining(f"{name} loads, but does not run", hint=f"Its {CONFIG} was changed; prune the original again."):
+        call_model(model.eval(), inputs)
 
 
 def _require_layers(blueprint: Blueprint, tensors: int, name: str) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optin_cli.architectures.schema import EmptyRule, RowsRule, SelectRule
+from optin_cli.errors import CheckpointError, problems
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""A size, an index or a number of units; no tensor of ours is longer."""
+WIDEST_HEAD = 2**13
+"""Far more dimensions than a head has; a width that heads are padded to takes memory for every token."""
 
 
 class SelectedArgument(SelectRule):
     """The entries of an argument that stay along its axis, `of` how many."""
 
-    index: list[int]
-    of: int
+    index: list[Count]
+    of: Count
 
 
 class Padded(BaseModel):
@@ -23,8 +32,14 @@ class Padded(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     module: str
-    widths: list[int]
-    to: int
+    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    to: Annotated[int, Field(ge=1, le=WIDEST_HEAD)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Padded:
+        if self.to < max(self.widths):
+            raise ValueError(f"heads of {max(self.widths)} dimensions cannot be padded to {self.to}")
+        return self
 
 
 class Merge(BaseModel):
@@ -33,8 +48,8 @@ class Merge(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: list[str]
-    counts: list[int]
-    special: int
+    counts: list[Count]
+    special: Count
     argument: str
 
 
@@ -50,8 +65,8 @@ class Layout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: str
-    parameters: dict[str, list[int]] = {}
-    attributes: dict[str, int] = {}
+    parameters: dict[str, list[Count]] = {}
+    attributes: dict[str, Count] = {}
     select: list[SelectedArgument] = []
     attend: list[str] = []
     pad: list[Padded] = []
@@ -96,3 +111,21 @@ class Plan(Layout):
             merge=later.merge or self.merge,
             bypass=[*self.bypass, *(path for path in later.bypass if path not in self.bypass)],
         )
+
+
+def read_plan(found: Any, where: str) -> dict[str, Any] | None:
+    """The plan that a config holds, as it is there; None without one.
+
+    Raises CheckpointError: it is none that this version could have written. where: the config, for the message.
+    """
+    if found is None:
+        return None
+    try:
+        Plan.model_validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"What {where} says of how the model was pruned is not valid:\n{problems(error)}",
+            hint="The file was changed, or another version of optin wrote it; prune the original again.",
+        ) from error
+    plan: dict[str, Any] = found
+    return plan

@@ -42,6 +42,7 @@ from optin_cli.checkpoints.weights import (
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.lookup import module_at
 from optin_cli.model.modeling_optin import apply_plan
+from optin_cli.model.plan import read_plan
 
 if TYPE_CHECKING:
     from optin_cli.model.config_counts import Settings
@@ -159,7 +160,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
         num_labels=classes,
         label_names=tuple(map(str, names)) if isinstance(names, list) else None,
         problem_type=None,
-        plan=raw.get(PLAN_KEY),
+        plan=read_plan(raw.get(PLAN_KEY), str(path)),
         prototype=model,
         licence=licence if isinstance(licence := raw.get("pretrained_cfg", {}).get("license"), str) else None,
     )

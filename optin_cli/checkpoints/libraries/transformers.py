@@ -54,6 +54,7 @@ from optin_cli.checkpoints.weights import (
 )
 from optin_cli.errors import CheckpointError, UsageError, did_you_mean
 from optin_cli.model.modeling_optin import apply_plan
+from optin_cli.model.plan import read_plan
 from optin_cli.tasks.schema import LabelMapRule
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def read(folder: Path, raw: dict[str, Any], reading: Reading) -> Blueprint:
         num_labels=int(config.num_labels),
         label_names=tuple(str(names[i]) for i in range(len(names))) if set(names) == set(range(len(names))) else None,
         problem_type=problem_type,
-        plan=getattr(config, PLAN_KEY, None),
+        plan=read_plan(getattr(config, PLAN_KEY, None), str(path)),
         prototype=model_class,
         opened_as=reading.as_class if model_class.__name__ != named else None,
     )
