@@ -245,7 +245,7 @@ def faults(warm, bench, case, outcome, *, tidy):
         *stage.args, *(stage.more or () if "--force" in stage.args or stage.more else ("--force",)), cwd=case
     )
     if again.code != 0:
-        yield f"going on fails: {again.err[-300:]}"
+        yield f"going on fails: {again.problem or again.err[-300:]}"
     elif outputs(case, stage) != bench.new:
         yield "going on ends in other bytes"
 
