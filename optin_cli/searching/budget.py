@@ -52,6 +52,10 @@ class Row:
         alone = sum(self.between(name, 0, counts[name]) for name in self.own)
         return alone + sum(cost * counts[a] * counts[b] for a, b, cost in self.pairs)
 
+    def holds(self, counts: Mapping[str, int]) -> bool:
+        """Whether a number of kept units of each group is within the limit, give or take rounding."""
+        return self.spent(counts) <= self.limit + 1e-12 * self.total
+
     def linear(self, units: Mapping[str, int]) -> dict[str, float]:
         """Costs of units that add up to no less than `spent`: n_a n_b <= N_a N_b (n_a / N_a + n_b / N_b) / 2."""
         cost = dict(self.own)

@@ -75,9 +75,9 @@ def _falling(importance: Mapping[str, Vector32]) -> dict[str, Vector64]:
 def _require_reachable(rows: Sequence[Row], levels: Mapping[str, list[int]], otherwise: str = "") -> None:
     """Refuse a budget that the lowest levels exceed; `otherwise`: what else may help."""
     for row in rows:
-        least = row.spent({name: steps[0] for name, steps in levels.items()})
-        if least > row.limit + 1e-12 * row.total:
-            raise out_of_reach(row.name, row.share, (row.fixed + least) / row.total, otherwise)
+        lowest = {name: steps[0] for name, steps in levels.items()}
+        if not row.holds(lowest):
+            raise out_of_reach(row.name, row.share, (row.fixed + row.spent(lowest)) / row.total, otherwise)
 
 
 def _rows(costs: Costs, limits: Limits) -> list[Row]:
@@ -108,7 +108,7 @@ def _choose_counts(
     thus stays within the bound, so a round loses no importance against the one before, and none exceeds a budget.
     """
     counts = {name: steps[-1] for name, steps in levels.items()}
-    if all(row.spent(counts) <= row.limit + 1e-12 * row.total for row in rows):
+    if all(row.holds(counts) for row in rows):
         return counts
     lowest = {name: steps[0] for name, steps in levels.items()}
     if any(row.bound(lowest, counts) > row.limit for row in rows):
