@@ -34,9 +34,9 @@ from optin_cli.model.replay import Prefixes
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
 from optin_cli.refit.design_matrix import nothing_left, set_weight_matrix, weight_matrix
-from optin_cli.refit.refit import linear, normal_equations, relative, unsolved
+from optin_cli.refit.refit import linear, normal_equations, unsolved
 from optin_cli.refit.residual_stream import RefitRun, refitting
-from optin_cli.refit.ridge import solve_ridge
+from optin_cli.refit.ridge import relative, solve_ridge
 from optin_cli.scoring.baselines import consumer_columns, unit_energies
 from optin_cli.scoring.sketch import Objective, sketch_batch
 from optin_cli.searching.choose import choose_units

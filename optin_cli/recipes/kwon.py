@@ -33,9 +33,9 @@ from optin_cli.model.cut import PrunedModel
 from optin_cli.model.linear import weight_by_outputs
 from optin_cli.model.units import Group
 from optin_cli.recipes.recipe import Decision, Prepared, Recipe, Setting
-from optin_cli.refit.refit import linear, normal_equations, relative
+from optin_cli.refit.refit import linear, normal_equations
 from optin_cli.refit.residual_stream import RefitRun, refitting
-from optin_cli.refit.ridge import Normal
+from optin_cli.refit.ridge import Normal, relative
 from optin_cli.scoring.baselines import loss_gradients
 from optin_cli.searching.choose import choose_units
 from optin_cli.searching.limits import Limits

@@ -16,6 +16,7 @@ from optin_cli.model.forward import call_model, final_outputs, hooks
 from optin_cli.model.structure import Structure
 from optin_cli.refit.design_matrix import Consumer
 from optin_cli.refit.residual_stream import held_out
+from optin_cli.refit.ridge import relative
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -95,7 +96,7 @@ def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
             for mine, theirs in zip(*pairs, strict=True):
                 error += float((mine - theirs)[judge].double().square().sum())
                 size += float(theirs[judge].double().square().sum())
-        return error / size if size else 0.0
+        return relative(error, size)
 
     before = distance()
     stored = {path: {k: v.clone() for k, v in norm.state_dict().items()} for path, norm in norms.items()}

@@ -23,6 +23,7 @@ from optin_cli.processes.portions import cut_portions, sum_portions
 from optin_cli.processes.processes import ALONE, Processes
 from optin_cli.refit.design_matrix import output_rows
 from optin_cli.refit.residual_stream import held_out
+from optin_cli.refit.ridge import relative
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class ProductMoments:
         there, back = basis
         lost = torch.eye(there.shape[-1]).to(there) - back[..., list(dims)] @ there[:, list(dims)]
         size = float(torch.einsum("hij,hji->", queries, keys))
-        error = float(torch.einsum("hij,hji->", lost @ queries @ lost.mT, keys))
-        return max(error, 0.0) / size if size > 0 else 0.0
+        return relative(float(torch.einsum("hij,hji->", lost @ queries @ lost.mT, keys)), size)
 
 
 def token_rows(one: Products, part: int, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

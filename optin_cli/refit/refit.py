@@ -34,7 +34,7 @@ from optin_cli.refit.batch_norm import batch_norms, fold_bias, following_norms, 
 from optin_cli.refit.design_matrix import is_consumer, set_weight_matrix, weight_matrix, why_not
 from optin_cli.refit.products import refit_products
 from optin_cli.refit.residual_stream import RefitRun, own_rows, refitting, stream_rows
-from optin_cli.refit.ridge import Normal, solve_ridge
+from optin_cli.refit.ridge import Normal, relative, solve_ridge
 from optin_cli.refit.waypoint import Waypoint
 
 BATCH_NORM = "batch_norm"
@@ -133,11 +133,6 @@ def unsolved(run: RefitRun, group: Group, reason: str) -> Refit:
     error, size = run.summed(measure)[0].tolist()
     share = relative(error, size)
     return Refit(before=share, after=share, ridge=0.0, kept=False, reason=reason)
-
-
-def relative(error: float, size: float) -> float:
-    """A squared error as a share of the target's size, 0 where the target is nothing but zeros."""
-    return error / size if size else 0.0
 
 
 def refit_consumer(run: RefitRun, group: Group, options: RefitOptions, norm: nn.BatchNorm2d | None = None) -> Refit:

@@ -82,6 +82,11 @@ class Normal:
         return max(float(squared.sum()), 0.0) / max(self.rows, 1)
 
 
+def relative(error: float, size: float) -> float:
+    """A squared error as a share of the target's size: not below 0 by rounding, and 0 where the target is zeros."""
+    return max(error, 0.0) / size if size > 0 else 0.0
+
+
 def solve_ridge(normal: Normal, start: torch.Tensor, ridge: float, *, bias: bool) -> torch.Tensor:
     """Minimise ||X W - Y||^2 + mu ||W - start||^2, mu = ridge x mean diagonal of the Gram matrix: (k, d).
 
