@@ -128,10 +128,15 @@ class Checkpoint:
         return model_input(self.name, self.blueprint, self.model, recorded)
 
 
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or the accelerator if there is one, else the CPU."""
+    """The named device, or the default."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(default_device())
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

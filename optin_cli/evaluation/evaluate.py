@@ -25,6 +25,7 @@ from optin_cli.evaluation.predict import Prediction, Trial
 from optin_cli.evaluation.predictors.registry import run_trial
 from optin_cli.evaluation.resampling import drop_error
 from optin_cli.exporting.load import as_evaluated, device_for
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.model.costs import count_totals
 from optin_cli.options.common import MEASURED
 from optin_cli.options.evaluation import EvalOptions
@@ -169,6 +170,7 @@ class Predicted:
     prediction: Prediction
 
 
+@reproducible()
 def predicted(checkpoint: Checkpoint, exam: Exam) -> Predicted:
     """Predict the samples and, with a task and labels, measure the predictions, as the task's kind demands."""
     if exam.samples is None:

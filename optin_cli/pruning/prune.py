@@ -34,6 +34,7 @@ from optin_cli.data.batch import Batch
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
 from optin_cli.files import atomic_folder, check_apart, sha256_of
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.model.costs import measure_costs
 from optin_cli.model.cut import PrunedModel, added_biases, cut
 from optin_cli.model.decisions import noting_decisions, repeating_decisions
@@ -92,6 +93,7 @@ class Pruned:
         return PrunedModel(original.model, self.model, original.structure, kept, *known)
 
 
+@reproducible()
 def prune(
     checkpoint: Checkpoint | str | Path,
     mask: Mask,
@@ -178,6 +180,7 @@ def fingerprint(planned: Pruning, data: Source, options: RefitOptions, batches: 
     return sha256_of(json.dumps(parts, sort_keys=True).encode())
 
 
+@reproducible()
 def write_pruned(
     planned: Pruning,
     output: Path,

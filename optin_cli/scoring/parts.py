@@ -24,6 +24,7 @@ from optin_cli.checkpoints.checkpoint import Checkpoint
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import ArtifactError, UsageError
 from optin_cli.files import atomic_file
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.options.shard import Shard
 from optin_cli.processes.portions import cut_portions
@@ -50,6 +51,7 @@ class ScoredPart:
     tensors: Mapping[str, torch.Tensor]
 
 
+@reproducible()
 def score_part(
     checkpoint: Checkpoint | str | Path,
     data: DataSpec | str | Path | None,
@@ -128,6 +130,7 @@ def write_part(path: Path, part: ScoredPart, *, force: bool = False) -> None:
         save_file(dict(part.tensors), temporary, metadata={HEADER: part.header.dump()})
 
 
+@reproducible()
 def merge_parts(paths: Sequence[str | Path], *, progress: Progress = SILENT) -> Scores:
     """The scores that one run over all samples gives, from all its parts in any order.
 

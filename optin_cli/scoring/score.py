@@ -13,6 +13,7 @@ from optin_cli.checkpoints.checks import require_loss
 from optin_cli.data.load import source_of
 from optin_cli.data.spec import DataSpec
 from optin_cli.errors import UsageError
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.options.scoring import CRITERIA, ScoreOptions
 from optin_cli.progress import SILENT, Progress
 from optin_cli.scoring.accumulate import NotFiniteError, SavedState, require_finite
@@ -85,6 +86,7 @@ def prepare(
     return Prepared(checkpoint, calibration, options, length, extra)
 
 
+@reproducible()
 def score(
     checkpoint: Checkpoint | str | Path,
     data: DataSpec | str | Path | None = None,

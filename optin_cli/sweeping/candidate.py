@@ -14,6 +14,7 @@ from optin_cli.checkpoints.save import round_to_storage
 from optin_cli.errors import DataError
 from optin_cli.evaluation.evaluate import Exam, Predicted, measure, predicted
 from optin_cli.files import sha256_of, write_text
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.model.cut import PrunedModel
 from optin_cli.model.plan import Plan
 from optin_cli.options.scoring import ScoreOptions
@@ -38,6 +39,7 @@ class Candidate:
     seconds: float
 
 
+@reproducible()
 def make_candidate(recipe: str, prepared: Prepared, setting: Setting, share: float) -> Candidate:
     """Decide, cut and adjust, with the weights rounded to what saving keeps."""
     begin = time.perf_counter()

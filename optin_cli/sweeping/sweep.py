@@ -26,6 +26,7 @@ from optin_cli.evaluation.evaluate import Exam, Predicted, fitted, measure, pred
 from optin_cli.evaluation.gate import Drop, Gate
 from optin_cli.evaluation.metrics import find_metric
 from optin_cli.files import check_output, read_bytes, write_text
+from optin_cli.model.arithmetic import reproducible
 from optin_cli.model.costs import measure_costs
 from optin_cli.options.common import MEASURED
 from optin_cli.options.sweep import SweepOptions
@@ -275,7 +276,7 @@ class Bench:
         """The model of a recipe at a budget; the recipe is prepared at its first."""
         if recipe not in self.prepared:
             begin = time.perf_counter()
-            with self.steps.begin(PREPARING, f"{recipe}: "):
+            with self.steps.begin(PREPARING, f"{recipe}: "), reproducible():
                 prepared = recipes()[recipe].prepare(self.settings[recipe])
             self.prepared[recipe] = prepared, time.perf_counter() - begin
         with self.steps.begin(MAKING, f"{recipe} at {share:g}: "):
