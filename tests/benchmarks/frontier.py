@@ -2,11 +2,12 @@
 
     python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon]
 
-Three checkpoints: minilm-sst2, minilm-mrpc, and all-MiniLM-L6-v2 on STS-B (cosine of mean-pooled outputs). Calibrates
-on 512 training samples and evaluates on the test split (STS-B: development split); recipes without labels see STS-B's
-sentences alone, those that need labels its pairs, of which the loss is the squared error of the cosine. Every finished
-point is kept in DIR, and the same command, or one with more recipes or budgets, goes on from there. Prints Markdown
-tables on stderr and JSON on stdout; the standard error is that of the first metric.
+Four checkpoints: minilm-sst2, minilm-mrpc, all-MiniLM-L6-v2 on STS-B (cosine of mean-pooled outputs) and
+vit-s14-cifar10. Calibrates on 512 training samples and evaluates on the test split (STS-B: development split; CIFAR-10:
+2,000 validation images); recipes without labels see STS-B's sentences alone, those that need labels its pairs, of which
+the loss is the squared error of the cosine. Every finished point is kept in DIR, and the same command, or one with more
+recipes or budgets, goes on from there. Prints Markdown tables on stderr and JSON on stdout; the standard error is that
+of the first metric.
 """
 
 from __future__ import annotations
@@ -49,14 +50,17 @@ def packaged_minilm() -> Path:
 
 
 def shared_case(name: str, task: str, checkpoint: Path, split: str) -> Case:
+    """A task's data of ../shared: a file for each split of texts, a folder for each of images."""
     data = SHARED / "data" / task.removesuffix("-cosine")
-    return Case(name, checkpoint, task, data / f"{split}.jsonl", data)
+    images = data / split
+    return Case(name, checkpoint, task, images if images.is_dir() else data / f"{split}.jsonl", data)
 
 
 CASES = (
     shared_case("minilm-sst2", "sst2", SHARED / "checkpoints/minilm-sst2", "test"),
     shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test"),
     shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation"),
+    shared_case("vit-s14-cifar10", "cifar10", SHARED / "checkpoints/vit-s14-cifar10", "validation"),
 )
 
 
@@ -78,7 +82,7 @@ def main() -> None:
     for case in CASES:
         if asked.only not in (None, case.name):
             continue
-        if not case.checkpoint.is_dir() or not case.data.is_file():
+        if not case.checkpoint.is_dir() or not case.data.exists():
             console.print(f"Skipped {case.name}: needs {case.checkpoint} and {case.data}.")
             continue
         names = asked.recipes.split(",")
