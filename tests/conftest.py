@@ -36,15 +36,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", autouse=True)
 def processor():
-    """Without a device by name the CPU computes, also in processes that tests start: their inputs lie there."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.init()  # sees the GPU for tests that name it, before processes that come later must not
-    with (
-        patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}),
-        patch("optin_cli.checkpoints.checkpoint.default_device", lambda: "cpu"),
-    ):
+    """Without a device by name the CPU computes, where the inputs that tests make lie."""
+    with patch("optin_cli.checkpoints.checkpoint.default_device", lambda: "cpu"):
         yield
 
 

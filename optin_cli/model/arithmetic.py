@@ -7,6 +7,21 @@ from collections.abc import Iterator
 import torch
 from torch.backends import cudnn
 
+NOISE = (".*determinis", "Attempting to run cuBLAS, but there was no current CUDA context")
+"""Warnings of torch on what is meant: that an operation has no fixed order, and that a thread is new to the GPU."""
+
+
+@contextlib.contextmanager
+def ordering(wanted: bool) -> Iterator[None]:
+    """Whether operations add in a fixed order, where torch can, in this context; the caller's setting returns."""
+    ordered = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(ordered, warn_only=warned)
+
 
 @contextlib.contextmanager
 def reproducible() -> Iterator[None]:
@@ -20,12 +35,11 @@ def reproducible() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
-    ordered = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    with cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*determinis")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(ordered, warn_only=warned)
+    with (
+        cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False),
+        ordering(True),
+        warnings.catch_warnings(),
+    ):
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+        yield

@@ -19,6 +19,7 @@ from torch import nn
 
 from optin_cli.artifacts.base import Totals
 from optin_cli.artifacts.costs import GroupCost, SharedCost
+from optin_cli.model.arithmetic import ordering
 from optin_cli.model.forward import call_model, hooks
 from optin_cli.model.lookup import tensor_at
 from optin_cli.model.structure import Structure
@@ -120,7 +121,8 @@ def count_macs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[in
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # In a fixed order torch computes some operations by others, which cannot be traced on a GPU.
+        with warnings.catch_warnings(), torch.no_grad(), ordering(False):
             warnings.simplefilter("ignore")
             total = int(analysis.total())
             by_module = {k.removeprefix("model").lstrip("."): float(v) for k, v in analysis.by_module().items() if k}

@@ -73,11 +73,11 @@ def _apply_experts(self: Any, hidden_states: torch.Tensor, chosen: torch.Tensor,
     back = order.argsort()
     counts = chosen.flatten().bincount(minlength=len(self.down_proj)).tolist()
 
-    def project(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-        """Rows for pairs of token and expert (pairs, columns), each by its expert's matrix."""
-        parts = torch.split(x[order], counts)
+    def project(sorted_rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Rows for pairs of token and expert (pairs, columns), each by its expert's matrix; given in that order."""
+        parts = torch.split(sorted_rows, counts)
         return torch.cat([F.linear(part, matrix) for part, matrix in zip(parts, matrices, strict=True)])[back]
 
-    gate, up = project(hidden_states.repeat_interleave(each, dim=0), self.gate_up_proj).chunk(2, dim=-1)
-    found = project(self.units(self.act_fn(gate) * up), self.down_proj) * weights.reshape(-1, 1)
+    gate, up = project(hidden_states[order // each], self.gate_up_proj).chunk(2, dim=-1)
+    found = project(self.units(self.act_fn(gate) * up)[order], self.down_proj) * weights.reshape(-1, 1)
     return found.reshape(tokens, each, -1).sum(dim=1).to(hidden_states.dtype)

@@ -78,9 +78,9 @@ def command(*args):
 
 
 def environment(**extra):
-    """The environment of a process that is to run the code of this checkout, wherever it works."""
+    """The environment of a process that is to run the code of this checkout, wherever it works, on the CPU."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **extra}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, **extra}
 
 
 def python(code, *args, cwd, **extra):

@@ -3,13 +3,16 @@
 import multiprocessing
 import sys
 
+import pytest
 import torch
 
 from optin_cli.processes.processes import Processes
 
 
 def in_processes(count, function, folder):
-    """What a function of `Processes` returns in each of `count` forks of this process."""
+    """What a function of `Processes` returns in each of `count` forks of this process, which must use no GPU yet."""
+    if torch.cuda.is_initialized():
+        pytest.skip("a process that uses a GPU cannot be forked")
 
     def work(rank):
         store = torch.distributed.FileStore(str(folder / "store"), count)
