@@ -183,11 +183,14 @@ class TextInput:
                 hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
             )
         sentences = self.blueprint.sentences
-        limit = {} if self.own_length is None else {"model_max_length": self.own_length}
+        # Without the second, transformers asks on the terminal whether code of the folder may run.
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        if self.own_length is not None:
+            options["model_max_length"] = self.own_length
         with explaining(f"{self.name} has no usable tokenizer", hint), unheard():
-            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, **limit)
+            found = AutoTokenizer.from_pretrained(folder, **options)
             if words and getattr(found, "add_prefix_space", None) is False:
-                found = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True, **limit)
+                found = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **options)
             if sentences is not None and sentences.lower_case:
                 found = lower_cased(found)
             found("a")  # damage in what joins and cuts texts shows only now

@@ -277,7 +277,8 @@ def _widen(module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
     heads = output.shape[-1] // sum(widths)
     parts = torch.split(output, [heads * width for width in widths], dim=-1)
     each = (part.reshape(*part.shape[:-1], heads, width) for part, width in zip(parts, widths, strict=True))
-    return torch.cat([nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each], dim=-1)
+    wide = [nn.functional.pad(p, (0, to - p.shape[-1])).flatten(-2) for p in each]
+    return wide[0] if len(wide) == 1 else torch.cat(wide, dim=-1)
 
 
 def attend_by_parts(module: Any) -> None:

@@ -115,3 +115,15 @@ def test_masks_that_it_cannot_state_are_refused(tmp_path, family, overrides, kep
     with pytest.raises(ArtifactError, match=words):
         optin_cli.prune(checkpoint, make_mask(checkpoint, kept, options=DECI), tmp_path / "p")
     assert not Path(tmp_path / "p").exists()
+
+
+def test_no_question_is_asked_about_its_code(pruned, monkeypatch):
+    import transformers
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    assert load(pruned).input.tokenizer()("the city")["input_ids"]
+    card = (pruned / "README.md").read_text()
+    line = next(line for line in card.splitlines() if line.startswith("tokenizer = "))
+    exec(line, {"AutoTokenizer": transformers.AutoTokenizer, "folder": pruned})
+    assert asked == []

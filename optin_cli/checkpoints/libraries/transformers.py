@@ -174,7 +174,7 @@ def _processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
     with explaining(f"The image processor of {folder} cannot be used"):
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _image_spec(folder: Path, config: Any) -> ImageSpec:

@@ -81,7 +81,7 @@ CARD = """from transformers import {auto_class}, {processor}
 
 folder = "path/to/this/folder"
 model = {auto_class}.from_pretrained(folder{trust})
-{variable} = {processor}.from_pretrained(folder)"""
+{variable} = {processor}.from_pretrained(folder{trust})"""
 
 
 RELOADS = {
