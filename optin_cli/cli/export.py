@@ -70,7 +70,8 @@ def export(
         record = export_checkpoint(opened, to, place, options=options, force=force, progress=stage)
         took = stage.took(opened.device)
     then = ["eval", place, "--against", checkpoint, "--data", "PATH", "# or --task NAME"]
-    made = [*_proof(record, target.form(options)), *_larger(opened, record, target, options)]
+    remarks = [*_larger(opened, record, target, options), *uneven(opened, target)]
+    made = [*_proof(record, target.form(options)), *remarks]
     common.finish(f"export {checkpoint}", made, took, then=[then])
     common.print_result(record.dump_with(took), place, as_json=as_json)
 
@@ -85,6 +86,18 @@ def _larger(opened: Checkpoint, record: Export, target: Target, options: ExportO
     return [
         f"larger than the stored weights, {opened.weight_bytes:,} bytes in {stored}: the file holds float32; "
         "--dtype float16 makes it about half as large"
+    ]
+
+
+def uneven(opened: Checkpoint, target: Target) -> list[str]:
+    """A remark on widths that the runtime multiplies slowly, and on the way to others."""
+    widths = [group.width for group in opened.structure.groups if group.kind == "neuron"]
+    odd = [width for width in widths if width % target.even]
+    if not odd:
+        return []
+    return [
+        f"the FFNs of {len(odd)} of {len(widths)} blocks have widths that are no multiples of {target.even}, with which "
+        f"{target.runtime} is slow; search --round-to {target.even} finds others"
     ]
 
 

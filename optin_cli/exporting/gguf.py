@@ -302,4 +302,5 @@ TARGET = Target(
     takes=(INPUT,),
     proving=proving,
     continuing=continuing,
+    even=32,
 )

@@ -102,7 +102,7 @@ class Target:
     names of inputs, None for all that the model takes. proving: for a runtime that has the tokenizer too, makes what
     compares a file's way with texts to the checkpoint's; of a file that is to be exact, it refuses any other
     (CertificateError). continuing: for a runtime that keeps keys and values, what continues prompts of a file on a
-    number of CPU threads.
+    number of CPU threads. even: the runtime is slow where an FFN's width is no multiple of this.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Target:
     takes: tuple[str, ...] | None = None
     proving: Callable[[Checkpoint], Prove] | None = None
     continuing: Callable[[str, int], Continue] | None = None
+    even: int = 1
 
     @property
     def runtime(self) -> str:

@@ -17,6 +17,7 @@ from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.export import Export
 from optin_cli.checkpoints.checkpoint import load
+from optin_cli.cli.export import uneven
 from optin_cli.errors import CertificateError
 from optin_cli.exporting.gguf import continued
 from optin_cli.exporting.gguf_generation import _Rows
@@ -203,6 +204,13 @@ def test_less_exact_weights_are_measured(tmp_path, tokenizer, weight_type, most)
     assert stored["blk.0.attn_norm.weight"] == "F32"
     assert stored["blk.0.attn_q.weight"] == weight_type.upper()
     assert stored["blk.0.ffn_down.weight"] == "F16"  # rows of 40 are no blocks of 32
+    assert "the FFNs of 3 of 3 blocks have widths that are no multiples of 32" in run.err
+
+
+@pytest.mark.parametrize(("target", "width", "told"), [("gguf", 40, True), ("gguf", 64, False), ("onnx", 40, False)])
+def test_widths_that_the_runtime_multiplies_slowly_are_told(tmp_path, target, width, told):
+    checkpoint = load(save(tmp_path / "m", intermediate_size=width))
+    assert bool(uneven(checkpoint, target_named(target))) == told
 
 
 @needs_llama_cpp
