@@ -96,8 +96,8 @@ def uneven(opened: Checkpoint, target: Target) -> list[str]:
     if not odd:
         return []
     return [
-        f"the FFNs of {len(odd)} of {len(widths)} blocks have widths that are no multiples of {target.even}, with which "
-        f"{target.runtime} is slow; search --round-to {target.even} finds others"
+        f"the FFNs of {len(odd)} of {len(widths)} blocks have widths that are no multiples of {target.even}, which "
+        f"{target.runtime} multiplies slowly; search --round-to {target.even} finds others"
     ]
 
 
