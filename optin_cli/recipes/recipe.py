@@ -33,7 +33,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Setting:
-    """Input of every recipe: calibration, costs of units and constants. ridge: of refits, None to choose it."""
+    """Input of every recipe: calibration, costs of units and constants.
+
+    ridge: of refits, None to choose it. scores: what an earlier run found, of which a recipe takes those that it would
+    find itself.
+    """
 
     checkpoint: Checkpoint
     calibration: Calibration
@@ -42,6 +46,7 @@ class Setting:
     seq_len: int | None
     ridge: float | None = None
     progress: Progress = SILENT
+    scores: Scores | None = None
 
     @property
     def slice_costs(self) -> Costs:

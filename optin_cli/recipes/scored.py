@@ -14,7 +14,7 @@ from optin_cli.options.refit import RefitOptions
 from optin_cli.options.search import Algorithm
 from optin_cli.recipes.recipe import Adjust, Decision, Prepared, Recipe, Setting
 from optin_cli.refit.refit import refit_model
-from optin_cli.scoring.one_shot import score_checkpoint
+from optin_cli.scoring.one_shot import score_checkpoint, would_give
 from optin_cli.searching.choose import choose_units
 from optin_cli.searching.costs import Costs
 from optin_cli.searching.limits import Limits
@@ -41,9 +41,10 @@ def prepare_scored(
 ) -> Prepared:
     """Score by a criterion; each budget then searches and, with `refit`, re-solves the consumers."""
     options = replace(setting.options, criterion=criterion, estimator=estimator)
-    scores = score_checkpoint(
-        setting.checkpoint, setting.calibration, options, seq_len=setting.seq_len, progress=setting.progress
-    )
+    what = setting.checkpoint, setting.calibration, options
+    scores = setting.scores
+    if scores is None or not would_give(scores, *what, seq_len=setting.seq_len):
+        scores = score_checkpoint(*what, seq_len=setting.seq_len, progress=setting.progress)
     costs = Costs.of(scores.header)
 
     def decide(limits: Limits) -> Decision:

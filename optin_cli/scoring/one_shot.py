@@ -191,6 +191,27 @@ def score_checkpoint(
     return assemble_scores(checkpoint, run.identity, run.estimators, importance, totals)
 
 
+def would_give(
+    scores: Scores,
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    options: ScoreOptions,
+    *,
+    seq_len: int | None,
+) -> bool:
+    """Whether `score_checkpoint` would give these scores, as far as their header tells; arguments as there."""
+    run, header = plan_run(checkpoint, calibration, options, seq_len), scores.header
+    mine, theirs = (
+        {role: source.published for role, source in inputs.items()} for inputs in (run.identity.inputs, header.inputs)
+    )
+    return (header.optin_version, header.options, theirs, header.workload) == (
+        __version__,
+        run.identity.options,
+        mine,
+        run.identity.workload,
+    )
+
+
 def assemble_scores(
     checkpoint: Checkpoint,
     identity: RunIdentity,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optin_cli.artifacts.base import Source, Workload
-from optin_cli.artifacts.scores import Scores
+from optin_cli.artifacts.scores import Scores, read_scores
 from optin_cli.checkpoints.folders import MANIFEST
+from optin_cli.errors import ArtifactError
 from optin_cli.files import sha256_of, write_bytes, write_text
 from optin_cli.options.sweep import RECIPES
 from optin_cli.progress import Progress
@@ -41,6 +42,13 @@ class Keeper:
     def lacks(self, recipe: str, share: float) -> bool:
         """Whether the model of a point that was measured earlier is still to be kept."""
         return self.models and not (self._model(recipe, share) / MANIFEST).is_file()
+
+    def scores(self, recipe: str) -> Scores | None:
+        """The scores of a recipe that an earlier sweep left, if they can be read."""
+        try:
+            return read_scores(self.folder / f"{recipe}{SCORES}")
+        except ArtifactError:
+            return None
 
     def choose(self, candidate: Candidate, setting: Setting, scores: Scores | None, progress: Progress) -> None:
         """Write the model that a sweep chose, and its mask."""

@@ -257,7 +257,7 @@ def check_folder(folder: Path, *, resume: bool, force: bool) -> None:
 
 @dataclass
 class Bench:
-    """Measures points and keeps the record of them; `known` are those of an interrupted run.
+    """Measures points and keeps the record of them; `known` are those of an interrupted run, whose scores serve too.
 
     prepared: by recipe, what decides, and the seconds that took.
     """
@@ -277,8 +277,11 @@ class Bench:
         if recipe not in self.prepared:
             begin = time.perf_counter()
             with self.steps.begin(PREPARING, f"{recipe}: "), reproducible():
-                prepared = recipes()[recipe].prepare(self.settings[recipe])
-            self.prepared[recipe] = prepared, time.perf_counter() - begin
+                earlier = next((point.prepare_seconds for point in self.known if point.recipe == recipe), None)
+                scores = None if earlier is None else self.keeper.scores(recipe)
+                prepared = recipes()[recipe].prepare(replace(self.settings[recipe], scores=scores))
+            took = time.perf_counter() - begin
+            self.prepared[recipe] = prepared, took if earlier is None or prepared.scores is not scores else earlier
         with self.steps.begin(MAKING, f"{recipe} at {share:g}: "):
             return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 

@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from helpers.running import call, done, tree, write_rows
+from helpers.running import QUICK, call, done, tree, write_rows
 
 from optin_cli.artifacts.base import parse
 from optin_cli.artifacts.evaluation import Evaluation
 from optin_cli.artifacts.scores import read_scores
 from optin_cli.artifacts.sweep import Sweep
+from optin_cli.recipes import scored
 from optin_cli.sweeping.plots import PICTURE
 
 TIMED = {"latency", "latency_ratio", "prepare_seconds", "prune_seconds"}
@@ -153,13 +155,25 @@ def test_interrupted_before_the_first_point_leaves_nothing(made, here, monkeypat
     assert tree(here) == {}
 
 
-def test_a_finished_sweep_grows_and_nothing_is_measured_twice(made, here, monkeypatch):
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_finished_sweep_grows_and_nothing_is_measured_or_scored_twice(made, here, monkeypatch, stale):
+    """Scores that other options gave, or that cannot be read, do not serve."""
     done(*arguments(made, "--keep-flops", "0.9", "-o", "out"))
-    first = read("out/sweep.json").points
-    counter = Stop(monkeypatch, -1)
-    done(*arguments(made, "--keep-flops", "0.8,0.9", "-o", "out", "--resume"))
-    assert counter.calls == 1
-    assert read("out/sweep.json").points[1:] == first
+    first, scores = read("out/sweep.json").points, Path("out/no-refit.scores.safetensors")
+    whole, others = scores.read_bytes(), []
+    if stale:
+        done("score", made.bert, "--calib", made.texts, *QUICK, "--seed", "5", "-o", scores, "--force")
+        others = [scores.read_bytes(), b"damaged"]
+    for budget, content in zip((0.8, 0.7), others or [whole, whole], strict=True):
+        scores.write_bytes(content)
+        with monkeypatch.context() as patch:
+            counter, scorer = Stop(patch, -1), Mock(wraps=scored.score_checkpoint)
+            patch.setattr(scored, "score_checkpoint", scorer)
+            done(*arguments(made, "--keep-flops", f"{budget},0.9", "-o", "out", "--resume"))
+        assert counter.calls == 1 and scorer.call_count == stale
+        points = read("out/sweep.json").points
+        assert points[1:] == first and stale == (points[0].prepare_seconds != first[0].prepare_seconds)
+        assert scores.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
