@@ -26,6 +26,11 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with tests that fork: once a process has traced a model, or used a GPU, its forks have no gradients."""
+    items.sort(key=lambda item: not hasattr(item.module, "in_processes"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Give every worker neighbouring tests, which share fixtures, instead of dealing them out."""
