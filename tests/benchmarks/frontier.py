@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("frontier"))
     parser.add_argument("--only", choices=[case.name for case in CASES])
     parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "random"))
-    parser.add_argument("--keep-flops", default="0.6,0.5,0.4")
+    parser.add_argument("--keep-flops", default="0.6,0.5,0.4,0.3,0.2")
     asked = parser.parse_args()
     console = Console(stderr=True, width=150)
     results = {}
