@@ -183,7 +183,7 @@ class TextInput:
                 hint='pip install sentencepiece, or "optin-cli[sentencepiece]".',
             )
         sentences = self.blueprint.sentences
-        # Without the second, transformers asks on the terminal whether code of the folder may run.
+        # Unless it is told, transformers asks on the terminal whether code of the folder may run.
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         if self.own_length is not None:
             options["model_max_length"] = self.own_length

@@ -93,7 +93,6 @@ class Pruned:
         return PrunedModel(original.model, self.model, original.structure, kept, *known)
 
 
-@reproducible()
 def prune(
     checkpoint: Checkpoint | str | Path,
     mask: Mask,

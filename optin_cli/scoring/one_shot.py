@@ -146,14 +146,20 @@ def plan_run(
     moments = empty_moments(checkpoint.model, curved)
     dims = empty_dims(checkpoint.model, scored_products(checkpoint.structure, curved, options))
     jobs = [] if calibration is None else _jobs(checkpoint, calibration, options, estimators, (moments, dims))
+    identity = _identity(checkpoint, calibration, options, seq_len)
+    return Planned(identity, jobs, estimators | dict.fromkeys(dims, "obs"), curved, moments, dims)
+
+
+def _identity(
+    checkpoint: Checkpoint, calibration: Calibration | None, options: ScoreOptions, seq_len: int | None
+) -> RunIdentity:
     inputs = checkpoint.sources
     if calibration is not None:
         inputs["calibration"] = calibration.source
     workload = checkpoint.input.workload(seq_len)
     batches = () if calibration is None else (*calibration.batches, *calibration.exact_batches)
     recorded = {**options.recorded(), **checkpoint.computing}
-    identity = RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
-    return Planned(identity, jobs, estimators | dict.fromkeys(dims, "obs"), curved, moments, dims)
+    return RunIdentity("units", checkpoint.structure, recorded, inputs, workload, batches)
 
 
 def score_checkpoint(
@@ -200,16 +206,12 @@ def would_give(
     seq_len: int | None,
 ) -> bool:
     """Whether `score_checkpoint` would give these scores, as far as their header tells; arguments as there."""
-    run, header = plan_run(checkpoint, calibration, options, seq_len), scores.header
+    run, header = _identity(checkpoint, calibration, options, seq_len), scores.header
     mine, theirs = (
-        {role: source.published for role, source in inputs.items()} for inputs in (run.identity.inputs, header.inputs)
+        {role: source.published for role, source in inputs.items()} for inputs in (run.inputs, header.inputs)
     )
-    return (header.optin_version, header.options, theirs, header.workload) == (
-        __version__,
-        run.identity.options,
-        mine,
-        run.identity.workload,
-    )
+    found = header.optin_version, header.options, theirs, header.workload
+    return found == (__version__, run.options, mine, run.workload)
 
 
 def assemble_scores(

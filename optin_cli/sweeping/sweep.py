@@ -275,13 +275,12 @@ class Bench:
     def make(self, recipe: str, share: float) -> Candidate:
         """The model of a recipe at a budget; the recipe is prepared at its first."""
         if recipe not in self.prepared:
-            begin = time.perf_counter()
+            begin, took = time.perf_counter(), [p.prepare_seconds for p in self.known if p.recipe == recipe]
             with self.steps.begin(PREPARING, f"{recipe}: "), reproducible():
-                earlier = next((point.prepare_seconds for point in self.known if point.recipe == recipe), None)
-                scores = None if earlier is None else self.keeper.scores(recipe)
+                scores = self.keeper.scores(recipe) if took else None
                 prepared = recipes()[recipe].prepare(replace(self.settings[recipe], scores=scores))
-            took = time.perf_counter() - begin
-            self.prepared[recipe] = prepared, took if earlier is None or prepared.scores is not scores else earlier
+            taken_up = scores is not None and prepared.scores is scores
+            self.prepared[recipe] = prepared, took[0] if taken_up else time.perf_counter() - begin
         with self.steps.begin(MAKING, f"{recipe} at {share:g}: "):
             return make_candidate(recipe, self.prepared[recipe][0], self.settings[recipe], share)
 
