@@ -80,6 +80,15 @@ class Batch:
             inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
             yield Batch(inputs, None, self.keys[part], self.rows[part], prompt=self.prompt)
 
+    def where(self, taken: torch.Tensor) -> Batch:
+        """The samples of the rows (B,) that are true, without labels."""
+        numbers = taken.nonzero().flatten().tolist()
+        rows = tuple(self.rows[number] for number in numbers) if self.rows else ()
+        keys = tuple(self.keys[number] for number in numbers)
+        return Batch(
+            {name: tensor[taken] for name, tensor in self.inputs.items()}, None, keys, rows, prompt=self.prompt
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}

@@ -18,6 +18,9 @@ from optin_cli.refit.design_matrix import Consumer
 from optin_cli.refit.residual_stream import held_out
 from optin_cli.refit.ridge import relative
 
+STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the way from the stored statistics of batch norms to those measured again that are tried."""
+
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """The batch norms of a model that keep statistics, by path."""
@@ -79,34 +82,68 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
-    """Measure batch-norm statistics again, and keep those that bring the held-out outputs closer to the original's.
+    """Measure batch-norm statistics again, and go from the stored ones towards them as far as that helps.
 
-    Errors are mean squared differences of the outputs, relative to their size; None without batch norms.
+    Errors add up from block to block and no layer tells them from what it should read, so least squares gives later
+    layers a smaller output than they had. New statistics bring it back to size, and the errors with it: of the steps
+    STEPS, the one that brings the held-out outputs closest to the original's is taken. Variances change by a factor.
+
+    Returns:
+        The mean squared difference of held-out outputs before and after, relative to their size; None without batch
+        norms.
     """
     model, rules = pruned.model, pruned.structure.outputs
     norms = batch_norms(model)
     if not norms:
         return None
-
-    def distance() -> float:
-        error = size = 0.0
-        for batch in batches:
-            judge = held_out(batch)
-            pairs = (final_outputs(call_model(m, batch.inputs), rules, batch) for m in (model, pruned.original))
-            for mine, theirs in zip(*pairs, strict=True):
-                error += float((mine - theirs)[judge].double().square().sum())
-                size += float(theirs[judge].double().square().sum())
-        return relative(error, size)
-
-    before = distance()
-    stored = {path: {k: v.clone() for k, v in norm.state_dict().items()} for path, norm in norms.items()}
+    stored = {path: _statistics(norm) for path, norm in norms.items()}
     with _measuring(list(norms.values())):
         for batch in batches:
             fit = ~held_out(batch)
             if int(fit.sum()) > 1:
                 call_model(model, {name: tensor[fit] for name, tensor in batch.inputs.items()})
-    after = distance()
-    if after >= before:
+    measured = {path: _statistics(norm) for path, norm in norms.items()}
+
+    def go(step: float) -> None:
         for path, norm in norms.items():
-            norm.load_state_dict(stored[path])
-    return Refit(before=before, after=after, ridge=0.0, kept=after < before)
+            _set_statistics(norm, stored[path], measured[path], step)
+
+    squares, size = [0.0 for _ in STEPS], 0.0
+    for batch in batches:
+        judged = batch.where(held_out(batch))
+        if not judged.size:
+            continue
+        theirs = [
+            output.double() for output in final_outputs(call_model(pruned.original, judged.inputs), rules, judged)
+        ]
+        size += sum(float(output.square().sum()) for output in theirs)
+        for number, step in enumerate(STEPS):
+            go(step)
+            mine = final_outputs(call_model(model, judged.inputs), rules, judged)
+            squares[number] += sum(float((m - t).square().sum()) for m, t in zip(mine, theirs, strict=True))
+    errors = [relative(square, size) for square in squares]
+    best = errors.index(min(errors))
+    go(STEPS[best])
+    return Refit(before=errors[0], after=errors[best], ridge=0.0, kept=best > 0)
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance that a batch norm holds."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean.clone(), norm.running_var.clone()
+
+
+def _set_statistics(
+    norm: nn.BatchNorm2d,
+    stored: tuple[torch.Tensor, torch.Tensor],
+    measured: tuple[torch.Tensor, torch.Tensor],
+    step: float,
+) -> None:
+    """Let a batch norm hold statistics `step` of the way from those stored to those measured, exact at both ends."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    (mean, variance), (new_mean, new_variance) = stored, measured
+    factor = (new_variance + norm.eps) / (variance + norm.eps)
+    norm.running_mean.copy_(torch.lerp(mean, new_mean, step))
+    norm.running_var.copy_(
+        new_variance if step == 1 else (variance + norm.eps) * factor**step - norm.eps if step else variance
+    )
