@@ -73,13 +73,7 @@ def find_structure(
         attend_by_parts(model.get_submodule(path))
     for path, inside in {group.gate: group.inside for group in groups if group.inside is not None}.items():
         OPENED[inside](model.get_submodule(path.rpartition(".")[0]))
-    owned = {group.block for group in groups}
-    blocks = (
-        Block(name, place.path, stack.rule.layout)
-        for stack in stacks
-        for name, place in stack.places.items()
-        if name in owned or not stack.rule.optional
-    )
+    blocks = (Block(n, place.path, stack.rule.layout) for stack in stacks for n, place in stack.places.items())
     outputs = resolve_outputs(head, problem_type)
     earlier = architecture.earlier and architecture.earlier.under(root, root)
     return Structure(architecture.family, root, tuple(blocks), outputs, kinds, tuple(decisions), earlier)

@@ -66,8 +66,9 @@ def fold_bias(consumer: Consumer, norm: nn.BatchNorm2d) -> None:
 
 @contextlib.contextmanager
 def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Average the statistics of all batches that run meanwhile; the mode of the batch norms is restored."""
-    momenta = [norm.momentum for norm in norms]
+    """Average the statistics of all batches that run meanwhile; nothing else of the batch norms changes."""
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [None if count is None else count.clone() for _, count in kept]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -75,8 +76,10 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
             norm.train()
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, count), before in zip(norms, kept, counts, strict=True):
             norm.momentum = momentum
+            if count is not None and before is not None:
+                count.copy_(before)
             norm.eval()
 
 

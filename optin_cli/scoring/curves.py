@@ -24,10 +24,6 @@ PANEL = 64
 """Columns whose removal is written back to the matrices at once: a matrix product instead of many outer products."""
 
 
-MOST_DAMPING = 100.0
-"""Where rows say next to nothing of how columns relate, units are all but alone."""
-
-
 @dataclass(frozen=True)
 class Curve:
     """A removal order and its price.
@@ -97,27 +93,6 @@ def removal_curve(
     if not order:
         return Curve(units, moment.new_zeros(0, dtype=torch.float64))
     return Curve(torch.cat(order), torch.cat(losses).clamp(min=0.0))
-
-
-def sampling_damping(moment: torch.Tensor, rows: int) -> float:
-    """Damping by which a mean over fewer rows than columns does not pass for all that inputs can be; 0 for more rows.
-
-    With fewer rows some columns repeat others exactly, and would seem to cost nothing. The oracle approximating
-    shrinkage of covariances (Chen, Wiesel, Eldar & Hero, 2010) says how far such a matrix S should be drawn to a
-    multiple of the identity: (1 - r) S + r tr(S) / k I, which is proportional to S + mu I for mu = r / (1 - r) times
-    the mean diagonal. MOST_DAMPING where it says entirely.
-
-    Args:
-        moment: S (k, k), a mean over `rows` rows.
-    """
-    columns = len(moment)
-    squared, trace = float(moment.double().square().sum()), float(moment.diagonal().double().sum())
-    if rows >= columns or not squared:
-        return 0.0
-    spread = squared - trace**2 / columns
-    part = (1 - 2 / columns) * squared + trace**2
-    share = part / max((rows + 1 - 2 / columns) * spread, part)
-    return min(share / max(1 - share, 1e-9), MOST_DAMPING)
 
 
 def lone_losses(moment: torch.Tensor, curvature: torch.Tensor, weight: torch.Tensor, *, width: int = 1) -> torch.Tensor:

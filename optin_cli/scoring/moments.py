@@ -41,7 +41,7 @@ from optin_cli.refit.design_matrix import (
     why_not,
 )
 from optin_cli.scoring.baselines import unit_energies
-from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, sampling_damping, typical_ratio
+from optin_cli.scoring.curves import curve_importance, lone_losses, removal_curve, typical_ratio
 from optin_cli.scoring.products import DimWatch
 from optin_cli.scoring.sketch import Objective, probe_scalars
 
@@ -385,22 +385,17 @@ def with_intercept(model: nn.Module, structure: Structure, batch: Batch) -> froz
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """The loss of a layer whose units are removed (`curves.py`), by the names there, times a scale.
-
-    rows: of inputs, of which the moment is the mean.
-    """
+    """The loss of a layer whose units are removed (`curves.py`), by the names there, times a scale."""
 
     moment: torch.Tensor
     curvature: torch.Tensor
     weight: torch.Tensor
     width: int
     scale: float
-    rows: int
 
     @torch.no_grad()
     def importance(self, damping: float) -> torch.Tensor:
         """Importance of the units in the best order (units,) float32, as `Layer.importance` has it."""
-        damping = max(damping, sampling_damping(self.moment, self.rows))
         curve = removal_curve(self.moment, self.curvature, self.weight, width=self.width, damping=damping)
         return curve_importance(replace(curve, losses=curve.losses * self.scale))
 
@@ -441,7 +436,7 @@ class Layer:
             own = self.centred
             measured = moments.lone_sensitivity(self.group, self.weight, squared) if own else squared.to(moment)
             scale = typical_ratio(measured, lone_losses(moment, curvature, self.weight, width=width))
-        return LayerLoss(moment, curvature, self.weight, width, scale, moments.number("tokens"))
+        return LayerLoss(moment, curvature, self.weight, width, scale)
 
 
 def removal_importance(
