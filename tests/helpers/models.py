@@ -129,6 +129,11 @@ IMAGES = {
     "convnext": ("transformers", "convnext", SMALL_STAGES),
     "mobilevit": ("transformers", "mobilevit", MOBILE | {"num_labels": 3}),
     "mobilenet_v2": ("transformers", "mobilenet_v2", {"depth_multiplier": 0.25, "image_size": 24, "num_labels": 3}),
+    "mobilenet_v2-expanded": (
+        "transformers",
+        "mobilenet_v2",
+        {"depth_multiplier": 0.25, "image_size": 24, "num_labels": 3, "first_layer_is_expansion": False},
+    ),
     "resnet": ("transformers", "resnet", SMALL_STAGES | {"embedding_size": 8, "layer_type": "basic"}),
     "resnet-bottleneck": ("transformers", "resnet", SMALL_STAGES | {"hidden_sizes": [16, 16, 24, 32]}),
     "mask2former": (

@@ -58,3 +58,21 @@ def test_descriptions_that_do_not_fit_name_every_problem(tmp_path, change, named
     with pytest.raises(ArchitectureError) as caught:
         structure_of(model, architecture=described(tmp_path, change))
     assert all(name in caught.value.message for name in [*named, "'bert'", "BertForSequenceClassification"])
+
+
+def stems(model):
+    return {group.name: group.units for group in structure_of(model).groups if group.block == "stem"}
+
+
+def test_channels_of_a_stem_are_units_where_no_residual_stream_begins_with_them():
+    model = build("timm-mobilenetv2")
+    assert stems(model) == {"stem.channel": model.conv_stem.out_channels}
+    model.blocks[0][0].has_skip = True
+    assert stems(model) == {}
+    stem = build("mobilenet_v2").mobilenet_v2.conv_stem
+    assert stems(build("mobilenet_v2")) == {"stem.channel": stem.first_conv.convolution.out_channels}
+    expanded = build("mobilenet_v2-expanded").mobilenet_v2.conv_stem
+    assert stems(build("mobilenet_v2-expanded")) == {
+        "stem.first": expanded.first_conv.convolution.out_channels,
+        "stem.second": expanded.expand_1x1.convolution.out_channels,
+    }

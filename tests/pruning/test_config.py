@@ -37,7 +37,16 @@ STATED = {
 }
 """Groups of which the config states fewer units, where they are not neurons, with or without heads."""
 
-NEVER = ("swin", "swinv2", "convnext", "mobilevit", "mobilenet_v2", "resnet", "resnet-bottleneck")
+NEVER = (
+    "swin",
+    "swinv2",
+    "convnext",
+    "mobilevit",
+    "mobilenet_v2",
+    "mobilenet_v2-expanded",
+    "resnet",
+    "resnet-bottleneck",
+)
 
 NEVER += tuple(name for name in IMAGES if name.startswith(("mask", "segformer", "upernet")))
 

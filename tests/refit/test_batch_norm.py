@@ -48,3 +48,31 @@ def test_statistics_are_measured_only_if_that_helps():
     assert found.kept == (found.after < found.before)
     assert not any(module.training for module in measured.modules())
     assert F.mse_loss(measured.bn1.running_var, original.bn1.running_var) > 0
+
+
+def test_statistics_go_part_of_the_way(monkeypatch):
+    original = build("timm-resnet")
+    structure = structure_of(original)
+    batches = [image_batch(original, seed, rows=16) for seed in range(3)]
+    errors = {}
+    for steps in ((0.0,), (0.0, 1.0), batch_norms.STEPS):
+        monkeypatch.setattr(batch_norms, "STEPS", steps)
+        shrunk = copy.deepcopy(original)
+        for norm in batch_norms.batch_norms(shrunk).values():
+            norm.running_var.mul_(4)
+        found = batch_norms.reestimate(PrunedModel(original, shrunk, structure, {}), batches)
+        errors[len(steps)] = found.after
+        again = batch_norms.reestimate(PrunedModel(original, shrunk, structure, {}), batches)
+        assert again.before == found.after  # what is reported is what the model computes
+    assert errors[5] <= errors[2] <= errors[1]
+
+
+def test_a_step_is_exact_at_both_ends():
+    norm = nn.BatchNorm2d(4)
+    stored, measured = ((torch.randn(4), torch.rand(4) + 0.1) for _ in range(2))
+    for step, expected in ((0.0, stored), (1.0, measured)):
+        batch_norms._set_statistics(norm, stored, measured, step)
+        assert torch.equal(norm.running_mean, expected[0]) and torch.equal(norm.running_var, expected[1])
+    batch_norms._set_statistics(norm, stored, measured, 0.5)
+    between = torch.stack([stored[1], measured[1]])
+    assert bool(((norm.running_var > between.amin(dim=0)) & (norm.running_var < between.amax(dim=0))).all())
