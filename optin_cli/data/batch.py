@@ -83,11 +83,9 @@ class Batch:
     def where(self, taken: torch.Tensor) -> Batch:
         """The samples of the rows (B,) that are true, without labels."""
         numbers = taken.nonzero().flatten().tolist()
-        rows = tuple(self.rows[number] for number in numbers) if self.rows else ()
-        keys = tuple(self.keys[number] for number in numbers)
-        return Batch(
-            {name: tensor[taken] for name, tensor in self.inputs.items()}, None, keys, rows, prompt=self.prompt
-        )
+        inputs = {name: tensor[taken] for name, tensor in self.inputs.items()}
+        keys, rows = (tuple(own[number] for number in numbers if own) for own in (self.keys, self.rows))
+        return Batch(inputs, None, keys, rows, prompt=self.prompt)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

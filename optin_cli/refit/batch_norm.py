@@ -19,7 +19,7 @@ from optin_cli.refit.residual_stream import held_out
 from optin_cli.refit.ridge import relative
 
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the way from the stored statistics of batch norms to those measured again that are tried."""
+"""How far statistics of batch norms are moved, as shares of the way from the stored to the measured ones."""
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -67,8 +67,8 @@ def fold_bias(consumer: Consumer, norm: nn.BatchNorm2d) -> None:
 @contextlib.contextmanager
 def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Average the statistics of all batches that run meanwhile; nothing else of the batch norms changes."""
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    counts = [None if count is None else count.clone() for _, count in kept]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [count if count is None else count.clone() for *_, count in saved]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -76,7 +76,7 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
             norm.train()
         yield
     finally:
-        for norm, (momentum, count), before in zip(norms, kept, counts, strict=True):
+        for (norm, momentum, count), before in zip(saved, counts, strict=True):
             norm.momentum = momentum
             if count is not None and before is not None:
                 count.copy_(before)
@@ -85,11 +85,11 @@ def _measuring(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
-    """Measure batch-norm statistics again, and go from the stored ones towards them as far as that helps.
+    """Measure batch-norm statistics again, and move the stored ones towards them as far as that helps.
 
-    Errors add up from block to block and no layer tells them from what it should read, so least squares gives later
-    layers a smaller output than they had. New statistics bring it back to size, and the errors with it: of the steps
-    STEPS, the one that brings the held-out outputs closest to the original's is taken. Variances change by a factor.
+    Least squares gives a layer whose input has errors a smaller output than it had. With statistics of the pruned model
+    batch norms restore its size, but enlarge the errors too. So each of STEPS is tried, and the one that brings the
+    held-out outputs closest to the original's is taken.
 
     Returns:
         The mean squared difference of held-out outputs before and after, relative to their size; None without batch
@@ -102,12 +102,12 @@ def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
     stored = {path: _statistics(norm) for path, norm in norms.items()}
     with _measuring(list(norms.values())):
         for batch in batches:
-            fit = ~held_out(batch)
-            if int(fit.sum()) > 1:
-                call_model(model, {name: tensor[fit] for name, tensor in batch.inputs.items()})
+            fit = batch.where(~held_out(batch))
+            if fit.size > 1:
+                call_model(model, fit.inputs)
     measured = {path: _statistics(norm) for path, norm in norms.items()}
 
-    def go(step: float) -> None:
+    def move(step: float) -> None:
         for path, norm in norms.items():
             _set_statistics(norm, stored[path], measured[path], step)
 
@@ -121,12 +121,12 @@ def reestimate(pruned: PrunedModel, batches: Sequence[Batch]) -> Refit | None:
         ]
         size += sum(float(output.square().sum()) for output in theirs)
         for number, step in enumerate(STEPS):
-            go(step)
+            move(step)
             mine = final_outputs(call_model(model, judged.inputs), rules, judged)
             squares[number] += sum(float((m - t).square().sum()) for m, t in zip(mine, theirs, strict=True))
     errors = [relative(square, size) for square in squares]
     best = errors.index(min(errors))
-    go(STEPS[best])
+    move(STEPS[best])
     return Refit(before=errors[0], after=errors[best], ridge=0.0, kept=best > 0)
 
 
@@ -142,11 +142,14 @@ def _set_statistics(
     measured: tuple[torch.Tensor, torch.Tensor],
     step: float,
 ) -> None:
-    """Let a batch norm hold statistics `step` of the way from those stored to those measured, exact at both ends."""
+    """Let a batch norm hold statistics `step` of the way from those stored to those measured, exactly at both ends.
+
+    Means change by a difference and variances by a factor.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
-    (mean, variance), (new_mean, new_variance) = stored, measured
-    factor = (new_variance + norm.eps) / (variance + norm.eps)
-    norm.running_mean.copy_(torch.lerp(mean, new_mean, step))
-    norm.running_var.copy_(
-        new_variance if step == 1 else (variance + norm.eps) * factor**step - norm.eps if step else variance
-    )
+    mean, variance = measured if step == 1 else stored
+    if 0 < step < 1:
+        factor = (measured[1] + norm.eps) / (variance + norm.eps)
+        mean, variance = torch.lerp(mean, measured[0], step), (variance + norm.eps) * factor**step - norm.eps
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

